@@ -1,0 +1,55 @@
+"""Every string under which st_predict writes into AnnData or SpatialData."""
+
+from __future__ import annotations
+
+__all__ = ["Keys"]
+
+
+class Keys:
+    """Names of the slots that st_predict reads and writes."""
+
+    UNS = "st_predict"
+    """``table.uns``: a mapping from the key of a prediction to where it came from."""
+
+    TABLE = "table"
+    """Default name of the table of a :class:`~spatialdata.SpatialData` object."""
+
+    ARRAY_ROW = "array_row"
+    ARRAY_COL = "array_col"
+    """``table.obs``: place of a spot on the lattice of its assay."""
+
+    PATIENT = "patient"
+    SECTION = "section"
+    LABEL = "pathologist_label"
+    """``table.obs``: whose tissue, which section, and what a pathologist saw."""
+
+    ASSAY = "assay"
+    """``table.uns``: ``"visium"``, ``"legacy_st"``...; says the pitch of the lattice."""
+
+    BIN_UM = "bin_um"
+    """``table.uns``: side of the bins of Visium HD, in micrometres."""
+
+    MPP = "mpp"
+    """Attribute of an image: micrometres per pixel of its finest level."""
+
+    MPP_SOURCE = "mpp_source"
+    """``table.uns``: where the mpp of the image comes from, in words."""
+
+    SPATIAL = "spatial"
+    """``table.obsm``: ``(n_obs, 2)`` spot centres ``x, y`` in level-0 pixels of the image."""
+
+    UM = "um"
+    """Coordinate system in micrometres; the scale of an image to it is its mpp."""
+
+    GRID = "grid"
+    """Shapes of :func:`st_predict.pp.make_grid`."""
+
+    @staticmethod
+    def prediction(model: str) -> str:
+        """Default key of a prediction in ``.obsm``, ``.layers`` and ``.uns``."""
+        return f"pred_{model}"
+
+    @staticmethod
+    def score(key: str, metric: str) -> str:
+        """Column of ``table.var`` with a score a gene."""
+        return f"{key}_{metric}"

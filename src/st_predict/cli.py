@@ -1,0 +1,270 @@
+"""Command line: each command reads files, makes one or two calls of the library and writes files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+import st_predict as stp
+from st_predict._keys import Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import pandas as pd
+    from spatialdata import SpatialData
+
+__all__ = ["app"]
+
+
+class _Commands(TyperGroup):
+    """Says what was wrong with the input in a line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            if os.environ.get("ST_PREDICT_DEBUG"):
+                raise
+            text = error.args[0] if isinstance(error, KeyError) else error
+            typer.secho(f"Error: {text}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Spatial gene expression from H&E images.")
+
+Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), a section each.")]
+Out = Annotated[Path, typer.Option(help="Where results go; nothing that exists is overwritten.")]
+Key = Annotated[str, typer.Option(help="Key of the prediction.")]
+
+
+@app.callback()
+def _start(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False) -> None:  # noqa: FBT002
+    logging.basicConfig(level="WARNING", format="%(message)s")
+    logging.getLogger("st_predict").setLevel("INFO" if verbose else "WARNING")
+    if not verbose:  # of libraries, to their developers
+        for about in ("zarr v3 autosharding", "Call to deprecated class", "The '.*' option is deprecated"):
+            warnings.filterwarnings("ignore", message=about)
+
+
+@app.command()
+def demo(
+    out: Out = Path("st-predict-demo"),
+    seed: Annotated[int, typer.Option(help="Of the simulated sections and of training.")] = 0,
+) -> None:
+    """Simulate sections, train a small M2OST, predict an unseen patient, score it beside the baselines. Offline."""
+    folder = _new_folder(out)
+    typer.echo("Simulating a section of each of six patients ...")
+    *train, choose, held_out = stp.datasets.simulate(6, 1, n_genes=40, seed=seed).sections.values()
+    typer.echo("Training a small M2OST on four patients; a fifth chooses the epoch ...")
+    result = stp.tl.train(
+        train,
+        "m2ost",
+        panel=train[0].tables["table"].var_names.tolist(),
+        out=folder / "model",
+        validation=[choose],
+        mpp=3.5,  # 64 px see the 224 um that 224 px see at 1 um/px
+        hparams={"dim": 96, "depth": 2, "head_dim": 32, "size": 64},
+        config=stp.tl.TrainConfig(epochs=40, batch_size=16, lr=5e-4, schedule="cosine", seed=seed),
+    )
+    typer.echo("Predicting the sixth patient ...")
+    stp.tl.predict(held_out, result.checkpoint)
+    evaluation = stp.tl.evaluate([held_out], train=train)
+    best = evaluation.genes.query("predictor == 'pred_m2ost'").nlargest(3, "pearson")["gene"].tolist()
+    held_out.write(folder / "P6S1.zarr")
+    stp.pl.spatial(held_out, best, save=folder / "predicted.png", show=False)
+    stp.pl.scores(evaluation, save=folder / "scores.png", show=False)
+    evaluation.summary.to_csv(folder / "scores.csv", index=False)
+    _show(evaluation.summary)
+    for name in ("P6S1.zarr", "predicted.png", "scores.png", "scores.csv", "model/m2ost.safetensors"):
+        typer.echo(f"Wrote {folder / name}")
+
+
+@app.command()
+def train(  # noqa: PLR0913  # options of a command line
+    sections: Sections,
+    out: Out,
+    panel: Annotated[str, typer.Option(help="File with a gene a line, or how many genes to select.")],
+    model: Annotated[str, typer.Option(help="Name of a model.")] = "m2ost",
+    validation: Annotated[list[Path] | None, typer.Option(help="Sections that choose the best epoch.")] = None,
+    hold_out: Annotated[list[str] | None, typer.Option(help="Patients among the sections that do so instead.")] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+    allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
+    epochs: int = 100,
+    batch_size: int = 96,
+    lr: float = 1e-4,
+    schedule: str = "constant",
+    patience: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch in --out.")] = False,  # noqa: FBT002
+) -> None:
+    """Train a model on measured sections."""
+    if validation and hold_out:
+        raise ValueError("Give --validation or --hold-out, not both.")
+    result = stp.tl.train(
+        _read(sections),
+        model,
+        panel=int(panel) if panel.isdigit() else stp.pp.read_panel(panel),
+        out=out,
+        validation=_read(validation) if validation else hold_out or None,
+        group_key=group_key,
+        allow_shared=allow_shared or (),
+        mpp=mpp,
+        config=stp.tl.TrainConfig(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            schedule=schedule,  # type: ignore[arg-type]  # checked by TrainConfig
+            patience=patience,
+            seed=seed,
+            device=device,
+        ),
+        resume=resume,
+    )
+    typer.echo(f"Wrote {result.checkpoint}")
+
+
+@app.command()
+def predict(  # noqa: PLR0913  # options of a command line
+    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
+    out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
+    model: Annotated[str, typer.Option(help="Released checkpoint, or path of a .safetensors file.")] = "m2ost",
+    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
+    table_key: Annotated[str | None, typer.Option(help="If there are several tables.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
+    pitch_um: Annotated[float, typer.Option(help="Distance of spots on a slide that has none.")] = 100.0,
+    shapes_key: Annotated[str | None, typer.Option(help="Shapes to predict, without regard to tables.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the name.")] = None,
+    device: str = "auto",
+) -> None:
+    """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
+    _check_new(out, suffixes=(".zarr", ".h5ad"))
+    sdata = _read([slide])[0]
+    if not sdata.shapes and not sdata.tables:
+        stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
+    checkpoint = stp.models.find_weights(model)
+    key = key or Keys.prediction(stp.models.load_checkpoint(checkpoint)[1].model)
+    stp.tl.predict(
+        sdata,
+        checkpoint,
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        mpp=mpp,
+        key_added=key,
+        device=device,
+    )
+    if out.suffix == ".zarr":
+        _write_whole(out, sdata.write)
+    else:
+        _write_whole(out, stp.get.prediction(sdata, key).write_h5ad)
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
+def evaluate(
+    sections: Sections,
+    out: Annotated[Path, typer.Option(help="New .csv with a row a section and predictor.")],
+    key: Key = "pred_m2ost",
+    train: Annotated[list[Path] | None, typer.Option(help="Training sections, for the baselines.")] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+) -> None:
+    """Score the predictions that sections hold, beside the baselines."""
+    _check_new(out, suffixes=(".csv",))
+    evaluation = stp.tl.evaluate(_read(sections), key=key, train=_read(train) if train else None, group_key=group_key)
+    _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
+    _show(evaluation.summary)
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be trained, and the checkpoints that are released."""
+    built = Table("model", "what it is", "levels (px at downsample)", "source", title="Models")
+    for name in stp.models.list_models():
+        spec = stp.models.get_spec(name)
+        built.add_row(
+            name, spec.summary, ", ".join(f"{v.size} at {v.downsample:g}" for v in spec.crop.levels), spec.citation
+        )
+    released = Table("checkpoint", "MB", "in the package", "trained on", title="Released checkpoints")
+    for weights in stp.models.list_weights():
+        row = (f"{weights.name}@{weights.version}", f"{weights.n_bytes / 1e6:.1f}", "yes" if weights.embedded else "no")
+        released.add_row(*row, weights.summary)
+    console = Console()
+    console.print(built)
+    console.print(released)
+
+
+@app.command()
+def download(
+    names: Annotated[list[str], typer.Argument(help="Checkpoints (st-predict models), or her2st:C2 for a section.")],
+) -> None:
+    """Fetch checkpoints and data into the cache, so that everything works offline later."""
+    for name in names:
+        kind, _, section = name.partition(":")
+        if kind == "her2st":
+            stp.datasets.her2st(section)
+            typer.echo(f"{name}: in the cache")
+        else:
+            typer.echo(f"{name}: {stp.models.find_weights(name)}")
+
+
+def _read(paths: Iterable[Path]) -> list[SpatialData]:
+    import spatialdata
+
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"There is no {missing}.")
+    return [spatialdata.read_zarr(path) if path.suffix == ".zarr" else stp.io.read_wsi(path) for path in paths]
+
+
+def _check_new(path: Path, *, suffixes: tuple[str, ...]) -> None:
+    """Refuse, before any work is done, a result that could not be written."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"{str(path)!r} must end in one of {suffixes}.")
+    if path.exists():
+        raise FileExistsError(f"{str(path)!r} exists; choose another name.")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"Can't write to the folder {str(path.parent)!r}: {error.strerror}") from error
+
+
+def _new_folder(path: Path) -> Path:
+    """Make ``path``, or ``path-2``, ``path-3`` ... if there is one."""
+    names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 1000))
+    folder = next(p for p in names if not p.exists())
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside ``path`` and move into place, so that it is there whole or not at all."""
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        write(folder / path.name)
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show(summary: pd.DataFrame) -> None:
+    """Print a table a section, a row a score, a column a predictor."""
+    for section, rows in summary.groupby("section", sort=False):
+        scores = rows.drop(columns="section").set_index("predictor").T
+        table = Table("", *scores.columns, title=f"Section {section}")
+        for name, values in scores.iterrows():
+            table.add_row(str(name), *(f"{v:.0f}" if str(name).startswith("n_") else f"{v:.3f}" for v in values))
+        Console().print(table)

@@ -1,0 +1,10 @@
+"""From spot centres to batches of multi-level crops."""
+
+from __future__ import annotations
+
+from st_predict.crops._augment import augment, drop_levels
+from st_predict.crops._batch import Batch
+from st_predict.crops._batches import iter_batches
+from st_predict.crops._plan import LevelPlan, plan_crops
+
+__all__ = ["Batch", "LevelPlan", "augment", "drop_levels", "iter_batches", "plan_crops"]

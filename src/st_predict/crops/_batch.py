@@ -1,0 +1,55 @@
+"""What a network sees of some spots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a network sees of ``n`` spots.
+
+    Parameters
+    ----------
+    crops
+        One uint8 tensor ``(n, 3, size, size)`` a level, finest first.
+    index
+        ``(n,)`` int64: rows of the table. The order of reading is free, that of writing is not.
+    grid
+        ``(n, 2)`` int64: row and column on the lattice of the assay, where it has one.
+    xy_um
+        ``(n, 2)`` float32: centres in micrometres, where mpp is known.
+    target
+        ``(n, n_genes)`` float32, in training.
+    level_mask
+        ``(n, n_levels)`` bool, False where a level is missing; ``None`` when none is.
+    """
+
+    crops: tuple[Tensor, ...]
+    index: Tensor
+    grid: Tensor | None = None
+    xy_um: Tensor | None = None
+    target: Tensor | None = None
+    level_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy every tensor to ``device``."""
+        others = {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
+        return Batch(
+            crops=tuple(crop.to(device, non_blocking=True) for crop in self.crops),
+            index=self.index.to(device),
+            **{name: value.to(device, non_blocking=True) for name, value in others.items()},
+        )
+
+
+_OPTIONAL = ("grid", "xy_um", "target", "level_mask")

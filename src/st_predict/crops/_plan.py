@@ -1,0 +1,111 @@
+"""Decide which pixels to read, before any pixel is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from st_predict.specs import CropSpec, LevelSpec
+
+__all__ = ["LevelPlan", "plan_crops"]
+
+# Two pixel sizes that differ by less than this are the same: nothing is gained by resampling 224 px from 223.
+_RTOL = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """How one level of every crop is read.
+
+    Parameters
+    ----------
+    level
+        Level of the pyramid that is read.
+    read_size
+        Side of the square that is read, in pixels of ``level``.
+    size
+        Side of the square that the network sees; the pixels read are resampled to it.
+    origins
+        ``(n_spots, 2)``: left and top ``(x, y)`` of the squares, in pixels of ``level``. May lie outside the image.
+    """
+
+    level: int
+    read_size: int
+    size: int
+    origins: NDArray[np.int64]
+
+
+def plan_crops(
+    xy: NDArray[np.float64], spec: CropSpec, *, downsamples: Sequence[float], mpp: float | None = None
+) -> tuple[LevelPlan, ...]:
+    """Plan the crops around spot centres.
+
+    Of each level, the coarsest stored level is read that is at least as fine, so that nothing is ever upsampled.
+    Squares are aligned to whole pixels of that level: a crop is off by at most half such a pixel.
+
+    Parameters
+    ----------
+    xy
+        ``(n_spots, 2)`` centres in continuous pixels of level 0 (pixel ``j`` covers ``[j, j + 1)``).
+    spec
+        What the network wants to see.
+    downsamples
+        Width of a pixel of each stored level in pixels of level 0, finest first.
+    mpp
+        Micrometres per pixel of level 0. Needed if ``spec.mpp`` is set.
+
+    Returns
+    -------
+    One :class:`LevelPlan` a level of ``spec``.
+
+    Raises
+    ------
+    ValueError
+        If ``mpp`` is needed and unknown or not positive, or if the image is coarser than the network needs.
+    """
+    base = _base_downsample(spec, mpp)
+    return tuple(_plan_level(xy, level, base * level.downsample, downsamples=downsamples) for level in spec.levels)
+
+
+def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
+    """Pixels of level 0 per pixel of the finest crop level."""
+    if spec.mpp is None:
+        return 1.0
+    if mpp is None:
+        raise ValueError(f"The model sees {spec.mpp:.4g} um/px, so the mpp of the image is needed: pass mpp=.")
+    if not mpp > 0:
+        raise ValueError(f"mpp must be positive, got {mpp}.")
+    base = spec.mpp / mpp
+    if base * (1 + _RTOL) < 1:
+        raise ValueError(
+            f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
+            "something else than it was trained on: use the full-resolution image, or check mpp."
+        )
+    return base
+
+
+def _plan_level(
+    xy: NDArray[np.float64], spec: LevelSpec, downsample: float, *, downsamples: Sequence[float]
+) -> LevelPlan:
+    level = _best_level(downsample, downsamples)
+    ratio = downsample / downsamples[level]
+    read_size = spec.size if abs(ratio - 1) <= _RTOL else round(spec.size * ratio)
+    origins = np.rint(xy / downsamples[level] - read_size / 2).astype(np.int64)
+    return LevelPlan(level=level, read_size=read_size, size=spec.size, origins=origins)
+
+
+def _best_level(downsample: float, downsamples: Sequence[float]) -> int:
+    """Coarsest level that is at least as fine as ``downsample``."""
+    fine_enough = [i for i, d in enumerate(downsamples) if d <= downsample * (1 + _RTOL)]
+    if not fine_enough:
+        raise ValueError(
+            f"The model needs pixels as wide as {downsample:.3g} pixels of level 0, finer than the image has."
+        )
+    return fine_enough[-1]

@@ -1,0 +1,130 @@
+"""The HER2+ breast cancer sections of Andersson et al. (2021)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache as cached
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from st_predict._download import cache_dir, download
+from st_predict.io import read_legacy_st
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+
+    from spatialdata import SpatialData
+
+__all__ = ["her2st"]
+
+URL = "https://raw.githubusercontent.com/almaan/her2st"
+
+
+@overload
+def her2st(sections: str, *, cache: str | PathLike[str] | None = None, url: str = URL) -> SpatialData: ...
+
+
+@overload
+def her2st(
+    sections: Iterable[str], *, cache: str | PathLike[str] | None = None, url: str = URL
+) -> dict[str, SpatialData]: ...
+
+
+def her2st(
+    sections: str | Iterable[str], *, cache: str | PathLike[str] | None = None, url: str = URL
+) -> SpatialData | dict[str, SpatialData]:
+    """Sections of HER2-positive breast cancer, measured by Spatial Transcriptomics :cite:p:`Andersson2021`.
+
+    36 sections of eight patients: A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3 and H1-H3. Spots have a diameter of
+    100 um and are 200 um apart. A pixel has about 0.69 um, but 0.92 um for patient A.
+
+    The data are licensed CC-BY-4.0. They come from the repository almaan/her2st on GitHub, at a fixed commit. Files
+    that are missing are downloaded, about 5 MB a section.
+
+    Parameters
+    ----------
+    sections
+        One name, or several.
+    cache
+        Folder of downloaded files: either a copy of the repository, with its ``data/ST-cnts``, or one where
+        ``her2st`` is, or will be, such a copy. By default ``ST_PREDICT_CACHE``, or the cache of the user.
+    url
+        Where to download from: ``{url}/{commit}/data/...``.
+
+    Returns
+    -------
+    One section for one name, else a mapping from name to section. Elements are those of
+    :func:`st_predict.io.read_legacy_st`: image ``"he"``, shapes ``"spots"`` and ``"table"``, with the letter of the
+    section as patient.
+
+    Raises
+    ------
+    ValueError
+        If there is no such section, or if a file is not what it was at that commit.
+    ConnectionError
+        If a file is missing and cannot be downloaded.
+    OSError
+        If a downloaded file cannot be stored.
+
+    Notes
+    -----
+    A pathologist labelled one section of each patient: A1, B1, C1, D1, E1, F1, G2 and H1. Labels are linked to spots by
+    their place on the array, since their pixels are those of another image, counted from below. In the other sections,
+    and for the few spots whose label has no place in the file, ``.obs["pathologist_label"]`` is missing. The repository
+    has labels of a section J1 too, but no such section.
+
+    ``her2st.json``, beside this module, names every file of the 36 sections with the SHA-256 of its content or,
+    for the others, with its git blob id. Both are checked on every use.
+
+    Examples
+    --------
+    >>> sdata = st_predict.datasets.her2st("C2")  # doctest: +SKIP
+    >>> sdata.tables["table"].shape  # doctest: +SKIP
+    (187, 15706)
+    """
+    root = _root(cache)
+    if isinstance(sections, str):
+        return _read(sections, root, url)
+    names = list(sections)
+    for name in names:  # before any is downloaded
+        _paths(name)
+    return {name: _read(name, root, url) for name in names}
+
+
+def _root(cache: str | PathLike[str] | None) -> Path:
+    folder = cache_dir() if cache is None else Path(cache)
+    return folder if (folder / "data" / "ST-cnts").is_dir() else folder / "her2st"
+
+
+def _read(section: str, root: Path, url: str) -> SpatialData:
+    registry = _registry()
+    local = {
+        what: download(f"{url}/{registry['commit']}/{path}", root / path, **registry["files"][path])
+        for what, path in _paths(section).items()
+    }
+    return read_legacy_st(
+        local["counts"], local["spots"], local["image"], labels=local.get("labels"), section=section, patient=section[0]
+    )
+
+
+def _paths(section: str) -> dict[str, str]:
+    """Files of a section, as paths in the repository."""
+    paths: dict[str, Any] = _registry()["files"]
+    known = sorted(Path(path).name.partition(".")[0] for path in paths if path.startswith("data/ST-cnts/"))
+    if section not in known:
+        raise ValueError(f"her2st has no section {section!r}; there are {known}.")
+    prefixes = {
+        "counts": f"data/ST-cnts/{section}.",
+        "spots": f"data/ST-spotfiles/{section}_",
+        "image": f"data/ST-imgs/{section[0]}/{section}/",
+        "labels": f"data/ST-pat/lbl/{section}_",
+    }
+    return {what: path for what, prefix in prefixes.items() for path in paths if path.startswith(prefix)}
+
+
+@cached
+def _registry() -> dict[str, Any]:
+    registry: dict[str, Any] = json.loads(files(__package__).joinpath("her2st.json").read_text(encoding="utf-8"))
+    return registry

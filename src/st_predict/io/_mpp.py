@@ -1,0 +1,290 @@
+"""Micrometres per pixel of an image, and where the number comes from. It is never guessed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from spatialdata.models import get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_predict._keys import Keys
+from st_predict.io._pyramid import image_attrs
+from st_predict.io._select import find_image, find_table
+from st_predict.io._spots import axes_matrix, read_spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+__all__ = ["Mpp", "find_mpp", "lattice_pitch", "resolve_mpp", "square_pixels"]
+
+logger = logging.getLogger(__name__)
+
+MICROMETRES = {"um", "µm", "μm", "micrometer", "micrometers", "micrometre", "micrometres", "micron", "microns"}
+"""Names of a coordinate system in micrometres; the two Greek letters are different characters."""
+
+ANISOTROPY_TOLERANCE = 0.01
+"""Largest relative difference between the width and the height of a pixel."""
+
+PITCH_UM = {"visium": 100.0, "legacy_st": 200.0}
+"""Distance between neighbouring spots. Visium HD has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mpp:
+    """Micrometres per pixel of level 0 of an image.
+
+    Parameters
+    ----------
+    value
+        The number.
+    source
+        Where it comes from, in words.
+    """
+
+    value: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise ValueError(f"mpp must be a positive number, got {self.value} from {self.source}.")
+
+
+def resolve_mpp(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+) -> Mpp:
+    """Find micrometres per pixel of an image, or say what to do.
+
+    The same as :func:`find_mpp`, but an image whose resolution is unknown is an error.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        The image; may be left out when there is only one.
+    table_key
+        Table of the spots, which may know the assay.
+    shapes_key
+        Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
+    mpp
+        See :func:`find_mpp`.
+
+    Raises
+    ------
+    ValueError
+        If nothing says what the resolution is, or the first source that does says something impossible.
+    """
+    found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
+    if found is None:
+        raise ValueError(
+            f"Nothing says how many micrometres a pixel of image {find_image(sdata, image_key)!r} has. Either pass mpp=..., or set a "
+            f"transformation of the image to a coordinate system called {Keys.UM!r}, or set table.uns[{Keys.ASSAY!r}] "
+            f"to one of {[*PITCH_UM, 'visium_hd']}, so that the distance between spots says it."
+        )
+    logger.info("Image %r: %.6g um per pixel, from %s.", find_image(sdata, image_key), found.value, found.source)
+    return found
+
+
+def find_mpp(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+) -> Mpp | None:
+    """Find micrometres per pixel of level 0 of an image.
+
+    The first of these that says something is taken: the argument; a coordinate system of the image that is called
+    ``"um"``, ``"micrometers"`` or similar; the attribute ``"mpp"`` of the image; the distance between neighbouring
+    spots, when the table says which assay it is.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        The image; may be left out when there is only one.
+    table_key
+        Table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
+        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium`` made
+        are recognised without it.
+    shapes_key
+        Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
+    mpp
+        A number is taken as it is. ``"spots"`` asks for the distance between spots, whatever the image says.
+
+    Returns
+    -------
+    The number and its source, or ``None`` if nothing is known.
+
+    Raises
+    ------
+    ValueError
+        If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
+        no such lattice, an unknown assay.
+    """
+    image_key = find_image(sdata, image_key)
+    if mpp == "spots":
+        return _from_spots(sdata, image_key, find_table(sdata, table_key), shapes_key)
+    if isinstance(mpp, str):
+        raise ValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")
+    if mpp is not None:
+        return Mpp(float(mpp), "argument")
+    found = _from_coordinate_system(sdata.images[image_key]) or _from_attrs(sdata.images[image_key])
+    if found is not None:
+        return found
+    name = find_table(sdata, table_key) if table_key or len(sdata.tables) else None
+    if name is None or _assay(sdata.tables[name]) is None:
+        return None
+    return _from_spots(sdata, image_key, name, shapes_key)
+
+
+def _from_coordinate_system(image: Any) -> Mpp | None:
+    transformations: dict[str, Any] = get_transformation(image, get_all=True)
+    for system, transformation in transformations.items():
+        if system.casefold() in MICROMETRES:
+            large, small = np.linalg.svd(axes_matrix(transformation)[:2, :2], compute_uv=False)
+            source = f"coordinate system {system!r}"
+            return Mpp(square_pixels(float(large), float(small), source), source)
+    return None
+
+
+def _from_attrs(image: Any) -> Mpp | None:
+    value = image_attrs(image).get(Keys.MPP)
+    if value is None:
+        return None
+    source = f"attribute {Keys.MPP!r} of the image"
+    x, y = np.broadcast_to(np.asarray(value, dtype=np.float64), (2,))
+    return Mpp(square_pixels(float(x), float(y), source), source)
+
+
+def square_pixels(x: float, y: float, source: str) -> float:
+    """Return the side of a pixel, if it is a square."""
+    if not abs(x - y) <= ANISOTROPY_TOLERANCE * max(abs(x), abs(y)):
+        raise ValueError(
+            f"Pixels are not square: {x:.6g} by {y:.6g} um, from {source}. Resample the image, or pass mpp=..."
+        )
+    return (x + y) / 2
+
+
+def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, region: str | None) -> Mpp:
+    if table_key is None:
+        raise ValueError("mpp='spots' needs a table of spots, and sdata has none.")
+    assay = _assay(sdata.tables[table_key])
+    if assay is None:
+        raise ValueError(
+            f"The distance between the spots of table {table_key!r} is unknown. Set its uns[{Keys.ASSAY!r}] to one of "
+            f"{[*PITCH_UM, 'visium_hd']}, or pass mpp=..."
+        )
+    pitch_um = _pitch_um(sdata.tables[table_key], assay)
+    # shapes that the table does not annotate, such as a grid, do not keep it from telling the pitch
+    region = region if region in _regions(sdata.tables[table_key]) else None
+    spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
+    if spots.grid is None:
+        raise ValueError(
+            f"Table {table_key!r} has no complete columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r}; pass mpp=..."
+        )
+    pitch = lattice_pitch(spots.xy, spots.grid, hexagonal=assay == "visium")
+    return Mpp(pitch_um / pitch, f"distance between spots ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
+
+
+def _regions(table: AnnData) -> list[str]:
+    try:
+        regions, *_ = get_table_keys(table)
+    except ValueError:
+        return []
+    return [regions] if isinstance(regions, str) else list(regions)
+
+
+def _assay(table: AnnData) -> str | None:
+    if Keys.ASSAY in table.uns:
+        return str(table.uns[Keys.ASSAY])
+    return "visium" if _is_visium_of_spatialdata_io(table) else None
+
+
+def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
+    """Whether this is a table of ``spatialdata_io.visium``.
+
+    That reader alone calls its instances ``spot_id`` beside Space Ranger's three columns, and of the assays of Space
+    Ranger only Visium has spots where row + column is even, everywhere.
+    """
+    try:
+        *_, instance_key = get_table_keys(table)
+    except ValueError:
+        return False
+    columns = ["in_tissue", Keys.ARRAY_ROW, Keys.ARRAY_COL]
+    if instance_key != "spot_id" or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
+        return False
+    parity = (table.obs[Keys.ARRAY_ROW] + table.obs[Keys.ARRAY_COL]) % 2
+    return bool((parity == 0).all())
+
+
+def _pitch_um(table: AnnData, assay: str) -> float:
+    if assay in PITCH_UM:
+        return PITCH_UM[assay]
+    if assay != "visium_hd":
+        raise ValueError(
+            f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {[*PITCH_UM, 'visium_hd']}. Pass mpp=... instead."
+        )
+    if Keys.BIN_UM not in table.uns:
+        raise ValueError(f"Visium HD needs the side of its bins, in micrometres, in uns[{Keys.BIN_UM!r}].")
+    return float(table.uns[Keys.BIN_UM])
+
+
+def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64], *, hexagonal: bool = False) -> float:
+    """Distance between neighbouring spots, by regression of their centres on their place on the lattice.
+
+    Parameters
+    ----------
+    xy
+        ``(n_spots, 2)``: centres.
+    grid
+        ``(n_spots, 2)``: row and column. They need not be whole numbers.
+    hexagonal
+        Whether rows are shifted by half a pitch and columns count half pitches, as in Visium.
+
+    Returns
+    -------
+    The distance, in the units of ``xy``.
+
+    Raises
+    ------
+    ValueError
+        If the spots do not span a lattice, or lie on none of this kind.
+    """
+    # rows of a hexagonal lattice are sqrt(3) / 2 pitches apart
+    unit = np.array([math.sqrt(3) / 2, 0.5]) if hexagonal else np.ones(2)
+    design = np.column_stack([grid * unit, np.ones(len(grid))])
+    if np.linalg.matrix_rank(design - design.mean(axis=0) * [1, 1, 0]) < 3:
+        raise ValueError("The spots lie on one line of the lattice, which does not tell its pitch; pass mpp=...")
+    steps, residuals = _fit(design, xy)
+    pitch = math.sqrt(abs(np.linalg.det(steps)))
+    large, small = np.linalg.svd(steps, compute_uv=False)
+    if np.median(residuals) > 0.2 * pitch or large - small > 0.05 * large:
+        raise ValueError(
+            f"The spots lie on no {'hexagonal' if hexagonal else 'square'} lattice: they are {np.median(residuals):.4g} px off "
+            f"(median), with steps of {small:.4g} to {large:.4g} px. Is the assay right? Else pass mpp=..."
+        )
+    return pitch
+
+
+def _fit(design: NDArray[np.float64], xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps ``(2, 2)`` of the lattice, and how far each spot is from its place; far-off spots do not count."""
+    keep = np.ones(len(xy), dtype=bool)
+    for _ in range(5):
+        coefficients = np.asarray(np.linalg.lstsq(design[keep], xy[keep], rcond=None)[0], np.float64)
+        residuals = np.hypot(*(xy - design @ coefficients).T)
+        keep = residuals <= 4 * np.median(residuals) + 1e-9 * np.abs(xy).max()
+    return coefficients[:2], residuals

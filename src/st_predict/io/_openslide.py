@@ -1,0 +1,198 @@
+"""Whole-slide images, through OpenSlide."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from spatialdata import SpatialData
+
+from st_predict.io._mpp import Mpp, square_pixels
+from st_predict.io._multiscale import image_of_levels
+from st_predict.io._pyramid import level_downsamples
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+__all__ = ["OpenSlidePyramid", "read_wsi"]
+
+CHUNK = 512
+"""Side of a block of the lazy image, in pixels, before it is made a whole number of tiles of the file."""
+
+LARGEST_TILE = 4096
+"""Files that are wider in one tile are stored in strips, which are no blocks to read by."""
+
+
+class OpenSlidePyramid:
+    """A slide in any format that OpenSlide opens, with the levels that the file has.
+
+    What lies outside the scan is white. OpenSlide addresses all levels in whole pixels of level 0, so at a level whose
+    downsample is no whole number a region may lie up to half a level-0 pixel beside its place, and is interpolated.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If OpenSlide cannot open it.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = Path(path)
+        self._slide = _open(self._path)
+        self._level_shapes = tuple((height, width) for width, height in self._slide.level_dimensions)
+
+    def __reduce__(self) -> tuple[type[OpenSlidePyramid], tuple[Path]]:
+        # other processes open the file again
+        return OpenSlidePyramid, (self._path,)
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """``(height, width)`` of each level, finest first."""
+        return self._level_shapes
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """Width of a pixel of each level in level-0 pixels; the first is 1."""
+        return level_downsamples(self._level_shapes)
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres per pixel of level 0, in x and y, if the file says so.
+
+        Raises
+        ------
+        ValueError
+            If what the file says is not a positive number, or its pixels are not square.
+        """
+        # not when the slide is opened, so that a file with wrong properties can be read with mpp=...
+        return _mpp(self._slide.properties, self._path)
+
+    @property
+    def tile_shapes(self) -> tuple[tuple[int, int], ...]:
+        """``(height, width)`` of the tiles in which the file stores each level; (1, 1) where it does not say."""
+        properties = self._slide.properties
+        sides = ("height", "width")
+        tiles = [
+            [int(properties.get(f"openslide.level[{level}].tile-{side}", 1)) for side in sides]
+            for level in range(len(self._level_shapes))
+        ]
+        return tuple((height, width) for height, width in tiles)
+
+    def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
+        """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
+        # OpenSlide takes the corner in pixels of level 0 and divides by its own downsample
+        downsample = self._slide.level_downsamples[level]
+        corner = (round(x * downsample), round(y * downsample))
+        return _on_white(np.asarray(self._slide.read_region(corner, level, (width, height))))
+
+
+def _open(path: Path) -> Any:
+    import openslide
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideError as error:
+        raise ValueError(
+            f"OpenSlide cannot open {path}: {error}. It may be damaged, or of a format that OpenSlide does not know; "
+            "https://openslide.org/formats lists those it does."
+        ) from error
+
+
+def _mpp(properties: Any, path: Path) -> tuple[float, float] | None:
+    values = [properties.get(f"openslide.mpp-{axis}") for axis in ("x", "y")]
+    if None in values:
+        return None
+    source = f"the properties of {path}"
+    x, y = (Mpp(_number(value, source), source).value for value in values)
+    square_pixels(x, y, source)
+    return x, y
+
+
+def _number(value: str, source: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"mpp must be a positive number, got {value!r} from {source}. Pass mpp=...") from None
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``(height, width, 4)`` over white."""
+    alpha = rgba[..., 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    weighted = rgba[..., :3] * alpha.astype(np.uint16) + 255 * (255 - alpha.astype(np.uint16))
+    return ((weighted + 127) // 255).astype(np.uint8)
+
+
+def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
+    """Open a whole-slide image.
+
+    No pixel is read before it is needed. The levels are those of the file; what lies outside the scan is white.
+
+    Parameters
+    ----------
+    path
+        Any file that OpenSlide opens.
+    image_key
+        Name of the image.
+    mpp
+        Micrometres per pixel of level 0. By default what the file says, which is not looked at otherwise.
+
+    Returns
+    -------
+    One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If OpenSlide cannot open it, if mpp is not positive, or, without mpp, if the file says no positive number or
+        pixels that are not square.
+    """
+    reader = OpenSlidePyramid(path)
+    if mpp is not None:
+        mpp = Mpp(float(mpp), "argument").value
+    elif (of_file := reader.mpp) is not None:
+        mpp = sum(of_file) / 2
+    levels = [_lazy(reader, level) for level in range(len(reader.level_shapes))]
+    return SpatialData(images={image_key: image_of_levels(levels, mpp=mpp)})
+
+
+def _lazy(reader: OpenSlidePyramid, level: int) -> da.Array:
+    (height, width), tiles = reader.level_shapes[level], reader.tile_shapes[level]
+    sides = [_block(side, tile) for side, tile in zip((height, width), tiles, strict=True)]
+    chunks = ((3,), *(_split(side, block) for side, block in zip((height, width), sides, strict=True)))
+    return da.map_blocks(  # type: ignore[no-untyped-call]
+        partial(_read_block, reader, level), chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
+    )
+
+
+def _split(side: int, block: int) -> tuple[int, ...]:
+    whole, rest = divmod(side, block)
+    return (block,) * whole + ((rest,) if rest else ())
+
+
+def _block(side: int, tile: int) -> int:
+    if tile > LARGEST_TILE:
+        return min(side, CHUNK)
+    return min(side, tile * math.ceil(CHUNK / tile))
+
+
+def _read_block(reader: OpenSlidePyramid, level: int, *, block_info: Any) -> NDArray[np.uint8]:
+    _, (top, bottom), (left, right) = block_info[None]["array-location"]
+    return reader.read(left, top, right - left, bottom - top, level=level).transpose(2, 0, 1)

@@ -1,0 +1,189 @@
+"""One way to read pixels: a pyramid of levels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import dask.array as da
+import numpy as np
+from xarray import DataArray, DataTree
+
+from st_predict.io._select import find_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+__all__ = ["PyramidReader", "SpatialDataPyramid", "image_attrs", "level_downsamples", "open_pyramid"]
+
+
+@runtime_checkable
+class PyramidReader(Protocol):
+    """Reads RGB regions of the levels of an image.
+
+    Readers may be used from several threads at once.
+    """
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """``(height, width)`` of each level, finest first."""
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """Width of a pixel of each level in level-0 pixels; the first is 1."""
+
+    def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
+        """Read a region that lies inside the level.
+
+        Parameters
+        ----------
+        x, y
+            Left and top edge, in pixels of ``level``.
+        width, height
+            Size, in pixels of ``level``.
+        level
+            Index into :attr:`level_shapes`.
+
+        Returns
+        -------
+        ``(height, width, 3)``, RGB.
+        """
+
+
+class SpatialDataPyramid:
+    """A 2D image of a :class:`~spatialdata.SpatialData` object, single- or multi-scale.
+
+    Parameters
+    ----------
+    image
+        8-bit RGB, with the axes c, y and x.
+
+    Raises
+    ------
+    ValueError
+        If the image is not 8-bit RGB in two dimensions, or a level is shrunk more along one axis than the other.
+    """
+
+    def __init__(self, image: DataArray | DataTree) -> None:
+        self._levels = [_yxc(level) for level in _levels(image)]
+        self._level_shapes = tuple((int(level.shape[0]), int(level.shape[1])) for level in self._levels)
+        self._downsamples = level_downsamples(self._level_shapes)
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """``(height, width)`` of each level, finest first."""
+        return self._level_shapes
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """Width of a pixel of each level in level-0 pixels; the first is 1."""
+        return self._downsamples
+
+    def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
+        """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
+        region = self._levels[level][y : y + height, x : x + width]
+        if isinstance(region, da.Array):
+            # readers run in threads already; dask's own pool would only be in the way
+            region = region.compute(scheduler="synchronous")  # type: ignore[no-untyped-call]
+        return np.ascontiguousarray(region, dtype=np.uint8)
+
+
+def _levels(image: DataArray | DataTree) -> list[DataArray]:
+    if isinstance(image, DataArray):
+        return [image]
+    levels = [next(iter(scale.data_vars.values())) for scale in image.children.values()]
+    return sorted(levels, key=lambda level: -level.sizes["x"] * level.sizes["y"])
+
+
+def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
+    """Attributes of an image; those of its finest level come last, so they win."""
+    return {**image.attrs, **_levels(image)[0].attrs}
+
+
+def _yxc(level: DataArray) -> Any:
+    if set(level.dims) != {"c", "y", "x"}:
+        raise ValueError(f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.")
+    if level.sizes["c"] != 3:
+        raise ValueError(
+            f"Expected an RGB image, got {level.sizes['c']} channels. Repeat a grey channel three times, "
+            "or keep only the red, green and blue channel, and add the result as an image of its own."
+        )
+    if level.dtype != np.uint8:
+        raise ValueError(
+            f"Expected an 8-bit image (uint8), got {level.dtype}. Scale it to 0-255 and add the result as an image of its own."
+        )
+    return level.transpose("y", "x", "c").data
+
+
+def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
+    """Downsamples of the levels of a pyramid, from their shapes.
+
+    A level that was made by an integer factor ends at a whole pixel, so that the ratio of the shapes is slightly off.
+    The factor is taken to be that integer whenever both sides agree with it.
+
+    Parameters
+    ----------
+    shapes
+        ``(height, width)`` of each level, finest first.
+
+    Returns
+    -------
+    Width of a pixel of each level in level-0 pixels; the first is 1.
+
+    Raises
+    ------
+    ValueError
+        If a level is shrunk more along one axis than along the other, beyond what whole pixels explain.
+    """
+    return tuple(_downsample(shapes[0], shape, level) for level, shape in enumerate(shapes))
+
+
+def _downsample(full: tuple[int, int], shape: tuple[int, int], level: int) -> float:
+    y, x = (f / s for f, s in zip(full, shape, strict=True))
+    if not _one_factor_explains(full, shape):
+        raise ValueError(
+            f"Level {level} is shrunk {x:.6g} times in x and {y:.6g} times in y, from {full[1]} x {full[0]} to "
+            f"{shape[1]} x {shape[0]} pixels: more different than whole pixels explain. Make the levels again, by the "
+            "same factor in x and y."
+        )
+    ratio = (x + y) / 2
+    whole = max(1, round(ratio))
+    trimmed_or_rounded = all(f // whole <= s <= -(-f // whole) for f, s in zip(full, shape, strict=True))
+    return float(whole) if trimmed_or_rounded else ratio
+
+
+def _one_factor_explains(full: tuple[int, int], shape: tuple[int, int]) -> bool:
+    """Whether some factor leads to both sides of ``shape``, each less or more by at most a pixel."""
+    smallest = max(f / (s + 1) for f, s in zip(full, shape, strict=True))
+    largest = min(f / (s - 1) if s > 1 else math.inf for f, s in zip(full, shape, strict=True))
+    return smallest <= largest
+
+
+def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidReader:
+    """Open an image of ``sdata`` for reading.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        Name of the image; may be left out when there is only one.
+
+    Returns
+    -------
+    A reader of its levels.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If there is no image at all, if there are several and none is named, if it is not 8-bit RGB, or if a level is
+        shrunk more along one axis than the other.
+    """
+    key = find_image(sdata, image_key)
+    try:
+        return SpatialDataPyramid(sdata.images[key])
+    except ValueError as error:
+        raise ValueError(f"Image {key!r}: {error}") from None

@@ -1,0 +1,119 @@
+"""Which element of a :class:`~spatialdata.SpatialData` object is meant when none, or one, is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from st_predict._keys import Keys
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+__all__ = ["find_image", "find_shapes", "find_table"]
+
+
+def find_image(sdata: SpatialData, image_key: str | None) -> str:
+    """Name of the image to read.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        Name of the image; ``None`` takes the only one.
+
+    Raises
+    ------
+    KeyError
+        If there is no image of that name.
+    ValueError
+        If no name is given and there is not exactly one image.
+    """
+    names = sorted(sdata.images)
+    if image_key is not None:
+        return _named(image_key, names, what="image")
+    if not names:
+        raise ValueError(
+            "There is no image in sdata. Add one to sdata.images, or read one with st_predict.io.read_wsi."
+        )
+    if len(names) > 1:
+        raise ValueError(f"image_key is needed: sdata has the images {names}.")
+    return names[0]
+
+
+def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
+    """Name of the table of the spots.
+
+    Tables that st_predict itself has written, that is predictions, are not taken for one unless they are named.
+
+    Parameters
+    ----------
+    sdata
+        Holds the table.
+    table_key
+        Name of the table; ``None`` takes the only one, or the one called ``"table"``.
+
+    Returns
+    -------
+    The name, or ``None`` if none was asked for and there is none.
+
+    Raises
+    ------
+    KeyError
+        If there is no table of that name.
+    ValueError
+        If no name is given and several tables could be meant.
+    """
+    if table_key is not None:
+        return _named(table_key, sorted(sdata.tables), what="table")
+    names = sorted(name for name, table in sdata.tables.items() if not _is_prediction(table.uns, name))
+    if not names:
+        return None
+    if len(names) == 1:
+        return names[0]
+    if Keys.TABLE in names:
+        return Keys.TABLE
+    raise ValueError(f"table_key is needed: sdata has the tables {names}.")
+
+
+def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
+    """Name of the shapes that are the spots of a slide without a table.
+
+    Parameters
+    ----------
+    sdata
+        Holds the shapes.
+    shapes_key
+        Name of the shapes; ``None`` takes the only ones, or those called ``"grid"``.
+
+    Raises
+    ------
+    KeyError
+        If there are no shapes of that name.
+    ValueError
+        If no name is given and several shapes, or none, could be meant.
+    """
+    names = sorted(sdata.shapes)
+    if shapes_key is not None:
+        return _named(shapes_key, names, what="shapes element")
+    if len(names) == 1:
+        return names[0]
+    if Keys.GRID in names:
+        return Keys.GRID
+    if names:
+        raise ValueError(f"shapes_key is needed: sdata has no table, and the shapes {names}.")
+    raise ValueError(
+        "There are no spots: sdata has neither a table nor shapes. st_predict.pp.make_grid lays a grid of spots on the tissue."
+    )
+
+
+def _named(name: str, names: list[str], *, what: str) -> str:
+    if name not in names:
+        raise KeyError(f"No {what} {name!r} in sdata; there are {names}.")
+    return name
+
+
+def _is_prediction(uns: Mapping[str, Any], name: str) -> bool:
+    ours = uns.get(Keys.UNS)
+    return isinstance(ours, Mapping) and name in ours

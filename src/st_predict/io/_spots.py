@@ -1,0 +1,265 @@
+"""Where the spots are, in level-0 pixels of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from spatialdata.models import get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_predict._keys import Keys
+from st_predict.io._select import find_image, find_shapes, find_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+__all__ = ["Spots", "axes_matrix", "read_spots", "spots_outside"]
+
+SIMILARITY_TOLERANCE = 1e-3
+"""Largest relative difference between the scales of two axes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spots:
+    """Spots of one section.
+
+    Parameters
+    ----------
+    names
+        Names of the spots: the ``obs_names`` of their table, or the index of their shapes.
+    xy
+        ``(n_spots, 2)``: centres in level-0 pixels of the image, x right and y down. Coordinates are continuous:
+        pixel ``j`` covers ``[j, j + 1)``, so its centre is at ``j + 0.5``.
+    grid
+        ``(n_spots, 2)``: row and column on the lattice of the assay, where the table has them.
+    """
+
+    names: pd.Index[str]
+    xy: NDArray[np.float64]
+    grid: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def read_spots(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    region: str | None = None,
+) -> Spots:
+    """Centres of spots in the pixels of an image.
+
+    The spots are the rows of a table, in its order; without a table, they are shapes. Centres are mapped to the image
+    through a coordinate system that spots and image share. Rotations and mirror images are fine: they move the
+    centres, crops stay parallel to the axes of the image.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image and the spots.
+    image_key
+        Image whose pixels are meant; may be left out when there is only one.
+    table_key
+        Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless
+        ``shapes_key`` asks for shapes.
+    shapes_key
+        Without ``table_key``: shapes that are the spots. With it: the region of the table.
+    region
+        Section of a table that annotates several.
+
+    Returns
+    -------
+    The spots of one section.
+
+    Raises
+    ------
+    KeyError
+        If an element that is named does not exist.
+    ValueError
+        If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
+        if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
+        if the transformation between them is no similarity.
+    """
+    image = sdata.images[find_image(sdata, image_key)]
+    if table_key is None and shapes_key is not None:
+        return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)
+    name = find_table(sdata, table_key)
+    if name is None:
+        return _spots_of_shapes(sdata, find_shapes(sdata, None), image)
+    return _spots_of_table(sdata, name, image, region=region or shapes_key)
+
+
+def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
+    element = sdata.shapes[key]
+    if len(element) == 0:
+        raise ValueError(f"Shapes {key!r} are empty.")
+    names = element.index.astype(str)
+    _check_unique(names, what=f"Index of shapes {key!r}")
+    return Spots(names=names, xy=_to_image(_centroids(element), names, element=element, image=image, key=key))
+
+
+def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
+    table = sdata.tables[table_key]
+    obs, region, instance_key = _rows(table, table_key, region)
+    _check_unique(obs.index, what=f"obs_names of table {table_key!r}")
+    _check_unique(pd.Index(obs[instance_key]), what=f"Column {instance_key!r} of table {table_key!r}")
+    element = _element(sdata, region)
+    rows = _find_instances(element, obs[instance_key], region)
+    xy = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
+    return Spots(names=obs.index, xy=xy, grid=_grid(obs))
+
+
+def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
+    try:
+        regions, region_key, instance_key = get_table_keys(table)
+    except ValueError:
+        regions = None
+    if not regions:
+        raise ValueError(
+            f"Table {table_key!r} does not say which shapes its rows are. Say so with "
+            "sdata.set_table_annotates_spatialelement, or name the shapes by shapes_key."
+        )
+    choices = [regions] if isinstance(regions, str) else list(regions)
+    if region is None and len(choices) > 1:
+        raise ValueError(f"region is needed: table {table_key!r} annotates {choices}.")
+    region = region or choices[0]
+    if region not in choices:
+        raise KeyError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
+    obs = table.obs[table.obs[region_key] == region]
+    if obs.empty:
+        raise ValueError(f"Table {table_key!r} has no rows in region {region!r}.")
+    return obs, region, instance_key
+
+
+def _element(sdata: SpatialData, region: str) -> Any:
+    """Shapes, or points as a data frame that is in memory."""
+    if region in sdata.shapes:
+        return sdata.shapes[region]
+    if region in sdata.points:
+        return sdata.points[region]
+    if region in sdata.labels:
+        raise ValueError(
+            f"Region {region!r} is a labels element, and spots must be shapes or points. "
+            "spatialdata.to_circles makes shapes of labels."
+        )
+    raise KeyError(
+        f"No shapes {region!r} in sdata; there are shapes {sorted(sdata.shapes)} and points {sorted(sdata.points)}."
+    )
+
+
+def _find_instances(element: Any, instances: pd.Series, region: str) -> NDArray[np.intp]:
+    index = element.index if hasattr(element, "geometry") else element.index.compute(scheduler="synchronous")
+    _check_unique(index, what=f"Index of {region!r}")
+    rows = index.get_indexer(pd.Index(instances))
+    missing = instances[rows < 0]
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} of {len(instances)} rows of the table are not in {region!r}, the first are {_first(missing)} "
+            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype})."
+        )
+    return rows
+
+
+def _centroids(element: Any) -> NDArray[np.float64]:
+    if hasattr(element, "geometry"):
+        centroids = element.geometry.centroid
+        return np.column_stack([centroids.x, centroids.y]).astype(np.float64)
+    return element[["x", "y"]].compute(scheduler="synchronous").to_numpy(dtype=np.float64)
+
+
+def _to_image(
+    xy: NDArray[np.float64], names: pd.Index[str], *, element: Any, image: Any, key: str
+) -> NDArray[np.float64]:
+    _check_finite(xy, names, key)
+    to_image = _matrices(element, image, key)
+    mapped = {system: xy @ matrix[:2, :2].T + matrix[:2, 2] for system, matrix in to_image.items()}
+    system, result = next(iter(mapped.items()))
+    for other, centres in mapped.items():
+        if np.abs(centres - result).max() > 0.5:
+            raise ValueError(
+                f"{key!r} and the image share the coordinate systems {system!r} and {other!r}, which put the spots on "
+                f"different pixels. Remove the wrong one with spatialdata.transformations.remove_transformation."
+            )
+    _check_similarity(to_image[system], key)
+    return result
+
+
+def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float64]]:
+    """``(3, 3)`` from element to image, through each coordinate system that they share."""
+    of_element: dict[str, Any] = get_transformation(element, get_all=True)
+    of_image: dict[str, Any] = get_transformation(image, get_all=True)
+    shared = sorted(of_element.keys() & of_image.keys())
+    if not shared:
+        raise ValueError(
+            f"{key!r} and the image share no coordinate system: {key!r} is in {sorted(of_element)}, the image in "
+            f"{sorted(of_image)}. Add one with spatialdata.transformations.set_transformation."
+        )
+    return {s: np.asarray(np.linalg.solve(axes_matrix(of_image[s]), axes_matrix(of_element[s])), float) for s in shared}
+
+
+def axes_matrix(transformation: Any) -> NDArray[np.float64]:
+    """``(3, 3)`` matrix of a transformation of x and y."""
+    return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+
+
+def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> None:
+    bad = names[~np.isfinite(xy).all(axis=1)]
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are no numbers, the first are {_first(bad)}."
+        )
+
+
+def _check_similarity(matrix: NDArray[np.float64], key: str) -> None:
+    large, small = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if large - small > SIMILARITY_TOLERANCE * large:
+        raise ValueError(
+            f"The transformation from {key!r} to the image shears, or scales x and y differently (by {large:.6g} and "
+            f"{small:.6g} along its main axes). Crops have one resolution, so only scale, rotation, mirroring and "
+            "translation are possible; resample the image first, with spatialdata.rasterize or another tool."
+        )
+
+
+def _check_unique(index: pd.Index[Any], *, what: str) -> None:
+    if not index.is_unique:
+        repeated = index[index.duplicated()]
+        raise ValueError(
+            f"{what} must be unique, but {len(repeated)} entries are repeated, the first are {_first(repeated)}."
+        )
+
+
+def _first(values: Any) -> list[Any]:
+    return list(values[:3])
+
+
+def _grid(obs: pd.DataFrame) -> NDArray[np.int64] | None:
+    columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
+    if not set(columns) <= set(obs.columns) or obs[columns].isna().to_numpy().any():
+        return None
+    return obs[columns].to_numpy(dtype=np.int64)
+
+
+def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which spots have their centre outside the image.
+
+    Parameters
+    ----------
+    spots
+        Spots in level-0 pixels.
+    shape
+        ``(height, width)`` of level 0.
+
+    Returns
+    -------
+    ``(n_spots,)``, True outside.
+    """
+    height, width = shape
+    return np.any((spots.xy < 0) | (spots.xy >= (width, height)), axis=1)

@@ -1,0 +1,40 @@
+"""Find models: a model is a public module of this package that has a ``SPEC``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from st_predict.models._base import ModelSpec
+
+__all__ = ["get_spec", "list_models"]
+
+_PACKAGE = "st_predict.models"
+
+
+def list_models() -> list[str]:
+    """Names of the models that can be built; imports none of them."""
+    return sorted(_built_in() | {e.name for e in entry_points(group=_PACKAGE)})
+
+
+def get_spec(name: str) -> ModelSpec:
+    """The :class:`ModelSpec` of ``name``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such model; the message lists those there are.
+    """
+    if name in _built_in():  # first, so that no other package can change what a name of ours means
+        return importlib.import_module(f"{_PACKAGE}.{name}").SPEC
+    for entry in entry_points(group=_PACKAGE, name=name):
+        return entry.load()
+    raise KeyError(f"No model {name!r}; there are {list_models()}.")
+
+
+def _built_in() -> set[str]:
+    package = importlib.import_module(_PACKAGE)
+    return {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}

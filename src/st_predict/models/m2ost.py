@@ -1,0 +1,494 @@
+"""M2OST: expression of a spot from crops around it at several levels of the image :cite:p:`Wang2025`.
+
+Each level becomes a sequence of tokens, the centre of a coarse level in finer patches (DPE). A block then mixes tokens
+within a level (ITMM), tokens between levels (CTMM) and channels between levels (CCMM).
+
+Written from the paper and from what the published code computes (https://github.com/Dootmaan/M2OST, MIT licence,
+© 2024 Hongyi Wang); :func:`convert` reads its weights. Where they differ:
+
+- Third level: its finest patches cover the central 3/8 to 5/8. The published code takes 3/8 to 6/8, which does not fit
+  its own table of positions, so that it cannot run.
+- CTMM: the paper sums what a level reads from each other level with scalar weights (``fusion="omega"``). The published
+  code joins their channels and projects them (``fusion="concat"``, the default).
+- CCMM adds its input, as in the code; the paper only multiplies.
+- ITMM: DropAttention :cite:p:`Zehui2019` is in the paper, without its rate, and not in the code; ``attn_drop`` is 0.
+- The code's layer norm in front of ITMM is never used and is left out.
+
+Shapes: B spots, M levels, C colours, S pixels along a side, N tokens of a level, D channels of a level, H heads, E channels of
+a head.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import lcm
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.amp import is_autocast_available
+from torch.nn import functional as F
+
+from st_predict.models._base import ModelSpec, SpotModel
+from st_predict.specs import CropSpec, LevelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from st_predict.crops import Batch
+
+__all__ = ["M2OST", "SPEC", "M2OSTConfig", "attend", "convert"]
+
+Levels: TypeAlias = "list[Tensor]"  # one (B, N, D) a level, finest first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class M2OSTConfig:
+    """Hyper-parameters of :class:`M2OST`, by default those of the paper.
+
+    Parameters
+    ----------
+    dim
+        Channels of a level.
+    depth
+        Number of blocks.
+    heads, head_dim
+        Heads of attention a level, and channels a head.
+    mlp_dim
+        Hidden channels a level, in the MLP and in CCMM.
+    levels
+        Which levels of the image to read, finest first; level ``k`` has pixels ``2**k`` times as wide.
+    size, patch
+        Side of a crop and of its coarsest patches, in pixels.
+    dpe
+        Read the centre of level ``k`` in patches of ``patch / 2 ... patch / 2**k`` as well, with an embedding shared
+        by the levels. If False, each level has one embedding of its own.
+    itmm
+        Attention within each level (``"split"``), or over the joined channels of all levels (``"joint"``), which needs
+        equally many tokens a level: ``dpe=False``.
+    ctmm
+        Whether levels read each other's tokens. One level alone never does.
+    fusion
+        How CTMM puts together what a level reads: ``"concat"`` or ``"omega"``.
+    ccmm
+        Gates on the channels of all levels (``"gate"``), or an MLP on each token (``"ffn"``, needs ``dpe=False`` too).
+    pool
+        Predict from the class tokens (``"cls"``) or from the mean of all (``"mean"``).
+    drop
+        Dropout rate in MLPs and after attention.
+    attn_drop
+        Rate at which ITMM drops keys in training.
+    """
+
+    dim: int = 192
+    depth: int = 4
+    heads: int = 3
+    head_dim: int = 64
+    mlp_dim: int = 128
+    levels: tuple[int, ...] = (0, 1, 2)
+    size: int = 224
+    patch: int = 16
+    dpe: bool = True
+    itmm: Literal["split", "joint"] = "split"
+    ctmm: bool = True
+    fusion: Literal["concat", "omega"] = "concat"
+    ccmm: Literal["gate", "ffn"] = "gate"
+    pool: Literal["cls", "mean"] = "cls"
+    drop: float = 0.0
+    attn_drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        for name in ("dim", "depth", "heads", "head_dim", "mlp_dim", "size", "patch"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        for name in ("drop", "attn_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        self._check_levels()
+        self._check_size()
+
+    @property
+    def crop(self) -> CropSpec:
+        """Crops that the network reads."""
+        return CropSpec(levels=tuple(LevelSpec(size=self.size, downsample=2**k) for k in self.levels))
+
+    @property
+    def halvings(self) -> list[list[int]]:
+        """For each level, how often region and patches are halved, in the order of the tokens: fine before coarse."""
+        return [list(range(k, -1, -1)) if self.dpe else [0] for k in self.levels]
+
+    @property
+    def n_tokens(self) -> list[int]:
+        """Patches of each level; the class token comes on top."""
+        return [(self.size // self.patch) ** 2 * len(halvings) for halvings in self.halvings]
+
+    def _check_levels(self) -> None:
+        whole = all(isinstance(k, int) and k >= 0 for k in self.levels)
+        if not self.levels or not whole or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels must be different whole numbers from 0, finest first, got {self.levels}.")
+        coarsest = max(self.levels)
+        for name in ("patch", "dim"):
+            if self.dpe and getattr(self, name) % 2**coarsest:
+                why = f"to be halved {coarsest} times for level {coarsest}, or set dpe=False"
+                raise ValueError(f"{name} must be a multiple of {2**coarsest} {why}; got {getattr(self, name)}.")
+        if len(set(self.n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
+            why = f"equally many tokens a level, got {self.n_tokens}; set dpe=False"
+            raise ValueError(f"itmm='joint' and ccmm='ffn' need {why}.")
+
+    def _check_size(self) -> None:
+        # The border around the smallest central region is a whole number of pixels, too.
+        step = lcm(self.patch, 2 ** (max(self.levels) + 1)) if self.dpe else self.patch
+        below = self.size // step * step
+        if self.size != below:
+            nearest = [good for good in (below, below + step) if good]
+            raise ValueError(f"size must be a multiple of {step}, got {self.size}; the nearest: {nearest}.")
+
+
+_CHOICES = {
+    "itmm": ("split", "joint"),
+    "fusion": ("concat", "omega"),
+    "ccmm": ("gate", "ffn"),
+    "pool": ("cls", "mean"),
+    "dpe": (True, False),
+    "ctmm": (True, False),
+}
+
+
+class M2OST(SpotModel):
+    """The network of M2OST.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    hparams
+        Fields of :class:`M2OSTConfig`.
+
+    Raises
+    ------
+    ValueError
+        If the hyper-parameters do not fit together.
+    """
+
+    def __init__(self, n_genes: int, **hparams: Any) -> None:
+        super().__init__()
+        if n_genes < 1:
+            raise ValueError(f"n_genes must be at least 1, got {n_genes}.")
+        self.config = c = M2OSTConfig(**hparams)
+        self.embed = Embedding(c)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.dim)
+        self.head = nn.Linear(len(c.levels) * c.dim, n_genes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the prediction, ``(n_spots, n_genes)``.
+
+        A level that is missing has no part in it; one that is left alone skips CTMM, as it has nothing to read.
+
+        Raises
+        ------
+        ValueError
+            If number or shape of the crops is not that of the hyper-parameters, or a spot has no level at all.
+        """
+        self._check_crops(batch)
+        present_BM = self._present(batch)
+        x = blank(self.embed([self.pixels(crop_BCSS) for crop_BCSS in batch.crops]), present_BM)
+        for block in self.blocks:
+            x = block(x, present_BM)
+        pooled_BD = torch.cat(blank([self._pool(x_BND) for x_BND in x], present_BM), -1).squeeze(1)
+        # Bfloat16 has steps of 0.03 at the size of a log count, as wide as many a gene varies over a section.
+        device = pooled_BD.device.type
+        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+            return self.head(pooled_BD.float())
+
+    @torch.no_grad()
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        self.head.bias.copy_(mean_G)
+
+    def _pool(self, x_BND: Tensor) -> Tensor:
+        if self.config.pool == "cls":
+            return self.norm(x_BND[:, :1])
+        return self.norm(x_BND).mean(1, keepdim=True)
+
+    def _check_crops(self, batch: Batch) -> None:
+        levels, size = self.config.levels, self.config.size
+        if len(batch.crops) != len(levels):
+            raise ValueError(f"The network reads {len(levels)} levels {levels}, the batch has {len(batch.crops)}.")
+        for level, crop in zip(levels, batch.crops, strict=True):
+            _check(f"The crops of level {level}", crop, (len(batch), 3, size, size), torch.uint8)
+
+    def _present(self, batch: Batch) -> Tensor | None:
+        if batch.level_mask is None:
+            return None
+        _check("level_mask", batch.level_mask, (len(batch), len(self.config.levels)), torch.bool)
+        n_empty = int((~batch.level_mask.any(1)).sum())
+        if n_empty:
+            raise ValueError(f"{n_empty} of {len(batch)} spots have no level at all; leave them out of the batch.")
+        return batch.level_mask
+
+
+def _check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(x.shape) != shape or x.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}.")
+
+
+class Embedding(nn.Module):
+    """DPE: crops become tokens, with a class token in front and positions added."""
+
+    def __init__(self, c: M2OSTConfig) -> None:
+        super().__init__()
+        self.config = c
+        halvings = range(max(c.levels) + 1) if c.dpe else [0] * len(c.levels)
+        self.mlps = nn.ModuleList(patch_mlp(c, k) for k in halvings)
+        self.cls = nn.Parameter(torch.randn(1, 1, c.dim))
+        self.positions = nn.ParameterList(torch.randn(1, n + 1, c.dim) for n in c.n_tokens)
+
+    def forward(self, crops: list[Tensor]) -> Levels:
+        return [self._level(i, x_BCSS) for i, x_BCSS in enumerate(crops)]
+
+    def _level(self, i: int, x_BCSS: Tensor) -> Tensor:
+        size, patch = self.config.size, self.config.patch
+        cls_B1D = self.cls.expand(len(x_BCSS), -1, -1)
+        tokens = [
+            self.mlps[k if self.config.dpe else i](patches(centre(x_BCSS, size >> k), patch >> k))
+            for k in self.config.halvings[i]
+        ]
+        return torch.cat([cls_B1D, *tokens], 1) + self.positions[i]
+
+
+def patch_mlp(c: M2OSTConfig, halvings: int) -> nn.Sequential:
+    """Embedding of flattened patches; smaller patches have fewer hidden channels."""
+    pixels, hidden = 3 * (c.patch >> halvings) ** 2, 3 * c.dim >> halvings
+    return nn.Sequential(
+        nn.LayerNorm(pixels), nn.Linear(pixels, hidden), nn.GELU(), nn.Linear(hidden, c.dim), nn.LayerNorm(c.dim)
+    )
+
+
+def centre(x_BCSS: Tensor, size: int) -> Tensor:
+    """Cut out the central square."""
+    start = (x_BCSS.shape[-1] - size) // 2
+    return x_BCSS[..., start : start + size, start : start + size]
+
+
+def patches(x_BCSS: Tensor, patch: int) -> Tensor:
+    """Cut into patches in reading order, each flattened by row, column and colour: ``(B, N, patch * patch * C)``."""
+    x_BNPC = x_BCSS.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 4, 5, 1)
+    return x_BNPC.flatten(3).flatten(1, 2)
+
+
+class Block(nn.Module):
+    """One round of mixing within levels (ITMM and an MLP), between levels (CTMM) and between channels (CCMM)."""
+
+    def __init__(self, c: M2OSTConfig) -> None:
+        super().__init__()
+        m = len(c.levels)
+        self.itmm: nn.Module
+        self.mlp: nn.Module
+        if c.itmm == "split":
+            self.itmm = OnEach(Attention(c, 1) for _ in c.levels)
+            self.mlp = OnShared(mlp(c, 1, nn.GELU()))
+        else:
+            self.itmm = OnJoined(Attention(c, m))
+            self.mlp = OnJoined(mlp(c, m, nn.GELU()))
+        self.ctmm = CrossAttention(c) if c.ctmm and m > 1 else None
+        self.ccmm = Gate(mlp(c, m, nn.Sigmoid())) if c.ccmm == "gate" else OnJoined(mlp(c, m, nn.Identity()))
+
+    def forward(self, x: Levels, present_BM: Tensor | None) -> Levels:
+        x = blank(self.itmm(x), present_BM)
+        x = blank(self.mlp(x), present_BM)
+        if self.ctmm is not None:
+            x = blank(self.ctmm(x, present_BM), present_BM)
+        return blank(self.ccmm(x), present_BM)
+
+
+def blank(x: Levels, present_BM: Tensor | None) -> Levels:
+    """Set to zero what belongs to missing levels; done after every step, so that they have no part in the next."""
+    if present_BM is None:
+        return x
+    return [torch.where(present_B[:, None, None], x_BND, 0) for x_BND, present_B in zip(x, present_BM.T, strict=True)]
+
+
+class OnEach(nn.Module):
+    """A layer of its own for each level, added to its input."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Levels) -> Levels:
+        return [x_BND + layer(x_BND) for x_BND, layer in zip(x, self.layers, strict=True)]
+
+
+class OnShared(nn.Module):
+    """The same layer for each level, added to its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Levels) -> Levels:
+        return [x_BND + self.layer(x_BND) for x_BND in x]
+
+
+class OnJoined(OnShared):
+    """One layer for the channels of all levels together, token by token, added to its input."""
+
+    def forward(self, x: Levels) -> Levels:
+        x_BNMD = torch.cat(x, -1)
+        return list((x_BNMD + self.layer(x_BNMD)).chunk(len(x), -1))
+
+
+class Gate(OnShared):
+    """CCMM: channels of all levels, averaged over tokens, decide how much each channel grows, up to twice itself."""
+
+    def forward(self, x: Levels) -> Levels:
+        gates_BMD = self.layer(torch.cat([x_BND.mean(1) for x_BND in x], -1))
+        return [x_BND + x_BND * g_BD[:, None] for x_BND, g_BD in zip(x, gates_BMD.chunk(len(x), -1), strict=True)]
+
+
+def mlp(c: M2OSTConfig, n_levels: int, last: nn.Module) -> nn.Sequential:
+    """Two-layer perceptron on the channels of so many levels."""
+    dim, hidden = n_levels * c.dim, n_levels * c.mlp_dim
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(c.drop), nn.Linear(hidden, dim), last
+    )
+
+
+class Attention(nn.Module):
+    """ITMM: self-attention with DropAttention, on the channels of so many levels."""
+
+    def __init__(self, c: M2OSTConfig, n_levels: int) -> None:
+        super().__init__()
+        self.head_dim, self.attn_drop = c.head_dim, c.attn_drop
+        dim, inner = n_levels * c.dim, n_levels * c.heads * c.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, dim)
+        self.drop = nn.Dropout(c.drop)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q_BHNE, k_BHNE, v_BHNE = split_heads(self.qkv(x_BND), self.head_dim)
+        keep_BH1N = drop_keys(k_BHNE, self.attn_drop) if self.training and self.attn_drop else None
+        return self.drop(self.out(join_heads(attend(q_BHNE, k_BHNE, v_BHNE, keep_BH1N))))
+
+
+class CrossAttention(nn.Module):
+    """CTMM: the tokens of a level are replaced by what they read from every other level."""
+
+    def __init__(self, c: M2OSTConfig) -> None:
+        super().__init__()
+        m, inner = len(c.levels), c.heads * c.head_dim
+        self.head_dim = c.head_dim
+        self.norm = nn.LayerNorm(c.dim)
+        self.qkv = nn.ModuleList(nn.Linear(c.dim, 3 * inner, bias=False) for _ in c.levels)
+        self.drop = nn.Dropout(c.drop)
+        self.omega_MM: nn.Parameter | None = None
+        if c.fusion == "concat":
+            self.out = nn.ModuleList(nn.Linear((m - 1) * inner, c.dim) for _ in c.levels)
+        else:
+            self.out = nn.ModuleList(nn.Linear(inner, c.dim) for _ in range(m * (m - 1)))
+            self.omega_MM = nn.Parameter(torch.full((m, m), 1 / (m - 1)))  # its diagonal has no use
+
+    def forward(self, x: Levels, present_BM: Tensor | None) -> Levels:
+        qkv = [split_heads(layer(self.norm(x_BND)), self.head_dim) for x_BND, layer in zip(x, self.qkv, strict=True)]
+        return [self._read(i, x_BND, qkv, present_BM) for i, x_BND in enumerate(x)]
+
+    def _read(self, i: int, x_BND: Tensor, qkv: list[tuple[Tensor, ...]], present_BM: Tensor | None) -> Tensor:
+        others = [j for j in range(len(qkv)) if j != i]
+        read = [join_heads(attend(qkv[i][0], *qkv[j][1:])) for j in others]
+        if present_BM is None:
+            return self.drop(self._fuse(i, others, read, None))
+        present_BM = present_BM[:, others]
+        fused_BND = self.drop(self._fuse(i, others, read, present_BM))
+        # A level alone has nothing to read and stays as it is: its own tokens are all there is.
+        return torch.where(present_BM.any(1)[:, None, None], fused_BND, x_BND)
+
+    def _fuse(self, i: int, others: list[int], read: Levels, present_BM: Tensor | None) -> Tensor:
+        if self.omega_MM is None:
+            return self.out[i](torch.cat(blank(read, present_BM), -1))
+        first = i * len(others)
+        weighted = [self.omega_MM[i, j] * self.out[first + n](read[n]) for n, j in enumerate(others)]
+        return torch.stack(blank(weighted, present_BM)).sum(0)
+
+
+def split_heads(x_BND: Tensor, head_dim: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values, each ``(B, H, N, E)``, out of the output of one layer."""
+    heads = x_BND.shape[-1] // (3 * head_dim)
+    return x_BND.reshape(*x_BND.shape[:2], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(x_BHNE: Tensor) -> Tensor:
+    """Undo the split into heads, ``(B, N, H * E)``."""
+    return x_BHNE.transpose(1, 2).flatten(2)
+
+
+def drop_keys(k_BHNE: Tensor, rate: float) -> Tensor:
+    """Draw which keys stay, for each head of each spot; at least one does."""
+    u_BH1N = torch.rand(k_BHNE.shape[:-1], device=k_BHNE.device).unsqueeze(2)
+    return (u_BH1N >= rate) | (u_BH1N == u_BH1N.amax(-1, keepdim=True))
+
+
+def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, keep_BH1N: Tensor | None = None) -> Tensor:
+    """Softmax attention; weights of keys that are not kept are zero and the others sum to 1."""
+    if not (q_BHNE.device.type == "cpu" and q_BHNE.dtype == torch.bfloat16 and q_BHNE.requires_grad):
+        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=keep_BH1N)
+    # On a CPU the fused kernel goes back slowly in bfloat16: a training step takes 1.6 times as long as this one.
+    logits_BHNN = (q_BHNE * q_BHNE.shape[-1] ** -0.5) @ k_BHNE.mT
+    if keep_BH1N is not None:
+        logits_BHNN = logits_BHNN.masked_fill(~keep_BH1N, -torch.inf)
+    return logits_BHNN.softmax(-1) @ v_BHNE
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of the published code (three levels, any depth) into one of :class:`M2OST`.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    theirs = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    layers = {name.split(".")[2] for name in theirs if name.startswith("transformer.layers.")}
+    sources = _published_names(len(layers))
+    known = {name for names in sources.values() for name in names}
+    unused = {f"transformer.layers.{b}.0.norm.{part}" for b in range(len(layers)) for part in ("weight", "bias")}
+    missing, unknown = sorted(known - theirs.keys()), sorted(theirs.keys() - known - unused)
+    if missing or unknown or not layers:
+        raise ValueError(f"Not a state dict of the published M2OST: missing {missing}, unknown {unknown}.")
+    return {ours: torch.cat([theirs[name] for name in names]) for ours, names in sources.items()}
+
+
+def _published_names(depth: int) -> dict[str, list[str]]:
+    """For each of our names, the published ones whose tensors are joined to make it."""
+    names = {"embed.cls": ["cls_token"]} | {f"embed.positions.{i}": [f"pos_embedding{i + 1}"] for i in range(3)}
+    layers = {"norm": "transformer.norm", "head": "mlp_head"}
+    layers |= {f"embed.mlps.{k}.{n}": f"to_patch_embedding{k + 1}.{n + 1}" for k in range(3) for n in (0, 1, 3, 4)}
+    for b in range(depth):
+        ours, theirs = f"blocks.{b}", f"transformer.layers.{b}"
+        layers |= {f"{ours}.mlp.layer.{n}": f"{theirs}.1.split_mlp.{n}" for n in (0, 1, 4)}
+        layers |= {f"{ours}.ccmm.layer.{n}": f"{theirs}.3.net.{n}" for n in (0, 1, 4)}
+        layers[f"{ours}.ctmm.norm"] = f"{theirs}.2.norm"
+        for i in range(3):
+            layers[f"{ours}.itmm.layers.{i}.out"] = f"{theirs}.0.to_out{i + 1}.0"
+            layers[f"{ours}.ctmm.out.{i}"] = f"{theirs}.2.to_out{i}.0"
+            names[f"{ours}.itmm.layers.{i}.qkv.weight"] = [f"{theirs}.0.to_qkv{i + 1}.weight"]
+            names[f"{ours}.ctmm.qkv.{i}.weight"] = [f"{theirs}.2.to_{x}{i}.weight" for x in "qkv"]
+    return names | {f"{o}.{part}": [f"{t}.{part}"] for o, t in layers.items() for part in ("weight", "bias")}
+
+
+SPEC = ModelSpec(
+    name="m2ost",
+    summary="Transformer on three levels of the image around a spot.",
+    citation="Wang2025",
+    build=M2OST,
+    crop=M2OSTConfig().crop,
+    crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,
+    hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
+    tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
+    convert=convert,
+)

@@ -1,0 +1,10 @@
+"""Plots of sections, predictions, scores and crops."""
+
+from __future__ import annotations
+
+from st_predict.pl._crops import crops
+from st_predict.pl._pca import pca_map
+from st_predict.pl._scores import scores
+from st_predict.pl._spatial import spatial
+
+__all__ = ["crops", "pca_map", "scores", "spatial"]

@@ -1,0 +1,203 @@
+"""What a network sees of a spot."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
+
+from st_predict.io import find_mpp, open_pyramid, read_spots
+from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
+from st_predict.pl._section import read_view
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.io import PyramidReader
+    from st_predict.specs import CropSpec, LevelSpec
+
+__all__ = ["crops"]
+
+COLOURS = ("#ffe119", "#42d4f4", "#3cff5a", "#ff9f1c", "#ffffff")
+"""Bright ones, which H&E has not."""
+
+AROUND = 1.4
+"""Side of the image that is shown, in fields of the largest level."""
+
+
+def crops(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+    sdata: SpatialData,
+    crop: CropSpec,
+    *,
+    spot: str | tuple[float, float] | None = None,
+    mpp: float | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    region: str | None = None,
+    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | PathLike[str] | None = None,
+    show: bool = False,
+) -> NDArray[np.object_]:
+    """Draw the fields of view of a crop around a spot: on the image, and each as the network sees it.
+
+    Fields are scaled to the image as for a prediction: one pixel of the finest level is ``crop.mpp`` wide, or one pixel
+    of the image if ``crop.mpp`` is ``None``.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image and the spots.
+    crop
+        What a network sees, for instance ``st_predict.models.get_spec("m2ost").crop``.
+    spot
+        Name of a spot, or ``(x, y)`` in level-0 pixels of the image. By default the spot nearest to the middle of all.
+    mpp
+        Micrometres per level-0 pixel of the image, if the image does not say its own.
+    table_key
+        Table of the spots; may be left out if there is only one.
+    image_key
+        Image to read; may be left out if there is only one.
+    region
+        Section that the spot is in, if the table annotates several.
+    ax
+        Axes to draw on: one for the image and one a level; by default a new figure.
+    figsize
+        Size of a new figure in inches.
+    save
+        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        ``show`` is set.
+    show
+        Whether to show all open figures now. Notebooks show them anyway.
+
+    Returns
+    -------
+    Axes, ``(1 + n_levels,)``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such spot, table or image; the message lists what there is.
+    ValueError
+        If ``mpp`` is needed and unknown, if the image is coarser than the crop, or if ``ax`` has not one Axes a panel.
+    """
+    reader = open_pyramid(sdata, image_key)
+    found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp)
+    image_mpp = None if found is None else found.value
+    name, xy = _find_spot(sdata, spot, table_key=table_key, image_key=image_key, region=region)
+    _check_inside(reader, xy, name)
+    # Here, not above: it needs torch, which a plot of results does without.
+    from st_predict.crops import iter_batches, plan_crops
+
+    plan = plan_crops(np.array([xy]), crop, downsamples=reader.downsamples, mpp=image_mpp)
+    (batch,) = iter_batches(reader, plan, pad_value=crop.pad_value)
+    fields = _scale_to_image(crop, image_mpp)
+    n_panels = 1 + len(fields)
+    axes = make_axes(1, n_panels, ax=ax, size=figsize or (n_panels * 2.6, 3.2)).ravel()
+    _draw_around(axes[0], reader, xy, fields=fields, mpp=image_mpp, pad_value=crop.pad_value)
+    axes[0].set_title(name, fontsize=FONT)
+    for one, field, pixels in zip(axes[1:], fields, batch.crops, strict=True):
+        _draw_crop(one, pixels[0].permute(1, 2, 0).numpy(), field, mpp=image_mpp)
+    finish(figure_of(axes), save=save, show=show)
+    return axes
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A level of a crop on this image; ``width`` is in level-0 pixels."""
+
+    level: LevelSpec
+    width: float
+    colour: str
+
+    @property
+    def pixel(self) -> float:
+        """Width of a pixel that the network sees, in level-0 pixels."""
+        return self.width / self.level.size
+
+
+def _scale_to_image(crop: CropSpec, mpp: float | None) -> list[_Field]:
+    base = 1.0 if crop.mpp is None or mpp is None else crop.mpp / mpp
+    return [
+        _Field(level=level, width=level.fov * base, colour=COLOURS[place % len(COLOURS)])
+        for place, level in enumerate(crop.levels)
+    ]
+
+
+def _find_spot(
+    sdata: SpatialData,
+    spot: str | tuple[float, float] | None,
+    *,
+    table_key: str | None,
+    image_key: str | None,
+    region: str | None,
+) -> tuple[str, tuple[float, float]]:
+    """Name and centre of a spot."""
+    if spot is not None and not isinstance(spot, str):
+        x, y = (float(value) for value in spot)
+        return f"x {x:g}, y {y:g}", (x, y)
+    spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
+    if spot is None:
+        row = int(np.linalg.norm(spots.xy - np.median(spots.xy, axis=0), axis=1).argmin())
+    elif spot in spots.names:
+        row = int(spots.names.get_loc(spot))
+    else:
+        close = difflib.get_close_matches(spot, list(spots.names), cutoff=0.5) or list(spots.names[:5])
+        raise KeyError(f"No spot {spot!r} among {len(spots)}, which are named like {close}.")
+    return f"spot {spots.names[row]}", (float(spots.xy[row, 0]), float(spots.xy[row, 1]))
+
+
+def _check_inside(reader: PyramidReader, xy: tuple[float, float], name: str) -> None:
+    (x, y), (height, width) = xy, reader.level_shapes[0]
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"There is no image at {name}: x {x:g}, y {y:g} lies outside its {width} x {height} px.")
+
+
+def _draw_around(
+    axes: Axes,
+    reader: PyramidReader,
+    xy: tuple[float, float],
+    *,
+    fields: Sequence[_Field],
+    mpp: float | None,
+    pad_value: int,
+) -> None:
+    """Draw the image around a spot, with a square for each field."""
+    (x, y), (height, width) = xy, reader.level_shapes[0]
+    side = AROUND * max(field.width for field in fields)
+    half = side / 2
+    inside = max(x - half, 0), max(y - half, 0), min(x + half, width), min(y + half, height)
+    pixels, (left, top, right, bottom) = read_view(reader, inside)
+    axes.add_patch(Rectangle((x - half, y - half), side, side, color=str(pad_value / 255), zorder=-1))
+    axes.imshow(pixels, extent=(left, right, bottom, top))
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+    # coarse levels first and thick, so that fields of the same size are all seen
+    for place, field in enumerate(fields[::-1]):
+        thickness = 2 + 4 * sum(other.width == field.width for other in fields[::-1][place + 1 :])
+        corner = x - field.width / 2, y - field.width / 2
+        square = Rectangle(corner, field.width, field.width, fill=False, edgecolor=field.colour, linewidth=thickness)
+        square.set_path_effects([Stroke(linewidth=thickness + 1, foreground="black"), Normal()])
+        axes.add_patch(square)
+    axes.set_axis_off()
+    add_scale_bar(axes, width=side, mpp=mpp)
+
+
+def _draw_crop(axes: Axes, pixels: NDArray[np.uint8], field: _Field, *, mpp: float | None) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(
+            edgecolor=field.colour, linewidth=3, path_effects=[Stroke(linewidth=4.5, foreground="black"), Normal()]
+        )
+    size = field.level.size
+    of_um, field_um = ("", "") if mpp is None else (f" of {field.pixel * mpp:.3g} µm", f" = {field.width * mpp:.0f} µm")
+    axes.set_title(f"{size} x {size} px{of_um}\nfield {field.width:.0f} px{field_um}", fontsize=FONT)

@@ -1,0 +1,114 @@
+"""Figures and axes: made, laid out, saved and let go of in one way by all plots."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["FONT", "add_scale_bar", "figure_of", "finish", "make_axes", "scale_bar_um"]
+
+FONT = 9
+"""Points."""
+
+
+def make_axes(
+    n_rows: int, n_cols: int, *, ax: Axes | Sequence[Axes] | NDArray[np.object_] | None, size: tuple[float, float]
+) -> NDArray[np.object_]:
+    """Return ``(n_rows, n_cols)`` axes: those of the user, or those of a new figure of ``size`` inches."""
+    if ax is None:
+        figure = plt.figure(figsize=size, layout="compressed")
+        return figure.subplots(n_rows, n_cols, squeeze=False)
+    given = [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
+    if not all(isinstance(one, Axes) for one in given):
+        raise TypeError(f"ax must be one matplotlib Axes or a sequence of them, got {ax!r}.")
+    if len(given) != n_rows * n_cols:
+        raise ValueError(
+            f"This plot has {n_rows} x {n_cols} panels, so ax needs {n_rows * n_cols} Axes, got {len(given)}."
+        )
+    return np.array(given, dtype=object).reshape(n_rows, n_cols)
+
+
+def figure_of(axes: NDArray[np.object_]) -> Figure:
+    """Return the figure that axes are on."""
+    first = cast("Axes", axes.flat[0])
+    return cast("Figure", first.get_figure(root=True))
+
+
+def add_scale_bar(axes: Axes, *, width: float, mpp: float | None) -> None:
+    """Draw a scale bar in the lower left corner; without ``mpp`` there is none, as its length would be a guess.
+
+    Parameters
+    ----------
+    axes
+        Its data units are pixels.
+    width
+        Width of what is shown, in pixels.
+    mpp
+        Micrometres per pixel.
+    """
+    if mpp is None:
+        return
+    length = scale_bar_um(width * mpp)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    bar = AnchoredSizeBar(
+        axes.transData,
+        length / mpp,
+        label,
+        loc="lower left",
+        pad=0.3,
+        sep=3,
+        borderpad=0.3,
+        size_vertical=width / 150,
+        fontproperties=FontProperties(size=FONT - 1),
+    )
+    bar.patch.set(alpha=0.8, linewidth=0)
+    axes.add_artist(bar)
+
+
+def scale_bar_um(width_um: float) -> float:
+    """Longest of 1, 2, 5, 10, 20... um that is at most a quarter of ``width_um``."""
+    largest = width_um / 4
+    power = 10.0 ** np.floor(np.log10(largest))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= largest))
+
+
+def finish(figure: Figure, *, save: str | os.PathLike[str] | None, show: bool, dpi: int = 150) -> None:
+    """Save and show a figure if asked to; one that is saved and not shown is closed."""
+    try:
+        if save is not None:
+            _save(figure, Path(save), dpi=dpi)
+        if show:
+            plt.show()
+    finally:
+        if save is not None and not show:
+            plt.close(figure)
+
+
+def _save(figure: Figure, path: Path, *, dpi: int) -> None:
+    """Write to a temporary name and move it, so that a failure leaves what was there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Cannot save {path}: there is no folder {path.parent}.")
+    choices = figure.canvas.get_supported_filetypes()
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in choices:
+        raise ValueError(f"Cannot save {path.name!r}: its name must end in one of {sorted('.' + c for c in choices)}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        figure.savefig(temporary, format=kind, dpi=dpi)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

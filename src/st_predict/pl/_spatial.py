@@ -1,0 +1,189 @@
+"""Observed beside predicted expression, on the tissue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from matplotlib.colors import Normalize
+
+from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
+from st_predict.pl._section import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
+from st_predict.pl._values import read_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
+    from matplotlib.colors import Colormap
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.pl._section import Section
+    from st_predict.pl._values import Values
+
+__all__ = ["spatial"]
+
+
+def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+    sdata: SpatialData,
+    genes: str | Sequence[str],
+    *,
+    key: str = "pred_m2ost",
+    layer: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    region: str | None = None,
+    tissue: bool = True,
+    tissue_strength: float = 0.5,
+    spot_scale: float = 1.0,
+    margin: float | None = 0.08,
+    percentiles: tuple[float, float] = (2, 98),
+    cmap: str | Colormap = "viridis",
+    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | PathLike[str] | None = None,
+    show: bool = False,
+) -> NDArray[np.object_]:
+    """Draw observed beside predicted expression of genes on the tissue, one row a gene.
+
+    Observed counts are put into the units of the prediction by the target transform of the model. Both maps of a gene
+    share one colour scale, written beside it. The title of the prediction has the Pearson correlation over the spots of
+    this section. Spots without a value are left out. A gene that was not measured is drawn as predicted only.
+    So are all genes if the table lacks some of the panel and the units need a sum over it; a warning says so.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image, the spots and the prediction.
+    genes
+        Genes of the panel.
+    key
+        Key of the prediction.
+    layer
+        Layer with the raw counts; by default ``X``.
+    table_key
+        Table of the spots. Needed if several tables have a prediction of this key.
+    image_key
+        Image to draw on; may be left out if there is only one.
+    region
+        Section to draw, if the table annotates several.
+    tissue
+        Whether the tissue is also shown by itself, in its colours.
+    tissue_strength
+        Strength of the grey tissue under the spots: 0 is white, 1 is not faded. It is grey so that colours mean
+        expression only.
+    spot_scale
+        Size at which spots are drawn, in times their true size.
+    margin
+        Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
+    percentiles
+        Ends of the colour scale, as percentiles of the observed and predicted values of a gene together. Values beyond
+        have the colour of the end, and arrows at the colour bar say that there are some.
+    cmap
+        Colour map.
+    ax
+        Axes to draw on, one a panel, row by row; by default a new figure.
+    figsize
+        Size of a new figure in inches.
+    save
+        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        ``show`` is set.
+    show
+        Whether to show all open figures now. Notebooks show them anyway.
+
+    Returns
+    -------
+    Axes, ``(n_genes, n_panels)``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction, gene, layer, table or image; the message lists what there is.
+    ValueError
+        If it is not clear which table, region or image is meant, if counts are not raw, or if ``ax`` has not one Axes a
+        panel.
+    """
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles)
+    section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
+    values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
+    columns = values.columns(genes)
+    observed = bool(values.is_observed[columns].any())
+    n_panels = tissue + observed + 1
+    size = figsize or (n_panels * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
+    axes = make_axes(len(genes), n_panels, ax=ax, size=size)
+    for row, column in zip(axes, columns, strict=True):
+        if tissue:
+            draw_tissue(row[0], section)
+            row[0].set_title("H&E", fontsize=FONT)
+        for one in row[tissue:]:
+            draw_tissue(one, section, strength=tissue_strength, grey=True)
+        add_scale_bar(row[0], width=section.width, mpp=section.mpp)
+        norm = _shared_norm(values, column, percentiles)
+        _draw_maps(row[tissue:], section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale)
+    finish(figure_of(axes), save=save, show=show)
+    return axes
+
+
+def _shared_norm(values: Values, column: int, percentiles: tuple[float, float]) -> Normalize:
+    """Colour scale of a gene, for observed and predicted values alike."""
+    both = np.concatenate([values.observed[:, column], values.predicted[:, column]])
+    both = both[np.isfinite(both)]
+    if not len(both):
+        return Normalize(0, 1)
+    low, high = np.percentile(both, percentiles)
+    return Normalize(float(low), float(high))
+
+
+def _draw_maps(
+    row: NDArray[np.object_],
+    section: Section,
+    values: Values,
+    *,
+    column: int,
+    norm: Normalize,
+    cmap: str | Colormap,
+    scale: float,
+) -> None:
+    """Draw a gene on the axes for its maps: the last one is that of the prediction."""
+    gene, is_observed = values.genes[column], bool(values.is_observed[column])
+    if len(row) == 2:
+        _draw_map(row[0], section, values.observed[:, column], norm=norm, cmap=cmap, scale=scale)
+        row[0].set_title(f"{gene}, {'observed' if is_observed else 'not measured'}", fontsize=FONT)
+    drawn = _draw_map(row[-1], section, values.predicted[:, column], norm=norm, cmap=cmap, scale=scale)
+    row[-1].set_title(f"{gene}, predicted{_correlation(values, column)}", fontsize=FONT)
+    bar = figure_of(row).colorbar(drawn, ax=list(row), extend=_extend(values, column, norm), fraction=0.05, pad=0.02)
+    bar.set_label(values.spec.units + ("\nsame scale in both maps" if is_observed else ""), fontsize=FONT - 2)
+    bar.ax.tick_params(labelsize=FONT - 2)
+
+
+def _draw_map(
+    axes: Axes,
+    section: Section,
+    expression: NDArray[np.float32],
+    *,
+    norm: Normalize,
+    cmap: str | Colormap,
+    scale: float,
+) -> Collection:
+    shown = np.isfinite(expression)
+    return draw_spots(axes, section, shown, scale=scale, array=expression[shown], norm=norm, cmap=cmap)
+
+
+def _correlation(values: Values, column: int) -> str:
+    if not values.is_observed[column]:
+        return ""
+    r = values.pearson(column)
+    return ", Pearson r undefined" if np.isnan(r) else f", Pearson r = {r:.2f}"
+
+
+def _extend(values: Values, column: int, norm: Normalize) -> Literal["neither", "min", "max", "both"]:
+    """At which ends of the colour scale there are values beyond it."""
+    both = np.concatenate([values.observed[:, column], values.predicted[:, column]])
+    below, above = bool((both < norm.vmin).any()), bool((both > norm.vmax).any())
+    if below and above:
+        return "both"
+    return "min" if below else "max" if above else "neither"

@@ -1,0 +1,178 @@
+"""Predicted values of a section, and the observed ones in the same units."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict import get, metrics, pp
+from st_predict._keys import Keys
+from st_predict.specs import TargetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+__all__ = ["Values", "read_values"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Values:
+    """Expression of the panel over the spots of a section.
+
+    Parameters
+    ----------
+    genes
+        The panel.
+    predicted
+        ``(n_spots, n_genes)``; NaN where a spot could not be predicted.
+    observed
+        ``(n_spots, n_genes)`` in the same units; NaN where nothing was measured, and everywhere if the table lacks
+        panel genes that the units need.
+    spec
+        Units of both.
+    """
+
+    genes: pd.Index
+    predicted: NDArray[np.float32]
+    observed: NDArray[np.float32]
+    spec: TargetSpec
+
+    @property
+    def is_observed(self) -> NDArray[np.bool_]:
+        """``(n_genes,)``, True for genes that were measured in a spot at least."""
+        return np.asarray(np.isfinite(self.observed).any(axis=0))
+
+    def columns(self, genes: Sequence[str]) -> list[int]:
+        """Places of genes in the panel."""
+        if not genes:
+            raise ValueError("genes is empty: name one at least.")
+        unknown = [gene for gene in genes if gene not in self.genes]
+        if unknown:
+            raise KeyError(
+                f"No gene {unknown[0]!r} in the panel of {len(self.genes)} genes{_suggest(unknown[0], list(self.genes))}."
+            )
+        return [int(self.genes.get_loc(gene)) for gene in genes]
+
+    def pearson(self, column: int) -> float:
+        """Correlation of a gene over the spots that have both values; NaN if it is not defined."""
+        pair = np.column_stack([self.predicted[:, column], self.observed[:, column]])
+        pair = pair[np.isfinite(pair).all(axis=1)]
+        if len(pair) < 2:
+            return float("nan")
+        return float(metrics.pearson(pair[:, :1], pair[:, 1:], axis=0)[0])
+
+
+def _suggest(gene: str, genes: Sequence[str]) -> str:
+    upper = {name.upper(): name for name in genes}
+    close = [upper[name] for name in difflib.get_close_matches(gene.upper(), upper, n=5, cutoff=0.6)]
+    return f"; did you mean one of {close}?" if close else f", which begins with {list(genes[:5])}"
+
+
+def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str | None, layer: str | None) -> Values:
+    """Read a prediction and what was observed, for the spots called ``names``, in their order.
+
+    Units that depend on a sum over the panel, or on the number of genes, cannot be had from a table that lacks some of
+    the panel. Nothing is observed then, and a warning is logged.
+
+    Parameters
+    ----------
+    sdata
+        Holds the prediction, and counts in the table of the spots if there are any.
+    key
+        Key of the prediction.
+    names
+        Spots of one section.
+    table_key
+        Table of the spots.
+    layer
+        Layer with the counts; by default ``X``.
+    """
+    prediction = get.prediction(sdata, key, table_key=table_key)[names]
+    spec = _target_spec(prediction, key)
+    holder = get.table_of(sdata, key, table_key=table_key)
+    counted = get.spots_table_of(sdata, holder, table_key=table_key)
+    observed = np.full(prediction.shape, np.nan, dtype=np.float32)
+    if counted is not None:
+        _fill_observed(observed, prediction, sdata.tables[counted], spec=spec, layer=layer)
+    return Values(
+        genes=prediction.var_names, predicted=np.asarray(prediction.X, np.float32), observed=observed, spec=spec
+    )
+
+
+def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
+    origin = prediction.uns.get(Keys.UNS, {}).get(key)
+    if origin is None:
+        raise ValueError(
+            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not say which model made it (concatenation loses "
+            'it unless uns_merge="first").'
+        )
+    return TargetSpec(**json.loads(origin["card"])["target"])
+
+
+def _fill_observed(
+    observed: NDArray[np.float32], prediction: AnnData, table: AnnData, *, spec: TargetSpec, layer: str | None
+) -> None:
+    """Write the target of each spot and gene that was measured into ``observed``."""
+    counts = _counts(table, layer)
+    if counts is None:
+        return
+    columns = _match_genes(table, prediction.var_names)
+    there = columns >= 0
+    if not there.any() or not _are_comparable(there, spec):
+        return
+    counts = counts[table.obs_names.get_indexer(prediction.obs_names)]
+    summed = counts[:, columns[there]] if spec.over == "panel" else counts
+    # nothing was measured in a spot without a count
+    measured = np.asarray(summed.sum(axis=1)).ravel() > 0
+    observed[np.ix_(measured, there)] = pp.to_target(counts[measured], spec, panel_index=columns[there])
+
+
+def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
+    """Whether the genes that are there have the units of the prediction; says what is drawn if some are missing."""
+    n_missing, n_panel = int((~there).sum()), len(there)
+    if not n_missing:
+        return True
+    if spec.transform == "log_proportion" or (spec.transform != "counts" and spec.over == "panel"):
+        logger.warning(
+            "%d of %d panel genes are not in the table. The units of the prediction, %s, need all of them, so observed "
+            "values would not compare: the prediction is drawn alone.",
+            n_missing,
+            n_panel,
+            spec.units,
+        )
+        return False
+    logger.warning("%d of %d panel genes are not in the table; they are not drawn as observed.", n_missing, n_panel)
+    return True
+
+
+def _counts(table: AnnData, layer: str | None) -> Any:
+    if layer is None:
+        return table.X
+    if layer not in table.layers:
+        raise KeyError(f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}, and X (layer=None).")
+    return table.layers[layer]
+
+
+def _match_genes(table: AnnData, panel: pd.Index) -> NDArray[np.int64]:
+    """Column of the table for each gene of the panel, -1 if it has none."""
+    columns = np.full(len(panel), -1, dtype=np.int64)
+    if table.n_vars == 0:
+        return columns
+    try:
+        match = pp.align_panel(table, list(panel), missing="drop")
+    except KeyError:  # it has none of them
+        return columns
+    columns[panel.get_indexer(list(match.matched))] = [of_gene[0] for of_gene in match.columns]
+    return columns

@@ -1,0 +1,23 @@
+"""Before training and prediction: which genes, which units, and spots where none were measured."""
+
+from __future__ import annotations
+
+from st_predict.pp._align import PanelMatch, align_panel, read_panel
+from st_predict.pp._genes import select_panel
+from st_predict.pp._grid import make_grid
+from st_predict.pp._target import Target, from_target, make_target, to_target
+from st_predict.pp._tissue import Tissue, find_tissue
+
+__all__ = [
+    "PanelMatch",
+    "Target",
+    "Tissue",
+    "align_panel",
+    "find_tissue",
+    "from_target",
+    "make_grid",
+    "make_target",
+    "read_panel",
+    "select_panel",
+    "to_target",
+]

@@ -1,0 +1,173 @@
+"""Rules that choose the genes of a panel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, get_args
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from scipy.sparse import csr_array, csr_matrix
+from sklearn.utils.sparsefuncs import mean_variance_axis
+from spatialdata import SpatialData
+
+from st_predict._keys import Keys
+from st_predict.io import find_table
+from st_predict.pp._counts import read_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+__all__ = ["select_panel"]
+
+Method = Literal["m2ost", "mean", "hvg"]
+
+
+def select_panel(
+    adatas: Sequence[AnnData | SpatialData],
+    *,
+    n_genes: int = 250,
+    method: Method = "m2ost",
+    seed: int = 1553,
+    n_variable: int = 1500,
+    layer: str | None = None,
+    table_key: str | None = None,
+) -> list[str]:
+    """Choose a gene panel from raw counts.
+
+    Parameters
+    ----------
+    adatas
+        One table a section, or objects that hold one. They are not changed.
+    n_genes
+        Size of the panel.
+    method
+        ``"m2ost"`` takes the ``n_variable`` genes of highest variance of each section, keeps those that are among them
+        in every section, and draws the panel from these at random :cite:p:`Wang2025`. ``"mean"`` takes the genes of
+        highest mean over all spots of all sections; a section that lacks a gene counts as zeros :cite:p:`He2020`.
+        ``"hvg"`` takes the highly variable genes of scanpy (flavor ``"seurat"``, on ``log1p`` of counts scaled to 10 000
+        a spot, with the section as batch) among the genes that all sections have.
+    seed
+        For ``"m2ost"``.
+    n_variable
+        For ``"m2ost"``.
+    layer
+        Layer with the raw counts; by default ``X``.
+    table_key
+        Table of each :class:`~spatialdata.SpatialData` object; may be left out if it has one.
+
+    Returns
+    -------
+    The genes: in alphabetical order for ``"m2ost"``, the highest mean first for ``"mean"``, and the most variable first
+    for ``"hvg"``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table or layer.
+    ValueError
+        If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
+        ``n_genes`` genes are left, or an argument is not one of its choices.
+
+    Notes
+    -----
+    The published code of M2OST draws from a set, whose order changes from run to run. Here genes are sorted first and
+    drawn with :func:`numpy.random.default_rng`, so a seed always gives the same panel, but not the published one. Ties in
+    variance are broken by name, so the order of the genes in a table does not matter.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}.")
+    if n_genes < 1 or n_variable < 1:
+        raise ValueError(f"n_genes and n_variable must be positive, got {n_genes} and {n_variable}.")
+    sections = _read_sections(adatas, layer=layer, table_key=table_key)
+    if method == "m2ost":
+        return _m2ost(sections, n_genes=n_genes, n_variable=n_variable, seed=seed)
+    if method == "mean":
+        return _highest_mean(sections, n_genes=n_genes)
+    return _highly_variable(sections, n_genes=n_genes)
+
+
+def _read_sections(
+    adatas: Sequence[AnnData | SpatialData], *, layer: str | None, table_key: str | None
+) -> list[tuple[pd.Index, csr_array]]:
+    """Names and counts of the genes of each section."""
+    if isinstance(adatas, anndata.AnnData | SpatialData):
+        raise TypeError(f"adatas must be a list, one table a section, got one {type(adatas).__name__}: write [adata].")
+    sections = []
+    for number, data in enumerate(adatas):
+        adata = _table(data, table_key)
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        if len(repeated):
+            raise ValueError(
+                f"Table {number} has {len(repeated)} genes more than once: {list(repeated[:5])}. Sum them first, or make "
+                "them different with adata.var_names_make_unique()."
+            )
+        counts = csr_array(read_counts(adata, layer=layer))
+        if not counts.sum():
+            raise ValueError(f"Table {number} has no counts ({adata.n_obs} spots, {adata.n_vars} genes).")
+        sections.append((adata.var_names, counts))
+    if not sections:
+        raise ValueError("adatas is empty; give at least one table.")
+    return sections
+
+
+def _table(data: AnnData | SpatialData, table_key: str | None) -> AnnData:
+    if not isinstance(data, SpatialData):
+        return data
+    found = find_table(data, table_key)
+    if found is None:
+        raise ValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
+    return data.tables[found]
+
+
+def _m2ost(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int, n_variable: int, seed: int) -> list[str]:
+    common = sorted(set.intersection(*(_most_variable(*section, n_variable) for section in sections)))
+    what = f"genes are among the {n_variable} most variable of each of {len(sections)} sections"
+    _check_enough(len(common), n_genes, f"{what}; take more with n_variable=")
+    drawn = np.random.default_rng(seed).choice(len(common), size=n_genes, replace=False)
+    return [common[i] for i in sorted(drawn)]
+
+
+def _most_variable(names: pd.Index, counts: csr_array, n_variable: int) -> set[str]:
+    _, variance = mean_variance_axis(csr_matrix(counts, dtype=np.float64), axis=0)
+    order = np.lexsort((names.to_numpy(dtype=str), -variance))
+    return set(names[order[:n_variable]])
+
+
+def _highest_mean(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int) -> list[str]:
+    sums: Counter[str] = Counter()
+    for names, counts in sections:
+        sums.update(dict(zip(names, counts.sum(axis=0, dtype=np.float64).tolist(), strict=True)))
+    _check_enough(len(sums), n_genes, "genes are in the tables")
+    # All genes are divided by the same number of spots, so sums have the order of means.
+    return sorted(sums, key=lambda name: (-sums[name], name))[:n_genes]
+
+
+def _highly_variable(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int) -> list[str]:
+    tables = {str(number): _log_counts(*section) for number, section in enumerate(sections)}
+    joined = anndata.concat(tables, label=Keys.SECTION, join="inner", index_unique="-")
+    joined = joined[:, np.asarray(joined.X.sum(axis=0)).ravel() > 0].copy()
+    _check_enough(joined.n_vars, n_genes, f"genes have counts and are in each of {len(sections)} tables")
+    table = sc.pp.highly_variable_genes(
+        joined, flavor="seurat", n_top_genes=n_genes, batch_key=Keys.SECTION, inplace=False
+    )
+    ranked = table.sort_values(["highly_variable_nbatches", "dispersions_norm"], ascending=False, kind="stable")
+    return ranked.index[ranked["highly_variable"]].tolist()
+
+
+def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
+    # A spot without a count has no share to scale.
+    matrix = csr_matrix(counts[np.flatnonzero(counts.sum(axis=1) > 0)], dtype=np.float64)
+    adata = anndata.AnnData(matrix, var=pd.DataFrame(index=names))
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    return adata
+
+
+def _check_enough(n: int, n_genes: int, what: str) -> None:
+    if n < n_genes:
+        raise ValueError(f"Asked for {n_genes} genes, but only {n} {what}.")

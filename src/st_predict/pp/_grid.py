@@ -1,0 +1,167 @@
+"""Spots where none were measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Literal, get_args
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
+
+from st_predict._keys import Keys
+from st_predict.io import find_image, open_pyramid, resolve_mpp
+from st_predict.pp._tissue import find_tissue
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.pp._tissue import Tissue
+
+__all__ = ["make_grid"]
+
+Layout = Literal["square", "hex"]
+
+CHUNK = 50_000
+"""Spots whose tissue is looked up at once."""
+
+logger = logging.getLogger(__name__)
+
+
+def make_grid(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    pitch_um: float = 100.0,
+    diameter_um: float = 55.0,
+    mpp: float | None = None,
+    layout: Layout = "square",
+    tissue_only: bool = True,
+    min_tissue: float = 0.5,
+    key_added: str = Keys.GRID,
+) -> None:
+    """Lay a lattice of spots over the tissue of an image, for slides where nothing was measured.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        RGB image; may be left out if there is one.
+    pitch_um
+        Distance between the centres of neighbouring spots, in micrometres.
+    diameter_um
+        Diameter of a spot, in micrometres.
+    mpp
+        Micrometres per pixel of level 0; needed if ``sdata`` does not say, see :func:`st_predict.io.resolve_mpp`.
+    layout
+        ``"square"``, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches, as in Visium.
+    tissue_only
+        Keep only spots on tissue, as :func:`find_tissue` sees it.
+    min_tissue
+        Share of the area of a spot that must be tissue.
+    key_added
+        Name of the shapes; it must be free.
+
+    Returns
+    -------
+    Nothing; adds to ``sdata``:
+
+    ``.shapes[key_added]`` : :class:`~geopandas.GeoDataFrame` of circles
+        In level-0 pixels and with all transformations of the image. The columns ``array_row`` and ``array_col`` are the
+        place on the lattice, which is centred on the image; the index is ``"{array_row}x{array_col}"``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If ``key_added`` is taken; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
+        no tissue; or an argument is not one of its choices.
+    """
+    _check_arguments(pitch_um, diameter_um, min_tissue=min_tissue, layout=layout)
+    if key_added in sdata:
+        raise ValueError(f"{key_added!r} is in sdata already; choose another key_added, or delete it first.")
+    image_key = find_image(sdata, image_key)
+    found = resolve_mpp(sdata, image_key=image_key, mpp=mpp)
+    shape = open_pyramid(sdata, image_key).level_shapes[0]
+    grid, xy = _lattice(shape, pitch_um / found.value, layout=layout)
+    radius = diameter_um / 2 / found.value
+    n_places = len(xy)
+    if tissue_only:
+        tissue = find_tissue(sdata, image_key)
+        kept = _share(tissue, xy, radius) >= min_tissue
+        _check_any(kept, tissue, image_key=image_key, min_tissue=min_tissue)
+        grid, xy = grid[kept], xy[kept]
+    sdata.shapes[key_added] = _circles(sdata, grid, xy, radius=radius, image_key=image_key)
+    logger.info(
+        "Added %d of %d spots as shapes %r (mpp %.4g from %s).", len(xy), n_places, key_added, found.value, found.source
+    )
+
+
+def _check_arguments(pitch_um: float, diameter_um: float, *, min_tissue: float, layout: str) -> None:
+    for name, value in {"pitch_um": pitch_um, "diameter_um": diameter_um}.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number of micrometres, got {value}.")
+    if not 0 < min_tissue <= 1:
+        raise ValueError(
+            f"min_tissue must be above 0 and at most 1, got {min_tissue}; for spots everywhere, tissue_only=False."
+        )
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}.")
+
+
+def _lattice(shape: tuple[int, int], pitch: float, *, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Row and column, and x and y, of every place of a lattice that is centred on the image."""
+    height, width = shape
+    if pitch < 1:
+        raise ValueError(f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image; raise pitch_um.")
+    # In Visium's way of counting, a step to the right is two columns and every second place is free.
+    step_y, step_x = (pitch, pitch) if layout == "square" else (pitch * math.sqrt(3) / 2, pitch / 2)
+    n_rows, n_columns = int(height // step_y), int(width // step_x)
+    if min(height, width) < pitch:
+        raise ValueError(
+            f"The pitch, {pitch:.0f} px, is larger than the image, {width} x {height} px; lower pitch_um, or check mpp."
+        )
+    grid = np.stack(np.meshgrid(np.arange(n_rows), np.arange(n_columns), indexing="ij"), axis=-1).reshape(-1, 2)
+    if layout == "hex":
+        grid = grid[grid.sum(axis=1) % 2 == 0]
+    margin = np.array([height - (n_rows - 1) * step_y, width - (n_columns - 1) * step_x]) / 2
+    yx = margin + grid * [step_y, step_x]
+    return grid, yx[:, ::-1]
+
+
+def _share(tissue: Tissue, xy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """Share of each spot that is tissue, at points that are spread evenly over it."""
+    ticks = np.arange(-4, 5) / 4.5
+    offsets = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    offsets = radius * offsets[np.hypot(*offsets.T) <= 1]
+    shares = [
+        tissue.at(xy[i : i + CHUNK, None] + offsets).mean(axis=1, dtype=np.float64) for i in range(0, len(xy), CHUNK)
+    ]
+    return np.concatenate(shares)
+
+
+def _check_any(kept: NDArray[np.bool_], tissue: Tissue, *, image_key: str, min_tissue: float) -> None:
+    if not kept.any():
+        raise ValueError(
+            f"No tissue found in image {image_key!r}: {100 * tissue.mask.mean():.2g} % of it is tissue (contrast above "
+            f"{tissue.threshold:.3g}), and none of {len(kept)} spots is to at least {min_tissue:g} on it. Lower "
+            "min_tissue, or take spots everywhere with tissue_only=False."
+        )
+
+
+def _circles(
+    sdata: SpatialData, grid: NDArray[np.int64], xy: NDArray[np.float64], *, radius: float, image_key: str
+) -> gpd.GeoDataFrame:
+    frame = gpd.GeoDataFrame(
+        {"radius": radius, Keys.ARRAY_ROW: grid[:, 0], Keys.ARRAY_COL: grid[:, 1]},
+        geometry=shapely.points(xy),
+        index=[f"{row}x{column}" for row, column in grid],
+    )
+    transformations = get_transformation(sdata.images[image_key], get_all=True)
+    return ShapesModel.parse(frame, transformations=dict(transformations))

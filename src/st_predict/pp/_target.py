@@ -1,0 +1,216 @@
+"""Counts to the values that a model predicts, and back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict.pp._align import PanelMatch, align_panel
+from st_predict.pp._counts import check_counts, dense, read_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from st_predict.specs import TargetSpec
+
+__all__ = ["Target", "from_target", "make_target", "to_target"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Target:
+    """What the spots of a table have to be predicted as.
+
+    Parameters
+    ----------
+    values
+        ``(n_spots, n_genes)`` float32, in the units of ``spec``.
+    genes
+        The ``n_genes`` names of the panel, in order.
+    rows
+        ``(n_spots,)`` int64: row of the table that each row of ``values`` comes from.
+    totals
+        ``(n_spots,)`` float64: sum of counts of each spot, over the genes that ``spec.over`` says.
+    dropped
+        Names of the spots that were left out because their sum is zero.
+    spec
+        Units.
+    n_summed
+        Number of genes that ``totals`` runs over.
+    """
+
+    values: NDArray[np.float32]
+    genes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    totals: NDArray[np.float64]
+    dropped: tuple[str, ...]
+    spec: TargetSpec
+    n_summed: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def make_target(
+    adata: AnnData, panel: Sequence[str] | PanelMatch, spec: TargetSpec, *, layer: str | None = None
+) -> Target:
+    """Turn the counts of a table into targets; spots without a count are left out.
+
+    Parameters
+    ----------
+    adata
+        Table with raw counts; it is not changed.
+    panel
+        Genes to predict, in order. A list is matched as :func:`align_panel` does by default; for other choices pass
+        what :func:`align_panel` returned.
+    spec
+        Units of the target.
+    layer
+        Layer with the counts; by default ``adata.X``.
+
+    Returns
+    -------
+    The target. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
+    nothing was measured there. How many is logged.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer, or panel genes are missing.
+    ValueError
+        If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
+        or ``panel`` was matched with another table.
+    """
+    if not adata.n_obs:
+        raise ValueError("The table has no spots.")
+    match = panel if isinstance(panel, PanelMatch) else align_panel(adata, panel)
+    if not match.var_names.equals(adata.var_names):
+        raise ValueError("This PanelMatch was made with a table of other genes; call align_panel on this table.")
+    counts = read_counts(adata, layer=layer)
+    panel_counts = match.take(counts)
+    totals, n_summed = _totals(counts, panel_counts, spec)
+    rows = np.flatnonzero(totals > 0)
+    dropped = tuple(adata.obs_names[totals == 0])
+    _report(dropped, n_spots=adata.n_obs, spec=spec)
+    values = _transform(panel_counts[rows], totals[rows], spec, n_summed=n_summed)
+    return Target(
+        values=values,
+        genes=match.matched,
+        rows=rows,
+        totals=totals[rows],
+        dropped=dropped,
+        spec=spec,
+        n_summed=n_summed,
+    )
+
+
+def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec) -> None:
+    genes = "the panel" if spec.over == "panel" else "all genes"
+    if len(dropped) == n_spots:
+        raise ValueError(f"All {n_spots} spots have a sum of zero over {genes}: is this the table with the counts?")
+    if dropped:
+        logger.warning("Dropped %d of %d spots with a sum of zero over %s.", len(dropped), n_spots, genes)
+
+
+def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = None) -> NDArray[np.float32]:
+    """Turn counts into targets.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, ``(n_spots, n_vars)``, dense or sparse; not changed.
+    spec
+        Units of the target.
+    panel_index
+        ``(n_genes,)`` columns of ``counts`` to predict, in order; by default all of them. With ``spec.over="all"`` the
+        sum of a spot still runs over every column.
+
+    Returns
+    -------
+    ``(n_spots, n_genes)``.
+
+    Raises
+    ------
+    ValueError
+        If counts are negative, not whole or not finite, or a spot has a sum of zero where one divides by it.
+    """
+    counts = check_counts(counts)
+    panel_counts = dense(counts if panel_index is None else counts[:, np.asarray(panel_index, dtype=np.int64)])
+    totals, n_summed = _totals(counts, panel_counts, spec)
+    return _transform(panel_counts, totals, spec, n_summed=n_summed)
+
+
+def _totals(counts: Any, panel_counts: NDArray[np.float64], spec: TargetSpec) -> tuple[NDArray[np.float64], int]:
+    summed = panel_counts if spec.over == "panel" else counts
+    return np.asarray(summed.sum(axis=1, dtype=np.float64)).ravel(), summed.shape[1]
+
+
+def _transform(
+    panel_counts: NDArray[np.float64], totals: NDArray[np.float64], spec: TargetSpec, *, n_summed: int
+) -> NDArray[np.float32]:
+    totals = totals[:, None]
+    if spec.transform == "counts":
+        values = panel_counts
+    elif spec.transform == "log_proportion":
+        values = np.log((1 + panel_counts) / (n_summed + totals))
+    else:
+        empty = np.flatnonzero(totals == 0)
+        if len(empty):
+            raise ValueError(
+                f"{len(empty)} of {len(totals)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
+                f"{spec.units} cannot divide by; leave them out, as make_target does."
+            )
+        values = np.log1p(spec.total * panel_counts / totals)
+    return values.astype(np.float32)
+
+
+def from_target(
+    target: ArrayLike, spec: TargetSpec, totals: ArrayLike, *, n_summed: int | None = None
+) -> NDArray[np.float64]:
+    """Turn targets, or predictions in the same units, back into counts: the inverse of :func:`to_target`.
+
+    Parameters
+    ----------
+    target
+        ``(n_spots, n_genes)`` in the units of ``spec``.
+    spec
+        Units of ``target``.
+    totals
+        ``(n_spots,)`` sums of counts that the spots have or are to have.
+    n_summed
+        Number of genes that the sum runs over; needed for ``log_proportion`` over all genes.
+
+    Returns
+    -------
+    ``(n_spots, n_genes)``; not rounded, so a prediction gives an expected count.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not agree, a total is negative or not finite, or ``n_summed`` is needed and was not given.
+    """
+    values, sums = np.asarray(target, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    if values.ndim != 2 or sums.shape != values.shape[:1]:
+        raise ValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {values.shape} and {sums.shape}.")
+    if not (np.isfinite(sums) & (sums >= 0)).all():
+        raise ValueError("totals must be finite and not negative.")
+    if spec.transform == "counts":
+        return values.copy()
+    if spec.transform == "log_proportion":
+        return np.exp(values) * (_n_summed(n_summed, values.shape[1], spec) + sums[:, None]) - 1
+    return np.expm1(values) * sums[:, None] / spec.total
+
+
+def _n_summed(n_summed: int | None, n_genes: int, spec: TargetSpec) -> int:
+    if n_summed is not None:
+        return n_summed
+    if spec.over == "all":
+        raise ValueError(f"{spec.units} needs n_summed=, the number of genes of the table; Target.n_summed has it.")
+    return n_genes

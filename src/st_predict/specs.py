@@ -1,0 +1,120 @@
+"""What a model reads and writes, as plain frozen data: no arrays, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, get_args
+
+__all__ = ["CropSpec", "LevelSpec", "PixelSpec", "TargetSpec"]
+
+Transform = Literal["log1p_total", "log_proportion", "counts"]
+Over = Literal["panel", "all"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSpec:
+    """One level of a multi-level crop.
+
+    Parameters
+    ----------
+    size
+        Side of the square array that the network sees, in pixels.
+    downsample
+        Width of a pixel relative to the finest level of the crop: 1 is the finest, 2 has pixels twice as wide.
+    """
+
+    size: int
+    downsample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.size < inf and 0 < self.downsample < inf):
+            raise ValueError(f"size and downsample must be positive and finite, got {self.size} and {self.downsample}.")
+
+    @property
+    def fov(self) -> float:
+        """Side of the field of view, in pixels of the finest level."""
+        return self.size * self.downsample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropSpec:
+    """The crops around one spot.
+
+    Parameters
+    ----------
+    levels
+        Finest first.
+    mpp
+        Micrometres per pixel of the finest level. ``None`` takes the pixels of the image as they are, whatever
+        their size.
+    pad_value
+        Grey value of what lies outside the image. White, as is outside the tissue.
+    """
+
+    levels: tuple[LevelSpec, ...]
+    mpp: float | None = None
+    pad_value: int = 255
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("A crop needs at least one level.")
+        downsamples = [level.downsample for level in self.levels]
+        if downsamples != sorted(downsamples):
+            raise ValueError(f"The finest level comes first, got the downsamples {downsamples}.")
+        if self.mpp is not None and not 0 < self.mpp < inf:
+            raise ValueError(f"mpp must be positive and finite, got {self.mpp}.")
+        if not 0 <= self.pad_value <= 255:
+            raise ValueError(f"pad_value must be a grey value from 0 to 255, got {self.pad_value}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelSpec:
+    """How 8-bit pixels become numbers: ``(x / 255 - mean) / std``, a channel at a time."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean and std have a number for each of 3 colours, got {self.mean} and {self.std}.")
+        if not all(0 < value < inf for value in self.std):
+            raise ValueError(f"std must be positive and finite, got {self.std}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetSpec:
+    """Units of the values that a model predicts.
+
+    Parameters
+    ----------
+    transform
+        ``"log1p_total"`` is ``ln(1 + total * c / sum(c))`` (M2OST, HisToGene with another ``total``);
+        ``"log_proportion"`` is ``ln((1 + c) / (n_genes + sum(c)))`` (ST-Net); ``"counts"`` leaves counts alone.
+    total
+        Sum of a spot after scaling, for ``"log1p_total"``.
+    over
+        Genes over which the sum of a spot runs: the ``"panel"`` or ``"all"`` genes of the table.
+    """
+
+    transform: Transform = "log1p_total"
+    total: float = 1e6
+    over: Over = "panel"
+
+    def __post_init__(self) -> None:
+        if self.transform not in get_args(Transform):
+            raise ValueError(f"transform must be one of {get_args(Transform)}, got {self.transform!r}.")
+        if self.over not in get_args(Over):
+            raise ValueError(f"over must be one of {get_args(Over)}, got {self.over!r}.")
+        if not 0 < self.total < inf:
+            raise ValueError(f"total must be positive and finite, got {self.total}.")
+
+    @property
+    def units(self) -> str:
+        """The transform as a formula, to be read by people."""
+        genes = "panel genes" if self.over == "panel" else "all genes"
+        return {
+            "log1p_total": f"ln(1 + {self.total:,.10g} * count / sum over {genes})",
+            "log_proportion": f"ln((1 + count) / (n_genes + sum)), over {genes}",
+            "counts": "counts",
+        }[self.transform]

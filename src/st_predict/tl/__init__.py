@@ -1,0 +1,11 @@
+"""Tools: train, predict, evaluate."""
+
+from __future__ import annotations
+
+from st_predict.tl._config import TrainConfig
+from st_predict.tl._evaluate import Evaluation, evaluate
+from st_predict.tl._predict import predict
+from st_predict.tl._split import LeakageError
+from st_predict.tl._train import TrainResult, train
+
+__all__ = ["Evaluation", "LeakageError", "TrainConfig", "TrainResult", "evaluate", "predict", "train"]

@@ -1,0 +1,87 @@
+"""How to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["TrainConfig"]
+
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
+Monitor = Literal["pearson", "loss"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How to train. The defaults are those of the M2OST paper :cite:p:`Wang2025`.
+
+    Parameters
+    ----------
+    epochs, batch_size, lr, weight_decay, optimizer
+        As everywhere.
+    schedule
+        Of the learning rate; ``"cosine"`` falls to 0 over ``epochs``.
+    warmup
+        Epochs over which the learning rate rises to ``lr``. M2OST has no norm in front of its first attention and
+        can collapse to the mean without one.
+    clip
+        Largest norm of the gradient; larger ones are scaled down to it.
+    patience
+        Stop after so many epochs without a better validation; ``None`` never stops early.
+    monitor
+        What makes a checkpoint the best: ``"pearson"``, the mean per-gene correlation within validation sections,
+        or ``"loss"``, the mean squared error.
+    augment
+        Turn and mirror spots, the same way at all levels.
+    level_drop
+        Probability of hiding a level of a spot in training, so that the network learns to do without.
+    start_at_mean
+        Let the network predict the mean of each gene before it has learned anything, if it can
+        (:meth:`st_predict.models.SpotModel.start_at`). Published trainings begin at zero, which costs small data sets
+        most of their steps.
+    seed
+        Of initial weights, order and augmentation.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    precision
+        ``"auto"`` takes bfloat16 where the device computes in it; ``"float32"``, ``"bfloat16"``.
+    progress
+        Show a progress bar.
+    """
+
+    epochs: int = 100
+    batch_size: int = 96
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    clip: float | None = None
+    patience: int | None = None
+    monitor: Monitor = "pearson"
+    augment: bool = True
+    level_drop: float = 0.0
+    start_at_mean: bool = True
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", Optimizer), ("schedule", Schedule), ("monitor", Monitor)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(
+                f"epochs and batch_size must be at least 1 and lr above 0, got {self.epochs}, {self.batch_size}, {self.lr}."
+            )
+        if self.warmup < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(f"warmup must not be negative and clip be above 0, got {self.warmup} and {self.clip}.")
+        if not 0 <= self.level_drop < 1:
+            raise ValueError(f"level_drop is a probability below 1, got {self.level_drop}.")
+        if self.seed < 0 or self.weight_decay < 0 or (self.patience is not None and self.patience < 1):
+            raise ValueError(
+                "seed and weight_decay must not be negative, and patience must be at least 1 or None, got "
+                f"{self.seed}, {self.weight_decay}, {self.patience}."
+            )

@@ -1,0 +1,129 @@
+"""Crops of a training set, cut once and kept on disk."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from st_predict.crops import Batch, iter_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from st_predict.specs import CropSpec
+    from st_predict.tl._observed import Observed
+
+__all__ = ["CropLoader", "CropStore"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropStore:
+    """All crops of some spots with their targets; the crops are memory-mapped files.
+
+    Parameters
+    ----------
+    crops
+        One uint8 array ``(n_spots, 3, size, size)`` a level, finest first.
+    target
+        ``(n_spots, n_genes)`` float32.
+    section
+        ``(n_spots,)`` int: which section each spot is of.
+    grid
+        ``(n_spots, 2)`` int64, where all sections have a lattice.
+    xy_um
+        ``(n_spots, 2)`` float32, where the mpp of all sections is known.
+    """
+
+    crops: tuple[NDArray[np.uint8], ...]
+    target: NDArray[np.float32]
+    section: NDArray[np.int64]
+    grid: NDArray[np.int64] | None
+    xy_um: NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of these rows."""
+        return Batch(
+            crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
+            index=torch.from_numpy(rows),
+            grid=None if self.grid is None else torch.from_numpy(self.grid[rows]),
+            xy_um=None if self.xy_um is None else torch.from_numpy(self.xy_um[rows]),
+            target=torch.from_numpy(self.target[rows]),
+        )
+
+    @classmethod
+    def cut(cls, sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> CropStore:
+        """Cut the crops of every spot that has a target, into files in ``folder``, which is made."""
+        folder.mkdir()
+        lengths = [len(s.rows) for s in sections]
+        _check_space(folder.parent, sum(lengths) * sum(3 * level.size**2 for level in crop.levels))
+        shapes = [(sum(lengths), 3, level.size, level.size) for level in crop.levels]
+        crops = tuple(
+            np.lib.format.open_memmap(folder / f"level{i}.npy", mode="w+", dtype=np.uint8, shape=shape)
+            for i, shape in enumerate(shapes)
+        )
+        for start, section in zip(np.cumsum([0, *lengths[:-1]]), sections, strict=True):
+            _cut_section(section, crop, out=tuple(array[start : start + len(section.rows)] for array in crops))
+        return cls(
+            crops=crops,
+            target=np.concatenate([s.target for s in sections]),
+            section=np.repeat(np.arange(len(sections)), lengths),
+            grid=_join(sections, [s.section.spots.grid for s in sections]),
+            xy_um=_join(sections, [s.section.xy_um for s in sections]),
+        )
+
+
+def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Places of the spots that have a target; ``None`` where those of a section are not known."""
+    known = [place[section.rows] for section, place in zip(sections, places, strict=True) if place is not None]
+    return np.concatenate(known) if len(known) == len(sections) else None
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Refuse what would not fit: a full disk kills whoever writes to a memory map."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC, f"The crops need {needed / 1e9:.1f} GB, {str(folder)!r} has {free / 1e9:.1f} GB free"
+        )
+
+
+def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
+    section = observed.section
+    place = np.full(len(section.rows), -1)
+    place[observed.rows] = np.arange(len(observed.rows))
+    for batch in iter_batches(section.reader, section.plan(crop), pad_value=crop.pad_value):
+        where = place[batch.index.numpy()]
+        for array, crops in zip(out, batch.crops, strict=True):
+            array[where[where >= 0]] = crops.numpy()[where >= 0]
+
+
+@dataclass(slots=True)
+class CropLoader:
+    """Batches of a :class:`CropStore`, in a new order each epoch that depends on the seed and the epoch alone."""
+
+    store: CropStore
+    batch_size: int
+    seed: int | None = None
+    epoch: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.store) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = np.arange(len(self.store))
+        if self.seed is not None:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(rows)
+        for start in range(0, len(rows), self.batch_size):
+            yield self.store.batch(rows[start : start + self.batch_size])

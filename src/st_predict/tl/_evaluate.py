@@ -1,0 +1,211 @@
+"""How good is a prediction, and is it better than a constant?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from st_predict import metrics
+from st_predict._keys import Keys
+from st_predict.get import prediction
+from st_predict.models import ModelCard
+from st_predict.pp import align_panel
+from st_predict.tl._baselines import PREDICTORS, Baselines, own_mean
+from st_predict.tl._observed import measured_table, observe
+from st_predict.tl._sections import as_list
+from st_predict.tl._split import refuse_same_sections
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.tl._observed import Observed
+    from st_predict.tl._sections import Sections
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Scores of a prediction and of the baselines.
+
+    Parameters
+    ----------
+    summary
+        A row for each section and predictor; columns are the scores that ``definitions`` explains.
+    genes
+        Tidy: ``section``, ``predictor``, ``gene``, ``pearson``, ``spearman``. NaN where a correlation is undefined.
+    definitions
+        What each score and each predictor is, in a sentence.
+    """
+
+    summary: pd.DataFrame
+    genes: pd.DataFrame
+    definitions: Mapping[str, str]
+
+
+def evaluate(
+    sdatas: Sections,
+    *,
+    key: str = "pred_m2ost",
+    train: Sections | None = None,
+    group_key: str = Keys.PATIENT,
+    image_key: Mapping[str, str] | str | None = None,
+) -> Evaluation:
+    """Compare a prediction with what was measured, beside the baselines.
+
+    Scores are taken within each section; sections are never pooled, because a constant that knows the section or the
+    patient would score high.
+
+    Parameters
+    ----------
+    sdatas
+        Measured sections that hold the prediction.
+    key
+        Key of the prediction.
+    train
+        Sections that the model was trained on. Baselines learn from these and from nothing else; without them, only
+        the mean of the section itself is given.
+    group_key
+        Column of ``.obs`` that names the patient.
+    image_key
+        RGB image of the sections, for the baselines; may be left out where there is one. A mapping from region to
+        image, for tables of several sections.
+
+    Returns
+    -------
+    Scores of ``key`` and of each baseline. Also adds to each table:
+
+    ``.var["{key}_pearson"]``, ``.var["{key}_spearman"]`` : float64
+        Per-gene correlation within the section, NaN where undefined (the mean, if the table has several sections).
+
+    Spots that have no prediction, or no counts, are left out everywhere.
+
+    Raises
+    ------
+    KeyError
+        If a section has no such prediction, or does not name its patients.
+    LeakageError
+        If a section is to be scored and is in ``train`` as well.
+    ValueError
+        If a table holds no counts, or sections were predicted by networks with different panels, units or crops.
+    """
+    slides = as_list(sdatas)
+    card = _card(slides, key)
+    if train is not None:
+        refuse_same_sections(slides, as_list(train), group_key=group_key, what="in train and to be scored")
+    where: dict[str, Any] = {"group_key": group_key, "image_key": image_key}
+    observed = [observe(sdata, card, crops=train is not None, **where) for sdata in slides]
+    _check_names([section.name for sections in observed for section in sections])
+    known = [] if train is None else [o for s in as_list(train) for o in observe(s, card, **where)]
+    baselines = Baselines.fit(known, card.crop) if known else None
+    genes, summary = [], []
+    for sdata, sections in zip(slides, observed, strict=True):
+        scored = [
+            _score_section(*_predicted(sdata, section, key), card, key=key, baselines=baselines) for section in sections
+        ]
+        _write_scores(sdata, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
+        genes += [scores for scores, _ in scored]
+        summary += [row for _, rows in scored for row in rows]
+    return Evaluation(
+        summary=pd.DataFrame(summary), genes=pd.concat(genes, ignore_index=True), definitions=_definitions(key, card)
+    )
+
+
+def _check_names(sections: Sequence[str]) -> None:
+    if twice := sorted({name for name in sections if sections.count(name) > 1}):
+        raise ValueError(
+            f"Several sections are called {twice}, so their scores could not be told apart: give each a name of its own "
+            f"in .obs[{Keys.SECTION!r}]."
+        )
+
+
+def _card(slides: Sequence[SpatialData], key: str) -> ModelCard:
+    """Card of the network that predicted the sections."""
+    records = [prediction(sdata, key).uns.get(Keys.UNS, {}).get(key, {}) for sdata in slides]
+    if not all("card" in record for record in records):
+        raise KeyError(
+            f"The prediction {key!r} has no card, so its units are unknown. st_predict.tl.predict writes one."
+        )
+    first, *others = [ModelCard.from_json(record["card"]) for record in records]
+    for card in others:
+        if (card.genes, card.target, card.crop) != (first.genes, first.target, first.crop):
+            raise ValueError(
+                f"The predictions {key!r} differ in panel, units or crops, so their scores can't stand side by side: "
+                "evaluate the sections one by one."
+            )
+    return first
+
+
+def _predicted(sdata: SpatialData, section: Observed, key: str) -> tuple[Observed, NDArray[np.float32]]:
+    """Return the spots of a section that have a prediction, and the prediction, ``(n_spots, n_genes)``."""
+    table, result = measured_table(sdata), prediction(sdata, key)
+    if not table.obs_names.isin(result.obs_names).all():
+        raise ValueError(f"The prediction {key!r} is not of the spots whose counts were measured.")
+    spots = table.obs_names[section.section.rows[section.rows]]
+    values = np.asarray(result[spots].X)
+    there = np.isfinite(values).all(axis=1)
+    if not there.any():
+        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
+    return replace(section, rows=section.rows[there], target=section.target[there]), values[there]
+
+
+def _score_section(
+    section: Observed, values: NDArray[np.float32], card: ModelCard, *, key: str, baselines: Baselines | None
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Score a prediction beside the baselines: a gene at a time, and in a row each."""
+    others = baselines.predict(section, card.crop) if baselines else {}
+    genes, rows = [], []
+    predictions: dict[str, NDArray[Any]] = {key: values, "section_mean": own_mean(section), **others}
+    for name, predicted in predictions.items():
+        about = {"section": section.name, "predictor": name}
+        scores, row = _score(predicted, section.target)
+        genes.append(pd.DataFrame({**about, "gene": card.genes, **scores}))
+        rows.append({**about, **row})
+    return pd.concat(genes, ignore_index=True), rows
+
+
+def _score(
+    predicted: NDArray[Any], target: NDArray[np.float32]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    pearson, spearman = (score(predicted, target, axis=0) for score in (metrics.pearson, metrics.spearman))
+    spots = metrics.pearson(predicted, target, axis=1)
+    row = {
+        "n_spots": len(target),
+        "gene_pearson": _mean_defined(pearson),
+        "gene_spearman": _mean_defined(spearman),
+        "n_undefined_genes": int(np.isnan(pearson).sum()),
+        "spot_pearson": _mean_defined(spots),
+        "n_undefined_spots": int(np.isnan(spots).sum()),
+        "spot_rmse": float(metrics.rmse(predicted, target, axis=1).mean()),
+        "mae": float(metrics.mae(predicted, target, axis=1).mean()),
+    }
+    return {"pearson": pearson, "spearman": spearman}, row
+
+
+def _mean_defined(scores: NDArray[np.float64]) -> float:
+    """Mean of what is defined; NaN, not zero, if nothing is."""
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _write_scores(sdata: SpatialData, scores: Sequence[pd.DataFrame], genes: Sequence[str], *, key: str) -> None:
+    """Add the scores of the sections of a table to its ``.var``; genes outside the panel get NaN."""
+    table = measured_table(sdata)
+    columns = align_panel(table, genes).columns
+    mean = pd.concat(scores).groupby("gene", sort=False)[["pearson", "spearman"]].mean()
+    for metric in mean:
+        values = np.full(table.n_vars, np.nan)
+        for column, value in zip(columns, mean[metric], strict=True):
+            values[list(column)] = value
+        table.var[Keys.score(key, metric)] = values
+
+
+def _definitions(key: str, card: ModelCard) -> dict[str, str]:
+    what = f"Prediction of a {card.model!r} network, in {card.target.units}."
+    return {**metrics.DEFINITIONS, key: what, **PREDICTORS}

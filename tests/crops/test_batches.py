@@ -1,0 +1,322 @@
+"""Crops against an image whose colours say where a pixel is, and against the resampling of Pillow."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from st_predict.crops import Batch, iter_batches, plan_crops
+from st_predict.crops._batches import reading_order
+from st_predict.datasets import toy
+from st_predict.io import open_pyramid
+from st_predict.specs import CropSpec, LevelSpec
+
+WIDTH, HEIGHT = 600, 400  # of the fixture
+
+
+def spec_of(*levels: tuple[int, float]) -> CropSpec:
+    return CropSpec(levels=tuple(LevelSpec(size=size, downsample=d) for size, d in levels))
+
+
+def read_all(reader, xy, spec, **options) -> list[np.ndarray]:
+    """Crops ``(n_spots, size, size, 3)`` of each level, in the order of ``xy``."""
+    plan = plan_crops(np.asarray(xy, float), spec, downsamples=reader.downsamples)
+    out = [np.zeros((len(xy), level.size, level.size, 3), np.uint8) for level in spec.levels]
+    seen = []
+    for batch in iter_batches(reader, plan, **options):
+        assert all(crop.dtype == torch.uint8 and crop.is_contiguous() for crop in batch.crops)
+        seen += batch.index.tolist()
+        for level, crop in zip(out, batch.crops, strict=True):
+            level[batch.index.numpy()] = crop.permute(0, 2, 3, 1).numpy()
+    assert sorted(seen) == list(range(len(xy)))
+    return out
+
+
+class FakePyramid:
+    """One level of noise; counts what is read, and may be slow or broken."""
+
+    level_shapes = ((64, 2000),)
+    downsamples = (1.0,)
+
+    def __init__(self, *, fail_after: int | None = None, jitter: float = 0.0) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (*self.level_shapes[0], 3), dtype=np.uint8)
+        self.n_reads, self.regions = 0, []
+        self._fail_after, self._jitter, self._lock = fail_after, jitter, threading.Lock()
+
+    def read(self, x, y, width, height, *, level):
+        with self._lock:
+            self.n_reads += 1
+            self.regions.append((x, y, width, height, level))
+            if self._fail_after is not None and self.n_reads > self._fail_after:
+                raise OSError("the disk is broken")
+        time.sleep(self._jitter * (self.n_reads % 3))
+        return self.pixels[y : y + height, x : x + width]
+
+
+def in_a_row(n: int) -> np.ndarray:
+    return np.stack([np.linspace(10, 1990, n), np.full(n, 32.0)], axis=1)
+
+
+def within(seconds: float, function) -> None:
+    """Run in a thread, so that a test that hangs fails instead."""
+    errors = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), f"still running after {seconds} s"
+    if errors:
+        raise errors[0]
+
+
+# Where pixels come from
+
+
+@pytest.mark.parametrize("downsample", [1, 2, 4])
+def test_crops_are_centred_at_every_stored_level(sdata, downsample):
+    reader = open_pyramid(sdata, "he")
+    xy = [(300, 200), (148, 252), (8, 8), (596, 392), (300, 0)]
+    (crops,) = read_all(reader, xy, spec_of((16, downsample)))
+    for crop, (x, y) in zip(crops, xy, strict=True):
+        np.testing.assert_array_equal(crop, coordinate_crop(x, y, 16, downsample))
+
+
+def coordinate_crop(x: float, y: float, size: int, downsample: int, outside: int = 255) -> np.ndarray:
+    """What the fixture shows around a point: x // 4 and y // 4, and the grey value outside."""
+    left_edges = (np.arange(size) - size / 2) * downsample
+    xx, yy = np.meshgrid(x + left_edges, y + left_edges)
+    crop = np.stack([xx // 4, yy // 4, np.zeros_like(xx)], axis=-1)
+    crop[(xx < 0) | (xx >= WIDTH) | (yy < 0) | (yy >= HEIGHT)] = outside
+    return crop.astype(np.uint8)
+
+
+def test_levels_of_a_batch_show_the_same_centre(sdata):
+    crops = read_all(open_pyramid(sdata, "he"), [(300, 200)], spec_of((16, 1), (16, 2), (16, 4)))
+    for crop, downsample in zip(crops, (1, 2, 4), strict=True):
+        np.testing.assert_array_equal(crop[0], coordinate_crop(300, 200, 16, downsample))
+
+
+@pytest.mark.parametrize("pad_value", [255, 0, 17])
+def test_outside_of_the_image_is_grey(sdata, pad_value):
+    xy = [(0, 0), (WIDTH, HEIGHT), (0, HEIGHT), (WIDTH, 0), (-500, 200), (300, 5000), (-8, -8), (WIDTH + 8, 200)]
+    (crops,) = read_all(open_pyramid(sdata, "he"), xy, spec_of((16, 1)), pad_value=pad_value)
+    for crop, (x, y) in zip(crops, xy, strict=True):
+        np.testing.assert_array_equal(crop, coordinate_crop(x, y, 16, 1, pad_value))
+    assert (crops[4:] == pad_value).all()
+
+
+def test_a_crop_larger_than_the_image(sdata):
+    (crops,) = read_all(open_pyramid(sdata, "he"), [(300, 200)], spec_of((256, 4)))
+    np.testing.assert_array_equal(crops[0], coordinate_crop(300, 200, 256, 4))
+
+
+def test_nothing_outside_of_a_level_is_asked_for(sdata):
+    inner = open_pyramid(sdata, "he")
+
+    class Strict:
+        level_shapes, downsamples = inner.level_shapes, inner.downsamples
+
+        def read(self, x, y, width, height, *, level):
+            rows, columns = self.level_shapes[level]
+            assert width > 0 and height > 0
+            assert 0 <= x <= x + width <= columns
+            assert 0 <= y <= y + height <= rows
+            return inner.read(x, y, width, height, level=level)
+
+    xy = np.random.default_rng(0).uniform(-100, 700, (40, 2))
+    read_all(Strict(), xy, spec_of((16, 1), (16, 2), (16, 3), (16, 4)))
+
+
+# Which spots, in which order
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64, None])
+def test_every_spot_comes_once_whatever_the_batch_size(batch_size):
+    reader, xy = FakePyramid(), np.random.default_rng(1).permutation(in_a_row(33))
+    (crops,) = read_all(reader, xy, spec_of((6, 1)), batch_size=batch_size)
+    for crop, (x, y) in zip(crops, xy, strict=True):
+        left, top = round(x - 3), round(y - 3)
+        np.testing.assert_array_equal(crop, reader.pixels[top : top + 6, left : left + 6])
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 7), (5, [5, 2]), (7, [7]), (64, [7]), (None, [7])])
+def test_sizes_of_batches(batch_size, sizes):
+    plan = plan_crops(in_a_row(7), spec_of((4, 1)), downsamples=[1])
+    assert [len(batch) for batch in iter_batches(FakePyramid(), plan, batch_size=batch_size)] == sizes
+
+
+def test_a_whole_section_comes_in_the_order_of_the_table():
+    plan = plan_crops(in_a_row(20)[::-1], spec_of((4, 1)), downsamples=[1])
+    (batch,) = iter_batches(FakePyramid(), plan, batch_size=None)
+    assert batch.index.tolist() == list(range(20))
+    assert batch.index.dtype == torch.int64
+
+
+def test_reading_goes_along_bands_from_left_to_right():
+    xy = np.array([[900.0, 100], [100, 2000], [100, 100], [500, 900], [50, 1900]])
+    (plan,) = plan_crops(xy, spec_of((4, 4)), downsamples=[1, 4])
+    assert reading_order(plan, (1, 4)).tolist() == [2, 3, 0, 4, 1]
+
+
+@pytest.mark.parametrize("batch_size", [5, None])
+def test_no_spots_give_no_batches(batch_size):
+    plan = plan_crops(np.empty((0, 2)), spec_of((4, 1)), downsamples=[1])
+    assert list(iter_batches(FakePyramid(), plan, batch_size=batch_size)) == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_that_makes_no_sense(batch_size):
+    plan = plan_crops(in_a_row(3), spec_of((4, 1)), downsamples=[1])
+    with pytest.raises(ValueError, match=f"batch_size must be 1 or more.*got {batch_size}"):
+        next(iter_batches(FakePyramid(), plan, batch_size=batch_size))
+
+
+# Resampling
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    sdata = toy()
+    (image_key,) = sdata.images
+    return open_pyramid(sdata, image_key)
+
+
+@pytest.mark.parametrize(("size", "downsample"), [(96, 1.5), (64, 3), (100, 1.1), (50, 6.4)])
+def test_resampling_is_that_of_pillow(tissue, size, downsample):
+    xy = [(440, 360), (401.3, 377.9)]
+    spec = spec_of((size, downsample))
+    (plan,) = plan_crops(np.array(xy), spec, downsamples=tissue.downsamples)
+    assert plan.read_size > size
+    (crops,) = read_all(tissue, xy, spec)
+    for crop, (x, y) in zip(crops, plan.origins.tolist(), strict=True):
+        raw = tissue.read(x, y, plan.read_size, plan.read_size, level=plan.level)
+        assert raw.std() > 5  # there is something to see
+        expected = np.asarray(Image.fromarray(raw).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(crop.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("downsample", [1.5, 2.5, 3, 5])
+def test_resampled_crops_are_centred(sdata, downsample):
+    xy = np.array([(300, 200), (251.3, 148.2)])
+    (crops,) = read_all(open_pyramid(sdata, "he"), xy, spec_of((40, downsample)))
+    stored = max(d for d in (1, 2, 4) if d <= downsample)
+    steps = (np.arange(40) + 0.5 - 20) * downsample
+    for crop, centre in zip(crops, xy, strict=True):
+        for channel, axis in ((0, 0), (1, 1)):
+            seen = crop[..., channel].mean(axis=axis) * 4.0 + 2  # the middle of the pixels of this colour
+            off = seen - (centre[channel] + steps)
+            assert np.abs(off).max() < 0.5 * stored + 4.5  # colours change every 4 pixels
+            assert abs(off[3:-3].mean()) < 0.5 * stored + 0.5
+
+
+def test_padding_is_resampled_with_the_crop(sdata):
+    (crops,) = read_all(open_pyramid(sdata, "he"), [(0, 200)], spec_of((32, 3)))
+    assert (crops[0][:, :15] == 255).all()
+    assert (crops[0][:, 17:, 0] < 20).all()
+
+
+# Threads and memory
+
+
+@pytest.mark.parametrize("n_threads", [2, 4, 16])
+def test_several_threads_give_the_same(n_threads):
+    reader = FakePyramid(jitter=1e-3)
+    plan = plan_crops(np.random.default_rng(2).permutation(in_a_row(60)), spec_of((6, 1), (6, 2)), downsamples=[1])
+    one = list(iter_batches(reader, plan, batch_size=7, n_threads=1))
+    several = list(iter_batches(reader, plan, batch_size=7, n_threads=n_threads))
+    assert len(one) == len(several) == 9
+    for a, b in zip(one, several, strict=True):
+        assert torch.equal(a.index, b.index)
+        assert all(torch.equal(x, y) for x, y in zip(a.crops, b.crops, strict=True))
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_batches_are_read_ahead_but_not_too_far(n_threads):
+    reader = FakePyramid()
+    plan = plan_crops(in_a_row(40), spec_of((4, 1)), downsamples=[1])
+    for n_used, _ in enumerate(iter_batches(reader, plan, batch_size=4, n_threads=n_threads), start=1):
+        expected = min(n_used + n_threads, 10) * 4
+        until = time.monotonic() + 5
+        while reader.n_reads < expected and time.monotonic() < until:
+            time.sleep(1e-3)
+        time.sleep(5e-3)  # time to read too far
+        assert reader.n_reads == expected
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 13])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_an_error_of_the_reader_reaches_the_caller(fail_after, n_threads):
+    plan = plan_crops(in_a_row(40), spec_of((4, 1)), downsamples=[1])
+
+    def run() -> None:
+        with pytest.raises(OSError, match="the disk is broken"):
+            list(iter_batches(FakePyramid(fail_after=fail_after), plan, batch_size=4, n_threads=n_threads))
+
+    within(10, run)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_whoever_stops_early_is_let_go(n_threads):
+    reader = FakePyramid(jitter=1e-3)
+    plan = plan_crops(in_a_row(400), spec_of((4, 1)), downsamples=[1])
+    n_before = threading.active_count()
+
+    def run() -> None:
+        for _ in iter_batches(reader, plan, batch_size=4, n_threads=n_threads):
+            break
+
+    within(10, run)
+    assert reader.n_reads <= (n_threads + 1) * 4
+    assert threading.active_count() <= n_before
+
+
+def test_an_error_of_the_user_of_a_batch_lets_go_too():
+    reader = FakePyramid()
+    plan = plan_crops(in_a_row(400), spec_of((4, 1)), downsamples=[1])
+
+    def use() -> None:
+        for _ in iter_batches(reader, plan, batch_size=4):
+            raise KeyError("mine")
+
+    def run() -> None:
+        with pytest.raises(KeyError, match="mine"):
+            use()
+
+    within(10, run)
+
+
+def test_nothing_is_read_before_the_first_batch_is_asked_for():
+    reader = FakePyramid()
+    iter_batches(reader, plan_crops(in_a_row(4), spec_of((4, 1)), downsamples=[1]))
+    assert reader.n_reads == 0
+
+
+# What a batch does
+
+
+def test_a_batch_moves_as_a_whole():
+    full = Batch(
+        crops=(torch.zeros(2, 3, 4, 4, dtype=torch.uint8),) * 2,
+        index=torch.arange(2),
+        grid=torch.zeros(2, 2, dtype=torch.int64),
+        xy_um=torch.zeros(2, 2),
+        target=torch.zeros(2, 5),
+        level_mask=torch.ones(2, 2, dtype=torch.bool),
+    )
+    moved = full.to("meta")
+    tensors = [*moved.crops, moved.index, moved.grid, moved.xy_um, moved.target, moved.level_mask]
+    assert [t.device.type for t in tensors] == ["meta"] * 7
+    assert len(moved) == 2
+    bare = Batch(crops=full.crops, index=full.index).to("meta")
+    assert (bare.grid, bare.xy_um, bare.target, bare.level_mask) == (None,) * 4

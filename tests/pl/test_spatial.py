@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import geopandas as gpd
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import EllipseCollection, PolyCollection
+from scipy.stats import pearsonr
+from shapely import Point, box
+from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.transformations import Identity, Scale, set_transformation
+
+from st_predict.pl import spatial
+from st_predict.specs import TargetSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+XY = np.array([(x, y) for y in (50, 200, 390) for x in (10, 150, 300, 590)], dtype=float)
+KEEP_OBSERVED = np.arange(12) != 5
+KEEP_PREDICTED = np.arange(12) != 2
+
+
+def spots(axes: Axes) -> EllipseCollection:
+    (collection,) = axes.collections
+    return collection
+
+
+def test_spots_are_where_and_as_large_as_they_are(predicted: SpatialData) -> None:
+    axes = spatial(predicted, "ERBB2")
+    assert axes.shape == (1, 3)
+    for one, keep in ((axes[0, 1], KEEP_OBSERVED), (axes[0, 2], KEEP_PREDICTED)):
+        np.testing.assert_allclose(spots(one).get_offsets(), XY[keep])
+        # half of the shapes' coordinates are a pixel, so a radius of 10 is one of 20 px
+        np.testing.assert_allclose(spots(one).get_widths(), 40)
+        np.testing.assert_allclose(spots(one).get_heights(), 40)
+    assert not axes[0, 0].collections
+
+
+def test_a_spot_covers_its_pixels_on_paper(predicted: SpatialData) -> None:
+    axes = spatial(predicted, "ERBB2", tissue_strength=0, margin=None, figsize=(12, 4))
+    figure = axes[0, 1].figure
+    figure.savefig("/dev/null", format="png", dpi=100)
+    canvas = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    x0, y0 = axes[0, 1].transData.transform((300 - 40, 200 + 40))
+    x1, y1 = axes[0, 1].transData.transform((300 + 40, 200 - 40))
+    height = canvas.shape[0]
+    window = canvas[round(height - y1) : round(height - y0), round(x0) : round(x1)].astype(int)
+    coloured = (window.max(axis=2) - window.min(axis=2)) > 40
+    # a circle with a diameter of half of the window
+    assert coloured.mean() == pytest.approx(np.pi / 4 / 4, rel=0.1)
+
+
+def test_values_are_those_of_the_table_in_the_units_of_the_model(
+    predicted: SpatialData, observed: pd.DataFrame
+) -> None:
+    axes = spatial(predicted, ["COL1A1", "VIM"])
+    prediction = predicted["table"].obsm["pred_m2ost"]
+    for row, gene in zip(axes, ["COL1A1", "VIM"], strict=True):
+        np.testing.assert_allclose(spots(row[1]).get_array(), observed[gene], rtol=1e-5)
+        np.testing.assert_allclose(spots(row[2]).get_array(), prediction[gene].dropna())
+
+
+def test_both_maps_share_one_scale_that_is_written_beside_them(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    axes = spatial(predicted, "ERBB2", percentiles=(10, 80))
+    both = np.concatenate([observed["ERBB2"], predicted["table"].obsm["pred_m2ost"]["ERBB2"].dropna()])
+    low, high = np.percentile(both, (10, 80))
+    for one in axes[0, 1:]:
+        assert spots(one).get_clim() == pytest.approx((low, high), rel=1e-5)
+        np.testing.assert_array_equal(
+            spots(one).cmap(spots(one).norm(spots(one).get_array())), spots(one).to_rgba(spots(one).get_array())
+        )
+    bar = spots(axes[0, 2]).colorbar
+    assert bar.extend == "both"
+    assert bar.ax.get_ylabel() == f"{TargetSpec().units}\nsame scale in both maps"
+
+
+def test_title_has_the_correlation_over_the_spots_that_have_both(
+    predicted: SpatialData, observed: pd.DataFrame
+) -> None:
+    axes = spatial(predicted, "ACTB")
+    pair = pd.concat([predicted["table"].obsm["pred_m2ost"]["ACTB"], observed["ACTB"]], axis=1).dropna()
+    assert len(pair) == 10
+    r = pearsonr(*pair.to_numpy().T).statistic
+    assert [one.get_title() for one in axes[0]] == ["H&E", "ACTB, observed", f"ACTB, predicted, Pearson r = {r:.2f}"]
+
+
+def test_a_constant_prediction_has_no_correlation(predicted: SpatialData) -> None:
+    predicted["table"].obsm["pred_m2ost"]["ACTB"] = np.float32(3)
+    assert spatial(predicted, "ACTB")[0, 2].get_title() == "ACTB, predicted, Pearson r undefined"
+
+
+def set_target(sdata: SpatialData, **target: object) -> None:
+    card = {"genes": [], "target": target}
+    sdata["table"].uns["st_predict"]["pred_m2ost"]["card"] = json.dumps(card)
+
+
+def test_a_gene_that_was_not_measured_is_drawn_as_predicted(without_krt8: SpatialData) -> None:
+    set_target(without_krt8, transform="log1p_total", total=1e4, over="all")
+    axes = spatial(without_krt8, "KRT8", tissue=False)
+    assert axes.shape == (1, 1)
+    assert axes[0, 0].get_title() == "KRT8, predicted"
+    mixed = spatial(without_krt8, ["KRT8", "VIM"])
+    assert mixed[0, 1].get_title() == "KRT8, not measured"
+    assert len(spots(mixed[0, 1]).get_offsets()) == 0
+    assert "same scale" not in spots(mixed[0, 2]).colorbar.ax.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"transform": "log1p_total", "total": 1e6, "over": "panel"},
+        {"transform": "log_proportion", "over": "panel"},
+        {"transform": "log_proportion", "over": "all"},
+    ],
+)
+def test_other_units_are_not_drawn_beside_the_prediction(
+    without_krt8: SpatialData, target: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    set_target(without_krt8, **target)
+    axes = spatial(without_krt8, "VIM")
+    assert [one.get_title() for one in axes[0]] == ["H&E", "VIM, predicted"]
+    assert "same scale" not in spots(axes[0, 1]).colorbar.ax.get_ylabel()
+    assert "1 of 5 panel genes are not in the table" in caplog.text
+    assert "the prediction is drawn alone" in caplog.text
+
+
+def test_counts_need_no_other_gene(without_krt8: SpatialData) -> None:
+    set_target(without_krt8, transform="counts", over="panel")
+    drawn = spots(spatial(without_krt8, "VIM")[0, 1]).get_array()
+    np.testing.assert_array_equal(drawn, without_krt8["table"].to_df()["VIM"][KEEP_OBSERVED])
+
+
+def test_a_slide_without_counts(predicted: SpatialData) -> None:
+    predicted["table"].X = None
+    assert spatial(predicted, ["VIM", "ACTB"]).shape == (2, 2)
+
+
+def test_counts_in_a_layer(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    table = predicted["table"]
+    table.layers["counts"] = table.X.copy()
+    table.X = np.log1p(table.X)
+    axes = spatial(predicted, "VIM", layer="counts")
+    np.testing.assert_allclose(spots(axes[0, 1]).get_array(), observed["VIM"], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"not a whole number.*layer="):
+        spatial(predicted, "VIM")
+    with pytest.raises(KeyError, match=r"No layer 'raw'; the table has \['counts'\]"):
+        spatial(predicted, "VIM", layer="raw")
+
+
+def test_sum_over_all_genes(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    set_target(predicted, transform="log1p_total", total=1e4, over="all")
+    counts = table.to_df()[KEEP_OBSERVED]
+    expected = np.log1p(1e4 * counts["VIM"] / counts.sum(axis=1))
+    np.testing.assert_allclose(spots(spatial(predicted, "VIM")[0, 1]).get_array(), expected, rtol=1e-5)
+
+
+def test_a_prediction_in_a_table_of_its_own(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    table = predicted["table"]
+    frame = table.obsm.pop("pred_m2ost").iloc[::-1]
+    own = table[frame.index, :0].copy()
+    own = type(own)(frame.to_numpy(), obs=own.obs, var=pd.DataFrame(index=frame.columns), uns=own.uns)
+    del table.uns["st_predict"]
+    predicted.tables["pred_m2ost"] = own
+    axes = spatial(predicted, "VIM")
+    np.testing.assert_allclose(spots(axes[0, 1]).get_offsets(), XY[::-1][KEEP_OBSERVED[::-1]])
+    np.testing.assert_allclose(spots(axes[0, 1]).get_array(), observed["VIM"][::-1], rtol=1e-5)
+    del predicted.tables["table"]
+    assert spatial(predicted, "VIM").shape == (1, 2)
+
+
+def test_the_image_is_that_under_the_spots(predicted: SpatialData) -> None:
+    axes = spatial(predicted, "VIM", margin=0.0)
+    (image,) = axes[0, 0].images
+    left, right, bottom, top = image.get_extent()
+    assert (left, right, bottom, top) == (4, 596, 396, 44)  # 1 % of the width around the outermost centres
+    pixels = np.asarray(image.get_array())
+    assert pixels.shape == (352, 592, 3)
+    # the image says where it is from: red is x // 4, green is y // 4
+    np.testing.assert_array_equal(pixels[0, :, 0], np.arange(4, 596) // 4)
+    np.testing.assert_array_equal(pixels[:, 0, 1], np.arange(44, 396) // 4)
+    whole = spatial(predicted, "VIM", margin=None)
+    assert whole[0, 0].get_xlim() == (0, 600)
+    assert whole[0, 0].get_ylim() == (400, 0)
+
+
+def test_a_large_image_is_read_coarsely(predicted: SpatialData) -> None:
+    wide = np.zeros((3, 400, 6000), np.uint8)
+    wide[0] = np.arange(6000) // 32
+    predicted.images["wide"] = Image2DModel.parse(wide, dims=("c", "y", "x"))
+    axes = spatial(predicted, "VIM", image_key="wide", margin=None)
+    pixels = np.asarray(axes[0, 0].images[0].get_array())
+    assert pixels.shape == (80, 1200, 3)
+    np.testing.assert_allclose(pixels[40, :, 0], np.arange(2.5, 6000, 5) / 32, atol=1)
+
+
+def test_squares_are_drawn_as_squares(predicted: SpatialData) -> None:
+    index = predicted["spots"].index
+    corners = [box(x - 5, y - 5, x + 5, y + 5) for x, y in XY / 2]
+    squares = gpd.GeoDataFrame(geometry=corners, index=index)
+    predicted.shapes["spots"] = ShapesModel.parse(
+        squares, transformations={"global": Scale([2.0, 2.0], axes=("x", "y"))}
+    )
+    collection = spots(spatial(predicted, "VIM", spot_scale=2)[0, 2])
+    assert isinstance(collection, PolyCollection)
+    assert len(collection.get_paths()) == 11
+    extents = collection.get_paths()[0].get_extents()
+    assert (extents.x0, extents.x1, extents.y0, extents.y1) == (10 - 20, 10 + 20, 50 - 20, 50 + 20)
+
+
+def test_one_of_several_sections(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    shapes = predicted["spots"]
+    points = [Point(p.x, p.y / 2) for p in shapes.geometry[6:]]
+    lower = gpd.GeoDataFrame({"radius": 10.0}, geometry=points, index=shapes.index[6:])
+    predicted.shapes["other"] = ShapesModel.parse(lower, transformations={"global": Scale([2.0, 2.0], axes=("x", "y"))})
+    table.obs["region"] = pd.Categorical(["spots"] * 6 + ["other"] * 6)
+    table.uns["spatialdata_attrs"]["region"] = ["spots", "other"]
+    with pytest.raises(ValueError, match="region is needed"):
+        spatial(predicted, "VIM")
+    axes = spatial(predicted, "VIM", region="other")
+    np.testing.assert_allclose(spots(axes[0, 2]).get_offsets(), XY[6:] / (1, 2))
+    np.testing.assert_allclose(spots(axes[0, 2]).get_array(), table.obsm["pred_m2ost"]["VIM"].iloc[6:])
+
+
+def test_scale_bar_is_as_long_as_it_says(predicted: SpatialData) -> None:
+    set_transformation(predicted["he"], {"global": Identity(), "um": Scale([0.5, 0.5], axes=("x", "y"))}, set_all=True)
+    axes = spatial(predicted, "VIM", margin=None)
+    (bar,) = axes[0, 0].artists
+    # the image is 300 um wide, of which 50 um are the longest round part below a quarter
+    assert bar.txt_label.get_text() == "50 µm"
+    assert bar.size_bar.get_children()[0].get_width() == pytest.approx(100)
+    assert not axes[0, 1].artists
+
+
+def test_no_scale_bar_without_mpp(predicted: SpatialData) -> None:
+    assert not spatial(predicted, "VIM")[0, 0].artists
+
+
+def test_unknown_names_are_errors_that_help(predicted: SpatialData) -> None:
+    with pytest.raises(KeyError, match=r"No gene 'erb2' in the panel of 5 genes; did you mean one of \['ERBB2'\]"):
+        spatial(predicted, ["VIM", "erb2"])
+    with pytest.raises(KeyError, match=r"No gene 'XYZ' in the panel of 5 genes, which begins with \['ERBB2'"):
+        spatial(predicted, "XYZ")
+    with pytest.raises(KeyError, match=r"No prediction 'pred_x'; there are \['pred_m2ost'\]"):
+        spatial(predicted, "VIM", key="pred_x")
+    with pytest.raises(KeyError, match=r"No image 'nope'"):
+        spatial(predicted, "VIM", image_key="nope")
+    with pytest.raises(ValueError, match="genes is empty"):
+        spatial(predicted, [])
+    assert not plt.get_fignums()
+
+
+def test_no_image(predicted: SpatialData) -> None:
+    del predicted.images["he"]
+    with pytest.raises(ValueError, match="There is no image in sdata"):
+        spatial(predicted, "VIM")
+
+
+def test_options_out_of_range(predicted: SpatialData) -> None:
+    for option in ({"tissue_strength": 1.5}, {"spot_scale": 0}, {"percentiles": (98, 2)}, {"margin": -0.1}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+            spatial(predicted, "VIM", **option)
+    assert not plt.get_fignums()
+
+
+def test_units_that_are_unknown(predicted: SpatialData) -> None:
+    del predicted["table"].uns["st_predict"]
+    with pytest.raises(ValueError, match=r"units of 'pred_m2ost' are unknown"):
+        spatial(predicted, "VIM")
+
+
+def test_axes_of_the_user(predicted: SpatialData) -> None:
+    figure, given = plt.subplots(1, 3)
+    axes = spatial(predicted, "VIM", ax=given)
+    assert list(axes[0]) == list(given)
+    assert plt.get_fignums() == [figure.number]
+    with pytest.raises(ValueError, match="1 x 3 panels, so ax needs 3 Axes, got 2"):
+        spatial(predicted, "VIM", ax=given[:2])
+    with pytest.raises(TypeError, match="ax must be one matplotlib Axes"):
+        spatial(predicted, "VIM", ax=[1, 2, 3])
+
+
+def test_saving_replaces_the_file_and_closes_the_figure(predicted: SpatialData, tmp_path: Path) -> None:
+    path = tmp_path / "map.png"
+    path.write_text("older")
+    spatial(predicted, "VIM", save=path)
+    assert plt.imread(path).ndim == 3
+    assert list(tmp_path.iterdir()) == [path]
+    assert not plt.get_fignums()
+
+
+def test_a_figure_that_cannot_be_saved_leaves_nothing(predicted: SpatialData, tmp_path: Path) -> None:
+    path = tmp_path / "map.xyz"
+    path.write_text("older")
+    with pytest.raises(ValueError, match=r"'map.xyz': its name must end in one of .*'.png'"):
+        spatial(predicted, "VIM", save=path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        spatial(predicted, "VIM", save=tmp_path / "nope" / "map.png")
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+    assert not plt.get_fignums()
+
+
+def test_the_object_is_not_changed(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    before = (table.X.copy(), table.obsm["pred_m2ost"].copy(), table.obs.copy(), predicted["spots"].copy())
+    spatial(predicted, ["VIM", "ERBB2"])
+    np.testing.assert_array_equal(table.X, before[0])
+    pd.testing.assert_frame_equal(table.obsm["pred_m2ost"], before[1])
+    pd.testing.assert_frame_equal(table.obs, before[2])
+    assert predicted["spots"].equals(before[3])

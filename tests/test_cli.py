@@ -1,0 +1,203 @@
+"""The command line: files in, files out, one line for an error."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata
+from typer.testing import CliRunner
+
+import st_predict as stp
+from st_predict.cli import app
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+
+TINY = dict(get_spec("m2ost").tiny)
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """The command line sets levels of loggers, which other tests read."""
+    loggers = [
+        logging.getLogger(n) for n in (None, "st_predict", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
+    ]
+    levels, handlers = [logger.level for logger in loggers], list(logging.getLogger().handlers)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    logging.getLogger().handlers = handlers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sections of two patients, a panel, and a small checkpoint."""
+    folder = tmp_path_factory.mktemp("cli")
+    simulation = stp.datasets.simulate(2, 1, n_genes=6, shape=(720, 880), mpp=1.2, seed=0)
+    for name, section in simulation.sections.items():
+        section.write(folder / f"{name}.zarr")
+    genes = list(simulation.genes.index[:4])
+    (folder / "panel.txt").write_text("\n".join(genes))
+    stp.tl.train(
+        simulation.sections["P1S1"],
+        panel=genes,
+        out=folder / "model",
+        hparams=TINY,
+        config=stp.tl.TrainConfig(epochs=1, device="cpu", precision="float32", progress=False),
+    )
+    return folder
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    return folder / "model" / "m2ost.safetensors"
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def check_refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    error = [line for line in result.stderr.splitlines() if line]
+    assert error[0].startswith("Error: ")
+    for word in words:
+        assert word in " ".join(error)
+
+
+def test_help_lists_the_commands() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("demo", "train", "predict", "evaluate", "models", "download"):
+        assert command in result.output
+
+
+def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {}
+    train = stp.tl.train
+
+    def tiny(*args: Any, **options: Any) -> stp.tl.TrainResult:
+        calls.update(options)
+        return train(*args, hparams=TINY, **options)
+
+    monkeypatch.setattr("st_predict.tl.train", tiny)
+    options = ["--panel", folder / "panel.txt", "--out", tmp_path / "out", "--epochs", 1, "--device", "cpu"]
+    sections = [folder / "P1S1.zarr", folder / "P2S1.zarr"]
+    result = run("train", *sections, *options, "--hold-out", "P2", "--schedule", "cosine", "--lr", 0.002)
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {tmp_path / 'out' / 'm2ost.safetensors'}" in result.output.replace("\n", " ")
+    _, card = stp.models.load_checkpoint(tmp_path / "out" / "m2ost.safetensors")
+    assert list(card.genes) == (folder / "panel.txt").read_text().split()
+    assert [s["section"] for s in card.training["validation"]] == ["P2S1"]
+    config = calls["config"]
+    assert (config.epochs, config.lr, config.schedule, config.device) == (1, 0.002, "cosine", "cpu")
+    check_refused(run("train", *sections, *options), "already holds a training")
+
+
+def test_train_refuses(folder: Path, tmp_path: Path) -> None:
+    section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--panel", "3"]
+    check_refused(run("train", section, *out, "--validation", section), "same section")
+    check_refused(run("train", section, *out, "--validation", section, "--hold-out", "P1"), "not both")
+    check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
+    check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be one of")
+    check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None:
+    section = folder / "P2S1.zarr"
+    expected = spatialdata.read_zarr(section)
+    stp.tl.predict(expected, model, device="cpu")
+    values = expected.tables["table"].obsm["pred_m2ost"].to_numpy()
+    for name in ("out.zarr", "out.h5ad"):
+        result = run("predict", section, "--out", tmp_path / name, "--model", model, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+    written = spatialdata.read_zarr(tmp_path / "out.zarr")
+    np.testing.assert_allclose(written.tables["table"].obsm["pred_m2ost"], values, atol=1e-5)
+    assert set(written.images) == {"he"}
+    alone = anndata.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_allclose(alone.X, values, atol=1e-5)
+    assert list(alone.var_names) == (folder / "panel.txt").read_text().split()
+    assert "pred_m2ost" not in spatialdata.read_zarr(section).tables["table"].obsm  # the input is as it was
+    scores = tmp_path / "scores.csv"
+    result = run("evaluate", tmp_path / "out.zarr", "--out", scores, "--train", folder / "P1S1.zarr")
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(scores)
+    assert table["predictor"].tolist() == ["pred_m2ost", "section_mean", "global_mean", "ridge_colour"]
+    direct = stp.tl.evaluate(written, key="pred_m2ost").summary
+    assert table["spot_rmse"][0] == pytest.approx(direct["spot_rmse"][0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5ad", "out.zarr", "scores.csv"]
+
+
+def test_predict_lays_a_grid_on_a_slide_without_spots(folder: Path, model: Path, tmp_path: Path) -> None:
+    section = spatialdata.read_zarr(folder / "P1S1.zarr")
+    spatialdata.SpatialData(images={"he": section.images["he"]}).write(tmp_path / "slide.zarr")
+    options = ["--out", tmp_path / "out.h5ad", "--model", model, "--pitch-um", 250]
+    result = run("predict", tmp_path / "slide.zarr", *options)
+    assert result.exit_code == 0, result.output
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert written.n_obs > 3
+    assert {"array_row", "array_col"} <= set(written.obs)
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.h5ad"])
+def test_existing_outputs_are_refused_before_any_work(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("st_predict.tl.predict", lambda *_, **__: pytest.fail("there was work"))
+    (tmp_path / name).write_text("mine")
+    check_refused(run("predict", folder / "P1S1.zarr", "--out", tmp_path / name), "exists; choose another name")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_unfit_outputs_are_refused(folder: Path, tmp_path: Path, model: Path) -> None:
+    section = folder / "P1S1.zarr"
+    check_refused(run("predict", section, "--out", tmp_path / "out.csv", "--model", model), "must end in one of")
+    check_refused(run("evaluate", section, "--out", tmp_path / "out.txt"), "must end in one of")
+    nowhere = tmp_path / "none" / "out.zarr"
+    check_refused(run("predict", section, "--out", nowhere, "--model", model), "Can't write to the folder")
+    check_refused(run("evaluate", section, "--out", tmp_path / "out.csv"), "No prediction 'pred_m2ost'")
+    check_refused(run("predict", section, "--out", tmp_path / "out.zarr", "--model", "m3ost"), "'m3ost'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_if_writing_fails(
+    folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: Any, path: Path, **__: Any) -> None:
+        Path(path).mkdir()
+        (Path(path) / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spatialdata.SpatialData.write", half)
+    result = run("predict", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr", "--model", model)
+    check_refused(result, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models() -> None:
+    result = run("models")
+    assert result.exit_code == 0
+    for name in [*stp.models.list_models(), *(weights.name for weights in stp.models.list_weights())]:
+        assert name in result.output
+
+
+def test_download_of_an_unknown_name() -> None:
+    check_refused(run("download", "m3ost"), "No released checkpoint 'm3ost'")
+
+
+def test_traceback_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ST_PREDICT_DEBUG", "1")
+    result = run("download", "m3ost")
+    assert isinstance(result.exception, KeyError)

@@ -1,0 +1,115 @@
+"""The package keeps the promises that its texts make."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import st_predict as stp
+from st_predict._keys import Keys
+from st_predict.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAME = re.compile(r"stp(\.\w+)+")
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def public_names() -> dict[str, object]:
+    """``"io.read_wsi"`` and so on, with what they name."""
+    modules = {name: importlib.import_module(f"st_predict.{name}") for name in stp.__all__}
+    return {
+        f"{name}.{member}": getattr(module, member) for name, module in modules.items() for member in module.__all__
+    }
+
+
+PUBLIC = public_names()
+FUNCTIONS = {name: member for name, member in PUBLIC.items() if inspect.isfunction(member)}
+
+
+def test_import_is_light() -> None:
+    code = "import sys, st_predict; print(*{'torch', 'spatialdata', 'matplotlib', 'timm'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == ""
+
+
+def test_attributes_load_lazily_and_unknown_ones_are_errors() -> None:
+    assert stp.io is importlib.import_module("st_predict.io")
+    assert set(stp.__all__) < set(dir(stp))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = stp.nope
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_at_most_three_positional_parameters(name: str) -> None:
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    assert len([p.name for p in parameters if p.kind in positional]) <= 3
+
+
+def test_api_page_lists_exactly_the_public_names() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^ {3}(\w+\.\w+)$", page, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(PUBLIC)
+
+
+def test_outputs_page_lists_every_slot() -> None:
+    page = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")
+    slots = [value for name, value in vars(Keys).items() if name.isupper()]
+    slots += [Keys.prediction("m2ost"), Keys.score(Keys.prediction("m2ost"), "pearson")]
+    assert [slot for slot in slots if not re.search(rf'["`]{re.escape(slot)}["`]', page)] == []
+
+
+def test_readme_starts_with_the_two_commands() -> None:
+    main_job, tests = (block.strip() for block in fenced(README, "bash")[:2])
+    assert main_job.startswith("python3 -m venv .venv && ")
+    command = re.search(r"&& \.venv/bin/st-predict (\w+)$", main_job)
+    assert command is not None
+    assert command[1] in typer.main.get_command(app).commands
+    assert tests in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_readme_lists_the_models() -> None:
+    section = README.split("\n## Models\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == stp.models.list_models()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_call_what_there_is(path: Path) -> None:
+    for block in fenced(path.read_text(encoding="utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and NAME.fullmatch(ast.unparse(node)):
+                named(node)
+            if isinstance(node, ast.Call) and NAME.fullmatch(ast.unparse(node.func)):
+                keywords = {keyword.arg: None for keyword in node.keywords}
+                inspect.signature(named(node.func)).bind(*node.args, **keywords)
+
+
+def named(node: ast.expr) -> object:
+    """What ``stp.io.read_wsi`` names; fails if it names nothing."""
+    found: object = stp
+    for part in ast.unparse(node).split(".")[1:]:
+        found = getattr(found, part)
+    return found
+
+
+def test_one_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    newest = re.search(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert citation is not None
+    assert newest is not None
+    assert citation[1] == newest[1] == version

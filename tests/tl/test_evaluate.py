@@ -1,0 +1,244 @@
+"""Scores against scipy and arithmetic by hand; baselines against numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from shapely import Point
+
+import st_predict as stp
+from st_predict import metrics
+from st_predict.tl import LeakageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    Make = Callable[..., SpatialData]
+
+KEY = "pred_m2ost"
+
+
+def target_of(sdata: SpatialData) -> np.ndarray:
+    counts = np.asarray(sdata.tables["table"].X, dtype=float)
+    return np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def set_prediction(sdata: SpatialData, values: np.ndarray) -> None:
+    frame = sdata.tables["table"].obsm[KEY]
+    sdata.tables["table"].obsm[KEY] = pd.DataFrame(values.astype(np.float32), index=frame.index, columns=frame.columns)
+
+
+@pytest.fixture
+def predicted(measured: SpatialData, checkpoint: Callable[..., Path]) -> SpatialData:
+    stp.tl.predict(measured, checkpoint())
+    noise = np.random.default_rng(5).normal(size=(12, 4))
+    set_prediction(measured, target_of(measured) + noise)
+    return measured
+
+
+def test_numbers(predicted: SpatialData) -> None:
+    evaluation = stp.tl.evaluate(predicted)
+    guess, truth = predicted.tables["table"].obsm[KEY].to_numpy(float), target_of(predicted)
+    pearson = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(4)]
+    spearman = [spearmanr(guess[:, i], truth[:, i]).statistic for i in range(4)]
+    spots = [pearsonr(guess[i], truth[i]).statistic for i in range(12)]
+    row = evaluation.summary.set_index("predictor").loc[KEY]
+    expected = {
+        "n_spots": 12,
+        "gene_pearson": np.mean(pearson),
+        "gene_spearman": np.mean(spearman),
+        "n_undefined_genes": 0,
+        "spot_pearson": np.mean(spots),
+        "n_undefined_spots": 0,
+        "spot_rmse": np.mean([np.sqrt(((guess[i] - truth[i]) ** 2).mean()) for i in range(12)]),
+        "mae": np.abs(guess - truth).mean(),
+    }
+    assert row.drop("section").to_dict() == pytest.approx(expected, rel=1e-5)
+    genes = evaluation.genes.query("predictor == @KEY", local_dict={"KEY": KEY})
+    assert genes["gene"].tolist() == list("abcd")
+    np.testing.assert_allclose(genes["pearson"], pearson, rtol=1e-5)
+    np.testing.assert_allclose(genes["spearman"], spearman, rtol=1e-5)
+    var = predicted.tables["table"].var
+    np.testing.assert_allclose(var[f"{KEY}_pearson"], pearson, rtol=1e-5)
+    np.testing.assert_allclose(var[f"{KEY}_spearman"], spearman, rtol=1e-5)
+
+
+def test_definitions_say_what_everything_is(predicted: SpatialData, other: Make) -> None:
+    evaluation = stp.tl.evaluate(predicted, train=other("P2"))
+    for name in [*evaluation.summary["predictor"], *metrics.DEFINITIONS]:
+        assert len(evaluation.definitions[name]) > 20
+    assert "ln(1 + 1,000,000 * count / sum over panel genes)" in evaluation.definitions[KEY]
+    scores = set(evaluation.summary) - {"section", "predictor", "n_spots"}
+    assert scores <= set(evaluation.definitions)
+
+
+def test_without_training_sections_only_the_mean_of_the_section(predicted: SpatialData) -> None:
+    summary = stp.tl.evaluate(predicted).summary
+    assert summary["predictor"].tolist() == [KEY, "section_mean"]
+
+
+def test_baselines(predicted: SpatialData, other: Make) -> None:
+    second, third = other("P2", seed=1), other("P1", "S3", seed=2)
+    summary = stp.tl.evaluate(predicted, train=[second, third]).summary.set_index("predictor")
+    truth = target_of(predicted)
+    means = {
+        "global_mean": np.concatenate([target_of(second), target_of(third)]).mean(axis=0),
+        "patient_mean": target_of(third).mean(axis=0),
+        "section_mean": truth.mean(axis=0),
+    }
+    for name, mean in means.items():
+        errors = np.sqrt(((truth - mean) ** 2).mean(axis=1)).mean()
+        assert summary.loc[name, "spot_rmse"] == pytest.approx(errors, rel=1e-5)
+        assert summary.loc[name, "mae"] == pytest.approx(np.abs(truth - mean).mean(), rel=1e-5)
+    assert set(summary.index) == {KEY, *means, "ridge_colour"}
+
+
+def test_no_patient_mean_for_an_unknown_patient(predicted: SpatialData, other: Make) -> None:
+    summary = stp.tl.evaluate(predicted, train=other("P2")).summary
+    assert summary["predictor"].tolist() == [KEY, "section_mean", "global_mean", "ridge_colour"]
+
+
+def test_constants_are_undefined_and_counted(predicted: SpatialData) -> None:
+    values = predicted.tables["table"].obsm[KEY].to_numpy().copy()
+    values[:, 1] = 3.0
+    values[4] = 2.0
+    values[4, 1] = 3.0
+    values[7] = 3.0
+    set_prediction(predicted, values)
+    evaluation = stp.tl.evaluate(predicted)
+    rows = evaluation.summary.set_index("predictor")
+    assert rows.loc[KEY, ["n_undefined_genes", "n_undefined_spots"]].tolist() == [1, 1]
+    assert rows.loc["section_mean", "n_undefined_genes"] == 4
+    assert np.isnan(rows.loc["section_mean", "gene_pearson"])
+    truth = target_of(predicted)
+    defined = [pearsonr(values[:, i], truth[:, i]).statistic for i in (0, 2, 3)]
+    assert rows.loc[KEY, "gene_pearson"] == pytest.approx(np.mean(defined), rel=1e-5)
+    assert predicted.tables["table"].var[f"{KEY}_pearson"].isna().tolist() == [False, True, False, False]
+
+
+def test_ridge_finds_what_colours_tell(checkpoint: Callable[..., Path]) -> None:
+    sections = stp.datasets.simulate(2, 1, n_genes=10, shape=(1600, 1600), mpp=1.2, seed=1).sections
+    held_out, training = sections["P2S1"], sections["P1S1"]
+    path = checkpoint(tuple(held_out.tables["table"].var_names), mpp=2.4)
+    stp.tl.predict(held_out, path)
+    summary = stp.tl.evaluate(held_out, train=training).summary.set_index("predictor")
+    assert summary.loc["ridge_colour", "gene_pearson"] > 0.2
+
+
+def test_what_was_trained_on_is_not_scored(predicted: SpatialData, other: Make) -> None:
+    with pytest.raises(LeakageError, match="in train and to be scored"):
+        stp.tl.evaluate(predicted, train=[other("P2"), predicted])
+    with pytest.raises(LeakageError, match="in train and to be scored"):
+        stp.tl.evaluate(predicted, train=other("P1"))  # by patient and name, though another object
+
+
+def test_sections_of_one_name_are_refused(predicted: SpatialData, other: Make, checkpoint: Callable[..., Path]) -> None:
+    second = other("P2", "S1")
+    stp.tl.predict(second, checkpoint())
+    with pytest.raises(ValueError, match=r"Several sections are called \['S1'\]"):
+        stp.tl.evaluate([predicted, second])
+    assert predicted.tables["table"].var.empty  # refused before anything is written
+
+
+def test_sections_stay_apart_and_in_order(predicted: SpatialData, other: Make, checkpoint: Callable[..., Path]) -> None:
+    second = other("P2", "S2")
+    stp.tl.predict(second, checkpoint())
+    both = stp.tl.evaluate([second, predicted])
+    assert both.summary["section"].tolist() == ["S2", "S2", "S1", "S1"]
+    alone = pd.concat([stp.tl.evaluate(s).summary for s in (second, predicted)], ignore_index=True)
+    pd.testing.assert_frame_equal(both.summary, alone)
+
+
+def test_sections_of_a_table(two_regions: SpatialData, checkpoint: Callable[..., Path]) -> None:
+    images = {"spots": "he", "more": "mirrored"}
+    stp.tl.predict(two_regions, checkpoint(), image_key=images)
+    evaluation = stp.tl.evaluate(two_regions, image_key=images)
+    table, truth = two_regions.tables["table"], target_of(two_regions)
+    guess = table.obsm[KEY].to_numpy(float)
+    each = np.array([[pearsonr(guess[k::2, i], truth[k::2, i]).statistic for i in range(4)] for k in (0, 1)])
+    rows = evaluation.summary.query("predictor == 'pred_m2ost'")
+    assert rows["section"].tolist() == ["S1", "S9"]
+    np.testing.assert_allclose(rows["gene_pearson"], each.mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(table.var[f"{KEY}_pearson"], each.mean(axis=0), atol=1e-4)
+
+
+def test_spots_without_prediction_or_counts_are_left_out(
+    measured: SpatialData, other: Make, checkpoint: Callable[..., Path]
+) -> None:
+    training = other("P2")
+    shapes = measured.shapes["spots"].copy()
+    shapes.loc["s2", "geometry"] = Point(-40, 5)
+    measured.shapes["spots"] = shapes
+    stp.tl.predict(measured, checkpoint())
+    table = measured.tables["table"]
+    table.X[6] = 0
+    table.obsm[KEY].loc["s9"] = np.nan  # predicted from a smaller image, say
+    evaluation = stp.tl.evaluate(measured, train=training)
+    assert (evaluation.summary["n_spots"] == 9).all()
+    kept = [i for i in range(12) if i not in {2, 6, 9}]
+    guess, counts = table.obsm[KEY].to_numpy(float)[kept], np.asarray(table.X, float)[kept]
+    truth = np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
+    expected = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(4)]
+    np.testing.assert_allclose(table.var[f"{KEY}_pearson"], expected, atol=1e-4)
+    table.obsm[KEY].loc[:] = np.nan
+    with pytest.raises(ValueError, match="No spot of section 'S1' has both counts and a prediction"):
+        stp.tl.evaluate(measured)
+
+
+def test_linked_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
+    old = measured.tables["table"]
+    genes = [f"g{i}" for i in range(1002)]
+    counts = np.random.default_rng(0).poisson(5, (12, 1002)).astype(np.float32)
+    measured.tables["table"] = type(old)(counts, obs=old.obs, var=pd.DataFrame(index=genes), uns=dict(old.uns))
+    stp.tl.predict(measured, checkpoint(tuple(genes[:1001])))
+    assert KEY not in measured.tables["table"].obsm
+    evaluation = stp.tl.evaluate(measured)
+    guess = measured.tables[KEY].X
+    truth = np.log1p(1e6 * counts[:, :1001] / counts[:, :1001].sum(axis=1, keepdims=True))
+    expected = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(1001)]
+    assert evaluation.genes["pearson"][:1001].to_numpy() == pytest.approx(expected, abs=1e-3)
+    var = measured.tables["table"].var
+    assert var[f"{KEY}_pearson"].isna().tolist() == [False] * 1001 + [True]
+
+
+def test_genes_known_by_another_column(predicted: SpatialData) -> None:
+    scores = stp.tl.evaluate(predicted).genes["pearson"][:4]
+    table = predicted.tables["table"]
+    table.var["symbol"] = list("abcd")
+    table.var_names = [f"ENSG0000000000{i}" for i in range(4)]
+    stp.tl.evaluate(predicted)
+    np.testing.assert_allclose(table.var[f"{KEY}_pearson"], scores)
+
+
+def test_resolution_matters_only_for_baselines(
+    measured: SpatialData, other: Make, checkpoint: Callable[..., Path]
+) -> None:
+    stp.tl.predict(measured, checkpoint(mpp=1.0), mpp=0.5)
+    assert len(stp.tl.evaluate(measured).summary) == 2
+    with pytest.raises(ValueError, match="Nothing says how many micrometres"):
+        stp.tl.evaluate(measured, train=other("P2"))
+
+
+def test_unfit_input(predicted: SpatialData, other: Make, checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(KeyError, match=r"No prediction 'pred'; there are \['pred_m2ost'\]"):
+        stp.tl.evaluate(predicted, key="pred")
+    second = other("P2")
+    stp.tl.predict(second, checkpoint(("a", "b")))
+    with pytest.raises(ValueError, match="differ in panel, units or crops"):
+        stp.tl.evaluate([predicted, second])
+    predicted.tables["table"].obsm["foreign"] = predicted.tables["table"].obsm[KEY]
+    with pytest.raises(KeyError, match="'foreign' has no card"):
+        stp.tl.evaluate(predicted, key="foreign")
+    predicted.tables["table"].X[0, 0] = -3
+    with pytest.raises(ValueError, match="1 counts are negative"):
+        stp.tl.evaluate(predicted)
+    del predicted.tables["table"].obs["patient"]
+    with pytest.raises(KeyError, match="no column 'patient'"):
+        stp.tl.evaluate(predicted)
