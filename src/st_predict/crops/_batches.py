@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from st_predict.crops._batch import Batch
+from st_predict.crops._cutters import DeviceCutter, HostCutter, Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from st_predict.crops._plan import LevelPlan
     from st_predict.io import PyramidReader
 
 __all__ = ["iter_batches", "reading_order"]
 
-_BAND = 1024  # level-0 pixels; spots of one band share the chunks of an image
+_JOB = 32  # spots that are cut at a time by one thread,
+_DEVICE_JOB = 256  # or by a device
+_AHEAD = 2  # batches that are read while one is used
 
 
 def iter_batches(
@@ -32,10 +35,12 @@ def iter_batches(
     batch_size: int | None = 64,
     pad_value: int = 255,
     n_threads: int = 2,
+    device: torch.device | str | None = None,
 ) -> Iterator[Batch]:
-    """Read the planned crops; the next batch is read while the last one is used.
+    """Read the planned crops; the next batches are read while one is used.
 
-    Spots come in an order that keeps reading local: ``batch.index`` says which they are.
+    Every chunk of the image that a crop touches is decoded once, and kept only as long as crops need it: spots come
+    in bands of the image, from left to right. ``batch.index`` says which they are.
 
     Parameters
     ----------
@@ -49,10 +54,14 @@ def iter_batches(
         Grey value of what lies outside the image.
     n_threads
         Threads that read.
+    device
+        Cut the crops there: chunks are copied to it, each once, rather than crops, which overlap.
+        By default crops are cut where the image is read.
 
     Yields
     ------
-    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Memory: ``n_threads + 1`` batches.
+    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Memory: three batches, and the chunks of about one
+    band across the image.
 
     Raises
     ------
@@ -61,46 +70,47 @@ def iter_batches(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, or None for all spots at once; got {batch_size}.")
-    n_spots = len(plan[0].origins)
-    order = np.arange(n_spots) if batch_size is None else reading_order(plan[0], reader.downsamples)
-    step = batch_size or max(n_spots, 1)
-    chunks = [order[start : start + step] for start in range(0, n_spots, step)]
+    order = reading_order(reader, plan[0])
+    batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
+    jobs = [job for batch in batches for job in batch.jobs]
     with ThreadPoolExecutor(n_threads) as pool:
-        pending = [pool.submit(_read_batch, reader, plan, rows, pad_value) for rows in chunks[:n_threads]]
-        for following in [*chunks[n_threads:], *[None] * len(pending)]:
-            batch = pending.pop(0).result()
-            if following is not None:
-                pending.append(pool.submit(_read_batch, reader, plan, following, pad_value))
-            yield batch
+        cutter = (
+            HostCutter(reader, plan, jobs, pool=pool, pad_value=pad_value)
+            if device is None
+            else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=torch.device(device))
+        )
+        try:
+            for ahead in range(-_AHEAD, len(batches)):
+                if ahead + _AHEAD < len(batches):
+                    cutter.begin(batches[ahead + _AHEAD].jobs)
+                if ahead >= 0:
+                    crops = cutter.finish(batches[ahead].jobs)
+                    yield Batch(crops=crops, index=torch.from_numpy(batches[ahead].index))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def reading_order(plan: LevelPlan, downsamples: Sequence[float]) -> NDArray[np.int64]:
-    """Rows of the plan sorted by horizontal bands of the image, then from left to right."""
-    x, y = (plan.origins * downsamples[plan.level]).T
-    return np.lexsort((x, y // _BAND))
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The spots of a batch, and the jobs that it is cut in."""
+
+    index: NDArray[np.int64]
+    jobs: list[Job]
 
 
-def _read_batch(reader: PyramidReader, plan: Sequence[LevelPlan], rows: NDArray[np.int64], pad_value: int) -> Batch:
-    crops = tuple(_read_level(reader, level, rows, pad_value) for level in plan)
-    return Batch(crops=crops, index=torch.from_numpy(rows))
+def _split(order: NDArray[np.int64], batch_size: int | None, job_size: int) -> Iterator[_Rows]:
+    """Split spots into batches and these into jobs; without a ``batch_size`` all are one batch, in the order of the table."""
+    numbers = count()
+    step = batch_size or max(len(order), 1)
+    for start in range(0, len(order), step):
+        rows = order[start : start + step]
+        places = np.arange(len(rows)) if batch_size else rows
+        cuts = range(0, len(rows), job_size)
+        jobs = [Job(next(numbers), rows[i : i + job_size], places[i : i + job_size]) for i in cuts]
+        yield _Rows(rows if batch_size else np.arange(len(order)), jobs)
 
 
-def _read_level(reader: PyramidReader, plan: LevelPlan, rows: NDArray[np.int64], pad_value: int) -> Tensor:
-    crops = np.full((len(rows), plan.read_size, plan.read_size, 3), pad_value, dtype=np.uint8)
-    for crop, (x, y) in zip(crops, plan.origins[rows].tolist(), strict=True):
-        _read_into(crop, reader, (x, y), level=plan.level)
-    x_BCHW = torch.from_numpy(crops).permute(0, 3, 1, 2)
-    if plan.read_size == plan.size:
-        return x_BCHW.contiguous()
-    return F.interpolate(x_BCHW, size=(plan.size, plan.size), mode="bilinear", antialias=True).contiguous()
-
-
-def _read_into(crop: NDArray[np.uint8], reader: PyramidReader, origin: tuple[int, int], *, level: int) -> None:
-    """Fill the part of ``crop`` that lies inside the image."""
-    (x, y), size = origin, len(crop)
-    height, width = reader.level_shapes[level]
-    left, top = max(x, 0), max(y, 0)
-    right, bottom = min(x + size, width), min(y + size, height)
-    if right > left and bottom > top:
-        inside = reader.read(left, top, right - left, bottom - top, level=level)
-        crop[top - y : bottom - y, left - x : right - x] = inside
+def reading_order(reader: PyramidReader, plan: LevelPlan) -> NDArray[np.int64]:
+    """Rows of the plan sorted by the band of chunks that their crops begin in, then from left to right."""
+    x, y = plan.origins.T
+    return np.lexsort((x, np.searchsorted(reader.edges(plan.level)[0], y, side="right")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import dask.array as da
 import numpy as np
 from spatialdata import SpatialData
 
+from st_predict.io._levels import regular_edges
 from st_predict.io._mpp import Mpp, square_pixels
 from st_predict.io._multiscale import image_of_levels
 from st_predict.io._pyramid import level_downsamples
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
+
+    from st_predict.io._levels import Edges
 
 __all__ = ["OpenSlidePyramid", "read_wsi"]
 
@@ -51,6 +55,8 @@ class OpenSlidePyramid:
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = Path(path)
         self._slide = _open(self._path)
+        self._of_thread = threading.local()
+        self._of_thread.slide = self._slide
         self._level_shapes = tuple((height, width) for width, height in self._slide.level_dimensions)
 
     def __reduce__(self) -> tuple[type[OpenSlidePyramid], tuple[Path]]:
@@ -90,12 +96,25 @@ class OpenSlidePyramid:
         ]
         return tuple((height, width) for height, width in tiles)
 
+    def edges(self, level: int) -> Edges:
+        """Edges of whole tiles, about 512 px apart; see :meth:`PyramidReader.edges`."""
+        shape = self._level_shapes[level]
+        return regular_edges(
+            shape, [_block(side, tile) for side, tile in zip(shape, self.tile_shapes[level], strict=True)]
+        )
+
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
         # OpenSlide takes the corner in pixels of level 0 and divides by its own downsample
         downsample = self._slide.level_downsamples[level]
         corner = (round(x * downsample), round(y * downsample))
-        return _on_white(np.asarray(self._slide.read_region(corner, level, (width, height))))
+        return _on_white(np.asarray(self._handle().read_region(corner, level, (width, height))))
+
+    def _handle(self) -> Any:
+        """A handle of the thread's own: threads that share one wait for each other."""
+        if not hasattr(self._of_thread, "slide"):
+            self._of_thread.slide = _open(self._path)
+        return self._of_thread.slide
 
 
 def _open(path: Path) -> Any:
@@ -130,12 +149,13 @@ def _number(value: str, source: str) -> float:
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``(height, width, 4)`` over white."""
-    alpha = rgba[..., 3:]
-    if (alpha == 255).all():
-        return np.ascontiguousarray(rgba[..., :3])
-    weighted = rgba[..., :3] * alpha.astype(np.uint16) + 255 * (255 - alpha.astype(np.uint16))
-    return ((weighted + 127) // 255).astype(np.uint8)
+    """``(height, width, 4)`` over white; in memory, each colour lies by itself, as crops have it."""
+    planes = rgba.transpose(2, 0, 1)
+    alpha, colours = planes[3], np.ascontiguousarray(planes[:3])
+    if not (alpha == 255).all():
+        weighted = colours * alpha.astype(np.uint16) + 255 * (255 - alpha.astype(np.uint16))
+        colours = ((weighted + 127) // 255).astype(np.uint8)
+    return colours.transpose(1, 2, 0)
 
 
 def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
@@ -174,17 +194,10 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
 
 
 def _lazy(reader: OpenSlidePyramid, level: int) -> da.Array:
-    (height, width), tiles = reader.level_shapes[level], reader.tile_shapes[level]
-    sides = [_block(side, tile) for side, tile in zip((height, width), tiles, strict=True)]
-    chunks = ((3,), *(_split(side, block) for side, block in zip((height, width), sides, strict=True)))
+    chunks = ((3,), *(tuple(np.diff(edges).tolist()) for edges in reader.edges(level)))
     return da.map_blocks(  # type: ignore[no-untyped-call]
         partial(_read_block, reader, level), chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
     )
-
-
-def _split(side: int, block: int) -> tuple[int, ...]:
-    whole, rest = divmod(side, block)
-    return (block,) * whole + ((rest,) if rest else ())
 
 
 def _block(side: int, tile: int) -> int:

@@ -9,11 +9,14 @@ import dask.array as da
 import numpy as np
 from xarray import DataArray, DataTree
 
+from st_predict.io._levels import level_of
 from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from st_predict.io._levels import Edges
 
 __all__ = ["PyramidReader", "SpatialDataPyramid", "image_attrs", "level_downsamples", "open_pyramid"]
 
@@ -33,6 +36,12 @@ class PyramidReader(Protocol):
     def downsamples(self) -> tuple[float, ...]:
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
 
+    def edges(self, level: int) -> Edges:
+        """Where the blocks of pixels that can only be decoded as a whole begin and end, along y and x of ``level``.
+
+        Both run from 0 to the side of the level. A region that is exactly one block is read the fastest.
+        """
+
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Read a region that lies inside the level.
 
@@ -47,7 +56,7 @@ class PyramidReader(Protocol):
 
         Returns
         -------
-        ``(height, width, 3)``, RGB.
+        ``(height, width, 3)``, RGB; it may share memory with the image.
         """
 
 
@@ -66,8 +75,9 @@ class SpatialDataPyramid:
     """
 
     def __init__(self, image: DataArray | DataTree) -> None:
-        self._levels = [_yxc(level) for level in _levels(image)]
-        self._level_shapes = tuple((int(level.shape[0]), int(level.shape[1])) for level in self._levels)
+        arrays = [_cyx(level) for level in _levels(image)]
+        self._levels = [level_of(array) for array in arrays]
+        self._level_shapes = tuple((int(array.shape[1]), int(array.shape[2])) for array in arrays)
         self._downsamples = level_downsamples(self._level_shapes)
 
     @property
@@ -80,13 +90,13 @@ class SpatialDataPyramid:
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
         return self._downsamples
 
+    def edges(self, level: int) -> Edges:
+        """Edges of the blocks that the level is stored in; see :meth:`PyramidReader.edges`."""
+        return self._levels[level].edges
+
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
-        region = self._levels[level][y : y + height, x : x + width]
-        if isinstance(region, da.Array):
-            # readers run in threads already; dask's own pool would only be in the way
-            region = region.compute(scheduler="synchronous")  # type: ignore[no-untyped-call]
-        return np.ascontiguousarray(region, dtype=np.uint8)
+        return self._levels[level].read(slice(y, y + height), slice(x, x + width)).transpose(1, 2, 0)
 
 
 def _levels(image: DataArray | DataTree) -> list[DataArray]:
@@ -101,7 +111,7 @@ def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
     return {**image.attrs, **_levels(image)[0].attrs}
 
 
-def _yxc(level: DataArray) -> Any:
+def _cyx(level: DataArray) -> da.Array:
     if set(level.dims) != {"c", "y", "x"}:
         raise ValueError(f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.")
     if level.sizes["c"] != 3:
@@ -113,7 +123,7 @@ def _yxc(level: DataArray) -> Any:
         raise ValueError(
             f"Expected an 8-bit image (uint8), got {level.dtype}. Scale it to 0-255 and add the result as an image of its own."
         )
-    return level.transpose("y", "x", "c").data
+    return da.asarray(level.transpose("c", "y", "x").data)  # type: ignore[no-untyped-call]
 
 
 def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import anndata
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from scipy.sparse import csr_array, csr_matrix
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from spatialdata import SpatialData
@@ -148,6 +147,8 @@ def _highest_mean(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int) -
 
 
 def _highly_variable(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int) -> list[str]:
+    import scanpy as sc  # slow to import
+
     tables = {str(number): _log_counts(*section) for number, section in enumerate(sections)}
     joined = anndata.concat(tables, label=Keys.SECTION, join="inner", index_unique="-")
     joined = joined[:, np.asarray(joined.X.sum(axis=0)).ravel() > 0].copy()
@@ -160,6 +161,8 @@ def _highly_variable(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int
 
 
 def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
+    import scanpy as sc
+
     # A spot without a count has no share to scale.
     matrix = csr_matrix(counts[np.flatnonzero(counts.sum(axis=1) > 0)], dtype=np.float64)
     adata = anndata.AnnData(matrix, var=pd.DataFrame(index=names))

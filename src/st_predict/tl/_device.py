@@ -1,52 +1,18 @@
-"""Which device, and in which precision."""
+"""Which device, and in which precision as Lightning calls it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from st_predict.models import _device
+from st_predict.models._device import pick_device
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["pick_device", "pick_precision"]
 
-Precision = Literal["32-true", "bf16-mixed"]
 
-
-def pick_device(device: str) -> torch.device:
-    """Return the device that ``device`` names; ``"auto"`` takes the first GPU if there is one.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"Device {device!r} can't be used here: {error}. 'auto' takes what there is.") from error
-    return found
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
-def pick_precision(precision: str, device: torch.device) -> Precision:
-    """Lightning's name of the precision to train in; ``"auto"`` takes bfloat16 where the device computes in it."""
-    choices: dict[str, Precision] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-    if precision == "auto":
-        return choices["bfloat16" if _has_bfloat16(device) else "float32"]
-    if precision not in choices:
-        raise ValueError(f"precision must be 'auto' or one of {sorted(choices)}, got {precision!r}.")
-    return choices[precision]
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # new in torch 2.11; without it, stay in float32
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def pick_precision(precision: str, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    """Lightning's name of the precision to train in; see :func:`st_predict.models._device.pick_precision`."""
+    return "bf16-mixed" if _device.pick_precision(precision, device) == "bfloat16" else "32-true"

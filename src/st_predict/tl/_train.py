@@ -9,19 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import pandas as pd
-import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 import st_predict
 from st_predict._keys import Keys
-from st_predict.models import ModelCard, build_model, get_spec, save_checkpoint
+from st_predict.models import ModelCard, get_spec, save_checkpoint
 from st_predict.pp import select_panel
 from st_predict.tl._config import TrainConfig
 from st_predict.tl._crop_store import CropLoader, CropStore
 from st_predict.tl._device import pick_device, pick_precision
-from st_predict.tl._lightning import Adapter, History, quiet
 from st_predict.tl._observed import observe
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import split_patients
@@ -118,6 +114,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     ValueError
         If the panel, the counts, the patients, the images or the settings are unfit; the message says how.
     """
+    from st_predict.tl._fit import fit  # takes two seconds, which those who only predict need not wait
+
     config = config or TrainConfig()
     device = pick_device(config.device)
     pick_precision(config.precision, device)
@@ -149,7 +147,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         val_data = (
             CropStore.cut(val_observed, model_card.crop, folder=Path(crops) / "validation") if val_observed else None
         )
-        network, history = _fit(model_card, data, val_data, config=config, folder=folder, resume=resume)
+        network, history = fit(model_card, data, val_data, config=config, folder=folder, resume=resume)
         hparams |= network.finalize(CropLoader(data, config.batch_size))
     training_of_card = {
         **sections_of_card,
@@ -202,75 +200,6 @@ def _note(path: Path, card: ModelCard, config: TrainConfig, *, sections: dict[st
             f"{str(path.parent)!r} was begun with another {' and '.join(changed)}: resume with the same, or start anew in "
             "another folder."
         )
-
-
-def _fit(
-    card: ModelCard,
-    data: CropStore,
-    val_data: CropStore | None,
-    *,
-    config: TrainConfig,
-    folder: Path,
-    resume: bool,
-) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Run Lightning; return the network with its best weights, and the history."""
-    monitor, mode = ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
-    history = History()
-    keep = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        save_last=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-        monitor=monitor if val_data is not None else None,
-        mode=mode,
-    )
-    callbacks: list[L.Callback] = [history, keep]
-    if val_data is not None and config.patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
-    if config.progress:
-        callbacks.append(TQDMProgressBar())
-    loader = CropLoader(data, config.batch_size, seed=config.seed)
-    with torch.random.fork_rng(_gpus(config)), quiet():
-        torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
-        network = build_model(card)
-        if config.start_at_mean:
-            network.start_at(torch.from_numpy(data.target.mean(axis=0)))
-        adapter = Adapter(network, config, loader=loader, sections=None if val_data is None else val_data.section)
-        _trainer(config, callbacks).fit(
-            adapter,
-            loader,
-            None if val_data is None else CropLoader(val_data, config.batch_size),
-            ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
-            weights_only=False if resume else None,  # the file is our own
-        )
-    if val_data is not None:
-        best = Adapter.load_from_checkpoint(
-            keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
-        )
-        return best.network.eval(), history.rows
-    return adapter.network.eval(), history.rows
-
-
-def _gpus(config: TrainConfig) -> list[torch.device]:
-    device = pick_device(config.device)
-    return [device] if device.type == "cuda" else []
-
-
-def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
-    device = pick_device(config.device)
-    return L.Trainer(
-        accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
-        precision=pick_precision(config.precision, device),
-        max_epochs=config.epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=config.progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=config.clip,
-    )
 
 
 def _best_row(history: list[dict[str, float]], config: TrainConfig) -> dict[str, float]:

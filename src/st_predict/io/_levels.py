@@ -1,0 +1,164 @@
+"""Where the pixels of one level of an image lie, and how to read the blocks that they are stored in."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numcodecs
+import numcodecs.abc
+import numpy as np
+import zarr
+from dask.array.core import getter
+from zarr.storage import FsspecStore, LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import dask.array as da
+    from numpy.typing import NDArray
+
+__all__ = ["Edges", "edges_of", "level_of", "regular_edges"]
+
+Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+
+# Codecs whose output says all about how to decode it.
+_CODECS = {"BloscCodec": numcodecs.Blosc, "GzipCodec": numcodecs.GZip, "ZstdCodec": numcodecs.Zstd}
+
+
+def edges_of(chunks: Sequence[Sequence[int]]) -> Edges:
+    """Where blocks begin and end along y and x, from the lengths of the blocks."""
+    y, x = (np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64) for lengths in chunks)
+    return y, x
+
+
+def regular_edges(shape: Sequence[int], block: Sequence[int]) -> Edges:
+    """Where blocks of one size begin and end along y and x; the last may be smaller."""
+    y, x = (np.append(np.arange(0, side, step), side) for side, step in zip(shape, block, strict=True))
+    return y, x
+
+
+class DaskLevel:
+    """A level that dask computes.
+
+    Parameters
+    ----------
+    array
+        ``(3, height, width)``.
+    """
+
+    def __init__(self, array: da.Array) -> None:
+        self._array = array
+        self.edges = edges_of(array.chunks[1:])
+
+    def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return ``(3, height, width)``."""
+        # readers run in threads already; dask's own pool would only be in the way
+        return np.asarray(self._array[:, rows, cols].compute(scheduler="synchronous"))
+
+
+class MemoryLevel(DaskLevel):
+    """A level whose blocks lie in memory: reading a block copies nothing."""
+
+    def __init__(self, array: da.Array) -> None:
+        super().__init__(array)
+        self._blocks: dict[Any, NDArray[np.uint8]] = dict(array.dask)
+
+    def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return ``(3, height, width)``."""
+        block = _block_at(self.edges, rows, cols)
+        return super().read(rows, cols) if block is None else self._blocks[self._array.name, 0, *block]
+
+
+class ZarrLevel:
+    """A level of a zarr array; blocks in files are read and decoded without zarr, in a third of the time.
+
+    Parameters
+    ----------
+    array
+        ``(3, height, width)``, uint8.
+    """
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self.edges = regular_edges(array.shape[1:], array.shards[1:] if array.shards else array.chunks[1:])
+
+    def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return ``(3, height, width)``."""
+        block = _block_at(self.edges, rows, cols)
+        if block is None or self._files is None:
+            return np.asarray(self._array[:, rows, cols])
+        folder, codec = self._files
+        return self._decode(folder / self._array.metadata.encode_chunk_key((0, *block)), codec)[
+            :, : rows.stop - rows.start, : cols.stop - cols.start
+        ]
+
+    @cached_property
+    def _files(self) -> tuple[Path, Any] | None:
+        """Folder of the blocks and their codec, if each block is a file that one known codec wrote."""
+        array = self._array
+        plain = not array.filters and array.shards is None and array.order == "C" and array.chunks[0] == array.shape[0]
+        folder = _folder(array.store)
+        if not plain or folder is None or len(array.compressors) > 1:
+            return None
+        codec = array.compressors[0] if array.compressors else None
+        if codec is not None and not isinstance(codec, numcodecs.abc.Codec):
+            if type(codec).__name__ not in _CODECS:
+                return None
+            codec = _CODECS[type(codec).__name__]()
+        return folder / array.path, codec
+
+    def _decode(self, path: Path, codec: Any) -> NDArray[np.uint8]:
+        shape = self._array.chunks
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # a block that was never written
+            return np.full(shape, self._array.fill_value or 0, np.uint8)
+        try:
+            pixels = np.frombuffer(data if codec is None else codec.decode(data), np.uint8)
+            return pixels.reshape(shape)
+        except (RuntimeError, ValueError) as error:
+            raise OSError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def _folder(store: Any) -> Path | None:
+    """Folder of a store on a local disk."""
+    if isinstance(store, LocalStore):
+        return Path(store.root)
+    if isinstance(store, FsspecStore) and "file" in store.fs.protocol:
+        return Path(store.path)
+    return None
+
+
+def level_of(array: da.Array) -> DaskLevel | MemoryLevel | ZarrLevel:
+    """Take the shortest way to the pixels of ``array``, ``(3, height, width)``."""
+    in_memory = len(array.dask.layers) == 1 and all(isinstance(block, np.ndarray) for block in array.dask.values())
+    if in_memory and len(array.chunks[0]) == 1:
+        return MemoryLevel(array)
+    source = _zarr_behind(array)
+    return DaskLevel(array) if source is None else ZarrLevel(source)
+
+
+def _zarr_behind(array: da.Array) -> zarr.Array[Any] | None:
+    """The zarr array that ``array`` shows as it is: nothing but dask's plain getter stands between them."""
+    layers = list(array.dask.layers.values())
+    reads = [layer for layer in layers if getattr(getattr(layer, "task", None), "func", None) is getter]
+    if len(layers) != 2 or len(reads) != 1:
+        return None
+    sources = [value for layer in layers if layer is not reads[0] for value in dict(layer).values()]
+    if len(sources) != 1 or not isinstance(sources[0], zarr.Array):
+        return None
+    source = sources[0]
+    return source if source.shape == array.shape and source.dtype == array.dtype == np.uint8 else None
+
+
+def _block_at(edges: Edges, rows: slice, cols: slice) -> tuple[int, int] | None:
+    """Row and column of the block that is exactly this region."""
+    at = []
+    for edge, part in zip(edges, (rows, cols), strict=True):
+        i = int(np.searchsorted(edge, part.start))
+        if i + 1 >= len(edge) or edge[i] != part.start or edge[i + 1] != part.stop:
+            return None
+        at.append(i)
+    return at[0], at[1]

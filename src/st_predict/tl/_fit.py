@@ -1,0 +1,92 @@
+"""The only code that runs Lightning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+
+from st_predict.models import build_model
+from st_predict.tl._crop_store import CropLoader
+from st_predict.tl._device import pick_device, pick_precision
+from st_predict.tl._lightning import Adapter, History, quiet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from st_predict.models import ModelCard, SpotModel
+    from st_predict.tl._config import TrainConfig
+    from st_predict.tl._crop_store import CropStore
+
+__all__ = ["fit"]
+
+
+def fit(
+    card: ModelCard,
+    data: CropStore,
+    val_data: CropStore | None,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Run Lightning; return the network with its best weights, and the history."""
+    monitor, mode = ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
+    history = History()
+    keep = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        save_last=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+        monitor=monitor if val_data is not None else None,
+        mode=mode,
+    )
+    callbacks: list[L.Callback] = [history, keep]
+    if val_data is not None and config.patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
+    if config.progress:
+        callbacks.append(TQDMProgressBar())
+    loader = CropLoader(data, config.batch_size, seed=config.seed)
+    with torch.random.fork_rng(_gpus(config)), quiet():
+        torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
+        network = build_model(card)
+        if config.start_at_mean:
+            network.start_at(torch.from_numpy(data.target.mean(axis=0)))
+        adapter = Adapter(network, config, loader=loader, sections=None if val_data is None else val_data.section)
+        _trainer(config, callbacks).fit(
+            adapter,
+            loader,
+            None if val_data is None else CropLoader(val_data, config.batch_size),
+            ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
+            weights_only=False if resume else None,  # the file is our own
+        )
+    if val_data is not None:
+        best = Adapter.load_from_checkpoint(
+            keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
+        )
+        return best.network.eval(), history.rows
+    return adapter.network.eval(), history.rows
+
+
+def _gpus(config: TrainConfig) -> list[torch.device]:
+    device = pick_device(config.device)
+    return [device] if device.type == "cuda" else []
+
+
+def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    device = pick_device(config.device)
+    return L.Trainer(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=pick_precision(config.precision, device),
+        max_epochs=config.epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=config.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.clip,
+    )
