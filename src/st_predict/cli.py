@@ -148,6 +148,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     shapes_key: Annotated[str | None, typer.Option(help="Shapes to predict, without regard to tables.")] = None,
     key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the name.")] = None,
     device: str = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
@@ -165,6 +166,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         mpp=mpp,
         key_added=key,
         device=device,
+        precision=precision,
     )
     if out.suffix == ".zarr":
         _write_whole(out, sdata.write)

@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_network_on_crops_cut_by_hand(
     measured: SpatialData, checkpoint: Callable[..., Path]
 ) -> None:
     path = checkpoint()
-    stp.tl.predict(measured, path, batch_size=5)
+    stp.tl.predict(measured, path, batch_size=5, precision="float32")
     network, _ = load_checkpoint(path)
     # the spot at (300, 200): 64 px of each of the three scales, none of which leaves the image
     image: DataTree = measured.images["he"]
@@ -421,6 +421,7 @@ def test_unfit_data(
         ({"shapes_key": "dots"}, KeyError, "No shapes element 'dots'"),
         ({"device": "abacus"}, ValueError, "Device 'abacus' can't be used here"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"precision": "half"}, ValueError, "precision must be .auto. or one of .*got .half."),
         ({"mpp": -1.0}, ValueError, "mpp must be a positive number, got -1.0"),
         ({"mpp": "spot"}, ValueError, "'spots' or None, got 'spot'"),
     ],

@@ -199,7 +199,7 @@ def test_checkpoint_is_that_of_the_best_epoch(
     held_out = other("P2")
     config = quick(epochs=6, lr=1e-2, monitor=monitor)
     result = train(measured, tmp_path / "out", config, validation=[held_out])
-    stp.tl.predict(held_out, result.checkpoint)
+    stp.tl.predict(held_out, result.checkpoint, precision="float32")
     predicted = held_out.tables["table"].obsm["pred_m2ost"]
     counts = np.asarray(held_out.tables["table"].X, float)
     target = np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
@@ -218,7 +218,7 @@ def test_validation_scores_sections_apart(measured: SpatialData, other: Make, tm
     result = train(measured, tmp_path / "out", quick(epochs=1), validation=held_out)
     each = []
     for sdata in held_out:
-        stp.tl.predict(sdata, result.checkpoint)
+        stp.tl.predict(sdata, result.checkpoint, precision="float32")
         table = sdata.tables["table"]
         target = make_target(table, GENES, result.card.target).values
         each += [pearsonr(table.obsm["pred_m2ost"][gene], target[:, i]).statistic for i, gene in enumerate(GENES)]

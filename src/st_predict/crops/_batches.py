@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -34,7 +35,7 @@ def iter_batches(
     *,
     batch_size: int | None = 64,
     pad_value: int = 255,
-    n_threads: int = 2,
+    n_threads: int | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Batch]:
     """Read the planned crops; the next batches are read while one is used.
@@ -53,7 +54,7 @@ def iter_batches(
     pad_value
         Grey value of what lies outside the image.
     n_threads
-        Threads that read.
+        Threads that read; by default one a core, up to 8.
     device
         Cut the crops there: chunks are copied to it, each once, rather than crops, which overlap.
         By default crops are cut where the image is read.
@@ -73,7 +74,7 @@ def iter_batches(
     order = reading_order(reader, plan[0])
     batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
     jobs = [job for batch in batches for job in batch.jobs]
-    with ThreadPoolExecutor(n_threads) as pool:
+    with ThreadPoolExecutor(min(8, _n_cores()) if n_threads is None else n_threads) as pool:
         cutter = (
             HostCutter(reader, plan, jobs, pool=pool, pad_value=pad_value)
             if device is None
@@ -88,6 +89,11 @@ def iter_batches(
                     yield Batch(crops=crops, index=torch.from_numpy(batches[ahead].index))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _n_cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

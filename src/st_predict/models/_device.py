@@ -1,0 +1,57 @@
+"""Which device, and in which precision."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import torch
+
+__all__ = ["Precision", "pick_device", "pick_precision"]
+
+Precision: TypeAlias = Literal["bfloat16", "float32"]
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device that ``device`` names; ``"auto"`` takes the first GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"Device {device!r} can't be used here: {error}. 'auto' takes what there is.") from error
+    return found
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def pick_precision(precision: str, device: torch.device) -> Precision:
+    """Return the precision to compute in; ``"auto"`` takes bfloat16 where the device computes in it.
+
+    Raises
+    ------
+    ValueError
+        If there is no such precision.
+    """
+    if precision == "auto":
+        return "bfloat16" if _has_bfloat16(device) else "float32"
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be 'auto' or one of {list(get_args(Precision))}, got {precision!r}.")
+    return cast("Precision", precision)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # new in torch 2.11; without it, stay in float32
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

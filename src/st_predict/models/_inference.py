@@ -1,0 +1,213 @@
+"""Apply a network to batches, in the precision and so many spots at a time as suit the device."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from st_predict.models._device import pick_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from st_predict.crops import Batch
+    from st_predict.models._base import SpotModel
+
+__all__ = ["Inference"]
+
+logger = logging.getLogger(__name__)
+
+
+class Inference:
+    """A network on a device, ready to predict.
+
+    Parameters
+    ----------
+    network
+        Is put on the device and into evaluation mode.
+    device
+        Where to compute.
+    precision
+        ``"auto"`` computes in bfloat16 where the device does so natively, else in float32; or one of the two.
+    working_batch
+        How many spots to work off at a time; halved where memory does not suffice. By default what suits the device.
+    scope
+        Of the model (:class:`~st_predict.models.ModelSpec`): batches of a ``"section"`` are never cut.
+    compile
+        Whether to compile the network for the working batch, and on CUDA to replay it as a graph. Takes half a minute
+        or more, so that it pays for long jobs only.
+
+    Attributes
+    ----------
+    precision
+        ``"float32"`` or ``"bfloat16"``. Float32 is never TF32, unless torch was told so for matrix products.
+
+    Raises
+    ------
+    ValueError
+        If there is no such precision, or the working batch is less than 1.
+    """
+
+    def __init__(
+        self,
+        network: SpotModel,
+        *,
+        device: torch.device,
+        precision: str = "auto",
+        working_batch: int | None = None,
+        scope: Literal["spot", "section"] = "spot",
+        compile: bool = False,
+    ) -> None:
+        if working_batch is not None and working_batch < 1:
+            raise ValueError(f"working_batch must be at least 1, got {working_batch}.")
+        self.network = network.to(device).eval()
+        self.device = device
+        self.precision = pick_precision(precision, device)
+        self.working_batch = working_batch or _working_batch(device, self.precision)
+        self.scope = scope
+        self.compiled = compile
+        self._forward: Any = torch.compile(network, dynamic=False, mode="reduce-overhead") if compile else network
+        if device.type == "cpu":
+            _keep_freed_memory()
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Predict a batch that is on any device.
+
+        Returns
+        -------
+        ``(n_spots, n_genes)`` float32, on the device of the network.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory even for one spot at a time, or for one whole section.
+        """
+        predictions: list[Tensor] = []
+        start = 0
+        with _numerics(self.device, self.precision):
+            while start < len(batch) or not predictions:
+                size = len(batch) if self.scope == "section" else min(self.working_batch, len(batch) - start)
+                prediction = self._try(_take(batch, slice(start, start + size)))
+                if prediction is None:
+                    self._shrink(size)
+                    continue
+                predictions.append(prediction)
+                start += size
+        return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+
+    def _try(self, part: Batch) -> Tensor | None:
+        """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""
+        try:
+            return self._run(part.to(self.device))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
+
+    def _run(self, part: Batch) -> Tensor:
+        n = len(part)
+        if not self.compiled or self.scope == "section":
+            return self._forward(part).float()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # a graph has one shape, and the next replay overwrites its output
+        return self._forward(_pad(part, self.working_batch))[:n].float().clone()
+
+    def _shrink(self, size: int) -> None:
+        if self.scope == "section":
+            raise MemoryError(
+                f"The memory of {self.device} does not suffice for a section of {size} spots, which this model reads as "
+                "a whole; another device may have more."
+            )
+        if size == 1:
+            raise MemoryError(f"The memory of {self.device} does not suffice for a single spot.")
+        self.working_batch = size // 2
+        logger.warning(
+            "The memory of %s does not suffice for %d spots at a time; going on with %d.",
+            self.device,
+            size,
+            self.working_batch,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _working_batch(device: torch.device, precision: str) -> int:
+    """On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it."""
+    if device.type == "cpu":
+        return 8 if precision == "bfloat16" else 4
+    return 256 if device.type == "cuda" else 32
+
+
+def _take(batch: Batch, which: slice | Tensor) -> Batch:
+    others = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "crops"}
+    taken = {name: values[which] for name, values in others.items() if values is not None}
+    return replace(batch, crops=tuple(crop[which] for crop in batch.crops), **taken)
+
+
+def _pad(batch: Batch, n: int) -> Batch:
+    """Repeat the last spot until there are ``n``."""
+    return _take(batch, torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed blocks up to 32 MiB, instead of having the system map and clear them anew for each layer.
+
+    It returns blocks to the system that are larger than any it has seen freed, so it is shown one that large.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
+@contextmanager
+def _numerics(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in that precision, by the fastest way that has it; afterwards all settings are as before."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"))
+        if device.type == "cpu" and precision == "float32" and _fast_path_is_exact():
+            stack.enter_context(_setting(_matmul_of_onednn(), "bf16"))
+        if device.type == "cuda" and hasattr(torch.backends.cudnn, "conv"):  # else older than torch 2.9
+            stack.enter_context(_setting(torch.backends.cudnn.conv, "ieee"))
+        yield
+
+
+@contextmanager
+def _setting(backend: Any, value: str) -> Iterator[None]:
+    before = backend.fp32_precision
+    backend.fp32_precision = value
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def _matmul_of_onednn() -> Any:
+    return getattr(torch.backends.mkldnn, "matmul", None)  # new in torch 2.9
+
+
+@cache
+def _fast_path_is_exact() -> bool:
+    """Whether products stay exact where oneDNN may use bfloat16: on some processors it does, and MKL is then left alone.
+
+    On others it computes in float32 all the same, and on those of AMD twice as fast as MKL.
+    """
+    if _matmul_of_onednn() is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    shapes = [((256, 192), (192, 576)), ((6, 197, 64), (6, 64, 393)), ((6, 197, 393), (6, 393, 64))]
+    pairs = [[torch.randn(shape, generator=generator) for shape in pair] for pair in shapes]
+    with _setting(_matmul_of_onednn(), "bf16"):
+        return all(bool(((a @ b).double() - a.double() @ b.double()).abs().max() < 1e-3) for a, b in pairs)

@@ -1,0 +1,62 @@
+"""The benchmarks run. How fast anything is, they say; no test does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py")
+    if '"--quick"' in path.read_text(encoding="utf-8")
+)
+
+
+def test_there_are_benchmarks() -> None:
+    assert "crops" in {path.stem for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_benchmark_compares_variants(script, tmp_path) -> None:
+    out = tmp_path / "figures.json"
+    printed = subprocess.run(
+        [sys.executable, script, "--quick", "--out", out],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["machine"]["cores"] >= 1
+    rows = [row for table in figures.values() if isinstance(table, list) for row in table]
+    assert len(rows) > 1
+    for row in rows:
+        assert row["variant"] in printed
+        assert math.isfinite(row["ratio"])
+        assert row["ratio"] > 0
+    # those are measured against something, which is one of them
+    assert any(row["ratio"] == 1 for row in rows)
+
+
+def test_crops_are_the_same_and_each_chunk_is_decoded_once(tmp_path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "crops")
+    done = subprocess.run(
+        [sys.executable, script, "--quick", "--folder", tmp_path, "--variant", "check"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    checked = json.loads(done.stdout.splitlines()[-1])
+    same = ["floor, zarr, 2 threads", "floor, TIFF, 2 threads", "zarr, a spot", "OpenSlide, a spot", "dask, a spot"]
+    assert [checked["pixels"][way] for way in same] == [[0.0] * 3] * len(same)
+    assert min(checked["pixels"]["PIL, the published way"][1:]) > 0
+    assert len(checked["chunks"]) == 7
+    for counts in checked["chunks"].values():
+        assert counts["most"] == 1
+        assert counts["decoded"] == counts["touched"] > 0
