@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Parts are worked off in order by one thread, unless a test asks for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Means(SpotModel):
@@ -56,6 +66,19 @@ def test_pieces_give_what_the_whole_gives(n, pieces, grid):
     ours = Inference(network, device=CPU, precision="float32", working_batch=3)(batch)
     assert network.seen == pieces
     assert ours.dtype == torch.float32 and ours.shape == (n, 4) and not ours.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(ours, network(batch))
+
+
+@pytest.mark.parametrize("fits", [100, 2])
+def test_several_threads_give_the_same_in_order(fits):
+    torch.set_num_threads(3)
+    network, batch = Means(fits=fits, error=MemoryError), make_batch(40)
+    ours = Inference(network, device=CPU, precision="float32", working_batch=3)(batch)
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+    network.fits = 100
     with torch.no_grad():
         torch.testing.assert_close(ours, network(batch))
 

@@ -83,9 +83,9 @@ class HostCutter:
         self, chunks: Chunks[NDArray[np.uint8]], job: Job, out: NDArray[np.uint8], places: NDArray[np.int64]
     ) -> None:
         out[places[chunks.leave_image(job.rows)]] = self._pad_value
-        into = places.tolist()
-        for spot, chunk, (top, bottom, left, right), (top_, bottom_, left_, right_) in chunks.pieces(job.rows):
-            out[into[spot], :, top:bottom, left:right] = chunks[chunk][:, top_:bottom_, left_:right_]
+        pixels, crops = chunks.needed(job.number), [out[place] for place in places.tolist()]
+        for spot, chunk, top, bottom, left, right, top_, bottom_, left_, right_ in chunks.pieces(job.number):
+            crops[spot][:, top:bottom, left:right] = pixels[chunk][:, top_:bottom_, left_:right_]
 
 
 class Buffers:
@@ -134,9 +134,9 @@ class DeviceCutter:
 
     @staticmethod
     def _cut(chunks: Chunks[Tensor], atlas: Atlas, job: Job) -> Tensor:
-        for chunk in chunks.needed(job.number):
+        for chunk, pixels in chunks.needed(job.number).items():
             if chunk not in atlas:
-                atlas.add(chunk, chunks[chunk])
+                atlas.add(chunk, pixels)
         crops = atlas.cut(chunks.plan.origins[job.rows], chunks.plan.read_size)
         for chunk in chunks.drop(job.number):
             atlas.drop(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Inference"]
 
 logger = logging.getLogger(__name__)
+
+# On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it.
+_WORKING_BATCH = {"cpu": 4, "cuda": 256}
+_MAX_WORKERS = 16  # each takes about 100 MB
 
 
 class Inference:
@@ -70,14 +75,14 @@ class Inference:
         self.network = network.to(device).eval()
         self.device = device
         self.precision = pick_precision(precision, device)
-        self.working_batch = working_batch or _working_batch(device, self.precision)
+        self.working_batch = working_batch or _WORKING_BATCH.get(device.type, 32)
         self.scope = scope
+        self._max_workers = _MAX_WORKERS if device.type == "cpu" else 1
         self.compiled = compile
         self._forward: Any = torch.compile(network, dynamic=False, mode="reduce-overhead") if compile else network
         if device.type == "cpu":
             _keep_freed_memory()
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Predict a batch that is on any device.
 
@@ -92,25 +97,45 @@ class Inference:
         """
         predictions: list[Tensor] = []
         start = 0
-        with _numerics(self.device, self.precision):
+        with _exact_products(self.device, self.precision):
             while start < len(batch) or not predictions:
-                size = len(batch) if self.scope == "section" else min(self.working_batch, len(batch) - start)
-                prediction = self._try(_take(batch, slice(start, start + size)))
-                if prediction is None:
-                    self._shrink(size)
-                    continue
-                predictions.append(prediction)
-                start += size
+                step = self.working_batch if self.scope == "spot" else len(batch)
+                starts = range(start, max(len(batch), 1), max(step, 1))
+                parts = [_take(batch, slice(first, first + step)) for first in starts]
+                for part, prediction in zip(parts, self._predict(parts), strict=True):
+                    if prediction is None:
+                        self._shrink(len(part))
+                        break
+                    predictions.append(prediction)
+                    start += len(part)
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+
+    def _predict(self, parts: list[Batch]) -> Iterator[Tensor | None]:
+        """Predict parts one after another; on a CPU each core takes its own, so that none waits after every layer."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(parts), self._max_workers)
+        if workers == 1:
+            yield from map(self._try, parts)
+            return
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+        try:
+            yield from pool.map(self._try, parts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # that of a worker would be that of every new thread
 
     def _try(self, part: Batch) -> Tensor | None:
         """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""
         try:
-            return self._run(part.to(self.device))
+            with torch.inference_mode(), self._autocast():
+                return self._run(part.to(self.device))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             return None
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _run(self, part: Batch) -> Tensor:
         n = len(part)
@@ -126,9 +151,10 @@ class Inference:
                 f"The memory of {self.device} does not suffice for a section of {size} spots, which this model reads as "
                 "a whole; another device may have more."
             )
-        if size == 1:
+        if size == 1 and self._max_workers == 1:
             raise MemoryError(f"The memory of {self.device} does not suffice for a single spot.")
-        self.working_batch = size // 2
+        self.working_batch = max(1, size // 2)
+        self._max_workers = 1
         logger.warning(
             "The memory of %s does not suffice for %d spots at a time; going on with %d.",
             self.device,
@@ -137,13 +163,6 @@ class Inference:
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _working_batch(device: torch.device, precision: str) -> int:
-    """On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it."""
-    if device.type == "cpu":
-        return 8 if precision == "bfloat16" else 4
-    return 256 if device.type == "cuda" else 32
 
 
 def _take(batch: Batch, which: slice | Tensor) -> Batch:
@@ -173,10 +192,9 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def _numerics(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in that precision, by the fastest way that has it; afterwards all settings are as before."""
+def _exact_products(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute what is float32 in float32, by the fastest way; afterwards all settings are as before."""
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"))
         if device.type == "cpu" and precision == "float32" and _fast_path_is_exact():
             stack.enter_context(_setting(_matmul_of_onednn(), "bf16"))
         if device.type == "cuda" and hasattr(torch.backends.cudnn, "conv"):  # else older than torch 2.9

@@ -472,8 +472,8 @@ def _attend_in_products(
 ) -> Tensor | None:
     """Attention as two matrix products; ``None`` where powers of the logits are too large or small for their type.
 
-    Rows of weights are divided by their sums only after the second product, and powers have base 2: that takes a third
-    of the time of a softmax.
+    Rows of weights are divided by their sums only after the second product, and powers have base 2: that takes half of
+    the time of a softmax.
     """
     q_XNE, k_XNE, v_XNE = (x_BHNE.flatten(0, 1) for x_BHNE in (q_BHNE, k_BHNE, v_BHNE))
     scale = log2(e) / sqrt(q_XNE.shape[-1])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-_READ = 32  # spots whose crops are read together, at least
+_READ = 64  # spots whose crops are read together, at least
 
 
 def predict(  # noqa: PLR0913  # every one is a keyword
