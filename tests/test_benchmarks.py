@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -16,6 +17,18 @@ SCRIPTS = sorted(
     for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py")
     if '"--quick"' in path.read_text(encoding="utf-8")
 )
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    page = (SCRIPTS[0].parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    specification = importlib.util.spec_from_file_location("report", SCRIPTS[0].parent / "report.py")
+    report = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(report)
+    results = sorted((SCRIPTS[0].parent / "results").glob("*.json"))
+    assert {path.stem for path in results} >= {"crops", "forward", "end_to_end"}
+    for path in results:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        assert report.fill(page, path.stem, report.render(path.stem, figures)) == page
 
 
 def test_there_are_benchmarks() -> None:

@@ -138,6 +138,22 @@ def test_chunks_are_let_go_after_their_last_crop():
     assert 1 <= most[0] <= 20  # of 200; four batches of 16 spots touch five chunks each
 
 
+def test_memory_of_crops_is_used_again_only_when_nobody_holds_them():
+    slide = Slide()
+    plan = plan_crops(XY, SPEC, downsamples=slide.downsamples)
+    held = list(iter_batches(slide, plan, batch_size=10))
+    assert len({batch.crops[0].data_ptr() for batch in held}) == len(held) == 15
+    for crop, expected in zip(gather(held, plan), gather(iter_batches(slide, plan, batch_size=10), plan), strict=True):
+        np.testing.assert_array_equal(crop, expected)
+    passing = [batch.crops[0][2:4].data_ptr() for batch in iter_batches(slide, plan, batch_size=10)]
+    assert len(set(passing)) <= 5
+    parts, places = [], []
+    for batch in iter_batches(slide, plan, batch_size=10):
+        parts.append(batch.crops[0][3])  # a part of a batch holds its memory too
+        places.append(int(batch.index[3]))
+    np.testing.assert_array_equal(torch.stack(parts).numpy(), gather(held, plan)[0][places])
+
+
 def test_pages_of_an_atlas_are_used_again():
     edges = np.arange(0, 641, 64), np.arange(0, 641, 64)
     atlas = Atlas(edges, pad_value=9, device=torch.device("cpu"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from st_predict.crops import Batch, iter_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -111,7 +114,10 @@ def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.ui
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`CropStore`, in a new order each epoch that depends on the seed and the epoch alone."""
+    """Batches of a :class:`CropStore`, in a new order each epoch that depends on the seed and the epoch alone.
+
+    The next batch is read while one is used.
+    """
 
     store: CropStore
     batch_size: int
@@ -125,5 +131,11 @@ class CropLoader:
         rows = np.arange(len(self.store))
         if self.seed is not None:
             np.random.default_rng((self.seed, self.epoch)).shuffle(rows)
-        for start in range(0, len(rows), self.batch_size):
-            yield self.store.batch(rows[start : start + self.batch_size])
+        with ThreadPoolExecutor(1) as pool:
+            reading: deque[Future[Batch]] = deque()
+            for start in range(0, len(rows), self.batch_size):
+                reading.append(pool.submit(self.store.batch, rows[start : start + self.batch_size]))
+                if len(reading) > 1:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
