@@ -39,7 +39,7 @@ from st_predict.models._device import pick_device
 from st_predict.models.m2ost import M2OST, SPEC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from _measure import Sample
     from numpy.typing import NDArray
@@ -495,29 +495,9 @@ def check_predictions(inference: Inference, batches: Iterable[Batch], values: Te
 def predict(inference: Inference, batches: Iterable[Batch], n: int) -> Tensor:
     """Collect the predictions of all batches on the host, ``(n, n_genes)``."""
     values = torch.full((n, N_GENES), torch.nan)
-    for index, part in predicted(inference, batches):
+    for index, part in inference.over(batches):
         values[index] = part
     return values
-
-
-def predicted(inference: Inference, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield index and values of each batch, on the host; they get there while the next batch is computed."""
-    before: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
-    for batch in batches:
-        values = inference(batch).to("cpu", non_blocking=True)
-        on_gpu = inference.device.type == "cuda"
-        arrival = torch.cuda.current_stream(inference.device).record_event() if on_gpu else None
-        if before is not None:
-            yield arrived(*before)
-        before = batch.index, values, arrival
-    if before is not None:
-        yield arrived(*before)
-
-
-def arrived(index: Tensor, values: Tensor, arrival: torch.cuda.Event | None) -> tuple[Tensor, Tensor]:
-    if arrival is not None:
-        arrival.synchronize()
-    return index, values
 
 
 # Training.
@@ -565,7 +545,7 @@ def step(setup: Setup, network: torch.nn.Module, inputs: Sequence[Any], *, low: 
 def profiled(setup: Setup, name: str, inference: Inference, *, skipped: int = 3, n_batches: int = 12) -> dict[str, Any]:
     """Record some batches on the way from slide to predictions, when the first have passed."""
     batches = iter_batches(setup.slide, setup.plan, batch_size=setup.sizes.batch, device=setup.device)
-    predictions = predicted(inference, batches)
+    predictions = inference.over(batches)
     for _ in islice(predictions, skipped):
         pass
     on_gpu = setup.device.type == "cuda"

@@ -19,7 +19,15 @@ PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results
 
 # Of each benchmark: its tables, and which figures of them are shown under which names.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
-    "crops": {"rows": {"ms": "ms a spot", "spread": "spread", "ratio": "ratio", "against": "against", "growth_mib": "memory, MiB"}},
+    "crops": {
+        "rows": {
+            "ms": "ms a spot",
+            "spread": "spread",
+            "ratio": "ratio",
+            "against": "against",
+            "growth_mib": "memory, MiB",
+        }
+    },
     "forward": {
         "forward": {
             "spots/s": "spots/s",
@@ -77,7 +85,9 @@ def stages(seconds: dict[str, float]) -> str:
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
     lines = [["", *columns.values(), "goal", "met"], ["---"] * (len(columns) + 3)]
-    lines += [[row["variant"], *(cell(key, row.get(key, "")) for key in columns), row["goal"], row["met"]] for row in rows]
+    lines += [
+        [row["variant"], *(cell(key, row.get(key, "")) for key in columns), row["goal"], row["met"]] for row in rows
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -275,3 +275,27 @@ def test_layout_in_memory_does_not_matter(released, tissue):
     crops = tuple(crop.contiguous(memory_format=torch.channels_last) for crop in tissue.crops)
     assert crops[0].stride() != tissue.crops[0].stride()
     torch.testing.assert_close(inference(Batch(crops=crops, index=tissue.index)), inference(tissue))
+
+
+@pytest.mark.parametrize("sizes", [[], [4], [4, 3, 1]])
+def test_over_batches_each_prediction_comes_with_its_index(sizes):
+    inference = Inference(Means(), device=CPU, precision="float32")
+    whole = make_batch(sum(sizes))
+    rows = torch.arange(sum(sizes)).flip(0).split(sizes)
+    batches = [Batch(crops=tuple(crop[r] for crop in whole.crops), index=r, grid=whole.grid[r]) for r in rows]
+    found = list(inference.over(iter(batches)))
+    assert [index.tolist() for index, _ in found] == [r.tolist() for r in rows]
+    for index, prediction in found:
+        torch.testing.assert_close(prediction, inference(whole)[index])
+
+
+def test_over_batches_one_is_read_ahead_of_what_is_given_out():
+    inference, asked = Inference(Means(), device=CPU), []
+
+    def batches() -> Iterator[Batch]:
+        for i in range(3):
+            asked.append(i)
+            yield make_batch(2)
+
+    seen = [len(asked) for _ in inference.over(batches())]
+    assert seen == [2, 3, 3]

@@ -39,7 +39,9 @@ class Atlas:
         self._corner = [torch.from_numpy(np.concatenate([[0], edge])).to(device) for edge in edges]
         self._sides = [int(np.diff(edge).max()) for edge in edges]
         self._table = torch.zeros([len(edge) + 1 for edge in edges], dtype=torch.int64, device=device)
-        self._pages = torch.full((1, 3, *self._sides), pad_value, dtype=torch.uint8, device=device)
+        # a pixel is one number of 4 bytes, the last of them unused, so that it is gathered in one piece
+        pad = torch.full((1, *self._sides, 4), pad_value, dtype=torch.uint8, device=device)
+        self._pages = pad.view(torch.int32).squeeze(-1)
         self._page_of: dict[int, int] = {}
         self._free: list[int] = []
 
@@ -52,8 +54,10 @@ class Atlas:
             self._grow()
         page = self._page_of[chunk] = self._free.pop()
         row, col = divmod(chunk, self._n_cols)
-        self._pages[page, :, : pixels.shape[1], : pixels.shape[2]].copy_(pixels, non_blocking=True)
-        self._table[row + 1, col + 1] = page
+        height, width = pixels.shape[1:]
+        to_HWC = self._pages[page].view(torch.uint8).view(*self._sides, 4)[:height, :width, :3]
+        to_HWC.copy_(pixels.to(self._device, non_blocking=True).permute(1, 2, 0))
+        self._table[row + 1, col + 1] = page * self._pages[0].numel()
 
     def drop(self, chunk: int) -> None:
         """Give the page of a chunk to the next one."""
@@ -64,11 +68,10 @@ class Atlas:
         corners = torch.from_numpy(origins).to(self._device, non_blocking=True)
         offsets = torch.arange(size, device=self._device)
         (row_NS, y_NS), (col_NS, x_NS) = (self._locate(corners[:, [1 - i]] + offsets, i) for i in (0, 1))
-        height, width = self._sides
-        page_NSS = self._table[row_NS[:, :, None], col_NS[:, None, :]]
-        first_NSS = (page_NSS * (3 * height) + y_NS[:, :, None]) * width + x_NS[:, None, :]
-        colour_C11 = torch.arange(3, device=self._device)[:, None, None] * (height * width)
-        return self._pages.view(-1)[first_NSS[:, None] + colour_C11]
+        place_NSS = (row_NS * self._table.shape[1])[:, :, None] + col_NS[:, None]
+        place_NSS = self._table.view(-1)[place_NSS].add_((y_NS * self._sides[1])[:, :, None]).add_(x_NS[:, None])
+        pixels_NSS4 = self._pages.view(-1)[place_NSS].view(torch.uint8).view(*place_NSS.shape, 4)
+        return pixels_NSS4[..., :3].permute(0, 3, 1, 2).contiguous()
 
     def _locate(self, at: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """Which row or column of chunks pixels lie in, and where in it."""

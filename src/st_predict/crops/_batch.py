@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 __all__ = ["Batch"]
@@ -45,10 +47,11 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to ``device``."""
         others = {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
+        on = partial(torch.Tensor.to, device=device, non_blocking=torch.device(device).type != "cpu")
         return Batch(
-            crops=tuple(crop.to(device, non_blocking=True) for crop in self.crops),
-            index=self.index.to(device),
-            **{name: value.to(device, non_blocking=True) for name, value in others.items()},
+            crops=tuple(map(on, self.crops)),
+            index=on(self.index),
+            **{name: on(value) for name, value in others.items()},
         )
 
 

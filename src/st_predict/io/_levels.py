@@ -11,6 +11,8 @@ import numcodecs.abc
 import numpy as np
 import zarr
 from dask.array.core import getter
+from dask.local import get_sync
+from dask.optimization import cull
 from zarr.storage import FsspecStore, LocalStore
 
 if TYPE_CHECKING:
@@ -54,21 +56,26 @@ class DaskLevel:
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
+        block = _block_at(self.edges, rows, cols)
         # readers run in threads already; dask's own pool would only be in the way
-        return np.asarray(self._array[:, rows, cols].compute(scheduler="synchronous"))
+        if block is None or len(self._array.chunks[0]) > 1:
+            return np.asarray(self._array[:, rows, cols].compute(scheduler="synchronous"))
+        key = (self._array.name, 0, *block)
+        needed, _ = cull(self._graph, [key])  # type: ignore[no-untyped-call]  # a tenth of the time of slicing
+        return np.asarray(get_sync(needed, key))
+
+    @cached_property
+    def _graph(self) -> dict[Any, Any]:
+        return dict(self._array.dask)
 
 
 class MemoryLevel(DaskLevel):
     """A level whose blocks lie in memory: reading a block copies nothing."""
 
-    def __init__(self, array: da.Array) -> None:
-        super().__init__(array)
-        self._blocks: dict[Any, NDArray[np.uint8]] = dict(array.dask)
-
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
         block = _block_at(self.edges, rows, cols)
-        return super().read(rows, cols) if block is None else self._blocks[self._array.name, 0, *block]
+        return super().read(rows, cols) if block is None else self._graph[self._array.name, 0, *block]
 
 
 class ZarrLevel:

@@ -15,7 +15,7 @@ import torch
 from st_predict.models._device import pick_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -109,6 +109,22 @@ class Inference:
                     start += len(part)
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 
+    def over(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Predict batch after batch; what a GPU has predicted is fetched while it computes the next.
+
+        Yields
+        ------
+        Index of a batch as it came, and the prediction, on the host.
+        """
+        before: tuple[Tensor, Callable[[], Tensor]] | None = None
+        for batch in batches:
+            following = batch.index, _fetch(self(batch))
+            if before is not None:
+                yield before[0], before[1]()
+            before = following
+        if before is not None:
+            yield before[0], before[1]()
+
     def _split(self, batch: Batch, start: int) -> Iterator[Batch]:
         """Split what is left of a batch; towards the end into ever smaller parts, so that workers end together."""
         workers = min(torch.get_num_threads(), self._max_workers)
@@ -154,7 +170,8 @@ class Inference:
             return self._forward(part).float()
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # a graph has one shape, and the next replay overwrites its output
-        return self._forward(_pad(part, self.working_batch))[:n].float().clone()
+        whole = part if n == self.working_batch else _pad(part, self.working_batch)
+        return self._forward(whole)[:n].float().clone()
 
     def _shrink(self, size: int) -> None:
         if self.scope == "section":
@@ -174,6 +191,20 @@ class Inference:
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _fetch(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy to the host; what is returned waits for that."""
+    if x.device.type != "cuda":
+        return x.cpu
+    on_host = x.to("cpu", non_blocking=True)
+    arrival = torch.cuda.current_stream(x.device).record_event()
+
+    def wait() -> Tensor:
+        arrival.synchronize()
+        return on_host
+
+    return wait
 
 
 def _take(batch: Batch, which: slice | Tensor) -> Batch:

@@ -459,7 +459,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention; weights of keys that are not kept are zero and the others sum to 1."""
     # The fused kernel of CPUs is faster only there and back in float32.
-    if q_BHNE.device.type == "cpu" and (q_BHNE.dtype == torch.bfloat16 or not q_BHNE.requires_grad):
+    in_products = q_BHNE.dtype == torch.bfloat16 or not q_BHNE.requires_grad
+    if q_BHNE.device.type == "cpu" and in_products and not torch.compiler.is_compiling():
         out_BHNE = _attend_in_products(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
         if out_BHNE is not None:
             return out_BHNE

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from spatialdata import SpatialData
-    from torch import Tensor
 
     from st_predict.models import ModelCard
     from st_predict.tl._sections import Section
@@ -164,20 +163,10 @@ def _predict_section(inference: Inference, card: ModelCard, section: Section) ->
         pad_value=card.crop.pad_value,
         device=inference.device if inference.device.type == "cuda" else None,
     )
-    computing: tuple[Tensor, Tensor] | None = None
-    for batch in batches:
-        following = batch.index, inference(section.place(batch))
-        if computing is not None:  # looked at only now, so that a GPU always has something to do
-            _put(values, *computing)
-        computing = following
-    if computing is not None:
-        _put(values, *computing)
+    for index, prediction in inference.over(section.place(batch) for batch in batches):
+        values[index.numpy()] = prediction.numpy()
     values[outside] = np.nan
     return values
-
-
-def _put(values: NDArray[np.float32], index: Tensor, prediction: Tensor) -> None:
-    values[index.numpy()] = prediction.cpu().numpy()
 
 
 def _describe(section: Section) -> dict[str, Any]:
