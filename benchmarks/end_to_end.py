@@ -203,7 +203,7 @@ def bare(args: argparse.Namespace) -> None:
     sdata = spatialdata.read_zarr(section_path(args))
     network, card = load_checkpoint(find_weights("m2ost"))
     _, (section,) = open_sections(sdata, mpp="spots", need_mpp=True)
-    batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=32))
+    batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=64))
     inference = Inference(network, device=torch.device("cpu"))
     start = time.perf_counter()
     for batch in batches:

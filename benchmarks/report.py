@@ -44,7 +44,19 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "main": {"spots/s": "spots/s", "spread": "spread", "ratio": "ratio", "peak MiB": "peak, MiB"},
         "large": {"spots": "spots", "ms/spot": "ms a spot", "peak MiB": "peak, MiB"},
     },
-    "gpu": {},
+    "gpu": {
+        "forward": {
+            "spots/s": "spots/s",
+            "spread": "spread",
+            "ratio": "ratio",
+            "of bf16 rate": "of the bf16 rate",
+            "GPU MiB": "memory of the GPU, MiB",
+            "error": "largest error",
+        },
+        "training": {"spots/s": "spots/s", "spread": "spread", "ratio": "ratio", "GPU MiB": "memory of the GPU, MiB"},
+        "end_to_end, bfloat16": {"spots/s": "spots/s", "ratio": "ratio", "uploaded MiB": "copied to the GPU, MiB"},
+        "models": {"spots/s": "spots/s", "of bf16 rate": "of the bf16 rate", "GPU MiB": "memory of the GPU, MiB"},
+    },
 }
 
 
@@ -73,8 +85,9 @@ def fill(page: str, name: str, text: str) -> str:
 
 def render(name: str, figures: dict[str, Any]) -> str:
     machine = figures["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {figures['date']}."
-    tables = [table(figures[key], columns) for key, columns in TABLES[name].items()]
+    device = figures.get("device", machine["processor"])
+    where = f"{device}, {machine['cores']} cores, torch {machine['torch']}, {figures['date']}."
+    tables = [table(figures[key], columns) for key, columns in TABLES[name].items() if key in figures]
     return "\n".join([*tables, f"*{where}*", ""])
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+
 SCRIPTS = sorted(
     path
     for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py")

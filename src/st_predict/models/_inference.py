@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
-from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -100,7 +99,9 @@ class Inference:
         start = 0
         with _exact_products(self.device, self.precision):
             while start < len(batch) or not predictions:
-                parts = list(self._split(batch, start))
+                step = self.working_batch if self.scope == "spot" else len(batch)
+                starts = range(start, max(len(batch), 1), max(step, 1))
+                parts = [_take(batch, slice(first, first + step)) for first in starts]
                 for part, prediction in zip(parts, self._predict(parts), strict=True):
                     if prediction is None:
                         self._shrink(len(part))
@@ -124,18 +125,6 @@ class Inference:
             before = following
         if before is not None:
             yield before[0], before[1]()
-
-    def _split(self, batch: Batch, start: int) -> Iterator[Batch]:
-        """Split what is left of a batch; towards the end into ever smaller parts, so that workers end together."""
-        workers = min(torch.get_num_threads(), self._max_workers)
-        while True:
-            left = len(batch) - start
-            share = left if workers == 1 else ceil(left / (2 * workers))
-            size = left if self.scope == "section" else min(self.working_batch, share)
-            yield _take(batch, slice(start, start + size))
-            start += size
-            if start >= len(batch):
-                return
 
     def _predict(self, parts: list[Batch]) -> Iterator[Tensor | None]:
         """Predict parts one after another; on a CPU each core takes its own, so that none waits after every layer."""
