@@ -88,7 +88,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     write = run_alone(__file__, "write", *options)
     share = write["seconds"] / (N_WRITTEN / ours["spots/s"])
     print(
-        f"writing {N_WRITTEN:,} spots x {N_GENES} genes: {write['seconds']:.2f} s, {share:.2%} of predicting (goal < 10 %)"
+        f"writing {N_WRITTEN:,} spots x {N_GENES} genes: {write['seconds'] * 1e3:.1f} ms, {share:.3%} of predicting (goal < 10 %)"
     )
     stages = run_alone(__file__, "profile", *options)
     print(
