@@ -76,7 +76,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             Goal(at_least=7),
             Goal(figure="share of bare forward", at_least=0.95),
             Goal(figure="start-up s", at_most=6),
-            Goal(figure="peak MiB", at_most=2048),
+            Goal(figure="peak MiB", at_most=1024),
         ]
     }
     for bare, ours in zip(samples["bare forward"], samples["tl.predict"], strict=True):

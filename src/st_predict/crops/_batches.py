@@ -61,7 +61,7 @@ def iter_batches(
 
     Yields
     ------
-    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Memory: three batches, and the chunks of about one
+    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Memory: four batches, and the chunks of about one
     band across the image.
 
     Raises

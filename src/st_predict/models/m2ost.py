@@ -461,17 +461,21 @@ def attend(
     # The fused kernel of CPUs is faster only there and back in float32.
     in_products = q_BHNE.dtype == torch.bfloat16 or not q_BHNE.requires_grad
     if q_BHNE.device.type == "cpu" and in_products and not torch.compiler.is_compiling():
-        out_BHNE = _attend_in_products(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
-        if out_BHNE is not None:
-            return out_BHNE
+        return _attend_in_products(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
+    return _attend_fused(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
+
+
+def _attend_fused(
+    q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, keep_BH1N: Tensor | None, *, digested: bool
+) -> Tensor:
     out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=keep_BH1N)
     return digest(out_BHNE) if digested else out_BHNE
 
 
 def _attend_in_products(
     q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, keep_BH1N: Tensor | None, *, digested: bool
-) -> Tensor | None:
-    """Attention as two matrix products; ``None`` where powers of the logits are too large or small for their type.
+) -> Tensor:
+    """Attention as two matrix products, but for spots where powers of the logits are too large or small for their type.
 
     Rows of weights are divided by their sums only after the second product, and powers have base 2: that takes half of
     the time of a softmax.
@@ -482,21 +486,21 @@ def _attend_in_products(
     if keep_BH1N is not None:
         weights_XNN = weights_XNN * keep_BH1N.flatten(0, 1)
     sums_XN1 = weights_XNN.sum(-1, keepdim=True)
-    if not _are_moderate(sums_XN1):
-        return None
+    sums_BN = sums_XN1.detach().reshape(len(q_BHNE), -1)
+    moderate_B = ((sums_BN > 1e-30) & (sums_BN < 1e30)).all(1)
+    if not moderate_B.all():
+        # All are computed in one product again, as its rounding depends on how many there are: no spot on its neighbours.
+        moderate_B111 = moderate_B[:, None, None, None]
+        tame_BHNE = torch.where(moderate_B111, q_BHNE, 0)
+        in_products = _attend_in_products(tame_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
+        fused = _attend_fused(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
+        return torch.where(moderate_B111, in_products, fused)
     if digested:
         rows_2N = digest(torch.eye(q_XNE.shape[1])).to(q_XNE)
         out_XNE = torch.bmm(rows_2N / sums_XN1.mT, weights_XNN) @ v_XNE
     else:
         out_XNE = torch.bmm(weights_XNN, v_XNE) / sums_XN1
     return out_XNE.reshape(*q_BHNE.shape[:2], *out_XNE.shape[1:])
-
-
-def _are_moderate(x: Tensor) -> bool:
-    if x.numel() == 0:
-        return True
-    low, high = (float(bound) for bound in x.detach().aminmax())
-    return low > 1e-30 and high < 1e30
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,15 @@
-"""Which device, and in which precision as Lightning calls it."""
+"""Precision, as Lightning calls it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
 from st_predict.models import _device
-from st_predict.models._device import pick_device
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["pick_device", "pick_precision"]
+__all__ = ["pick_precision"]
 
 
 def pick_precision(precision: str, device: torch.device) -> Literal["32-true", "bf16-mixed"]:

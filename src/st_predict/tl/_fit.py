@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from st_predict.models import build_model
+from st_predict.models._device import pick_device
 from st_predict.tl._crop_store import CropLoader
-from st_predict.tl._device import pick_device, pick_precision
+from st_predict.tl._device import pick_precision
 from st_predict.tl._lightning import Adapter, History, quiet
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ import pandas as pd
 import st_predict
 from st_predict._keys import Keys
 from st_predict.models import ModelCard, get_spec, save_checkpoint
+from st_predict.models._device import pick_device
 from st_predict.pp import select_panel
 from st_predict.tl._config import TrainConfig
 from st_predict.tl._crop_store import CropLoader, CropStore
-from st_predict.tl._device import pick_device, pick_precision
+from st_predict.tl._device import pick_precision
 from st_predict.tl._observed import observe
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import split_patients
