@@ -533,6 +533,10 @@ def test_attention_of_a_spot_does_not_depend_on_its_neighbours(dtype, digested, 
     calm = attend(q, k, v, keep, digested=digested)
     assert torch.equal(together[[0, 2]], calm[[0, 2]])
     assert not torch.equal(together[1], calm[1])
+    k[1] = torch.nan
+    broken = attend(q, k, v, keep, digested=digested)
+    assert torch.equal(broken[[0, 2]], calm[[0, 2]])
+    assert broken[1].isnan().all()
 
 
 @pytest.mark.parametrize("digested", [False, True])

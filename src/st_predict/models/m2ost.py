@@ -462,12 +462,6 @@ def attend(
     in_products = q_BHNE.dtype == torch.bfloat16 or not q_BHNE.requires_grad
     if q_BHNE.device.type == "cpu" and in_products and not torch.compiler.is_compiling():
         return _attend_in_products(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
-    return _attend_fused(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
-
-
-def _attend_fused(
-    q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, keep_BH1N: Tensor | None, *, digested: bool
-) -> Tensor:
     out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=keep_BH1N)
     return digest(out_BHNE) if digested else out_BHNE
 
@@ -480,27 +474,39 @@ def _attend_in_products(
     Rows of weights are divided by their sums only after the second product, and powers have base 2: that takes half of
     the time of a softmax.
     """
-    q_XNE, k_XNE, v_XNE = (x_BHNE.flatten(0, 1) for x_BHNE in (q_BHNE, k_BHNE, v_BHNE))
+    weights_XNN, sums_XN1 = _powers(q_BHNE, k_BHNE, keep_BH1N)
+    sums_BN = sums_XN1.detach().reshape(len(q_BHNE), -1)
+    moderate_B111 = ((sums_BN > 1e-30) & (sums_BN < 1e30)).all(1)[:, None, None, None]
+    if moderate_B111.all():
+        return _read_values(weights_XNN, sums_XN1, v_BHNE, digested=digested)
+    # All stay in the product, as its rounding depends on how many there are: no spot depends on its neighbours.
+    tame = _powers(torch.where(moderate_B111, q_BHNE, 0), torch.where(moderate_B111, k_BHNE, 0), keep_BH1N)
+    logits_BHNN = (q_BHNE / sqrt(q_BHNE.shape[-1])) @ k_BHNE.mT
+    if keep_BH1N is not None:
+        logits_BHNN = logits_BHNN.masked_fill(~keep_BH1N, -torch.inf)
+    plain_BHNE = logits_BHNN.softmax(-1) @ v_BHNE  # unlike the fused kernel, this shows numbers that are none
+    plain_BHNE = digest(plain_BHNE) if digested else plain_BHNE
+    return torch.where(moderate_B111, _read_values(*tame, v_BHNE, digested=digested), plain_BHNE)
+
+
+def _powers(q_BHNE: Tensor, k_BHNE: Tensor, keep_BH1N: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights of the keys and the sums of their rows; X is B x H."""
+    q_XNE, k_XNE = q_BHNE.flatten(0, 1), k_BHNE.flatten(0, 1)
     scale = log2(e) / sqrt(q_XNE.shape[-1])
     weights_XNN = torch.baddbmm(q_XNE.new_empty(()), q_XNE, k_XNE.mT, beta=0, alpha=scale).exp2_()
     if keep_BH1N is not None:
         weights_XNN = weights_XNN * keep_BH1N.flatten(0, 1)
-    sums_XN1 = weights_XNN.sum(-1, keepdim=True)
-    sums_BN = sums_XN1.detach().reshape(len(q_BHNE), -1)
-    moderate_B = ((sums_BN > 1e-30) & (sums_BN < 1e30)).all(1)
-    if not moderate_B.all():
-        # All are computed in one product again, as its rounding depends on how many there are: no spot on its neighbours.
-        moderate_B111 = moderate_B[:, None, None, None]
-        tame_BHNE = torch.where(moderate_B111, q_BHNE, 0)
-        in_products = _attend_in_products(tame_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
-        fused = _attend_fused(q_BHNE, k_BHNE, v_BHNE, keep_BH1N, digested=digested)
-        return torch.where(moderate_B111, in_products, fused)
+    return weights_XNN, weights_XNN.sum(-1, keepdim=True)
+
+
+def _read_values(weights_XNN: Tensor, sums_XN1: Tensor, v_BHNE: Tensor, *, digested: bool) -> Tensor:
+    v_XNE = v_BHNE.flatten(0, 1)
     if digested:
-        rows_2N = digest(torch.eye(q_XNE.shape[1])).to(q_XNE)
+        rows_2N = digest(torch.eye(weights_XNN.shape[1])).to(v_XNE)
         out_XNE = torch.bmm(rows_2N / sums_XN1.mT, weights_XNN) @ v_XNE
     else:
         out_XNE = torch.bmm(weights_XNN, v_XNE) / sums_XN1
-    return out_XNE.reshape(*q_BHNE.shape[:2], *out_XNE.shape[1:])
+    return out_XNE.reshape(*v_BHNE.shape[:2], *out_XNE.shape[1:])
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
