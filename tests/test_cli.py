@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,10 +90,11 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def tiny(*args: Any, **options: Any) -> stp.tl.TrainResult:
         calls.update(options)
-        return train(*args, hparams=TINY, **options)
+        return train(*args, **options)
 
     monkeypatch.setattr("st_predict.tl.train", tiny)
     options = ["--panel", folder / "panel.txt", "--out", tmp_path / "out", "--epochs", 1, "--device", "cpu"]
+    options += ["--hparams", json.dumps(TINY)]
     sections = [folder / "P1S1.zarr", folder / "P2S1.zarr"]
     result = run("train", *sections, *options, "--hold-out", "P2", "--schedule", "cosine", "--lr", 0.002)
     assert result.exit_code == 0, result.output
@@ -100,8 +102,9 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _, card = stp.models.load_checkpoint(tmp_path / "out" / "m2ost.safetensors")
     assert list(card.genes) == (folder / "panel.txt").read_text().split()
     assert [s["section"] for s in card.training["validation"]] == ["P2S1"]
-    config = calls["config"]
-    assert (config.epochs, config.lr, config.schedule, config.device) == (1, 0.002, "cosine", "cpu")
+    assert calls["config"] == {"epochs": 1, "lr": 0.002, "schedule": "cosine", "device": "cpu"}
+    assert card.training["preset"] == calls["preset"] == "paper"
+    assert {name: card.hparams[name] for name in TINY} == TINY
     check_refused(run("train", *sections, *options), "already holds a training")
 
 
@@ -112,6 +115,8 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
     check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be one of")
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
+    check_refused(run("train", section, *out, "--preset", "mine"), "preset must be one of")
+    check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be JSON", "depth=3")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,6 +143,20 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
     direct = stp.tl.evaluate(written, key="pred_m2ost").summary
     assert table["spot_rmse"][0] == pytest.approx(direct["spot_rmse"][0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5ad", "out.zarr", "scores.csv"]
+
+
+def test_embed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
+    result = run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    expected = spatialdata.read_zarr(folder / "P1S1.zarr")
+    stp.tl.embed(expected, "rgb", device="cpu")
+    written = spatialdata.read_zarr(tmp_path / "out.zarr").tables["table"].obsm["X_rgb"]
+    np.testing.assert_array_equal(written, expected.tables["table"].obsm["X_rgb"])
+    check_refused(run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr"), "exists")
+    check_refused(
+        run("embed", folder / "P1S1.zarr", "--out", tmp_path / "no.zarr", "--encoder", "ini"), "No encoder 'ini'"
+    )
 
 
 def test_predict_lays_a_grid_on_a_slide_without_spots(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -186,11 +205,23 @@ def test_nothing_is_left_if_writing_fails(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models() -> None:
+def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     result = run("models")
-    assert result.exit_code == 0
-    for name in [*stp.models.list_models(), *(weights.name for weights in stp.models.list_weights())]:
-        assert name in result.output
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines() if line.strip()]
+    text = "\n".join(map(" ".join, lines))
+    for name in stp.models.list_models():
+        spec = stp.models.get_spec(name)
+        described, counted = [line for line in lines if line[0] == name]
+        assert described[1] == spec.family
+        assert spec.citation in described
+        assert " ".join(counted).endswith(spec.license.partition(" (")[0])
+        assert counted[1:3] == ["-", "-"] if spec.closed_form else float(counted[1]) > float(counted[2]) / 10 > 0
+    assert "\nm2ost 7.04 4.22 896 px 224 at 1, 224 at 2, 224 at 4 MIT\n" in text
+    released = {line[0] for line in lines if "@" in line[0]}
+    assert released == {f"{weights.name}@{weights.version}" for weights in stp.models.list_weights()}
+    assert max(map(len, result.output.splitlines())) <= 100
 
 
 def test_download_of_an_unknown_name() -> None:

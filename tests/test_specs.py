@@ -80,6 +80,11 @@ def test_pixels_have_three_colours(options):
         ({"over": "some"}, "panel.*all.*'some'"),
         ({"total": 0}, "positive.*0"),
         ({"total": nan}, "positive.*nan"),
+        ({"scale": "robust"}, "none.*minmax.*'robust'"),
+        ({"limits": ((0.0,), (1.0,))}, "limits are .* for scale='minmax'"),
+        ({"scale": "minmax", "limits": ((0.0, 1.0), (1.0,))}, "least and largest value of each gene"),
+        ({"scale": "minmax", "limits": ((2.0,), (1.0,))}, "least and largest value of each gene"),
+        ({"scale": "minmax", "limits": ((nan,), (1.0,))}, "finite"),
     ],
 )
 def test_targets(options, message):
@@ -92,3 +97,6 @@ def test_units_are_said_in_words():
     assert TargetSpec(total=1e4, over="all").units == "ln(1 + 10,000 * count / sum over all genes)"
     assert TargetSpec(transform="log_proportion").units == "ln((1 + count) / (n_genes + sum)), over panel genes"
     assert TargetSpec(transform="counts").units == "counts"
+    assert TargetSpec(transform="log1p").units == "ln(1 + count)"
+    scaled = TargetSpec(transform="log1p", scale="minmax", limits=((0.0,), (2.0,)))
+    assert scaled.units == "ln(1 + count), from 0 at the least to 1 at the largest of training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
@@ -101,18 +103,33 @@ def train(  # noqa: PLR0913  # options of a command line
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
     allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
-    epochs: int = 100,
-    batch_size: int = 96,
-    lr: float = 1e-4,
-    schedule: str = "constant",
+    preset: Annotated[
+        str, typer.Option(help="paper: all models alike; original: as the model was published.")
+    ] = "paper",
+    hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
+    unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
+    epochs: Annotated[int | None, typer.Option(help="This and the following: by default those of the preset.")] = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    schedule: str | None = None,
     patience: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch in --out.")] = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:
         raise ValueError("Give --validation or --hold-out, not both.")
+    config = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "schedule": schedule,
+        "patience": patience,
+        "seed": seed,
+        "device": device,
+    }
     result = stp.tl.train(
         _read(sections),
         model,
@@ -122,15 +139,11 @@ def train(  # noqa: PLR0913  # options of a command line
         group_key=group_key,
         allow_shared=allow_shared or (),
         mpp=mpp,
-        config=stp.tl.TrainConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            schedule=schedule,  # type: ignore[arg-type]  # checked by TrainConfig
-            patience=patience,
-            seed=seed,
-            device=device,
-        ),
+        preset=preset,
+        hparams=_parse(hparams),
+        config={name: value for name, value in config.items() if value is not None},
+        unlabelled=_read(unlabelled) if unlabelled else None,
+        rounds=rounds,
         resume=resume,
     )
     typer.echo(f"Wrote {result.checkpoint}")
@@ -176,6 +189,24 @@ def predict(  # noqa: PLR0913  # options of a command line
 
 
 @app.command()
+def embed(
+    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with spots.")],
+    out: Annotated[Path, typer.Option(help="New .zarr with everything.")],
+    encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or a name of timm.")] = "rgb",
+    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
+    at_mpp: Annotated[float | None, typer.Option(help="Resolution to show the encoder, if not its own.")] = None,
+    device: str = "auto",
+) -> None:
+    """Describe the image around each spot by the features of an encoder."""
+    _check_new(out, suffixes=(".zarr",))
+    sdata = _read([slide])[0]
+    stp.tl.embed(sdata, encoder, image_key=image_key, mpp=mpp, at_mpp=at_mpp, device=device)
+    _write_whole(out, sdata.write)
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
 def evaluate(
     sections: Sections,
     out: Annotated[Path, typer.Option(help="New .csv with a row a section and predictor.")],
@@ -193,20 +224,25 @@ def evaluate(
 
 @app.command()
 def models() -> None:
-    """List the models that can be trained, and the checkpoints that are released."""
-    built = Table("model", "what it is", "levels (px at downsample)", "source", title="Models")
-    for name in stp.models.list_models():
-        spec = stp.models.get_spec(name)
-        built.add_row(
-            name, spec.summary, ", ".join(f"{v.size} at {v.downsample:g}" for v in spec.crop.levels), spec.citation
-        )
-    released = Table("checkpoint", "MB", "in the package", "trained on", title="Released checkpoints")
+    """List the models that can be trained, what they cost and see, and the checkpoints that are released."""
+    specs = stp.models.table()
+    what = Table("model", "family", "what it is", "paper", title="Models", box=SIMPLE_HEAD)
+    cost = Table("model", title="With 250 genes, a spot", box=SIMPLE_HEAD)
+    for heading in ("M params", "GMAC", "sees"):
+        cost.add_column(heading, justify="right")
+    cost.add_column("levels (px at downsample)")
+    cost.add_column("licence of its code", overflow="fold")
+    for name, spec in specs.astype(object).where(specs.notna(), None).iterrows():
+        what.add_row(str(name), spec["family"], spec["summary"], spec["citation"])
+        params = "-" if spec["params"] is None else f"{spec['params'] / 1e6:.2f}"
+        gmacs = "-" if spec["gmacs"] is None else f"{spec['gmacs']:.2f}"
+        fov = f"{spec['fov_px']:g} px" if spec["fov_um"] is None else f"{spec['fov_um']:g} um"
+        cost.add_row(str(name), params, gmacs, fov, spec["levels"], spec["license"].partition(" (")[0])
+    released = Table("checkpoint", "MB", "in the package", "trained on", title="Released checkpoints", box=SIMPLE_HEAD)
     for weights in stp.models.list_weights():
         row = (f"{weights.name}@{weights.version}", f"{weights.n_bytes / 1e6:.1f}", "yes" if weights.embedded else "no")
         released.add_row(*row, weights.summary)
-    console = Console()
-    console.print(built)
-    console.print(released)
+    Console().print(what, cost, released, sep="\n")
 
 
 @app.command()
@@ -229,6 +265,15 @@ def _read(paths: Iterable[Path]) -> list[SpatialData]:
     if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"There is no {missing}.")
     return [spatialdata.read_zarr(path) if path.suffix == ".zarr" else stp.io.read_wsi(path) for path in paths]
+
+
+def _parse(hparams: str | None) -> dict[str, Any] | None:
+    try:
+        return None if hparams is None else dict(json.loads(hparams))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"--hparams must be JSON of an object, '{{\"depth\": 6}}' say; got {hparams!r} ({error})."
+        ) from error
 
 
 def _check_new(path: Path, *, suffixes: tuple[str, ...]) -> None:

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 
 __all__ = ["CropSpec", "LevelSpec", "PixelSpec", "TargetSpec"]
 
-Transform = Literal["log1p_total", "log_proportion", "counts"]
+Transform = Literal["log1p_total", "log_proportion", "log1p", "counts"]
 Over = Literal["panel", "all"]
+Scale = Literal["none", "minmax"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,16 +91,23 @@ class TargetSpec:
     ----------
     transform
         ``"log1p_total"`` is ``ln(1 + total * c / sum(c))`` (M2OST, HisToGene with another ``total``);
-        ``"log_proportion"`` is ``ln((1 + c) / (n_genes + sum(c)))`` (ST-Net); ``"counts"`` leaves counts alone.
+        ``"log_proportion"`` is ``ln((1 + c) / (n_genes + sum(c)))`` (ST-Net); ``"log1p"`` is ``ln(1 + c)`` (HEST);
+        ``"counts"`` leaves counts alone.
     total
         Sum of a spot after scaling, for ``"log1p_total"``.
     over
         Genes over which the sum of a spot runs: the ``"panel"`` or ``"all"`` genes of the table.
+    scale
+        ``"minmax"`` then scales each gene so that its ``limits`` become 0 and 1 (DeepSpaCE).
+    limits
+        Least and largest value of each gene of the panel among the training spots; ``None`` before training.
     """
 
     transform: Transform = "log1p_total"
     total: float = 1e6
     over: Over = "panel"
+    scale: Scale = "none"
+    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.transform not in get_args(Transform):
@@ -108,13 +116,30 @@ class TargetSpec:
             raise ValueError(f"over must be one of {get_args(Over)}, got {self.over!r}.")
         if not 0 < self.total < inf:
             raise ValueError(f"total must be positive and finite, got {self.total}.")
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        if self.scale not in get_args(Scale):
+            raise ValueError(f"scale must be one of {get_args(Scale)}, got {self.scale!r}.")
+        if self.limits is None:
+            return
+        low, high = (tuple(map(float, values)) for values in self.limits)
+        if (
+            self.scale == "none"
+            or len(low) != len(high)
+            or not all(-inf < a <= b < inf for a, b in zip(low, high, strict=True))
+        ):
+            raise ValueError("limits are a finite least and largest value of each gene, for scale='minmax'.")
+        object.__setattr__(self, "limits", (low, high))
 
     @property
     def units(self) -> str:
         """The transform as a formula, to be read by people."""
         genes = "panel genes" if self.over == "panel" else "all genes"
-        return {
+        formula = {
             "log1p_total": f"ln(1 + {self.total:,.10g} * count / sum over {genes})",
             "log_proportion": f"ln((1 + count) / (n_genes + sum)), over {genes}",
+            "log1p": "ln(1 + count)",
             "counts": "counts",
         }[self.transform]
+        return formula if self.scale == "none" else f"{formula}, from 0 at the least to 1 at the largest of training"

@@ -26,7 +26,13 @@ FULL = ModelCard(
     genes=("ENSG2", "ENSG10", "ENSG1"),
     crop=CropSpec(levels=(LevelSpec(size=32), LevelSpec(size=16, downsample=2.5)), mpp=0.5, pad_value=240),
     pixels=PixelSpec(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-    target=TargetSpec(transform="log_proportion", total=1e4, over="all"),
+    target=TargetSpec(
+        transform="log_proportion",
+        total=1e4,
+        over="all",
+        scale="minmax",
+        limits=((0.0, 1.5, -2.0), (1.0, 1.5, 3.0)),
+    ),
     hparams={"dim": 24, "levels": [0, 1], "pool": "mean", "drop": 0.1, "dpe": False},
     gene_id_type="ensembl",
     organism="Homo sapiens",
@@ -270,3 +276,14 @@ def test_folders_that_are_none(path, network):
         with pytest.raises((NotADirectoryError, FileNotFoundError)):
             save_checkpoint(bad, network, CARD)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_hyper_parameters_may_change_where_weights_fit(path, network):
+    other, card = load_checkpoint(path, hparams={"pool": "mean"})
+    assert card == replace(CARD, hparams={**CARD.hparams, "pool": "mean"})
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+    with torch.no_grad():
+        assert not torch.allclose(other(batch()), network(batch()))
+    with pytest.raises(ValueError, match="does not hold a 'm2ost' network"):
+        load_checkpoint(path, hparams={"dim": 48})

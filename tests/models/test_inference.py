@@ -299,3 +299,22 @@ def test_over_batches_one_is_read_ahead_of_what_is_given_out():
 
     seen = [len(asked) for _ in inference.over(batches())]
     assert seen == [2, 3, 3]
+
+
+class Corner(SpotModel):
+    """Predicts the grey value of the upper left pixel, which every symmetry moves elsewhere."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return torch.stack([crop[:, :, 0, 0].float().mean(1) for crop in batch.crops], 1)
+
+
+def test_symmetries_are_averaged():
+    batch = make_batch(7)
+    ours = Inference(Corner(), device=CPU, precision="float32", working_batch=3, symmetries=8)(batch)
+    corners = [crop[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2)) for crop in batch.crops]
+    torch.testing.assert_close(ours, torch.stack(corners, 1))  # each corner comes up twice
+
+
+def test_other_numbers_of_symmetries_are_refused():
+    with pytest.raises(ValueError, match="symmetries must be 1 or 8, got 4"):
+        Inference(Corner(), device=CPU, symmetries=4)

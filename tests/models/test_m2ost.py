@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from st_predict.crops import Batch
+from st_predict.models._layers import patches
 from st_predict.models.m2ost import (
     M2OST,
     SPEC,
@@ -26,7 +27,6 @@ from st_predict.models.m2ost import (
     digest,
     drop_keys,
     join_heads,
-    patches,
 )
 from st_predict.specs import LevelSpec
 
@@ -713,12 +713,15 @@ def test_unknown_hyper_parameter():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (make_batch(n_levels=2), r"reads 3 levels \(0, 1, 2\), the batch has 2"),
+        (
+            make_batch(n_levels=2),
+            r"reads crops \['torch.uint8 \(3, 3, 64, 64\)'(, '[^']*'){2}\], finest first; the batch has \['[^']*', '[^']*'\]",
+        ),
         (
             make_batch(size=32),
-            r"crops of level 0 must be torch.uint8 of shape \(3, 3, 64, 64\), got .* \(3, 3, 32, 32\)",
+            r"reads crops \['torch.uint8 \(3, 3, 64, 64\)', .* the batch has \['torch.uint8 \(3, 3, 32, 32\)'",
         ),
-        (with_crop(make_batch(), 2, torch.rand(3, 3, 64, 64)), "crops of level 2 must be torch.uint8 .* torch.float32"),
+        (with_crop(make_batch(), 2, torch.rand(3, 3, 64, 64)), "the batch has .* 'torch.float32"),
         (make_batch(mask=[[True, True]] * 3), r"level_mask must be torch.bool of shape \(3, 3\)"),
         (make_batch(mask=[[1, 1, 1]] * 3), "level_mask must be torch.bool"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import coo_array, csc_matrix, csr_array, csr_matrix
+from sklearn.preprocessing import MinMaxScaler
 
 from st_predict import pp
+from st_predict.pp import fit_limits
 from st_predict.specs import TargetSpec
 
 SPECS = [
@@ -60,6 +63,9 @@ def test_by_hand():
     got = pp.to_target(counts, TargetSpec(transform="log_proportion", over="all"), panel_index=[2, 0])
     np.testing.assert_allclose(got, np.log([[4 / 7, 2 / 7], [3 / 7, 1 / 7]]), rtol=1e-6)
     np.testing.assert_array_equal(pp.to_target(counts, TargetSpec(transform="counts"), panel_index=[2]), [[3], [2]])
+    got = pp.to_target(counts, TargetSpec(transform="log1p"), panel_index=[2])
+    np.testing.assert_allclose(got, np.log([[4], [3]]), rtol=1e-6)
+    np.testing.assert_allclose(pp.from_target(got, TargetSpec(transform="log1p"), [1, 1]), [[3], [2]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.units)
@@ -194,3 +200,66 @@ def test_make_target_of_nothing():
         pp.make_target(table(np.zeros((0, 3))), ["g0"], TargetSpec())
     with pytest.raises(ValueError, match="All 4 spots have a sum of zero over the panel"):
         pp.make_target(table(np.zeros((4, 3))), ["g0"], TargetSpec())
+
+
+def scaled(spec: TargetSpec, counts: np.ndarray) -> TargetSpec:
+    """The same units from 0 at the least to 1 at the largest value of these spots."""
+    limits = fit_limits(pp.to_target(counts, spec, panel_index=INDEX))
+    return replace(spec, scale="minmax", limits=limits)
+
+
+def test_limits_by_hand():
+    limits = fit_limits(np.array([[1, 5, 2], [3, 4, 2]], np.float32))
+    assert limits == ((1.0, 4.0, 2.0), (3.0, 5.0, 2.0))
+    assert all(type(value) is float for values in limits for value in values)  # as JSON has them
+    spec = TargetSpec(transform="counts", scale="minmax", limits=limits)
+    got = pp.to_target([[1, 4, 2], [2, 5, 2], [5, 0, 7]], spec)  # the last one is beyond all limits
+    np.testing.assert_array_equal(got, np.array([[0, 0, 0], [0.5, 1, 0], [2, -4, 0]], np.float32))
+    assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize("values", [np.ones(3), np.ones((0, 3))])
+def test_limits_need_spots(values):
+    with pytest.raises(ValueError, match="at least one spot"):
+        fit_limits(values)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.units)
+def test_minmax_is_that_of_scikit_learn(spec):
+    training, others = random_counts()[:20], random_counts()[20:]
+    scaler = MinMaxScaler().fit(pp.to_target(training, spec, panel_index=INDEX).astype(np.float64))
+    minmax = scaled(spec, training)
+    got = pp.to_target(training, minmax, panel_index=INDEX)
+    np.testing.assert_array_equal(got.min(axis=0), 0)
+    np.testing.assert_array_equal(got.max(axis=0), 1)
+    unscaled = pp.to_target(others, spec, panel_index=INDEX).astype(np.float64)
+    np.testing.assert_allclose(pp.to_target(others, minmax, panel_index=INDEX), scaler.transform(unscaled), atol=1e-6)
+    made = pp.make_target(table(others), [f"g{i}" for i in INDEX], minmax)
+    np.testing.assert_allclose(made.values, scaler.transform(unscaled), atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.units)
+@given(counts=counts_matrices)
+def test_there_and_back_scaled(spec, counts):
+    counts[:, INDEX[0]] += 1
+    totals = (counts[:, INDEX] if spec.over == "panel" else counts).sum(axis=1)
+    minmax = scaled(spec, counts)
+    target = pp.to_target(counts, minmax, panel_index=INDEX)
+    back = pp.from_target(target, minmax, totals, n_summed=5 if spec.over == "all" else None)
+    np.testing.assert_allclose(back, counts[:, INDEX], rtol=1e-5, atol=0.02)
+
+
+def test_limits_are_needed_for_every_gene():
+    counts, untrained = random_counts(), TargetSpec(scale="minmax")
+    for fails in (
+        lambda: pp.to_target(counts, untrained),
+        lambda: pp.make_target(table(counts), ["g1"], untrained),
+        lambda: pp.from_target(counts, untrained, counts.sum(axis=1)),
+    ):
+        with pytest.raises(ValueError, match="no limits: training sets them"):
+            fails()
+    of_three = scaled(TargetSpec(), counts)
+    with pytest.raises(ValueError, match="limits of 3 genes, for a panel of 2"):
+        pp.to_target(counts, of_three, panel_index=INDEX[:2])
+    with pytest.raises(ValueError, match="limits of 3 genes, for a panel of 8"):
+        pp.from_target(counts, of_three, counts.sum(axis=1))

@@ -82,7 +82,7 @@ def test_files_and_history(measured: SpatialData, other: Make, tmp_path: Path, q
         assert stat.S_IMODE((out / name).stat().st_mode) == 0o640
     history = pd.read_csv(out / "history.csv")
     pd.testing.assert_frame_equal(history, result.history)
-    assert set(history) == {"epoch", "train_loss", "val_loss", "val_pearson", "lr"}
+    assert set(history) == {"epoch", "train_loss", "val_loss", "val_mse", "val_pearson", "lr"}
     assert history["epoch"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(history["lr"], 3e-3 * (1 + np.cos(np.pi * np.arange(3) / 3)) / 2)
 
@@ -176,7 +176,11 @@ def test_resuming_needs_something(measured: SpatialData, tmp_path: Path, quick: 
 def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let validation give these scores, one an epoch."""
     given = iter(values)
-    monkeypatch.setattr("st_predict.tl._lightning._mean_defined", lambda _: next(given))
+
+    def scored(*_: object) -> dict[str, float]:
+        return {"val_pearson": next(given), "val_mse": 1.0}
+
+    monkeypatch.setattr("st_predict.tl._lightning.validation_scores", scored)
 
 
 def test_stops_early_and_keeps_the_best(
@@ -358,12 +362,14 @@ def test_unfit_data(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": "m3ost"}, KeyError, r"No model 'm3ost'; there are \['m2ost'"),
+        ({"model": "m3ost"}, KeyError, r"No model 'm3ost'; there are \[.*'m2ost'"),
         ({"panel": "GENE"}, TypeError, "panel must be a list of genes"),
         ({"panel": 5}, ValueError, "4 genes"),
         ({"panel": ()}, ValueError, "panel"),
         ({"group_key": "donor"}, KeyError, "no column 'donor'"),
         ({"validation": ["P7"]}, ValueError, "No patient"),
+        ({"hparams": {"size": 65}}, ValueError, "size must be a multiple of"),
+        ({"hparams": {"width": 65}}, TypeError, "width"),
     ],
 )
 def test_unfit_arguments(
@@ -410,7 +416,9 @@ def test_machine_is_checked_before_any_work(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer must be one of"),
+        ({"optimizer": "lion"}, "optimizer must be one of"),
+        ({"momentum": 0.9}, "for optimizer='sgd' alone"),
+        ({"momentum": 1.0, "optimizer": "sgd"}, "momentum is below 1"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"monitor": "auc"}, "monitor must be one of"),
         ({"epochs": 0}, "epochs and batch_size must be at least 1"),

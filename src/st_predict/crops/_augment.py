@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops._batch import Batch
 
-__all__ = ["augment", "drop_levels", "transform"]
+__all__ = ["N_SYMMETRIES", "augment", "drop_levels", "transform"]
 
 N_SYMMETRIES = 8
 

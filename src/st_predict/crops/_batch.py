@@ -21,7 +21,7 @@ class Batch:
     Parameters
     ----------
     crops
-        One uint8 tensor ``(n, 3, size, size)`` a level, finest first.
+        One uint8 tensor ``(n, 3, size, size)`` a level, finest first; none for a model that reads ``features``.
     index
         ``(n,)`` int64: rows of the table. The order of reading is free, that of writing is not.
     grid
@@ -32,6 +32,8 @@ class Batch:
         ``(n, n_genes)`` float32, in training.
     level_mask
         ``(n, n_levels)`` bool, False where a level is missing; ``None`` when none is.
+    features
+        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads these.
     """
 
     crops: tuple[Tensor, ...]
@@ -40,6 +42,7 @@ class Batch:
     xy_um: Tensor | None = None
     target: Tensor | None = None
     level_mask: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -55,4 +58,4 @@ class Batch:
         )
 
 
-_OPTIONAL = ("grid", "xy_um", "target", "level_mask")
+_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features")

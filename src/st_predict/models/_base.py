@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,13 +17,34 @@ if TYPE_CHECKING:
     from st_predict.crops import Batch
     from st_predict.specs import CropSpec
 
-__all__ = ["ModelSpec", "SpotModel"]
+__all__ = ["ModelSpec", "Preset", "SpotModel"]
 
 
 class SpotModel(nn.Module):
     """A network that predicts the expression of a gene panel for each spot of a batch."""
 
-    pixel_spec = PixelSpec()
+    _scale_C11: Tensor
+    _shift_C11: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("_scale_C11", "_shift_C11"):
+            self.register_buffer(name, torch.empty(3, 1, 1), persistent=False)
+        self.pixel_spec = PixelSpec()
+
+    @property
+    def pixel_spec(self) -> PixelSpec:
+        """How :meth:`pixels` turns 8-bit pixels into numbers; set from the card."""
+        return self._pixel_spec
+
+    @pixel_spec.setter
+    def pixel_spec(self, spec: PixelSpec) -> None:
+        self._pixel_spec = spec
+        for buffer, values in (
+            (self._scale_C11, [1 / (255 * std) for std in spec.std]),
+            (self._shift_C11, [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]),
+        ):
+            buffer.copy_(torch.tensor(values).view(3, 1, 1))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the prediction, ``(n_spots, n_genes)``."""
@@ -34,28 +56,57 @@ class SpotModel(nn.Module):
             raise ValueError("Training needs a batch with targets.")
         return F.mse_loss(self(batch), batch.target)
 
+    def load_pretrained(self) -> None:
+        """Load the weights of a backbone that the hyper-parameters ask for, once, before training. By default none.
+
+        Building a network never loads any: those of a checkpoint come from the checkpoint.
+        """
+
     def start_at(self, mean_G: Tensor) -> None:
         """Take the mean of the training targets, ``(n_genes,)``, as what to predict before anything is learned.
 
         Training then does not begin with hundreds of steps that only find the mean. By default nothing is done.
         """
 
-    def finalize(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Compute what prediction needs of the training data, once, after training.
+    def finalize(self, batches: Iterable[Batch]) -> None:
+        """Compute what prediction needs of the training data: after training, and before each validation.
 
-        Returns
-        -------
-        Hyper-parameters to add to the card (the size of a retrieval bank, say).
+        Parameters
+        ----------
+        batches
+            All training spots, with targets, not augmented. May be gone through several times.
         """
-        return {}
 
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
         """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
-        x_BCHW = crop_BCHW.float().div(255)
         if self.pixel_spec == PixelSpec():
-            return x_BCHW
-        mean, std = (x_BCHW.new_tensor(v).view(1, 3, 1, 1) for v in (self.pixel_spec.mean, self.pixel_spec.std))
-        return (x_BCHW - mean) / std
+            return crop_BCHW.float().div(255)
+        return torch.addcmul(self._shift_C11, crop_BCHW.float(), self._scale_C11)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A way to train a model: what differs from the defaults, which are the setting of the M2OST paper for all models.
+
+    Parameters
+    ----------
+    training
+        Fields of :class:`st_predict.tl.TrainConfig`.
+    hparams
+        Hyper-parameters of the network.
+    target
+        Units of the target, if they are others than those of the model's ``SPEC``.
+    panel
+        Rule of :func:`st_predict.pp.select_panel` by which genes are chosen.
+    notes
+        What of the publication is not reproduced, in a sentence.
+    """
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    target: TargetSpec | None = None
+    panel: Literal["m2ost", "mean", "hvg"] = "m2ost"
+    notes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,18 +121,34 @@ class ModelSpec:
         One line for the table of models.
     citation
         Key in ``docs/references.bib``.
+    license
+        Of the published code, in a word, and where that is: ``"MIT (github.com/...)"``. Ours is written from the paper.
+    family
+        ``"spot"`` and ``"section"`` are networks on crops, ``"retrieval"`` answers with measured spots, a ``"baseline"`` is
+        what the others have to beat.
     build
-        ``build(n_genes, **hparams)`` makes the network.
+        ``build(n_genes, **hparams)`` makes the network, with random weights.
     crop
         Crops of the published model.
     crop_of
         ``crop_of(**hparams)``: crops that other hyper-parameters need; ``None`` if they are always ``crop``.
     pixels, target
         What goes in and what comes out, in numbers.
+    pixels_of
+        ``pixels_of(**hparams)``: the same for ``pixels``.
+    inputs
+        What the network reads of a batch: ``"crops"``, or ``"features"``, which the encoder makes of crops that the
+        hyper-parameter ``encoder`` names (:func:`st_predict.tl.embed`).
     scope
         What one batch holds: single spots in any order, or all spots of a section.
+    symmetries
+        Of how many of the 8 symmetries of the crops the prediction is the mean.
+    closed_form
+        Whether :meth:`SpotModel.finalize` alone trains it, without gradients.
     hparams
         Those of the published model.
+    original
+        How the publication of the model trained it.
     tiny
         Those of a network that tests in a moment.
     convert
@@ -91,16 +158,27 @@ class ModelSpec:
     name: str
     summary: str
     citation: str
+    license: str
     build: Callable[..., SpotModel]
     crop: CropSpec
+    family: Literal["spot", "section", "retrieval", "baseline"] = "spot"
     crop_of: Callable[..., CropSpec] | None = None
     pixels: PixelSpec = field(default_factory=PixelSpec)
+    pixels_of: Callable[..., PixelSpec] | None = None
     target: TargetSpec = field(default_factory=TargetSpec)
+    inputs: Literal["crops", "features"] = "crops"
     scope: Literal["spot", "section"] = "spot"
+    symmetries: Literal[1, 8] = 1
+    closed_form: bool = False
     hparams: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    original: Preset = field(default_factory=Preset)
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters reads."""
         return self.crop if self.crop_of is None else self.crop_of(**hparams)
+
+    def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
+        """Return the pixel values that a network with these hyper-parameters reads."""
+        return self.pixels if self.pixels_of is None else self.pixels_of(**hparams)

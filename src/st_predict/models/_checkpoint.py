@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from st_predict.models._registry import get_spec
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     import torch
@@ -144,13 +145,18 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def load_checkpoint(path: PathLike[str] | str) -> tuple[SpotModel, ModelCard]:
+def load_checkpoint(
+    path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None
+) -> tuple[SpotModel, ModelCard]:
     """Build the network of a checkpoint.
 
     Parameters
     ----------
     path
         A file of :func:`save_checkpoint`.
+    hparams
+        Hyper-parameters to use instead of those on the card, such as the ``mode`` and ``k`` of BLEEP. The weights must
+        still fit.
 
     Returns
     -------
@@ -169,6 +175,7 @@ def load_checkpoint(path: PathLike[str] | str) -> tuple[SpotModel, ModelCard]:
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     card, state = _read(path)
     try:
+        card = replace(card, hparams={**card.hparams, **(hparams or {})})
         network = build_model(card)
         network.load_state_dict(state)  # copies into float32, whatever the file holds
     except (RuntimeError, TypeError) as error:  # of weights, of hyper-parameters

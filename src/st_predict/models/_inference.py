@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from st_predict.crops._augment import N_SYMMETRIES, transform
 from st_predict.models._device import pick_precision
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Inference:
         How many spots to work off at a time; halved where memory does not suffice. By default what suits the device.
     scope
         Of the model (:class:`~st_predict.models.ModelSpec`): batches of a ``"section"`` are never cut.
+    symmetries
+        8 predicts the mean over the symmetries of the crops, at eight times the cost; 1 takes them as they are.
     compile
         Whether to compile the network for the working batch, and on CUDA to replay it as a graph. Takes half a minute
         or more, so that it pays for long jobs only.
@@ -57,7 +60,7 @@ class Inference:
     Raises
     ------
     ValueError
-        If there is no such precision, or the working batch is less than 1.
+        If there is no such precision, the working batch is less than 1, or ``symmetries`` is neither 1 nor 8.
     """
 
     def __init__(
@@ -68,15 +71,19 @@ class Inference:
         precision: str = "auto",
         working_batch: int | None = None,
         scope: Literal["spot", "section"] = "spot",
+        symmetries: int = 1,
         compile: bool = False,
     ) -> None:
         if working_batch is not None and working_batch < 1:
             raise ValueError(f"working_batch must be at least 1, got {working_batch}.")
+        if symmetries not in {1, N_SYMMETRIES}:
+            raise ValueError(f"symmetries must be 1 or {N_SYMMETRIES}, got {symmetries}.")
         self.network = network.to(device).eval()
         self.device = device
         self.precision = pick_precision(precision, device)
         self.working_batch = working_batch or _WORKING_BATCH.get(device.type, 32)
         self.scope = scope
+        self.symmetries = symmetries
         self._max_workers = _MAX_WORKERS if device.type == "cpu" else 1
         self.compiled = compile
         self._forward: Any = torch.compile(network, dynamic=False, mode="reduce-overhead") if compile else network
@@ -144,7 +151,7 @@ class Inference:
         """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""
         try:
             with torch.inference_mode(), self._autocast():
-                return self._run(part.to(self.device))
+                return self._mean(part.to(self.device))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -152,6 +159,13 @@ class Inference:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _mean(self, part: Batch) -> Tensor:
+        """Predict the mean over the symmetries."""
+        if self.symmetries == 1:
+            return self._run(part)
+        views = (replace(part, crops=tuple(transform(crop, i) for crop in part.crops)) for i in range(N_SYMMETRIES))
+        return torch.stack([self._run(view) for view in views]).mean(0)
 
     def _run(self, part: Batch) -> Tensor:
         n = len(part)

@@ -20,17 +20,16 @@ a head.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import e, lcm, log2, sqrt
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
 from st_predict.models._base import ModelSpec, SpotModel
+from st_predict.models._layers import Head, check_crops, patch_mlp, patches
 from st_predict.specs import CropSpec, LevelSpec
 
 if TYPE_CHECKING:
@@ -177,13 +176,11 @@ class M2OST(SpotModel):
 
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
-        if n_genes < 1:
-            raise ValueError(f"n_genes must be at least 1, got {n_genes}.")
         self.config = c = M2OSTConfig(**hparams)
         self.embed = Embedding(c)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
-        self.head = nn.Linear(len(c.levels) * c.dim, n_genes)
+        self.head = Head(len(c.levels) * c.dim, n_genes)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the prediction, ``(n_spots, n_genes)``.
@@ -195,7 +192,7 @@ class M2OST(SpotModel):
         ValueError
             If number or shape of the crops is not that of the hyper-parameters, or a spot has no level at all.
         """
-        self._check_crops(batch)
+        check_crops(batch, self.config.crop)
         present_BM = self._present(batch)
         x = blank(self.embed([self.pixels(crop_BCSS) for crop_BCSS in batch.crops]), present_BM)
         *blocks, last = self.blocks
@@ -203,15 +200,11 @@ class M2OST(SpotModel):
             x = block(x, present_BM)
         x = last(x, present_BM, digested=self._reads_cls_alone)
         pooled_BD = torch.cat(blank([self._pool(x_BND) for x_BND in x], present_BM), -1).squeeze(1)
-        # Bfloat16 has steps of 0.03 at the size of a log count, as wide as many a gene varies over a section.
-        device = pooled_BD.device.type
-        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
-            return self.head(pooled_BD.float())
+        return self.head(pooled_BD)
 
-    @torch.no_grad()
     def start_at(self, mean_G: Tensor) -> None:
         """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
-        self.head.bias.copy_(mean_G)
+        self.head.start_at(mean_G)
 
     @property
     def _reads_cls_alone(self) -> bool:
@@ -222,26 +215,16 @@ class M2OST(SpotModel):
             return self.norm(x_BND[:, :1])
         return self.norm(x_BND).mean(1, keepdim=True)
 
-    def _check_crops(self, batch: Batch) -> None:
-        levels, size = self.config.levels, self.config.size
-        if len(batch.crops) != len(levels):
-            raise ValueError(f"The network reads {len(levels)} levels {levels}, the batch has {len(batch.crops)}.")
-        for level, crop in zip(levels, batch.crops, strict=True):
-            _check(f"The crops of level {level}", crop, (len(batch), 3, size, size), torch.uint8)
-
     def _present(self, batch: Batch) -> Tensor | None:
         if batch.level_mask is None:
             return None
-        _check("level_mask", batch.level_mask, (len(batch), len(self.config.levels)), torch.bool)
-        n_empty = int((~batch.level_mask.any(1)).sum())
+        mask, shape = batch.level_mask, (len(batch), len(self.config.levels))
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(f"level_mask must be torch.bool of shape {shape}, got {mask.dtype} {tuple(mask.shape)}.")
+        n_empty = int((~mask.any(1)).sum())
         if n_empty:
             raise ValueError(f"{n_empty} of {len(batch)} spots have no level at all; leave them out of the batch.")
-        return batch.level_mask
-
-
-def _check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tuple(x.shape) != shape or x.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}.")
+        return mask
 
 
 class Embedding(nn.Module):
@@ -251,7 +234,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.config = c
         halvings = range(max(c.levels) + 1) if c.dpe else [0] * len(c.levels)
-        self.mlps = nn.ModuleList(patch_mlp(c, k) for k in halvings)
+        self.mlps = nn.ModuleList(patch_mlp(c.patch, c.dim, halvings=k) for k in halvings)
         self.cls = nn.Parameter(torch.randn(1, 1, c.dim))
         self.positions = nn.ParameterList(torch.randn(1, n + 1, c.dim) for n in c.n_tokens)
 
@@ -268,26 +251,10 @@ class Embedding(nn.Module):
         return torch.cat([cls_B1D, *tokens], 1) + self.positions[i]
 
 
-def patch_mlp(c: M2OSTConfig, halvings: int) -> nn.Sequential:
-    """Embedding of flattened patches; smaller patches have fewer hidden channels."""
-    pixels, hidden = 3 * (c.patch >> halvings) ** 2, 3 * c.dim >> halvings
-    return nn.Sequential(
-        nn.LayerNorm(pixels), nn.Linear(pixels, hidden), nn.GELU(), nn.Linear(hidden, c.dim), nn.LayerNorm(c.dim)
-    )
-
-
 def centre(x_BCSS: Tensor, size: int) -> Tensor:
     """Cut out the central square."""
     start = (x_BCSS.shape[-1] - size) // 2
     return x_BCSS[..., start : start + size, start : start + size]
-
-
-def patches(x_BCSS: Tensor, patch: int) -> Tensor:
-    """Cut into patches in reading order, each flattened by row, column and colour: ``(B, N, patch * patch * C)``."""
-    b, c, size = x_BCSS.shape[:3]
-    n = size // patch
-    x_BnPnL = x_BCSS.permute(0, 2, 3, 1).reshape(b, n, patch, n, patch * c)  # L: a line of a patch
-    return x_BnPnL.transpose(2, 3).reshape(b, n * n, patch * patch * c)
 
 
 class Block(nn.Module):
@@ -550,6 +517,7 @@ SPEC = ModelSpec(
     name="m2ost",
     summary="Transformer on three levels of the image around a spot.",
     citation="Wang2025",
+    license="MIT (github.com/Dootmaan/M2OST)",
     build=M2OST,
     crop=M2OSTConfig().crop,
     crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,

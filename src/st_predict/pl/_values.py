@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,6 +134,9 @@ def _fill_observed(
         return
     counts = counts[table.obs_names.get_indexer(prediction.obs_names)]
     summed = counts[:, columns[there]] if spec.over == "panel" else counts
+    if spec.limits is not None:
+        low, high = np.asarray(spec.limits)[:, there].tolist()
+        spec = replace(spec, limits=(tuple(low), tuple(high)))
     # nothing was measured in a spot without a count
     measured = np.asarray(summed.sum(axis=1)).ravel() > 0
     observed[np.ix_(measured, there)] = pp.to_target(counts[measured], spec, panel_index=columns[there])
@@ -144,7 +147,7 @@ def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
     n_missing, n_panel = int((~there).sum()), len(there)
     if not n_missing:
         return True
-    if spec.transform == "log_proportion" or (spec.transform != "counts" and spec.over == "panel"):
+    if spec.transform == "log_proportion" or (spec.transform not in {"counts", "log1p"} and spec.over == "panel"):
         logger.warning(
             "%d of %d panel genes are not in the table. The units of the prediction, %s, need all of them, so observed "
             "values would not compare: the prediction is drawn alone.",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from st_predict.specs import TargetSpec
 
-__all__ = ["Target", "from_target", "make_target", "to_target"]
+__all__ = ["Target", "fit_limits", "from_target", "make_target", "to_target"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def make_target(
         If there is no such layer, or panel genes are missing.
     ValueError
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
-        or ``panel`` was matched with another table.
+        ``panel`` was matched with another table, or ``spec`` lacks limits that it needs.
     """
     if not adata.n_obs:
         raise ValueError("The table has no spots.")
@@ -139,7 +139,8 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     Raises
     ------
     ValueError
-        If counts are negative, not whole or not finite, or a spot has a sum of zero where one divides by it.
+        If counts are negative, not whole or not finite, a spot has a sum of zero where one divides by it, or ``spec``
+        lacks limits that it needs.
     """
     counts = check_counts(counts)
     panel_counts = dense(counts if panel_index is None else counts[:, np.asarray(panel_index, dtype=np.int64)])
@@ -158,6 +159,8 @@ def _transform(
     totals = totals[:, None]
     if spec.transform == "counts":
         values = panel_counts
+    elif spec.transform == "log1p":
+        values = np.log1p(panel_counts)
     elif spec.transform == "log_proportion":
         values = np.log((1 + panel_counts) / (n_summed + totals))
     else:
@@ -168,7 +171,51 @@ def _transform(
                 f"{spec.units} cannot divide by; leave them out, as make_target does."
             )
         values = np.log1p(spec.total * panel_counts / totals)
-    return values.astype(np.float32)
+    return _scale(values.astype(np.float32), spec)
+
+
+def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]:
+    """Bring the limits of each gene to 0 and 1; values outside of them stay outside."""
+    if spec.scale == "none":
+        return values
+    low, span = _low_and_span(spec, values.shape[1])
+    # of a gene that does not vary among the training spots, nothing can be learned
+    return np.divide(values - low, span, out=np.zeros(values.shape), where=span > 0).astype(np.float32)
+
+
+def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if spec.limits is None:
+        raise ValueError(
+            f"TargetSpec(scale={spec.scale!r}) has no limits: training sets them; fit_limits computes them from targets "
+            "that are not scaled."
+        )
+    low, high = np.array(spec.limits, dtype=np.float64)
+    if len(low) != n_genes:
+        raise ValueError(f"The TargetSpec has limits of {len(low)} genes, for a panel of {n_genes}.")
+    return low, high - low
+
+
+def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Find the limits that ``TargetSpec(scale="minmax", limits=...)`` scales to 0 and 1.
+
+    Parameters
+    ----------
+    values
+        ``(n_spots, n_genes)`` targets of the training spots, not scaled. Those of validation are not to be among them.
+
+    Returns
+    -------
+    Least and largest value of each gene.
+
+    Raises
+    ------
+    ValueError
+        If there is no spot.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not len(array):
+        raise ValueError(f"Limits need (n_spots, n_genes) with at least one spot, got {array.shape}.")
+    return tuple(array.min(axis=0).tolist()), tuple(array.max(axis=0).tolist())
 
 
 def from_target(
@@ -194,15 +241,21 @@ def from_target(
     Raises
     ------
     ValueError
-        If shapes do not agree, a total is negative or not finite, or ``n_summed`` is needed and was not given.
+        If shapes do not agree, a total is negative or not finite, ``n_summed`` is needed and was not given, or ``spec``
+        lacks limits that it needs.
     """
     values, sums = np.asarray(target, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or sums.shape != values.shape[:1]:
         raise ValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {values.shape} and {sums.shape}.")
     if not (np.isfinite(sums) & (sums >= 0)).all():
         raise ValueError("totals must be finite and not negative.")
+    if spec.scale != "none":
+        low, span = _low_and_span(spec, values.shape[1])
+        values = low + span * values
     if spec.transform == "counts":
         return values.copy()
+    if spec.transform == "log1p":
+        return np.expm1(values)
     if spec.transform == "log_proportion":
         return np.exp(values) * (_n_summed(n_summed, values.shape[1], spec) + sums[:, None]) - 1
     return np.expm1(values) * sums[:, None] / spec.total

@@ -1,11 +1,12 @@
-"""Tools: train, predict, evaluate."""
+"""Tools: embed, train, predict, evaluate."""
 
 from __future__ import annotations
 
 from st_predict.tl._config import TrainConfig
+from st_predict.tl._embed import embed
 from st_predict.tl._evaluate import Evaluation, evaluate
 from st_predict.tl._predict import predict
 from st_predict.tl._split import LeakageError
 from st_predict.tl._train import TrainResult, train
 
-__all__ = ["Evaluation", "LeakageError", "TrainConfig", "TrainResult", "evaluate", "predict", "train"]
+__all__ = ["Evaluation", "LeakageError", "TrainConfig", "TrainResult", "embed", "evaluate", "predict", "train"]

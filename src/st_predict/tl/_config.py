@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-__all__ = ["TrainConfig"]
+from st_predict.models import Preset
 
-Optimizer = Literal["adam", "adamw"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from st_predict.models import ModelSpec
+
+__all__ = ["TrainConfig", "configure", "get_preset"]
+
+Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Monitor = Literal["pearson", "loss"]
 
@@ -20,6 +27,8 @@ class TrainConfig:
     ----------
     epochs, batch_size, lr, weight_decay, optimizer
         As everywhere.
+    momentum
+        Of ``optimizer="sgd"``.
     schedule
         Of the learning rate; ``"cosine"`` falls to 0 over ``epochs``.
     warmup
@@ -31,9 +40,12 @@ class TrainConfig:
         Stop after so many epochs without a better validation; ``None`` never stops early.
     monitor
         What makes a checkpoint the best: ``"pearson"``, the mean per-gene correlation within validation sections,
-        or ``"loss"``, the mean squared error.
+        or ``"loss"``, that of the network (:meth:`st_predict.models.SpotModel.loss`).
     augment
         Turn and mirror spots, the same way at all levels.
+    measure_pixels
+        Normalise colours by mean and standard deviation of the training crops, instead of by those of the model; the
+        card keeps them.
     level_drop
         Probability of hiding a level of a spot in training, so that the network learns to do without.
     start_at_mean
@@ -55,12 +67,14 @@ class TrainConfig:
     lr: float = 1e-4
     weight_decay: float = 0.0
     optimizer: Optimizer = "adam"
+    momentum: float = 0.0
     schedule: Schedule = "constant"
     warmup: int = 0
     clip: float | None = None
     patience: int | None = None
     monitor: Monitor = "pearson"
     augment: bool = True
+    measure_pixels: bool = False
     level_drop: float = 0.0
     start_at_mean: bool = True
     seed: int = 0
@@ -80,8 +94,42 @@ class TrainConfig:
             raise ValueError(f"warmup must not be negative and clip be above 0, got {self.warmup} and {self.clip}.")
         if not 0 <= self.level_drop < 1:
             raise ValueError(f"level_drop is a probability below 1, got {self.level_drop}.")
+        if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
+            raise ValueError(
+                f"momentum is below 1, and for optimizer='sgd' alone; got {self.momentum}, {self.optimizer!r}."
+            )
         if self.seed < 0 or self.weight_decay < 0 or (self.patience is not None and self.patience < 1):
             raise ValueError(
                 "seed and weight_decay must not be negative, and patience must be at least 1 or None, got "
                 f"{self.seed}, {self.weight_decay}, {self.patience}."
             )
+
+
+def get_preset(spec: ModelSpec, name: str) -> Preset:
+    """Return how to train a model: ``"paper"``, as the M2OST paper trained all, or ``"original"``, as its own did.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    presets = {"paper": Preset(), "original": spec.original}
+    if name not in presets:
+        raise ValueError(f"preset must be one of {list(presets)}, got {name!r}.")
+    return presets[name]
+
+
+def configure(preset: Preset, config: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+    """Return the configuration of a preset, with the fields that ``config`` changes; a whole one replaces it.
+
+    Raises
+    ------
+    ValueError
+        If ``config`` has a field that does not exist, or a value that is unfit.
+    """
+    if isinstance(config, TrainConfig):
+        return config
+    changes = dict(config or {})
+    if unknown := sorted(changes.keys() - (names := {f.name for f in fields(TrainConfig)})):
+        raise ValueError(f"config has no fields {unknown}; there are {sorted(names)}.")
+    return TrainConfig(**{**preset.training, **changes})

@@ -1,4 +1,4 @@
-"""Crops of a training set, cut once and kept on disk."""
+"""What a network sees of a training set: crops, cut once and kept on disk, or features of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from st_predict.crops import Batch, iter_batches
+from st_predict.specs import PixelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,26 @@ if TYPE_CHECKING:
     from st_predict.specs import CropSpec
     from st_predict.tl._observed import Observed
 
-__all__ = ["CropLoader", "CropStore"]
+__all__ = ["CropLoader", "CropStore", "Store"]
+
+_MEASURED = 1024  # crops whose colours are measured
+
+
+class Store(Protocol):
+    """Spots to train on."""
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """``(n_spots, n_genes)``."""
+
+    @property
+    def measured(self) -> Store:
+        """Those of the spots whose targets were measured."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of these rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +64,8 @@ class CropStore:
         ``(n_spots, 2)`` int64, where all sections have a lattice.
     xy_um
         ``(n_spots, 2)`` float32, where the mpp of all sections is known.
+    features
+        ``(n_spots, n_features)`` float32, for a model that reads these instead of crops.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -51,9 +73,15 @@ class CropStore:
     section: NDArray[np.int64]
     grid: NDArray[np.int64] | None
     xy_um: NDArray[np.float32] | None
+    features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def measured(self) -> CropStore:
+        """All spots."""
+        return self
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
@@ -63,7 +91,26 @@ class CropStore:
             grid=None if self.grid is None else torch.from_numpy(self.grid[rows]),
             xy_um=None if self.xy_um is None else torch.from_numpy(self.xy_um[rows]),
             target=torch.from_numpy(self.target[rows]),
+            features=None if self.features is None else torch.from_numpy(self.features[rows]),
         )
+
+    def measure_pixels(self) -> PixelSpec:
+        """Return mean and standard deviation of each colour over all levels of up to 1024 crops, drawn at random."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED])
+        sums, squares, n = np.zeros(3), np.zeros(3), 0
+        for level in self.crops:
+            for row in rows:
+                pixels = level[row].reshape(3, -1) / 255
+                sums, squares, n = sums + pixels.sum(1), squares + (pixels**2).sum(1), n + pixels.shape[1]
+        mean = sums / n
+        std = np.sqrt(np.maximum(squares / n - mean**2, 1 / 255**2))
+        return PixelSpec(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    @classmethod
+    def of_features(cls, sections: Sequence[Observed], features: Sequence[NDArray[np.float32]]) -> CropStore:
+        """Keep the features of every spot of each section that has a target."""
+        taken = [values[s.rows] for s, values in zip(sections, features, strict=True)]
+        return cls(crops=(), features=np.concatenate(taken), **_known(sections))
 
     @classmethod
     def cut(cls, sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> CropStore:
@@ -78,13 +125,17 @@ class CropStore:
         )
         for start, section in zip(np.cumsum([0, *lengths[:-1]]), sections, strict=True):
             _cut_section(section, crop, out=tuple(array[start : start + len(section.rows)] for array in crops))
-        return cls(
-            crops=crops,
-            target=np.concatenate([s.target for s in sections]),
-            section=np.repeat(np.arange(len(sections)), lengths),
-            grid=_join(sections, [s.section.spots.grid for s in sections]),
-            xy_um=_join(sections, [s.section.xy_um for s in sections]),
-        )
+        return cls(crops=crops, **_known(sections))
+
+
+def _known(sections: Sequence[Observed]) -> dict[str, Any]:
+    """What is known of the spots apart from the image."""
+    return {
+        "target": np.concatenate([s.target for s in sections]),
+        "section": np.repeat(np.arange(len(sections)), [len(s.rows) for s in sections]),
+        "grid": _join(sections, [s.section.spots.grid for s in sections]),
+        "xy_um": _join(sections, [s.section.xy_um for s in sections]),
+    }
 
 
 def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
@@ -114,12 +165,12 @@ def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.ui
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`CropStore`, in a new order each epoch that depends on the seed and the epoch alone.
+    """Batches of a :class:`Store`, in a new order each epoch that depends on the seed and the epoch alone.
 
     The next batch is read while one is used.
     """
 
-    store: CropStore
+    store: Store
     batch_size: int
     seed: int | None = None
     epoch: int = field(default=0, init=False)

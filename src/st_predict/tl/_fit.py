@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from st_predict.models import ModelCard, SpotModel
     from st_predict.tl._config import TrainConfig
-    from st_predict.tl._crop_store import CropStore
+    from st_predict.tl._crop_store import CropStore, Store
 
 __all__ = ["fit"]
 
 
 def fit(
     card: ModelCard,
-    data: CropStore,
+    data: Store,
     val_data: CropStore | None,
     *,
     config: TrainConfig,
@@ -54,13 +54,22 @@ def fit(
     with torch.random.fork_rng(_gpus(config)), quiet():
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = build_model(card)
+        if not resume:
+            network.load_pretrained()
         if config.start_at_mean:
             network.start_at(torch.from_numpy(data.target.mean(axis=0)))
-        adapter = Adapter(network, config, loader=loader, sections=None if val_data is None else val_data.section)
+        adapter = Adapter(
+            network,
+            config,
+            loader=loader,
+            reference=CropLoader(data.measured, config.batch_size),
+            sections=None if val_data is None else val_data.section,
+        )
         _trainer(config, callbacks).fit(
             adapter,
             loader,
-            None if val_data is None else CropLoader(val_data, config.batch_size),
+            # mixed, as a contrastive loss compares the spots of a batch; always in the same order
+            None if val_data is None else CropLoader(val_data, config.batch_size, seed=0),
             ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
             weights_only=False if resume else None,  # the file is our own
         )

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from st_predict.crops import Batch, augment, drop_levels
-from st_predict.metrics import pearson
+from st_predict.models import SpotModel
+from st_predict.tl._validation import validation_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from st_predict.models import SpotModel
     from st_predict.tl._config import TrainConfig
     from st_predict.tl._crop_store import CropLoader
 
@@ -62,21 +63,28 @@ class Adapter(L.LightningModule):
         config: TrainConfig,
         *,
         loader: CropLoader | None = None,
+        reference: CropLoader | None = None,
         sections: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.loader = loader
+        self.reference = reference
         self.sections = sections
         self._generator = torch.Generator()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._losses: list[tuple[float, int]] = []
 
     def configure_optimizers(self) -> Any:
-        optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        optimizer = optimizers[self.config.optimizer](
-            self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
-        )
+        options: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        if self.config.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, momentum=self.config.momentum, **options)
+        else:
+            optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer](
+                trained, **options
+            )
         steps = 1 if self.loader is None else len(self.loader)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_lr_factor, config=self.config, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -90,7 +98,7 @@ class Adapter(L.LightningModule):
             self.loader.epoch = self.current_epoch
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        if self.config.augment:
+        if self.config.augment and batch.crops:
             batch = augment(batch, self._generator)
         if self.config.level_drop > 0:
             batch = drop_levels(batch, self.config.level_drop, self._generator)
@@ -98,18 +106,26 @@ class Adapter(L.LightningModule):
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        assert self.reference is not None  # nothing is validated without it
+        self.network.finalize(self.reference)
+
     def validation_step(self, batch: Batch, _: int) -> None:
         assert batch.target is not None
-        self._seen.append((batch.index.cpu(), self.network(batch).float().cpu(), batch.target.cpu()))
+        prediction = self.network(batch).float()
+        own = type(self.network).loss is not SpotModel.loss
+        loss = self.network.loss(batch) if own else F.mse_loss(prediction, batch.target)
+        self._losses.append((float(loss), len(batch)))
+        self._seen.append((batch.index.cpu(), prediction.cpu(), batch.target.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         index, prediction, target = (torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
         self._seen.clear()
+        losses, sizes = zip(*self._losses, strict=True)
+        self._losses.clear()
         assert self.sections is not None  # nothing is validated without them
-        section = self.sections[index]
-        each = [pearson(prediction[section == s], target[section == s], axis=0) for s in np.unique(section)]
-        self.log("val_pearson", _mean_defined(np.stack(each)), prog_bar=True)
-        self.log("val_loss", float(np.mean((prediction - target) ** 2)), prog_bar=True)
+        scores = validation_scores(prediction, target, self.sections[index])
+        self.log_dict({**scores, "val_loss": float(np.average(losses, weights=sizes))}, prog_bar=True)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         return batch.to(device)
@@ -123,11 +139,6 @@ def _lr_factor(step: int, *, config: TrainConfig, steps: int) -> float:
     if config.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _mean_defined(scores: NDArray[np.float64]) -> float:
-    """Mean over genes and sections; -1 while the network still predicts constants only."""
-    return float(np.nanmean(scores)) if np.isfinite(scores).any() else -1.0
 
 
 class History(L.Callback):

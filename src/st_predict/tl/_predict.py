@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from st_predict._keys import Keys
-from st_predict.crops import iter_batches
 from st_predict.models import Inference, find_weights, get_spec, load_checkpoint
 from st_predict.models._device import pick_device
+from st_predict.tl._inputs import encoder_of, inputs_of
 from st_predict.tl._sections import open_sections
 from st_predict.tl._write import check_key, write_prediction
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.models import ModelCard
+    from st_predict.models import Encoder, ModelCard
     from st_predict.tl._sections import Section
 
 __all__ = ["predict"]
@@ -38,6 +38,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     mpp: float | Literal["spots"] | None = None,
     key_added: str | None = None,
     batch_size: int | None = None,
+    symmetries: Literal[1, 8] | None = None,
+    hparams: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> None:
@@ -68,6 +70,11 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     batch_size
         Spots that the network sees at a time, if it sees single spots. By default what suits the device; where memory
         does not suffice it is halved, with a message.
+    symmetries
+        8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes them as they are. By
+        default what the model was published with: 8 for ST-Net.
+    hparams
+        Hyper-parameters to change, of those that the weights do not depend on: ``mode`` and ``k`` of BLEEP.
     device
         ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     precision
@@ -115,7 +122,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    network, card = load_checkpoint(find_weights(model))
+    network, card = load_checkpoint(find_weights(model), hparams=hparams)
+    spec, encoder = get_spec(card.model), encoder_of(card)
     table_key, sections = open_sections(
         sdata,
         image_key=image_key,
@@ -131,11 +139,12 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         device=pick_device(device),
         precision=precision,
         working_batch=batch_size,
-        scope=get_spec(card.model).scope,
+        scope=spec.scope,
+        symmetries=symmetries or spec.symmetries,
     )
     values = np.full((sum(len(s.rows) for s in sections), len(card.genes)), np.nan, dtype=np.float32)
     for section in sections:
-        values[section.rows] = _predict_section(inference, card, section)
+        values[section.rows] = _predict_section(inference, card, section, encoder)
     write_prediction(
         sdata,
         values,
@@ -147,23 +156,26 @@ def predict(  # noqa: PLR0913  # every one is a keyword
             "sections": [_describe(s) for s in sections],
             "device": str(inference.device),
             "precision": inference.precision,
+            "symmetries": inference.symmetries,
         },
     )
 
 
-def _predict_section(inference: Inference, card: ModelCard, section: Section) -> NDArray[np.float32]:
+def _predict_section(
+    inference: Inference, card: ModelCard, section: Section, encoder: Encoder | None
+) -> NDArray[np.float32]:
     """Return ``(n_spots, n_genes)``; NaN for spots outside the image."""
-    plan = section.plan(card.crop)
     outside = section.outside()
     values = np.empty((len(outside), len(card.genes)), dtype=np.float32)
-    batches = iter_batches(
-        section.reader,
-        plan,
+    batches = inputs_of(
+        section,
+        card,
+        encoder,
         batch_size=None if inference.scope == "section" else max(inference.working_batch, _READ),
-        pad_value=card.crop.pad_value,
-        device=inference.device if inference.device.type == "cuda" else None,
+        device=inference.device,
+        precision=inference.precision,
     )
-    for index, prediction in inference.over(section.place(batch) for batch in batches):
+    for index, prediction in inference.over(batches):
         values[index.numpy()] = prediction.numpy()
     values[outside] = np.nan
     return values

@@ -9,19 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 import st_predict
 from st_predict._keys import Keys
-from st_predict.models import ModelCard, get_spec, save_checkpoint
+from st_predict.models import Inference, ModelCard, build_model, get_spec, save_checkpoint
 from st_predict.models._device import pick_device
-from st_predict.pp import select_panel
-from st_predict.tl._config import TrainConfig
+from st_predict.pp import fit_limits, select_panel
+from st_predict.tl._config import configure, get_preset
 from st_predict.tl._crop_store import CropLoader, CropStore
 from st_predict.tl._device import pick_precision
+from st_predict.tl._features import section_features
+from st_predict.tl._inputs import encoder_of
 from st_predict.tl._observed import observe
+from st_predict.tl._pseudo import fit_rounds, open_unlabelled
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import split_patients
+from st_predict.tl._validation import validation_scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict.models import SpotModel
+    from st_predict.tl._config import TrainConfig
     from st_predict.tl._observed import Observed
     from st_predict.tl._sections import Sections
 
@@ -58,8 +65,11 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     allow_shared: Sequence[str] = (),
     image_key: Mapping[str, str] | str | None = None,
     mpp: float | None = None,
+    preset: str = "paper",
     hparams: Mapping[str, Any] | None = None,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    unlabelled: Sections | None = None,
+    rounds: int = 5,
     resume: bool = False,
     card: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -72,8 +82,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     model
         Name of a model (:func:`st_predict.models.list_models`).
     panel
-        Genes to predict, in order; a number selects so many by the rule of M2OST
-        (:func:`st_predict.pp.select_panel`) from the training sections.
+        Genes to predict, in order; a number selects so many from the training sections, by the rule of the preset
+        (:func:`st_predict.pp.select_panel`).
     out
         Folder for the results, made if it does not exist. Results that are there already are never overwritten.
     validation
@@ -90,10 +100,21 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     mpp
         Resolution to train at, in um/px of the finest level; the mpp of every image must then be known.
         By default that of the model, for most ``None``: pixels as they are.
+    preset
+        ``"paper"`` trains every model as the M2OST paper did, so that models can be compared; ``"original"`` as the
+        publication of the model itself did: target, hyper-parameters, rule of the panel, optimiser. What of that is not
+        reproduced is in ``original.notes`` of its :class:`~st_predict.models.ModelSpec`.
     hparams
-        Hyper-parameters of the network that differ from the published ones.
+        Hyper-parameters of the network that differ from those of the preset.
     config
-        How to train.
+        Fields of :class:`TrainConfig` that differ from those of the preset, as a mapping; a whole :class:`TrainConfig`
+        replaces them all.
+    unlabelled
+        More slides, measured or not, for semi-supervised training: in each of ``rounds`` rounds the network labels a new
+        part of their spots, and a fresh network is trained on these as well :cite:p:`Monjo2022`. Their counts are not
+        used.
+    rounds
+        How many such rounds.
     resume
         Go on from the last epoch that ``out`` holds.
     card
@@ -113,58 +134,142 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     KeyError
         If the model or a column does not exist.
     ValueError
-        If the panel, the counts, the patients, the images or the settings are unfit; the message says how.
+        If the preset, the panel, the counts, the patients, the images or the settings are unfit; the message says how.
+    ModuleNotFoundError
+        If the model needs timm and that is not installed.
+    ConnectionError
+        If the hyper-parameters ask for weights that are not in the cache and cannot be got.
     """
-    from st_predict.tl._fit import fit  # takes two seconds, which those who only predict need not wait
-
-    config = config or TrainConfig()
-    device = pick_device(config.device)
-    pick_precision(config.precision, device)
     spec = get_spec(model)
+    setting = get_preset(spec, preset)
+    config = configure(setting, config)
+    pick_precision(config.precision, pick_device(config.device))
     training, held_out = split_patients(as_list(sdatas), validation, group_key=group_key, allow_shared=allow_shared)
-    genes = _panel(panel, training)
-    hparams = {**spec.hparams, **(hparams or {})}
+    hparams = {**spec.hparams, **setting.hparams, **(hparams or {})}
+    crop = spec.crop_for(hparams)
     model_card = ModelCard(
         model=model,
-        genes=genes,
-        crop=replace(spec.crop_for(hparams), mpp=spec.crop.mpp if mpp is None else mpp),
-        pixels=spec.pixels,
-        target=spec.target,
+        genes=_panel(panel, training, method=setting.panel),
+        crop=crop if mpp is None else replace(crop, mpp=mpp),
+        pixels=spec.pixels_for(hparams),
+        target=setting.target or spec.target,
         hparams=hparams,
         **(card or {}),
     )
+    where: dict[str, Any] = {"group_key": group_key, "image_key": image_key}
+    model_card = _with_limits(model_card, training, **where)
     observed, val_observed = (
-        [o for sdata in sdatas for o in observe(sdata, model_card, group_key=group_key, image_key=image_key)]
-        for sdatas in (training, held_out)
+        [o for sdata in sdatas for o in observe(sdata, model_card, **where)] for sdatas in (training, held_out)
     )
+    with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
+        build_model(model_card)
+    extra = [] if unlabelled is None else _open_unlabelled(unlabelled, model_card, held_out, allow_shared, **where)
     folder = _prepare(Path(out), model, resume=resume)
     sections_of_card = {
         "sections": [o.describe() for o in observed],
         "validation": [o.describe() for o in val_observed],
+        **({"unlabelled": [o.describe() for o in extra], "rounds": rounds} if extra else {}),
     }
     _note(folder / "checkpoints" / "begun.json", model_card, config, sections=sections_of_card, resume=resume)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".crops-") as crops:
-        data = CropStore.cut(observed, model_card.crop, folder=Path(crops) / "training")
-        val_data = (
-            CropStore.cut(val_observed, model_card.crop, folder=Path(crops) / "validation") if val_observed else None
-        )
-        network, history = fit(model_card, data, val_data, config=config, folder=folder, resume=resume)
-        hparams |= network.finalize(CropLoader(data, config.batch_size))
+    work = _Work(config=config, folder=folder, resume=resume, rounds=rounds)
+    model_card, network, history = _learn(model_card, observed, val_observed, extra, work=work)
     training_of_card = {
         **sections_of_card,
         "shared_patients": sorted(_patients(observed) & _patients(val_observed)),
+        "preset": preset,
         "config": asdict(config),
         "best": _best_row(history, config) if held_out else history[-1],
         "st_predict": st_predict.__version__,
         **model_card.training,
     }
-    return _save(folder, network, replace(model_card, hparams=hparams, training=training_of_card), history)
+    return _save(folder, network, replace(model_card, training=training_of_card), history)
 
 
-def _panel(panel: Sequence[str] | int, training: list[SpatialData]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """How, and where, to train."""
+
+    config: TrainConfig
+    folder: Path
+    resume: bool
+    rounds: int
+
+
+def _learn(
+    card: ModelCard, observed: list[Observed], val_observed: list[Observed], extra: list[Observed], *, work: _Work
+) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
+    """Train on what was measured, and on ``extra`` spots that were not; return the card with what was measured for it."""
+    config = work.config
+    with tempfile.TemporaryDirectory(dir=work.folder, prefix=".crops-") as crops:
+        data, val_data, spots = (
+            _store(sections, card, config, folder=Path(crops) / name) if sections else None
+            for name, sections in (("training", observed), ("validation", val_observed), ("unlabelled", extra))
+        )
+        assert data is not None  # there is a section to train on
+        if config.measure_pixels and data.crops:
+            card = replace(card, pixels=data.measure_pixels())
+        if get_spec(card.model).closed_form:
+            return card, *_solve(card, data, val_data, config=config)
+        from st_predict.tl._fit import fit  # takes two seconds, which those who only predict need not wait
+
+        how: dict[str, Any] = {"config": config, "folder": work.folder, "resume": work.resume}
+        if spots is None:
+            network, history = fit(card, data, val_data, **how)
+        else:
+            network, history = fit_rounds(card, data, val_data, spots, rounds=work.rounds, **how)
+        network.finalize(CropLoader(data, config.batch_size))
+        return card, network, history
+
+
+def _panel(panel: Sequence[str] | int, training: list[SpatialData], *, method: Any) -> tuple[str, ...]:
     if isinstance(panel, str):
         raise TypeError(f"panel must be a list of genes or how many to select, got {panel!r}.")
-    return tuple(select_panel(training, n_genes=panel) if isinstance(panel, int) else panel)
+    return tuple(select_panel(training, n_genes=panel, method=method) if isinstance(panel, int) else panel)
+
+
+def _with_limits(card: ModelCard, training: list[SpatialData], **where: Any) -> ModelCard:
+    """Add to a card the limits of each gene among the training spots, if its target is scaled to them."""
+    if card.target.scale == "none":
+        return card
+    plain = replace(card, target=replace(card.target, scale="none", limits=None))
+    values = [o.target for sdata in training for o in observe(sdata, plain, **where)]
+    return replace(card, target=replace(card.target, limits=fit_limits(np.concatenate(values))))
+
+
+def _open_unlabelled(
+    unlabelled: Sections, card: ModelCard, held_out: list[SpatialData], allow_shared: Sequence[str], **where: Any
+) -> list[Observed]:
+    spec = get_spec(card.model)
+    if spec.closed_form or spec.scope == "section":
+        raise ValueError(
+            f"unlabelled= is for networks that see single spots and learn by gradients, not for {card.model!r}."
+        )
+    return open_unlabelled(as_list(unlabelled), card, held_out=held_out, allow_shared=allow_shared, **where)
+
+
+def _store(observed: list[Observed], card: ModelCard, config: TrainConfig, *, folder: Path) -> CropStore:
+    """Cut the crops of measured sections, or compute the features that the model reads instead."""
+    encoder = encoder_of(card)
+    if encoder is None:
+        return CropStore.cut(observed, card.crop, folder=folder)
+    how: dict[str, Any] = {"crop": card.crop, "device": pick_device(config.device), "precision": config.precision}
+    return CropStore.of_features(observed, [section_features(o.section, encoder, **how) for o in observed])
+
+
+def _solve(
+    card: ModelCard, data: CropStore, val_data: CropStore | None, *, config: TrainConfig
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Fit a model that has a solution in closed form."""
+    network = build_model(card).eval()
+    network.finalize(CropLoader(data, config.batch_size))
+    return network, [{"epoch": 0, **({} if val_data is None else _validate(network, val_data, config))}]
+
+
+def _validate(network: SpotModel, val_data: CropStore, config: TrainConfig) -> dict[str, float]:
+    inference = Inference(network, device=pick_device("cpu"), precision="float32")
+    parts = [prediction.numpy() for _, prediction in inference.over(CropLoader(val_data, config.batch_size))]
+    scores = validation_scores(np.concatenate(parts), val_data.target, val_data.section)
+    return {**scores, "val_loss": scores["val_mse"]}
 
 
 def _patients(sections: list[Observed]) -> set[str]:

@@ -1,0 +1,115 @@
+"""What several networks share unchanged."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.amp import is_autocast_available
+
+from st_predict.specs import PixelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from st_predict.crops import Batch
+    from st_predict.specs import CropSpec
+
+__all__ = [
+    "IMAGENET",
+    "Head",
+    "check_crops",
+    "full_precision",
+    "patch_mlp",
+    "patches",
+    "renamed",
+    "resize_on_load",
+]
+
+IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Compute in float32 on the device of ``x``, also where the rest of a network runs in bfloat16.
+
+    That has steps of 0.03 at the size of a log count, as wide as many a gene varies over a section.
+    """
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+
+
+class Head(nn.Linear):
+    """The last layer: ``(n_spots, n_features)`` to ``(n_spots, n_genes)``, always in float32."""
+
+    def __init__(self, n_features: int, n_genes: int) -> None:
+        if n_genes < 1:
+            raise ValueError(f"n_genes must be at least 1, got {n_genes}.")
+        super().__init__(n_features, n_genes)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Return the prediction."""
+        with full_precision(x_BD):
+            return super().forward(x_BD.to(self.weight.dtype))
+
+    @torch.no_grad()
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene."""
+        self.bias.copy_(mean_G)
+
+
+def patch_mlp(patch: int, dim: int, *, halvings: int) -> nn.Sequential:
+    """Embedding of flattened patches whose side is halved so often; smaller ones have fewer hidden channels."""
+    pixels, hidden = 3 * (patch >> halvings) ** 2, 3 * dim >> halvings
+    return nn.Sequential(
+        nn.LayerNorm(pixels), nn.Linear(pixels, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.LayerNorm(dim)
+    )
+
+
+def patches(x_BCSS: Tensor, patch: int) -> Tensor:
+    """Cut into patches in reading order, each flattened by row, column and colour: ``(B, N, patch * patch * C)``."""
+    b, c, size = x_BCSS.shape[:3]
+    n = size // patch
+    x_BnPnL = x_BCSS.permute(0, 2, 3, 1).reshape(b, n, patch, n, patch * c)  # L: a line of a patch
+    return x_BnPnL.transpose(2, 3).reshape(b, n * n, patch * patch * c)
+
+
+def check_crops(batch: Batch, crop: CropSpec) -> None:
+    """Refuse a batch whose crops are not those that a network reads.
+
+    Raises
+    ------
+    ValueError
+        If number, shape or type are others.
+    """
+    expected = [f"torch.uint8 {(len(batch), 3, level.size, level.size)}" for level in crop.levels]
+    got = [f"{crop.dtype} {tuple(crop.shape)}" for crop in batch.crops]
+    if got != expected:
+        raise ValueError(f"The network reads crops {expected}, finest first; the batch has {got}.")
+
+
+def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: str) -> dict[str, Tensor]:
+    """Give the tensors of a published state dict our names: ``names`` has the published one for each of ours.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    missing, unknown = sorted(set(names.values()) - theirs.keys()), sorted(theirs.keys() - set(names.values()))
+    if missing or unknown:
+        raise ValueError(f"Not a state dict of the published {model}: missing {missing}, unknown {unknown}.")
+    return {ours: theirs[name] for ours, name in names.items()}
+
+
+def resize_on_load(module: nn.Module, *names: str) -> None:
+    """Let buffers take the shape of what a state dict has for them: only training knows how long they are."""
+
+    def resize(module: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+        for name in names:
+            if (stored := state.get(prefix + name)) is not None:
+                setattr(module, name, getattr(module, name).new_empty(stored.shape))
+
+    module.register_load_state_dict_pre_hook(resize)  # type: ignore[no-untyped-call]

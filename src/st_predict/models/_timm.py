@@ -1,0 +1,293 @@
+"""Backbones of timm, with a linear layer on top, and their weights: those of timm, and those of published files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from st_predict.models._base import SpotModel
+from st_predict.models._layers import IMAGENET, Head
+from st_predict.specs import CropSpec, LevelSpec, PixelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from st_predict.crops import Batch
+
+__all__ = [
+    "TimmRegressor",
+    "count_blocks",
+    "create_backbone",
+    "crop_of",
+    "fetch_weights",
+    "from_timm",
+    "import_timm",
+    "n_features",
+    "pixels_of",
+    "rename",
+    "weights_config",
+]
+
+
+class TimmRegressor(SpotModel):
+    """A backbone of timm that sees one crop of a spot, with a linear layer to the genes.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    arch
+        Name of the architecture in timm.
+    weights
+        Tag of the weights in timm that training starts from, ``"tv_in1k"`` say; ``None`` starts from random ones.
+    size
+        Side of the crop, in pixels. Transformers take multiples of their coarsest patches: 16 (ViT-B/16), 32 (Swin-T).
+    arch_args
+        More arguments of the architecture.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If timm is not installed.
+    ValueError
+        If timm has no such architecture, or this has no such arguments or cannot read crops of this size.
+    """
+
+    sized = False  #: whether a network is made for crops of one size, a multiple of its coarsest patches
+
+    def __init__(
+        self,
+        n_genes: int,
+        *,
+        arch: str,
+        weights: str | None = None,
+        size: int = 224,
+        arch_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.arch, self.weights = arch, weights
+        self.arch_args = {**({"img_size": size} if self.sized else {}), **(arch_args or {})}
+        self.backbone = create_backbone(arch, **self.arch_args)
+        self._check_size(size)
+        self.head = Head(n_features(self.backbone), n_genes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the prediction, ``(n_spots, n_genes)``."""
+        return self.head(self.features(batch))
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return what the backbone makes of the crops, ``(n_spots, n_features)``."""
+        return self.backbone(self.pixels(batch.crops[0].contiguous(memory_format=torch.channels_last)))
+
+    def load_pretrained(self) -> None:
+        """Load ``weights`` into the backbone."""
+        if self.weights is not None:
+            pretrained = fetch_weights(f"{self.arch}.{self.weights}", **self.arch_args)
+            self.backbone.load_state_dict(pretrained.state_dict())
+
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        self.head.start_at(mean_G)
+
+    def _check_size(self, size: int) -> None:
+        stages: Any = self.backbone.feature_info
+        coarsest = stages[-1]["reduction"]  # width in pixels of what the last stage sees
+        if size < coarsest:
+            raise ValueError(f"size must be at least {coarsest} for {self.arch}, got {size}.")
+        if self.sized and size % coarsest:
+            below = size // coarsest * coarsest
+            raise ValueError(
+                f"size must be a multiple of {coarsest} for {self.arch}, got {size}; the nearest: "
+                f"{[below, below + coarsest]}."
+            )
+
+
+def create_backbone(name: str, **arguments: Any) -> nn.Module:
+    """Make an architecture of timm, with random weights and without its last layer.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If timm is not installed.
+    ValueError
+        If timm has no such architecture, or this has no such arguments.
+    """
+    timm = import_timm()
+    if not name.startswith("hf-hub:"):
+        _check_architecture(name)
+    try:
+        backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
+    except TypeError as error:
+        raise ValueError(f"timm cannot make {name!r} with the arguments {arguments}: {error}") from error
+    return backbone.to(memory_format=torch.channels_last)  # convolutions take half the time
+
+
+def n_features(backbone: nn.Module) -> int:
+    """Length of what a backbone of timm makes of a crop."""
+    width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return int(width)
+
+
+def import_timm() -> Any:
+    """Return timm.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("This model needs timm: pip install 'st-predict[backbones]'", name="timm") from error
+    return timm
+
+
+def _check_architecture(name: str) -> None:
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    if tag:
+        raise ValueError(f"arch is without a tag, got {name!r}; for its weights, arch={arch!r} and weights={tag!r}.")
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=5)
+        raise ValueError(
+            f"timm {timm.__version__} has no architecture {name!r}; near are {near}, and timm.list_models() names all."
+        )
+
+
+def fetch_weights(name: str, **arguments: Any) -> nn.Module:
+    """Make a backbone with weights of timm, ``"architecture.tag"``, from its cache or from where they are published.
+
+    Raises
+    ------
+    ValueError
+        If timm knows no such weights; the message lists those of the architecture.
+    ConnectionError
+        If they are not in the cache and cannot be got.
+    """
+    timm = import_timm()
+    weights_config(name)
+    try:
+        return timm.create_model(name, pretrained=True, **{"num_classes": 0, **arguments})
+    except Exception as error:
+        if not _is_of_the_network(error):
+            raise
+        why = " ".join(str(error).split("\n")[0].split()) or "no reason given"
+        raise ConnectionError(
+            f"Cannot get the weights {name!r} of timm ({type(error).__name__}: {why}). Without a network, copy the "
+            "cache of a machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set "
+            "HF_HUB_OFFLINE=1, or start from random weights with hparams={'weights': None}."
+        ) from error
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of the libraries that download."""
+    return error is not None and (
+        isinstance(error, OSError)
+        or type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3", "huggingface_hub"}
+        or _is_of_the_network(error.__cause__ or error.__context__)
+    )
+
+
+def weights_config(name: str) -> Any:
+    """Return what timm says of weights, ``"architecture.tag"``.
+
+    Raises
+    ------
+    ValueError
+        If timm knows no such architecture or weights; the message lists those of the architecture.
+    """
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    _check_architecture(arch)
+    if name not in (known := timm.list_pretrained(f"{arch}.*")):
+        raise ValueError(f"timm has no weights {tag!r} of {arch!r}; it has {[k.partition('.')[2] for k in known]}.")
+    return timm.get_pretrained_cfg(name)
+
+
+def crop_of(*, size: int = 224, **_: Any) -> CropSpec:
+    """One crop of the finest level."""
+    return CropSpec(levels=(LevelSpec(size=size),))
+
+
+def pixels_of(*, arch: str = "", weights: str | None = None, **_: Any) -> PixelSpec:
+    """Pixel values that the weights were trained with; those of ImageNet for random weights."""
+    if weights is None:
+        return IMAGENET
+    config = weights_config(f"{arch}.{weights}")
+    return PixelSpec(mean=tuple(config.mean), std=tuple(config.std))
+
+
+# State dicts of published files.
+
+
+def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Give the tensors of torchvision the names of timm; those that have these already keep them.
+
+    Parameters
+    ----------
+    state
+        Tensors by name, perhaps with the ``module.`` of a network trained on several GPUs.
+    names
+        Regular expressions for parts of a name, and what stands there in timm, applied in order; what is left without
+        a name is left out.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        new = name.removeprefix("module.")
+        for pattern, replacement in names.items():
+            new = re.sub(pattern, replacement, new)
+        if new:
+            renamed[new] = tensor
+    return renamed
+
+
+def count_blocks(names: Iterable[str], pattern: str, *, stages: int) -> list[int] | None:
+    """Count the blocks of each stage, ``None`` if there are not so many stages.
+
+    The pattern matches the beginning of a name; its last group is the block, those before it are the stage.
+    """
+    blocks = {match.groups() for name in names if (match := re.match(pattern, name))}
+    counts = Counter(groups[:-1] for groups in blocks)
+    return [counts[stage] for stage in sorted(counts)] if len(counts) == stages else None
+
+
+def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments: Any) -> dict[str, Tensor]:
+    """Turn a state dict with the names of timm into one of :class:`TimmRegressor`.
+
+    Parameters
+    ----------
+    state
+        Tensors by name.
+    head
+        What timm calls the last layer.
+    arch, arguments
+        The architecture; of the arguments, ``None`` is the default of timm.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    with torch.device("meta"):
+        backbone = create_backbone(arch, **arguments)
+    names = {name: f"backbone.{name}" for name in backbone.state_dict()}
+    names |= {f"{head}.{part}": f"head.{part}" for part in ("weight", "bias")}
+    counters = {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}  # not in old files
+    theirs = {**counters, **state}
+    missing, unknown = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"Not a state dict of {arch}, by the names of timm: missing {_some(missing)}, unknown {_some(unknown)}."
+        )
+    return {ours: theirs[name] for name, ours in names.items()}
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[:5]}" if len(names) <= 5 else f"{names[:5]} and {len(names) - 5} more"

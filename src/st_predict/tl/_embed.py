@@ -1,0 +1,231 @@
+"""Describe the image around each spot."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from spatialdata.models import get_table_keys
+
+import st_predict
+from st_predict._keys import Keys
+from st_predict.models._device import pick_device, pick_precision
+from st_predict.models._encoders import Encoder, EncoderSpec, get_encoder, load_encoder
+from st_predict.tl._features import section_features
+from st_predict.tl._sections import open_sections
+from st_predict.tl._write import _link_to_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.specs import CropSpec, PixelSpec
+    from st_predict.tl._sections import Section
+
+__all__ = ["embed"]
+
+
+def embed(  # noqa: PLR0913  # every one is a keyword
+    sdata: SpatialData,
+    encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor] = "rgb",
+    *,
+    image_key: Mapping[str, str] | str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+    at_mpp: float | None = None,
+    key_added: str | None = None,
+    crop: CropSpec | None = None,
+    pixels: PixelSpec | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    cache: bool = True,
+) -> None:
+    """Describe the image around each spot by the features of an encoder.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image, the spots and a table that annotates the spots; or only image and shapes
+        (:func:`st_predict.pp.make_grid`).
+    encoder
+        ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
+        (:data:`st_predict.models.RGB_NAMES`). The others need timm and are downloaded once: those of
+        :func:`st_predict.models.list_encoders`, of which some are given only to who accepted their terms; and any name of
+        timm that has weights, ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
+
+        Also a module or another callable of your own, which is given floats ``(n, 3, size, size)`` on ``device``, one
+        argument a level of ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from
+        several threads; a module is put on ``device`` and into evaluation mode. Or an encoder of
+        :func:`st_predict.models.load_encoder`, which spares loading it for each slide.
+    image_key
+        RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
+        mapping from region to image.
+    table_key
+        Table whose rows are described; may be left out if there is one, or one called ``"table"``.
+    shapes_key
+        Shapes to describe on a slide that has no table, or without regard to it.
+    mpp
+        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. Needed if
+        the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.resolve_mpp`).
+    at_mpp
+        Micrometres per pixel that the encoder is shown. By default those that it was trained at, or the pixels of the
+        image as they are if that is not known.
+    key_added
+        Key of the result. By default ``X_{encoder}``.
+    crop, pixels
+        What an encoder of your own sees; ``pixels`` from 0 to 1 by default.
+    batch_size
+        Spots that the encoder sees at a time. By default what suits the device; where memory does not suffice it is
+        halved, with a message.
+    device
+        ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    precision
+        ``"auto"`` computes in bfloat16 where the device does so natively; ``"float32"``, ``"bfloat16"``.
+    cache
+        Whether to keep the features on disk, in the folder ``embeddings`` of ``ST_PREDICT_CACHE``, and to take them from
+        there if the pixels that the encoder sees, its weights, their resolution and the precision are the same. Those of a
+        callable of your own are never kept.
+
+    Returns
+    -------
+    Nothing; adds to ``sdata.tables[table_key]``:
+
+    ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_features)``, float32
+        The features. NaN for spots whose centre lies outside the image.
+    ``.uns["st_predict"][key_added]``
+        The encoder with the SHA-256 of its weights, what it was shown, version, device and precision, and the mpp of each section with
+        its source.
+
+    A slide without a table gets a linked table ``sdata.tables[key_added]`` whose ``.X`` are the features.
+
+    Raises
+    ------
+    KeyError
+        If the table, the image or the encoder does not exist; the message lists those that do.
+    ModuleNotFoundError
+        If the encoder needs timm, which is not installed.
+    PermissionError
+        If the weights are given only to those who accepted their terms; the message says where.
+    ConnectionError
+        If the weights are not there and cannot be downloaded; the message says how to go on without a network.
+    ValueError
+        If something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the encoder needs or is not
+        8-bit RGB, coordinates are not finite, ``key_added`` holds something else, an encoder of your own has no ``crop``
+        or does not give a row a crop, or there is no such device or precision.
+    MemoryError
+        If memory does not suffice for one spot.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.simulate(1, 1, shape=(1200, 1200), mpp=0.6).sections["P1S1"]
+    >>> stp.tl.embed(sdata, "rgb", cache=False)
+    >>> sdata["table"].obsm["X_rgb"].shape[1]
+    144
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    wanted = get_encoder(encoder) if isinstance(encoder, str) else encoder
+    if not isinstance(wanted, EncoderSpec):
+        wanted = load_encoder(wanted, crop=crop, pixels=pixels)
+    spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
+    shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
+    table_key, sections = open_sections(
+        sdata,
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        mpp=mpp,
+        need_mpp=shown.mpp is not None,
+    )
+    key = key_added or f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', spec.name)}"
+    _check_key(sdata, key, table_key=table_key, regions={s.region for s in sections})
+    where = pick_device(device)
+    how = pick_precision("float32" if spec.float32 else precision, where)
+    loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
+    each = [
+        section_features(s, loaded, crop=shown, device=where, precision=how, batch_size=batch_size, cache=cache)
+        for s in sections
+    ]
+    features = np.empty((sum(map(len, each)), each[0].shape[1]), dtype=np.float32)
+    for section, values in zip(sections, each, strict=True):
+        features[section.rows] = values
+    record = {
+        "encoder": json.dumps({**loaded.describe(), "license": spec.license, "citation": spec.citation}),
+        "version": st_predict.__version__,
+        "params": json.dumps(
+            {
+                "crop": asdict(shown),
+                "sections": [_describe(s) for s in sections],
+                "device": str(where),
+                "precision": how,
+            }
+        ),
+    }
+    _write(sdata, features, record, key=key, table_key=table_key, section=sections[0])
+
+
+def _describe(section: Section) -> dict[str, Any]:
+    """What a reader of the result needs to know of how a section was read."""
+    return {
+        "region": section.region,
+        "mpp": None if section.mpp is None else section.mpp.value,
+        "mpp_source": "unknown" if section.mpp is None else section.mpp.source,
+        "level_downsamples": list(section.reader.downsamples),
+    }
+
+
+def _check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: set[str]) -> None:
+    """Refuse a key that holds anything but an embedding of these spots, before any work is done."""
+    advice = "choose another key_added."
+    if table_key is None and key in sdata.tables:
+        regions_there, _, _ = get_table_keys(sdata.tables[key])
+        if not _is_embedding(sdata.tables[key], key):
+            raise ValueError(f"Table {key!r} is not an embedding of st_predict; {advice}")
+        if regions != set(np.atleast_1d(regions_there)):
+            raise ValueError(f"Table {key!r} is an embedding of other spots; {advice}")
+        return
+    if key in sdata:
+        raise ValueError(f"{key!r} is the name of another element of sdata; {advice}")
+    if table_key is None:
+        return
+    table = sdata.tables[table_key]
+    taken = key in table.obsm or key in table.layers or key in table.uns.get(Keys.UNS, {})
+    if taken and not _is_embedding(table, key):
+        raise ValueError(f"{key!r} in table {table_key!r} is not an embedding of st_predict; {advice}")
+
+
+def _is_embedding(table: AnnData, key: str) -> bool:
+    return "encoder" in table.uns.get(Keys.UNS, {}).get(key, {})
+
+
+def _write(
+    sdata: SpatialData,
+    features: NDArray[np.float32],
+    record: dict[str, str],
+    *,
+    key: str,
+    table_key: str | None,
+    section: Section,
+) -> None:
+    if table_key is not None:
+        table = sdata.tables[table_key]
+        table.obsm[key] = features
+        table.uns[Keys.UNS] = {**table.uns.get(Keys.UNS, {}), key: record}
+        return
+    frame = pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])])
+    linked = _link_to_shapes(sdata, frame, section)
+    linked.uns[Keys.UNS] = {key: record}
+    if key in sdata.tables:
+        del sdata.tables[key]
+    sdata.tables[key] = linked

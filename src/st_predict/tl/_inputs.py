@@ -1,0 +1,59 @@
+"""What a network reads of a section: its crops, or features of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from st_predict.crops import Batch, iter_batches
+from st_predict.models import get_spec, load_encoder
+from st_predict.tl._features import section_features
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from st_predict.models import Encoder, ModelCard
+    from st_predict.tl._sections import Section
+
+__all__ = ["encoder_of", "inputs_of"]
+
+
+def inputs_of(
+    section: Section,
+    card: ModelCard,
+    encoder: Encoder | None,
+    *,
+    batch_size: int | None,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Batch]:
+    """Give what the network of ``card`` reads of a section, in batches; ``None`` gives all spots at once."""
+    if encoder is not None:
+        features = section_features(section, encoder, crop=card.crop, device=device, precision=precision)
+        yield from _split(section, features, batch_size)
+        return
+    batches = iter_batches(
+        section.reader,
+        section.plan(card.crop),
+        batch_size=batch_size,
+        pad_value=card.crop.pad_value,
+        device=device if device.type == "cuda" else None,
+    )
+    yield from map(section.place, batches)
+
+
+def encoder_of(card: ModelCard) -> Encoder | None:
+    """Load the encoder whose features a network reads; ``None`` for one that reads crops."""
+    return load_encoder(card.hparams["encoder"]) if get_spec(card.model).inputs == "features" else None
+
+
+def _split(section: Section, features: NDArray[np.float32], batch_size: int | None) -> Iterator[Batch]:
+    step = batch_size or max(len(features), 1)
+    for start in range(0, len(features), step):
+        values = features[start : start + step]
+        index = torch.arange(start, start + len(values))
+        yield section.place(Batch(crops=(), features=torch.from_numpy(values), index=index))

@@ -1,0 +1,126 @@
+"""Ridge regression, against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from st_predict.crops import Batch
+from st_predict.models import get_spec
+from st_predict.models.ridge import Ridge, Sums, solve
+
+N, D, G = 60, 12, 3
+
+
+@pytest.fixture
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, D)) @ rng.normal(size=(D, D)) * 10 ** rng.uniform(-2, 2, D) + 1000 * rng.normal(size=D)
+    y = (x - x.mean(0)) / x.std(0) @ rng.normal(size=(D, G)) + 3 * rng.normal(size=(N, G)) + [5, -70, 0.1]
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def batches(x: np.ndarray, y: np.ndarray, size: int) -> list[Batch]:
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
+    return [
+        Batch(crops=(), index=torch.arange(len(x))[p], features=torch.tensor(x[p]), target=torch.tensor(y[p]))
+        for p in parts
+    ]
+
+
+def fit(x: np.ndarray, y: np.ndarray, size: int = 7, **hparams: object) -> np.ndarray:
+    network = Ridge(y.shape[1], **hparams)
+    network.finalize(batches(x, y, size))
+    return network(batches(x, y, len(x))[0]).numpy()
+
+
+@pytest.mark.parametrize(("n_components", "alpha"), [(256, 3.0), (5, 3.0), (5, 0.0), (4, "hest")])
+def test_is_that_of_sklearn(data, n_components, alpha):
+    x, y = data
+    k = min(n_components, D)
+    penalty = 100 / (k * G) if alpha == "hest" else alpha
+    reference = make_pipeline(StandardScaler(), PCA(k, svd_solver="full"), SklearnRidge(penalty))
+    expected = reference.fit(x.astype(np.float64), y.astype(np.float64)).predict(x.astype(np.float64))
+    np.testing.assert_allclose(fit(x, y, n_components=n_components, alpha=alpha), expected, atol=2e-3)
+
+
+def test_penalty_is_that_of_generalised_cross_validation(data):
+    x, y = data
+    scores = make_pipeline(StandardScaler(), PCA(D, svd_solver="full")).fit_transform(x.astype(np.float64))
+    penalties = np.logspace(-6, 4, 41) * (scores**2).sum(0).mean()
+    centred = y - y.mean(0)
+
+    def gcv(penalty):
+        hat = scores @ np.linalg.solve(scores.T @ scores + penalty * np.eye(D), scores.T)
+        return ((centred - hat @ centred) ** 2).sum() / (N - 1 - np.trace(hat)) ** 2
+
+    best = penalties[np.argmin([gcv(p) for p in penalties])]
+    assert penalties[0] < best < penalties[-1]
+    np.testing.assert_allclose(fit(x, y), fit(x, y, alpha=float(best)), atol=1e-4)
+    leave_one_out = RidgeCV(penalties).fit(scores, centred).alpha_  # another estimate of the same
+    assert abs(np.log10(leave_one_out / best)) <= 0.5
+
+
+def test_batches_make_no_difference(data):
+    np.testing.assert_allclose(fit(*data, size=7), fit(*data, size=N), atol=1e-4)
+
+
+def test_features_that_do_not_vary_count_for_nothing(data):
+    x, y = data
+    constant = np.concatenate([x, np.full((N, 2), 7.5, np.float32)], axis=1)
+    weight, _ = solve(Sums.of(batches(constant, y, 9)), n_components=256, alpha=1.0)
+    assert bool((weight[-2:] == 0).all())
+    assert bool(weight[:-2].all())
+
+
+def test_spots_that_are_all_alike_give_the_mean(data):
+    _, y = data
+    x = np.full((N, D), 3.0, np.float32)
+    np.testing.assert_allclose(fit(x, y), np.tile(y.mean(0), (N, 1)), rtol=1e-5)
+
+
+def test_more_features_than_spots():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(8, 30)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+    assert np.isfinite(fit(x, y)).all()
+    np.testing.assert_allclose(fit(x, y, alpha=0.0), y, atol=1e-3)  # interpolates
+
+
+def test_other_features_are_refused(data):
+    x, y = data
+    network = Ridge(G)
+    network.finalize(batches(x, y, N))
+    with pytest.raises(ValueError, match="fitted to 12 features of 'rgb', the batch has 11"):
+        network(batches(x[:, 1:], y, N)[0])
+    with pytest.raises(ValueError, match="reads features"):
+        network(Batch(crops=(), index=torch.arange(2)))
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ({"n_components": 0}, "n_components must be"),
+        ({"alpha": -1.0}, "alpha must be"),
+        ({"alpha": "cv"}, "alpha must be"),
+    ],
+)
+def test_unfit_hyper_parameters(hparams, message):
+    with pytest.raises(ValueError, match=message):
+        Ridge(G, **hparams)
+
+
+def test_no_spot_at_all():
+    with pytest.raises(ValueError, match="no training spot"):
+        Ridge(G).finalize([])
+
+
+def test_crops_are_those_of_the_encoder():
+    spec = get_spec("ridge")
+    assert spec.crop_for({"encoder": "UNI"}).mpp == 0.5
+    assert spec.crop_for({"encoder": "UNI"}) != spec.crop
