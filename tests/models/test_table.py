@@ -28,6 +28,7 @@ UNREAD = (196 + 392 + 588 - 3) * 384 * 192 / 1e9
 # Parameters and 1e9 multiply-accumulates, of networks that were not written here.
 KNOWN = {
     "m2ost": (7_043_466 - 4 * 2 * 576, 4.309 - UNREAD),  # less layer norms that are never used
+    "m2ort": (7_620_874, 1.71),
     "stnet": (7_210_106, 2.833),
     "deepspace": (135_284_794, 15.467),
     "crossvit": (26_422_772, 5.615),
@@ -49,6 +50,14 @@ def test_parameters_and_multiply_accumulates(models: pd.DataFrame, name: str) ->
     n_params, gmacs = KNOWN[name]
     assert models.loc[name, "params"] == n_params
     assert models.loc[name, "gmacs"] == pytest.approx(gmacs, rel=0.002)
+
+
+@pytest.mark.parametrize(("variant", "n_params", "gmacs"), [("base", 17_137_946, 3.77), ("large", 55_485_754, 11.88)])
+def test_larger_variants_of_m2ort(variant: str, n_params: int, gmacs: float) -> None:
+    assert _size(replace(get_spec("m2ort"), hparams={"variant": variant})) == (
+        n_params,
+        pytest.approx(gmacs, rel=0.002),
+    )
 
 
 def test_what_is_not_known_is_missing(models: pd.DataFrame) -> None:

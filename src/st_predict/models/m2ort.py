@@ -1,0 +1,259 @@
+"""M2ORT: expression of a spot from one field of view at three resolutions :cite:p:`Wang2024`.
+
+The crop is seen with pixels 1, 2 and 4 times as wide, and cut into patches of 16, 8 and 4 pixels: equally many, of the same
+places. Tokens of a place are joined channel by channel, and each resolution has its part in attention: the finest asks, the
+next one is compared with, and the coarsest is read.
+
+=======  ===  =====  =====  =======  ==========
+variant  dim  depth  heads  mlp_dim  parameters
+=======  ===  =====  =====  =======  ==========
+small    192      6      9      384   7,620,874
+base     256      8     12      512  17,137,946
+large    384     12     18      768  55,485,754
+=======  ===  =====  =====  =======  ==========
+
+Parameters are those with 250 genes. Written from the paper; the published code (https://github.com/Dootmaan/M2ORT) has no
+licence, and only names, shapes and outputs were compared with it. :func:`convert` reads its weights. Where they differ:
+
+- The published code shrinks the finest crop to make the others (bilinear, averaging over what it shrinks). Here they are
+  levels of the crop: they come from the level of the image that is stored at that resolution, and are shrunk the same way
+  from a finer one where none is.
+- Its ``dim`` is that of the three resolutions joined, 3 times ours.
+
+Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of the three resolutions joined, H heads, E channels of a
+head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
+from st_predict.specs import CropSpec, LevelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from st_predict.crops import Batch
+
+__all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "configure", "convert"]
+
+N_LEVELS = 3  # queries, keys and values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class M2ORTConfig:
+    """Sizes of :class:`M2ORT`.
+
+    Parameters
+    ----------
+    dim
+        Channels of a resolution.
+    depth
+        Number of blocks.
+    heads, head_dim
+        Heads of attention, and channels a head.
+    mlp_dim
+        Hidden channels of the MLP.
+    size, patch
+        Side of the finest crop and of its patches, in pixels.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    head_dim: int = 64
+    size: int = 224
+    patch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "mlp_dim", "head_dim", "size", "patch"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+        if self.patch % 4:
+            raise ValueError(f"patch must be a multiple of 4, to be halved twice, got {self.patch}.")
+        if self.size % self.patch:
+            raise ValueError(f"size must be a multiple of {self.patch}, the side of a patch, got {self.size}.")
+
+    @property
+    def crop(self) -> CropSpec:
+        """Crops that the network reads: one field of view at three resolutions."""
+        return CropSpec(levels=tuple(LevelSpec(size=self.size >> k, downsample=2**k) for k in range(N_LEVELS)))
+
+    @property
+    def n_tokens(self) -> int:
+        """Patches of a crop, equally many at each resolution; the class token comes on top."""
+        return (self.size // self.patch) ** 2
+
+
+VARIANTS = {
+    "small": M2ORTConfig(dim=192, depth=6, heads=9, mlp_dim=384),
+    "base": M2ORTConfig(dim=256, depth=8, heads=12, mlp_dim=512),
+    "large": M2ORTConfig(dim=384, depth=12, heads=18, mlp_dim=768),
+}
+
+
+def configure(*, variant: str = "small", **sizes: Any) -> M2ORTConfig:
+    """Return the sizes of a variant, with those that are given in place of its own.
+
+    Raises
+    ------
+    ValueError
+        If there is no such variant, or the sizes do not fit together.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}.")
+    return replace(VARIANTS[variant], **sizes)
+
+
+class M2ORT(SpotModel):
+    """The network of M2ORT.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    variant
+        Key of :data:`VARIANTS`.
+    sizes
+        Fields of :class:`M2ORTConfig` that differ from those of the variant.
+
+    Raises
+    ------
+    ValueError
+        If the hyper-parameters do not fit together.
+    """
+
+    def __init__(self, n_genes: int, *, variant: str = "small", **sizes: Any) -> None:
+        super().__init__()
+        self.config = c = configure(variant=variant, **sizes)
+        dim = N_LEVELS * c.dim
+        self.embed = nn.ModuleList(patch_mlp(c.patch, c.dim, halvings=k) for k in range(N_LEVELS))
+        self.cls = nn.Parameter(torch.randn(1, 1, dim))
+        self.positions = nn.Parameter(torch.randn(1, c.n_tokens + 1, dim))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = Head(dim, n_genes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the prediction, ``(n_spots, n_genes)``.
+
+        Raises
+        ------
+        ValueError
+            If number or shape of the crops is not that of the hyper-parameters, or a spot lacks a level.
+        """
+        self._check(batch)
+        x_BND = self.tokens([self.pixels(crop_BCSS) for crop_BCSS in batch.crops])
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.head(self.norm(x_BND[:, 0]))
+
+    def tokens(self, crops: list[Tensor]) -> Tensor:
+        """Return the patches as tokens, after the class token, with positions: ``(B, N + 1, D)``."""
+        levels = [
+            mlp(patches(x_BCSS, self.config.patch >> k))
+            for k, (mlp, x_BCSS) in enumerate(zip(self.embed, crops, strict=True))
+        ]
+        cls_B1D = self.cls.expand(len(crops[0]), -1, -1)
+        return torch.cat([cls_B1D, torch.cat(levels, -1)], 1) + self.positions
+
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        self.head.start_at(mean_G)
+
+    def _check(self, batch: Batch) -> None:
+        check_crops(batch, self.config.crop)
+        if batch.level_mask is not None and not batch.level_mask.all():
+            n_lacking = int((~batch.level_mask).any(1).sum())
+            raise ValueError(
+                f"{n_lacking} of {len(batch)} spots lack a level, and M2ORT needs all three, as each has another part in "
+                "attention: leave these spots out, and train with level_drop=0."
+            )
+
+
+class Block(nn.Module):
+    """Attention between the resolutions, then an MLP on each token; both are added to their input."""
+
+    def __init__(self, c: M2ORTConfig) -> None:
+        super().__init__()
+        dim = N_LEVELS * c.dim
+        self.attention = Attention(c)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, c.mlp_dim), nn.GELU(), nn.Linear(c.mlp_dim, dim))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.attention(x_BND)
+        return x_BND + self.mlp(x_BND)
+
+
+class Attention(nn.Module):
+    """Queries from the channels of the finest resolution, keys from those of the next, values from the coarsest."""
+
+    def __init__(self, c: M2ORTConfig) -> None:
+        super().__init__()
+        self.heads = c.heads
+        dim, inner = N_LEVELS * c.dim, c.heads * c.head_dim
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.ModuleList(nn.Linear(c.dim, inner, bias=False) for _ in range(N_LEVELS))
+        self.out = nn.Linear(inner, dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        levels = self.norm(x_BND).chunk(N_LEVELS, -1)
+        q_BHNE, k_BHNE, v_BHNE = (
+            layer(level).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, level in zip(self.qkv, levels, strict=True)
+        )
+        read_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
+        return self.out(read_BHNE.transpose(1, 2).flatten(2))
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of the published code, of any size, into one of :class:`M2ORT`.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    theirs = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    names = _published_names(len({name.split(".")[2] for name in theirs if name.startswith("transformer.layers.")}))
+    return renamed(theirs, names, model="M2ORT")
+
+
+def _published_names(depth: int) -> dict[str, str]:
+    """The published name for each of ours."""
+    layers = {"norm": "transformer.norm", "head": "mlp_head"}
+    layers |= {f"embed.{k}.{n}": f"to_patch_embedding{k + 1}.{n + 1}" for k in range(N_LEVELS) for n in (0, 1, 3, 4)}
+    names = {"cls": "cls_token", "positions": "pos_embedding"}
+    for b in range(depth):
+        ours, theirs = f"blocks.{b}", f"transformer.layers.{b}"
+        layers |= {f"{ours}.attention.norm": f"{theirs}.0.norm", f"{ours}.attention.out": f"{theirs}.0.to_out.0"}
+        layers |= {f"{ours}.mlp.{n}": f"{theirs}.1.net.{m}" for n, m in ((0, 0), (1, 1), (3, 4))}
+        names |= {f"{ours}.attention.qkv.{i}.weight": f"{theirs}.0.to_qkv{i + 1}.weight" for i in range(N_LEVELS)}
+    return names | {f"{o}.{part}": f"{t}.{part}" for o, t in layers.items() for part in ("weight", "bias")}
+
+
+SPEC = ModelSpec(
+    name="m2ort",
+    summary="Transformer on one field of view at three resolutions.",
+    citation="Wang2024",
+    license="none (github.com/Dootmaan/M2ORT)",
+    build=M2ORT,
+    crop=VARIANTS["small"].crop,
+    crop_of=lambda **hparams: configure(**hparams).crop,
+    hparams={"variant": "small"},
+    tiny={"dim": 12, "depth": 2, "heads": 3, "head_dim": 8, "mlp_dim": 24, "size": 64},
+    original=Preset(
+        training={"epochs": 200, "batch_size": 96, "optimizer": "adam", "lr": 1e-4, "start_at_mean": False},
+        notes="Crops are turned and mirrored, but not by any angle. The best epoch is that of the highest correlation of "
+        "a gene over the spots of a section, not of a spot over the genes.",
+    ),
+    convert=convert,
+)
