@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["Keys"]
 
 
@@ -48,6 +50,11 @@ class Keys:
     def prediction(model: str) -> str:
         """Default key of a prediction in ``.obsm``, ``.layers`` and ``.uns``."""
         return f"pred_{model}"
+
+    @staticmethod
+    def embedding(encoder: str) -> str:
+        """Default key of an embedding in ``.obsm`` and ``.uns``, of characters that SpatialData can store."""
+        return f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
 
     @staticmethod
     def score(key: str, metric: str) -> str:

@@ -188,7 +188,7 @@ def _origins(table: AnnData) -> Mapping[str, Any]:
 
 
 def _listed(table: AnnData) -> list[str]:
-    return sorted(key for key in _origins(table) if key in table.obsm)
+    return sorted(key for key in _origins(table) if isinstance(table.obsm.get(key), pd.DataFrame))
 
 
 def _listed_everywhere(sdata: SpatialData) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,7 @@ from st_predict.models._device import pick_device, pick_precision
 from st_predict.models._encoders import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.tl._features import section_features
 from st_predict.tl._sections import open_sections
-from st_predict.tl._write import _link_to_shapes
+from st_predict.tl._write import link_to_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,7 +147,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         mpp=mpp,
         need_mpp=shown.mpp is not None,
     )
-    key = key_added or f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', spec.name)}"
+    key = key_added or Keys.embedding(spec.name)
     _check_key(sdata, key, table_key=table_key, regions={s.region for s in sections})
     where = pick_device(device)
     how = pick_precision("float32" if spec.float32 else precision, where)
@@ -224,7 +223,7 @@ def _write(
         table.uns[Keys.UNS] = {**table.uns.get(Keys.UNS, {}), key: record}
         return
     frame = pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])])
-    linked = _link_to_shapes(sdata, frame, section)
+    linked = link_to_shapes(sdata, frame, section)
     linked.uns[Keys.UNS] = {key: record}
     if key in sdata.tables:
         del sdata.tables[key]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from st_predict.models import ModelCard
     from st_predict.tl._sections import Section
 
-__all__ = ["check_key", "write_prediction"]
+__all__ = ["check_key", "link_to_shapes", "write_prediction"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def write_prediction(
     record = {"card": card.to_json(), "version": st_predict.__version__, "params": json.dumps(dict(provenance))}
     frame = pd.DataFrame(values, columns=list(card.genes))
     if table_key is None:
-        linked = _link_to_shapes(sdata, frame, section)
+        linked = link_to_shapes(sdata, frame, section)
     elif len(card.genes) > MAX_OBSM_GENES:
         linked = _link_like(sdata.tables[table_key], frame)
     else:
@@ -71,16 +71,21 @@ def check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: s
         spots.
     """
     table = None if table_key is None else sdata.tables[table_key]
-    if table is not None and key not in table.uns.get(Keys.UNS, {}):
+    if table is not None and not _is_prediction(table, key):
         for slot, mapping in ((".obsm", table.obsm), (".layers", table.layers)):
             if key in mapping:
                 raise ValueError(f"{slot}[{key!r}] is not a prediction of st_predict; choose another key_added.")
-    if key in sdata.tables and key not in sdata.tables[key].uns.get(Keys.UNS, {}):
+    if key in sdata.tables and not _is_prediction(sdata.tables[key], key):
         raise ValueError(f"Table {key!r} is not a prediction of st_predict; choose another key_added.")
     if key in sdata.tables and not _regions(sdata.tables[key]) & regions:
         raise ValueError(f"Table {key!r} is a prediction for other spots; choose another key_added.")
     if key in sdata and key not in sdata.tables:
         raise ValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+
+
+def _is_prediction(table: AnnData, key: str) -> bool:
+    """Whether ``key`` is of a prediction, and not of an embedding or of the user."""
+    return "card" in table.uns.get(Keys.UNS, {}).get(key, {})
 
 
 def _regions(table: AnnData) -> set[str]:
@@ -111,7 +116,8 @@ def _write_slots(table: AnnData, frame: pd.DataFrame, key: str, record: dict[str
     table.uns[Keys.UNS] = {**table.uns.get(Keys.UNS, {}), key: record}
 
 
-def _link_to_shapes(sdata: SpatialData, frame: pd.DataFrame, section: Section) -> AnnData:
+def link_to_shapes(sdata: SpatialData, frame: pd.DataFrame, section: Section) -> AnnData:
+    """Make a table whose rows are the shapes of a section, and whose values are those of ``frame``."""
     shapes = sdata.shapes[section.region]
     obs = pd.DataFrame({"region": pd.Categorical([section.region] * len(shapes)), "instance": shapes.index.to_numpy()})
     for column in (Keys.ARRAY_ROW, Keys.ARRAY_COL):
