@@ -1,7 +1,7 @@
 """Train every model on the same real sections in the same way, and score them beside the baselines.
 
     python benchmarks/her2st_models.py --panel m2ost_her2.txt --out runs/models
-    python benchmarks/report.py runs/models/her2st_models.json
+    python benchmarks/her2st_models.py --page runs/models/figures.json  # puts the table into docs/benchmarks.md
 
 The sections are those of benchmarks/her2st.py: C2 to C5 of one patient train, C6 of the same patient chooses the epoch, B4 of
 another patient is looked at only at the end. All start from random weights. A model that is in the file of figures
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 import st_predict as stp
@@ -26,22 +28,35 @@ if TYPE_CHECKING:
 
 TRAIN, SAME_PATIENT, OTHER_PATIENT = ["C2", "C3", "C4", "C5"], "C6", "B4"
 MPP = 0.688  # of these scans, from the pitch of their spots
-SCORES = ["gene_pearson", "gene_spearman", "spot_pearson", "spot_rmse"]
+SCORES = {"gene_pearson": "gene PCC", "gene_spearman": "gene Spearman", "spot_pearson": "spot PCC", "spot_rmse": "RMSE"}
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "her2st" / "models.json"
+BASELINES = {
+    "section_mean": "mean of the section itself",
+    "global_mean": "mean of the training sections",
+    "ridge_colour": "ridge on colours of the crop",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--panel", required=True, help="file with a gene a line, or a number of genes to select")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
+    parser.add_argument("--panel", help="file with a gene a line, or a number of genes to select")
+    parser.add_argument("--out", type=Path, help="folder for checkpoints and figures")
+    parser.add_argument("--page", type=Path, help="put these figures into the documentation, and train nothing")
     parser.add_argument("--models", nargs="*", default=stp.models.list_models())
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=96)
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(message)s")
+    if args.page is not None:
+        publish(json.loads(args.page.read_text()))
+        return
+    if args.panel is None or args.out is None:
+        parser.error("--panel and --out are needed to train")
     sections = stp.datasets.her2st([*TRAIN, SAME_PATIENT, OTHER_PATIENT])
-    file = args.out / "her2st_models.json"
+    file = args.out / "figures.json"
     figures = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    figures["machine"] = {"cores": torch.get_num_threads()}
+    figures |= {"epochs": args.epochs, "batch": args.batch_size, "torch": torch.__version__}
     for name in args.models:
         if name in {row["variant"] for row in figures["rows"]}:
             continue
@@ -77,12 +92,36 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         own = predictor == key
         row: dict[str, Any] = {"variant": name if own else predictor}
         if own and not stp.models.get_spec(name).closed_form:
-            row |= {"epochs": args.epochs, "batch": args.batch_size, "best epoch": int(best) + 1}
+            row["best epoch"] = int(best) + 1
         row["minutes"] = minutes if own else 0.0
         for section, values in scores.set_index("section").iterrows():
             row |= {f"{section} {score}": values[score] for score in SCORES}
         rows.append(row)
     return rows
+
+
+def publish(figures: dict[str, Any]) -> None:
+    """Keep the figures and write the table."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
+
+
+def fill(page: str, figures: dict[str, Any]) -> str:
+    """Replace what stands between the marks."""
+    sections = (SAME_PATIENT, OTHER_PATIENT)
+    head = ["model", "parameters, M", *(f"{section} {name}" for section in sections for name in SCORES.values())]
+    sizes = stp.models.table()["params"]
+    lines = [head, ["---"] * len(head)]
+    rows = {row["variant"]: row for row in figures["rows"]}
+    for name in sorted(rows.keys() - BASELINES - {"patient_mean", "mean"}) + list(BASELINES):
+        size = sizes.get(name)
+        cells = [f"{rows[name][f'{section} {score}']:.3f}" for section in sections for score in SCORES]
+        shown = BASELINES.get(name, f"`{name}`")
+        lines.append([shown, "" if size is None or size is pd.NA else f"{size / 1e6:.1f}", *cells])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines).replace(" nan ", " undefined ")
+    pattern = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", page)
 
 
 if __name__ == "__main__":

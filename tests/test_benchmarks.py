@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from st_predict.models import list_models
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
 SCRIPTS = sorted(
@@ -75,3 +77,15 @@ def test_crops_are_the_same_and_each_chunk_is_decoded_once(tmp_path) -> None:
     for counts in checked["chunks"].values():
         assert counts["most"] == 1
         assert counts["decoded"] == counts["touched"] > 0
+
+
+def test_the_page_shows_the_scores_of_all_models() -> None:
+    root = SCRIPTS[0].parents[1]
+    specification = importlib.util.spec_from_file_location("her2st_models", root / "benchmarks" / "her2st_models.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    figures = json.loads(script.RESULTS.read_text(encoding="utf-8"))
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert script.fill(page, figures) == page
+    assert {row["variant"] for row in figures["rows"]} >= set(list_models())
+    assert all(f"| `{name}` |" in page for name in list_models() if name != "mean")
