@@ -609,9 +609,11 @@ def largest(events: Sequence[dict[str, Any]], n: int = 12) -> list[Sample]:
 
 
 def every_model(setup: Setup) -> list[Sample]:
-    """Each registered network on noise, at its published size."""
+    """Each registered network on noise, at its published size; a solution in closed form is none."""
     rows = []
     for name in list_models():
+        if get_spec(name).closed_form:
+            continue
         rows += setup.attempt(name, partial(model_rows, setup, name)) or []
     columns = ["spots/s", "spread", "ratio", "of bf16 rate", "GPU MiB"]
     _measure.print_table(rows, columns, title=f"Every network; batches, or sections, of {setup.sizes.batch} spots")
@@ -623,6 +625,7 @@ def model_rows(setup: Setup, name: str) -> list[Sample]:
     hparams = spec.hparams if setup.sizes is FULL else spec.tiny
     batch = noise(spec, hparams, setup)
     network = spec.build(n_genes=N_GENES, **hparams).to(setup.device).eval()
+    network.finalize([replace(batch, target=torch.rand(len(batch), N_GENES, device=setup.device))])
     of_spot = gflop(lambda: network(batch)) / len(batch)
     works, known = {}, {}
     for precision in ("float32", "bfloat16"):
