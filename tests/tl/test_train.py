@@ -196,6 +196,18 @@ def test_stops_early_and_keeps_the_best(
     assert same_weights(result.checkpoint, short.checkpoint)
 
 
+def test_resumes_from_the_last_epoch_though_it_was_not_the_best(
+    measured: SpatialData, other: Make, tmp_path: Path, quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores(monkeypatch, [0.3, 0.2, 0.1])
+    train(measured, tmp_path, quick(epochs=3), validation=[other("P2")])
+    (tmp_path / "m2ost.safetensors").unlink()
+    scores(monkeypatch, [0.25])  # of the fourth epoch, the only one that is left to train
+    result = train(measured, tmp_path, quick(epochs=4), validation=[other("P2")], resume=True)
+    np.testing.assert_allclose(result.history["val_pearson"], [0.3, 0.2, 0.1, 0.25], rtol=1e-6)
+    assert result.card.training["best"]["epoch"] == 0
+
+
 @pytest.mark.parametrize("monitor", ["pearson", "loss"])
 def test_checkpoint_is_that_of_the_best_epoch(
     measured: SpatialData, other: Make, tmp_path: Path, quick: Config, monitor: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
@@ -36,16 +36,15 @@ def fit(
     """Run Lightning; return the network with its best weights, and the history."""
     monitor, mode = ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
     history = History()
-    keep = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        save_last=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-        monitor=monitor if val_data is not None else None,
-        mode=mode,
-    )
-    callbacks: list[L.Callback] = [history, keep]
+    where: dict[str, Any] = {
+        "dirpath": folder / "checkpoints",
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": True,
+    }
+    keep = ModelCheckpoint(filename="best", monitor=monitor if val_data is not None else None, mode=mode, **where)
+    # not save_last=True, which saves only where an epoch is the best; behind keep, whose state it holds
+    last = ModelCheckpoint(filename="last", **where)
+    callbacks: list[L.Callback] = [history, keep, last]
     if val_data is not None and config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
     if config.progress:
