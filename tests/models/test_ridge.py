@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from st_predict.crops import Batch
 from st_predict.models import get_spec
-from st_predict.models.ridge import Ridge, Sums, solve
+from st_predict.models.ridge import Ridge, solve, sum_up
 
 N, D, G = 60, 12, 3
 
@@ -62,9 +64,36 @@ def test_penalty_is_that_of_generalised_cross_validation(data):
 
     best = penalties[np.argmin([gcv(p) for p in penalties])]
     assert penalties[0] < best < penalties[-1]
-    np.testing.assert_allclose(fit(x, y), fit(x, y, alpha=float(best)), atol=1e-4)
+    np.testing.assert_allclose(fit(x, y, alpha="gcv"), fit(x, y, alpha=float(best)), atol=1e-4)
+    np.testing.assert_array_equal(fit(x, y, alpha="cv"), fit(x, y, alpha="gcv"))  # of a single section
     leave_one_out = RidgeCV(penalties).fit(scores, centred).alpha_  # another estimate of the same
     assert abs(np.log10(leave_one_out / best)) <= 0.5
+
+
+def test_sections_are_left_out_to_choose_the_penalty(data):
+    x, y = data
+    section = np.arange(N) // 20
+    y = y + np.random.default_rng(2).normal(size=(3, G))[section].astype(np.float32) * 20
+    network = Ridge(G, n_components=8)
+    network.finalize([replace(b, section=torch.tensor(section)[b.index]) for b in batches(x, y, 7)])
+    wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
+
+    def reference(rows, penalty):
+        scores = make_pipeline(StandardScaler(), PCA(8, svd_solver="full")).fit(wide_x[rows])
+        strength = penalty * (scores.transform(wide_x[rows]) ** 2).sum(0).mean()
+        ridge = SklearnRidge(strength).fit(scores.transform(wide_x[rows]), wide_y[rows])
+        return lambda some: ridge.predict(scores.transform(some))
+
+    def error(penalty):
+        parts = [(section != s, section == s) for s in range(3)]
+        return sum(((reference(rest, penalty)(wide_x[out]) - wide_y[out]) ** 2).sum() for rest, out in parts)
+
+    grid = np.logspace(-6, 4, 41)
+    best = grid[np.argmin([error(penalty) for penalty in grid])]
+    assert grid[0] < best < grid[-1]
+    expected = reference(slice(None), best)(wide_x)
+    np.testing.assert_allclose(network(batches(x, y, N)[0]).numpy(), expected, atol=2e-3)
+    assert np.abs(fit(x, y, n_components=8, alpha="gcv") - expected).max() > 0.1
 
 
 def test_batches_make_no_difference(data):
@@ -74,7 +103,7 @@ def test_batches_make_no_difference(data):
 def test_features_that_do_not_vary_count_for_nothing(data):
     x, y = data
     constant = np.concatenate([x, np.full((N, 2), 7.5, np.float32)], axis=1)
-    weight, _ = solve(Sums.of(batches(constant, y, 9)), n_components=256, alpha=1.0)
+    weight, _ = solve(sum_up(batches(constant, y, 9))[0], n_components=256, alpha=1.0)
     assert bool((weight[-2:] == 0).all())
     assert bool(weight[:-2].all())
 
@@ -107,7 +136,7 @@ def test_other_features_are_refused(data):
     [
         ({"n_components": 0}, "n_components must be"),
         ({"alpha": -1.0}, "alpha must be"),
-        ({"alpha": "cv"}, "alpha must be"),
+        ({"alpha": "loo"}, "alpha must be"),
     ],
 )
 def test_unfit_hyper_parameters(hparams, message):

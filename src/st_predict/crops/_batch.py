@@ -34,6 +34,8 @@ class Batch:
         ``(n, n_levels)`` bool, False where a level is missing; ``None`` when none is.
     features
         ``(n, n_features)`` float32: embeddings of the crops, for a model that reads these.
+    section
+        ``(n,)`` int64: which section each spot is of, in training.
     """
 
     crops: tuple[Tensor, ...]
@@ -43,6 +45,7 @@ class Batch:
     target: Tensor | None = None
     level_mask: Tensor | None = None
     features: Tensor | None = None
+    section: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,4 +61,4 @@ class Batch:
         )
 
 
-_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features")
+_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features", "section")

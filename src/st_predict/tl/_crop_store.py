@@ -91,6 +91,7 @@ class CropStore:
             grid=None if self.grid is None else torch.from_numpy(self.grid[rows]),
             xy_um=None if self.xy_um is None else torch.from_numpy(self.xy_um[rows]),
             target=torch.from_numpy(self.target[rows]),
+            section=torch.from_numpy(self.section[rows]),
             features=None if self.features is None else torch.from_numpy(self.features[rows]),
         )
 
