@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,9 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
     check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be one of")
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "timm", None)
+        check_refused(run("train", section, *out, "--model", "vit"), "needs timm: pip install")
     check_refused(run("train", section, *out, "--preset", "mine"), "preset must be one of")
     check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be JSON", "depth=3")
     assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (KeyError, ValueError, TypeError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("ST_PREDICT_DEBUG"):
                 raise
             text = error.args[0] if isinstance(error, KeyError) else error
@@ -162,6 +162,8 @@ def predict(  # noqa: PLR0913  # options of a command line
     key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the name.")] = None,
     device: str = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
+    hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
@@ -180,6 +182,8 @@ def predict(  # noqa: PLR0913  # options of a command line
         key_added=key,
         device=device,
         precision=precision,
+        symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
+        hparams=_parse(hparams),
     )
     if out.suffix == ".zarr":
         _write_whole(out, sdata.write)

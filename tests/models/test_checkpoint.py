@@ -278,12 +278,15 @@ def test_folders_that_are_none(path, network):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_hyper_parameters_may_change_where_weights_fit(path, network):
+def test_hyper_parameters_may_change_where_the_spec_says_so(path, network, monkeypatch):
+    with pytest.raises(ValueError, match=r"\['pool'\] of 'm2ost' are fixed by training; \[\] may change"):
+        load_checkpoint(path, hparams={"pool": "mean"})
+    monkeypatch.setattr(_checkpoint, "get_spec", lambda name: replace(SPEC, at_prediction=("pool",)))
     other, card = load_checkpoint(path, hparams={"pool": "mean"})
     assert card == replace(CARD, hparams={**CARD.hparams, "pool": "mean"})
     for name, tensor in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
     with torch.no_grad():
         assert not torch.allclose(other(batch()), network(batch()))
-    with pytest.raises(ValueError, match="does not hold a 'm2ost' network"):
-        load_checkpoint(path, hparams={"dim": 48})
+    with pytest.raises(ValueError, match=r"^pool must be one of"):
+        load_checkpoint(path, hparams={"pool": "max"})

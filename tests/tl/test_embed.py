@@ -69,7 +69,9 @@ def test_writes_an_array_and_where_it_came_from(measured: SpatialData) -> None:
     table = measured.tables["table"]
     before = {"X": table.X.copy(), "mine": table.layers["mine"].copy(), "obs": table.obs.copy()}
     embed(measured, means, **OPTIONS)
-    assert set(table.obsm) == {"spatial", "X_means"} and set(table.layers) - {None} == {"mine"}  # None is X, of anndata 0.13
+    assert set(table.obsm) == {"spatial", "X_means"} and set(table.layers) - {None} == {
+        "mine"
+    }  # None is X, of anndata 0.13
     np.testing.assert_array_equal(table.X, before["X"])
     np.testing.assert_array_equal(table.layers["mine"], before["mine"])
     pd.testing.assert_frame_equal(table.obs, before["obs"])
@@ -190,13 +192,28 @@ def test_what_is_not_an_embedding_is_never_overwritten(measured: SpatialData, ch
 
 
 def test_survives_storage(measured: SpatialData, tmp_path: Path) -> None:
-    embed(measured, lambda x: x.mean((2, 3)), **OPTIONS)
+    embed(measured, lambda x: x.mean((2, 3)), key_added="X_mine", **OPTIONS)
     measured.write(tmp_path / "s.zarr")
     stored = sd.read_zarr(tmp_path / "s.zarr")
     table = stored.tables["table"]
-    np.testing.assert_array_equal(table.obsm["X__lambda_"], measured.tables["table"].obsm["X__lambda_"])
-    embed(stored, means, key_added="X__lambda_", **OPTIONS)  # still known as ours
-    assert table.obsm["X__lambda_"].shape == (12, 6)
+    np.testing.assert_array_equal(table.obsm["X_mine"], measured.tables["table"].obsm["X_mine"])
+    embed(stored, means, key_added="X_mine", **OPTIONS)  # still known as ours
+    assert table.obsm["X_mine"].shape == (12, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": lambda x: x.mean((2, 3)), **OPTIONS}, "lambda has no name.* give key_added"),
+        ({"encoder": means, "key_added": "X means", **OPTIONS}, "could not be stored; got 'X means'"),
+        ({"encoder": means, "key_added": "a/b", **OPTIONS}, "could not be stored; got 'a/b'"),
+        ({"encoder": "rgb", "mpp": 0.5, "precision": "fp16", "device": "cpu"}, "precision must be"),
+    ],
+)
+def test_arguments_that_could_not_be_kept(measured: SpatialData, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stp.tl.embed(measured, **options)
+    assert set(measured.tables["table"].obsm) == {"spatial"}
 
 
 def painted(measured: SpatialData, y: int, x: int) -> SpatialData:

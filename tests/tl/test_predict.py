@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Scale, Sequence, Translation, get_transformation, set_transformation
 
 import st_predict as stp
-from st_predict.crops import Batch
+from st_predict.crops import Batch, iter_batches, plan_crops
+from st_predict.io import open_pyramid, read_spots
 from st_predict.models import load_checkpoint
 
 if TYPE_CHECKING:
@@ -227,6 +229,44 @@ def test_what_is_the_users_is_refused_before_any_work(
     with pytest.raises(ValueError, match="choose another key_added"):
         stp.tl.predict(measured, checkpoint(), key_added="mine", table_key="table")
     assert digest(measured) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"symmetries": 0}, "symmetries must be 1 or 8, got 0"),
+        ({"key_added": "a/b"}, "could not be stored; got 'a/b'"),
+        ({"hparams": {"depth": 2}}, r"\['depth'\] of 'm2ost' are fixed by training"),
+    ],
+)
+def test_arguments_that_could_not_be_kept(
+    measured: SpatialData, checkpoint: Callable[..., Path], options: dict[str, object], message: str
+) -> None:
+    before = digest(measured)
+    with pytest.raises(ValueError, match=message):
+        stp.tl.predict(measured, checkpoint(), **options)
+    assert digest(measured) == before
+
+
+def test_symmetries_are_averaged_and_recorded(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
+    path = checkpoint()
+    for symmetries in (1, 8):
+        stp.tl.predict(measured, path, symmetries=symmetries, key_added=f"by_{symmetries}", precision="float32")
+    table = measured.tables["table"]
+    network, card = load_checkpoint(path)
+    reader = open_pyramid(measured, "he")
+    spots = read_spots(measured, image_key="he", table_key="table", region="spots")
+    (batch,) = iter_batches(reader, plan_crops(spots.xy, card.crop, downsamples=reader.downsamples), batch_size=None)
+    views = [
+        replace(batch, crops=tuple(torch.rot90(c.flip(-1) if mirrored else c, k, (-2, -1)) for c in batch.crops))
+        for mirrored in (False, True)
+        for k in range(4)
+    ]
+    with torch.no_grad():
+        expected = torch.stack([network(view) for view in views])
+    np.testing.assert_allclose(table.obsm["by_1"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(table.obsm["by_8"], expected.mean(0), atol=1e-5)
+    assert json.loads(table.uns["st_predict"]["by_8"]["params"])["symmetries"] == 8
 
 
 def test_layer_only_if_the_panel_covers_the_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:

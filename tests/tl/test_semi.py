@@ -53,6 +53,21 @@ def test_without_rounds_nothing_changes(measured: SpatialData, bare: SpatialData
     assert both.history["train_loss"].iloc[-1] != alone.history["train_loss"].iloc[-1]
 
 
+def test_rounds_that_ended_are_not_gone_on_with(measured: SpatialData, bare: SpatialData, tmp_path: Path) -> None:
+    options = {**OPTIONS, "out": tmp_path / "out", "unlabelled": bare, "rounds": 1}
+    stp.tl.train(measured, **options)
+    with pytest.raises(ValueError, match=r"begun with another config\.epochs"):
+        stp.tl.train(measured, **{**options, "config": {**QUICK, "epochs": 3}}, resume=True)
+
+
+def test_positions_may_be_an_array(measured: SpatialData, tmp_path: Path) -> None:
+    hparams = {**get_spec("bleep").tiny, "encoded": np.array([2, 0])}
+    result = stp.tl.train(measured, "bleep", panel=GENES, out=tmp_path / "out", hparams=hparams, config=QUICK)
+    network, card = load_checkpoint(result.checkpoint, hparams={"mode": "simple"})
+    assert card.hparams["encoded"] == [2, 0]
+    assert network.config.mode == "simple"
+
+
 def test_validation_is_never_labelled(measured: SpatialData, other: Callable[..., SpatialData], tmp_path: Path) -> None:
     held_out = other("P2")
     with pytest.raises(LeakageError):

@@ -381,7 +381,8 @@ def test_unfit_data(
         ({"group_key": "donor"}, KeyError, "no column 'donor'"),
         ({"validation": ["P7"]}, ValueError, "No patient"),
         ({"hparams": {"size": 65}}, ValueError, "size must be a multiple of"),
-        ({"hparams": {"width": 65}}, TypeError, "width"),
+        ({"hparams": {"width": 65}}, ValueError, "'m2ost' cannot be made with .*'width': 65.*Those of its publication"),
+        ({"hparams": {"size": object()}}, TypeError, "which a card can keep"),
     ],
 )
 def test_unfit_arguments(
@@ -433,6 +434,7 @@ def test_machine_is_checked_before_any_work(
         ({"momentum": 1.0, "optimizer": "sgd"}, "momentum is below 1"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"monitor": "auc"}, "monitor must be one of"),
+        ({"epochs": 2.5}, "whole numbers, got .*2.5"),
         ({"epochs": 0}, "epochs and batch_size must be at least 1"),
         ({"batch_size": 0}, "epochs and batch_size must be at least 1"),
         ({"lr": 0.0}, "lr above 0"),

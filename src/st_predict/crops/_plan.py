@@ -86,7 +86,8 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
     if base * (1 + _RTOL) < 1:
         raise ValueError(
             f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
-            "something else than it was trained on: use the full-resolution image, or check mpp."
+            "something else than it was trained on: use the full-resolution image, or check mpp. A network can be "
+            "trained at a coarser resolution (mpp= of tl.train), an encoder be shown one (at_mpp= of tl.embed)."
         )
     return base
 

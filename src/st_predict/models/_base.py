@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -145,6 +146,8 @@ class ModelSpec:
         Of how many of the 8 symmetries of the crops the prediction is the mean.
     closed_form
         Whether :meth:`SpotModel.finalize` alone trains it, without gradients.
+    at_prediction
+        Hyper-parameters that may change after training, as weights do not depend on them.
     hparams
         Those of the published model.
     original
@@ -170,6 +173,7 @@ class ModelSpec:
     scope: Literal["spot", "section"] = "spot"
     symmetries: Literal[1, 8] = 1
     closed_form: bool = False
+    at_prediction: tuple[str, ...] = ()
     hparams: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     original: Preset = field(default_factory=Preset)
@@ -177,8 +181,21 @@ class ModelSpec:
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters reads."""
-        return self.crop if self.crop_of is None else self.crop_of(**hparams)
+        return self.crop if self.crop_of is None else self._with(self.crop_of, hparams)
 
     def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
         """Return the pixel values that a network with these hyper-parameters reads."""
-        return self.pixels if self.pixels_of is None else self.pixels_of(**hparams)
+        return self.pixels if self.pixels_of is None else self._with(self.pixels_of, hparams)
+
+    def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
+        """Make the network, with random weights; refuse hyper-parameters that it does not have."""
+        return self._with(partial(self.build, n_genes), hparams)
+
+    def _with(self, make: Callable[..., Any], hparams: Mapping[str, Any]) -> Any:
+        try:
+            return make(**hparams)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.name!r} cannot be made with the hyper-parameters {dict(hparams)}: {error}. Those of its publication "
+                f"are {dict(self.hparams)}."
+            ) from error

@@ -108,7 +108,7 @@ def _check_fields(values: dict[str, Any], names: set[str]) -> None:
 
 def build_model(card: ModelCard) -> SpotModel:
     """Build the network of a card, with the weights it starts training from."""
-    network = get_spec(card.model).build(n_genes=len(card.genes), **card.hparams)
+    network = get_spec(card.model).build_with(len(card.genes), card.hparams)
     network.pixel_spec = card.pixels
     return network
 
@@ -155,8 +155,8 @@ def load_checkpoint(
     path
         A file of :func:`save_checkpoint`.
     hparams
-        Hyper-parameters to use instead of those on the card, such as the ``mode`` and ``k`` of BLEEP. The weights must
-        still fit.
+        Hyper-parameters to use instead of those on the card, of those that the weights do not depend on
+        (:attr:`ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
 
     Returns
     -------
@@ -167,18 +167,26 @@ def load_checkpoint(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, is no safetensors file, has no card, or has weights of another network.
+        If the file is truncated, is no safetensors file, has no card, or has weights of another network; or ``hparams``
+        are none that may change, or unfit.
     KeyError
         If there is no model of the name on the card.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     card, state = _read(path)
+    free = get_spec(card.model).at_prediction
+    if fixed := sorted((hparams or {}).keys() - set(free)):
+        raise ValueError(
+            f"The hyper-parameters {fixed} of {card.model!r} are fixed by training; {list(free)} may change."
+        )
     try:
         card = replace(card, hparams={**card.hparams, **(hparams or {})})
         network = build_model(card)
         network.load_state_dict(state)  # copies into float32, whatever the file holds
-    except (RuntimeError, TypeError) as error:  # of weights, of hyper-parameters
+    except (RuntimeError, ValueError) as error:  # of weights, of hyper-parameters
+        if hparams and isinstance(error, ValueError):  # not of the file
+            raise
         raise ValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
     return network.eval(), card
 

@@ -319,6 +319,7 @@ SPEC = ModelSpec(
     citation="Xie2023",
     license="Apache-2.0 (github.com/bowang-lab/BLEEP)",
     family="retrieval",
+    at_prediction=("mode", "k"),
     build=BLEEP,
     crop=crop_of(),
     crop_of=crop_of,

@@ -72,7 +72,7 @@ class Ridge(SpotModel):
         super().__init__()
         if n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {n_components}.")
-        if alpha not in {"cv", "gcv", "hest"} and (isinstance(alpha, str) or alpha < 0):
+        if alpha not in {"cv", "gcv", "hest"} and (isinstance(alpha, str) or not 0 <= alpha < inf):
             raise ValueError(f"alpha must be 'cv', 'gcv', 'hest' or a number from 0, got {alpha!r}.")
         self.encoder, self.n_components, self.alpha = encoder, n_components, alpha
         self.register_buffer("weight_DG", torch.zeros(0, n_genes))
@@ -172,7 +172,7 @@ def sum_up(batches: Iterable[Batch]) -> tuple[list[Sums], Tensor, Tensor]:
         x_BD, y_BG = _features(batch).double().cpu(), batch.target.double().cpu()
         origin = origin or (x_BD.mean(0), y_BG.mean(0))
         fold_B = torch.zeros(len(batch)) if batch.section is None else batch.section.cpu() % _FOLDS
-        for fold in fold_B.unique().tolist():
+        for fold in sorted(set(fold_B.tolist())):
             added = Sums.of(*(values[fold_B == fold] - zero for values, zero in zip((x_BD, y_BG), origin, strict=True)))
             folds[fold] = folds[fold] + added if fold in folds else added
     if origin is None:

@@ -99,7 +99,7 @@ def make_target(
     rows = np.flatnonzero(totals > 0)
     dropped = tuple(adata.obs_names[totals == 0])
     _report(dropped, n_spots=adata.n_obs, spec=spec)
-    values = _transform(panel_counts[rows], totals[rows], spec, n_summed=n_summed)
+    values = _transform(panel_counts, totals, spec, n_summed=n_summed, rows=rows)
     return Target(
         values=values,
         genes=match.matched,
@@ -145,7 +145,7 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     counts = check_counts(counts)
     panel_counts = dense(counts if panel_index is None else counts[:, np.asarray(panel_index, dtype=np.int64)])
     totals, n_summed = _totals(counts, panel_counts, spec)
-    return _transform(panel_counts, totals, spec, n_summed=n_summed)
+    return _transform(panel_counts, totals, spec, n_summed=n_summed, rows=np.arange(len(totals)))
 
 
 def _totals(counts: Any, panel_counts: NDArray[np.float64], spec: TargetSpec) -> tuple[NDArray[np.float64], int]:
@@ -153,25 +153,41 @@ def _totals(counts: Any, panel_counts: NDArray[np.float64], spec: TargetSpec) ->
     return np.asarray(summed.sum(axis=1, dtype=np.float64)).ravel(), summed.shape[1]
 
 
+_ROWS = 1024  # spots whose values are computed at a time: intermediate results are float64
+
+
 def _transform(
-    panel_counts: NDArray[np.float64], totals: NDArray[np.float64], spec: TargetSpec, *, n_summed: int
+    panel_counts: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    spec: TargetSpec,
+    *,
+    n_summed: int,
+    rows: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    totals = totals[:, None]
+    empty = rows[totals[rows] == 0]
+    if spec.transform == "log1p_total" and len(empty):
+        raise ValueError(
+            f"{len(empty)} of {len(rows)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
+            f"{spec.units} cannot divide by; leave them out, as make_target does."
+        )
+    values = np.empty((len(rows), panel_counts.shape[1]), dtype=np.float32)
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        unscaled = _unscaled(panel_counts[some], totals[some, None], spec, n_summed=n_summed)
+        values[start : start + _ROWS] = _scale(unscaled.astype(np.float32), spec)
+    return values
+
+
+def _unscaled(
+    counts: NDArray[np.float64], totals: NDArray[np.float64], spec: TargetSpec, *, n_summed: int
+) -> NDArray[np.float64]:
     if spec.transform == "counts":
-        values = panel_counts
-    elif spec.transform == "log1p":
-        values = np.log1p(panel_counts)
-    elif spec.transform == "log_proportion":
-        values = np.log((1 + panel_counts) / (n_summed + totals))
-    else:
-        empty = np.flatnonzero(totals == 0)
-        if len(empty):
-            raise ValueError(
-                f"{len(empty)} of {len(totals)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
-                f"{spec.units} cannot divide by; leave them out, as make_target does."
-            )
-        values = np.log1p(spec.total * panel_counts / totals)
-    return _scale(values.astype(np.float32), spec)
+        return counts
+    if spec.transform == "log1p":
+        return np.log1p(counts)
+    if spec.transform == "log_proportion":
+        return np.log((1 + counts) / (n_summed + totals))
+    return np.log1p(spec.total * counts / totals)
 
 
 def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]:

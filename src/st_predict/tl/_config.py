@@ -86,6 +86,12 @@ class TrainConfig:
         for name, choices in (("optimizer", Optimizer), ("schedule", Schedule), ("monitor", Monitor)):
             if (value := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        whole = {name: getattr(self, name) for name in ("epochs", "batch_size", "warmup", "seed")}
+        if not all(isinstance(value, int) for value in whole.values()):
+            raise ValueError(f"epochs, batch_size, warmup and seed are whole numbers, got {whole}.")
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(
                 f"epochs and batch_size must be at least 1 and lr above 0, got {self.epochs}, {self.batch_size}, {self.lr}."

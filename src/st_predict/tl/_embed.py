@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from st_predict.models._device import pick_device, pick_precision
 from st_predict.models._encoders import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.tl._features import section_features
 from st_predict.tl._sections import open_sections
-from st_predict.tl._write import link_to_shapes
+from st_predict.tl._write import check_name, link_to_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -147,10 +147,13 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         mpp=mpp,
         need_mpp=shown.mpp is not None,
     )
+    if key_added is None and spec.name == "<lambda>":
+        raise ValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
     key = key_added or Keys.embedding(spec.name)
     _check_key(sdata, key, table_key=table_key, regions={s.region for s in sections})
     where = pick_device(device)
-    how = pick_precision("float32" if spec.float32 else precision, where)
+    how = pick_precision(precision, where)  # refuses what does not exist
+    how = "float32" if spec.float32 else how
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
     each = [
         section_features(s, loaded, crop=shown, device=where, precision=how, batch_size=batch_size, cache=cache)
@@ -165,7 +168,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         "params": json.dumps(
             {
                 "crop": asdict(shown),
-                "sections": [_describe(s) for s in sections],
+                "sections": [s.describe() for s in sections],
                 "device": str(where),
                 "precision": how,
             }
@@ -174,23 +177,14 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     _write(sdata, features, record, key=key, table_key=table_key, section=sections[0])
 
 
-def _describe(section: Section) -> dict[str, Any]:
-    """What a reader of the result needs to know of how a section was read."""
-    return {
-        "region": section.region,
-        "mpp": None if section.mpp is None else section.mpp.value,
-        "mpp_source": "unknown" if section.mpp is None else section.mpp.source,
-        "level_downsamples": list(section.reader.downsamples),
-    }
-
-
 def _check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: set[str]) -> None:
     """Refuse a key that holds anything but an embedding of these spots, before any work is done."""
     advice = "choose another key_added."
+    check_name(key)
     if table_key is None and key in sdata.tables:
-        regions_there, _, _ = get_table_keys(sdata.tables[key])
         if not _is_embedding(sdata.tables[key], key):
             raise ValueError(f"Table {key!r} is not an embedding of st_predict; {advice}")
+        regions_there, _, _ = get_table_keys(sdata.tables[key])
         if regions != set(np.atleast_1d(regions_there)):
             raise ValueError(f"Table {key!r} is an embedding of other spots; {advice}")
         return

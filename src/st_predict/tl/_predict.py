@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.models import Encoder, ModelCard
+    from st_predict.models import Encoder, ModelCard, ModelSpec
     from st_predict.tl._sections import Section
 
 __all__ = ["predict"]
@@ -74,7 +74,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes them as they are. By
         default what the model was published with: 8 for ST-Net.
     hparams
-        Hyper-parameters to change, of those that the weights do not depend on: ``mode`` and ``k`` of BLEEP.
+        Hyper-parameters to change, of those that the weights do not depend on
+        (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
     device
         ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     precision
@@ -140,7 +141,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         precision=precision,
         working_batch=batch_size,
         scope=spec.scope,
-        symmetries=symmetries or spec.symmetries,
+        symmetries=_symmetries(spec, symmetries),
     )
     values = np.full((sum(len(s.rows) for s in sections), len(card.genes)), np.nan, dtype=np.float32)
     for section in sections:
@@ -153,12 +154,19 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         table_key=table_key,
         section=sections[0],
         provenance={
-            "sections": [_describe(s) for s in sections],
+            "sections": [s.describe() for s in sections],
             "device": str(inference.device),
             "precision": inference.precision,
             "symmetries": inference.symmetries,
         },
     )
+
+
+def _symmetries(spec: ModelSpec, asked: int | None) -> int:
+    """How many symmetries to average; features have none."""
+    if spec.inputs == "features":
+        return 1
+    return spec.symmetries if asked is None else asked
 
 
 def _predict_section(
@@ -179,13 +187,3 @@ def _predict_section(
         values[index.numpy()] = prediction.numpy()
     values[outside] = np.nan
     return values
-
-
-def _describe(section: Section) -> dict[str, Any]:
-    """What a reader of the result needs to know of how a section was read."""
-    return {
-        "region": section.region,
-        "mpp": None if section.mpp is None else section.mpp.value,
-        "mpp_source": "unknown" if section.mpp is None else section.mpp.source,
-        "level_downsamples": list(section.reader.downsamples),
-    }

@@ -56,7 +56,8 @@ def open_unlabelled(
     card
         What the network needs.
     held_out
-        Slides of validation: none of their sections, images or patients may be labelled.
+        Slides of validation: none of their sections, images or patients may be labelled, as far as the same objects and
+        the tables tell; an image that was read twice is not recognised.
     group_key
         Column of ``.obs`` that says whose tissue a spot is, where there is a table that has it.
     allow_shared

@@ -79,6 +79,15 @@ class Section:
         xy_um = None if self.xy_um is None else torch.from_numpy(self.xy_um[rows])
         return replace(batch, grid=grid, xy_um=xy_um)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of a result needs to know of how the section was read."""
+        return {
+            "region": self.region,
+            "mpp": None if self.mpp is None else self.mpp.value,
+            "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
+            "level_downsamples": list(self.reader.downsamples),
+        }
+
     def outside(self) -> NDArray[np.bool_]:
         """Spots whose centre is not in the image; a message says how many, an error if they all are."""
         outside = spots_outside(self.spots, self.reader.level_shapes[0])

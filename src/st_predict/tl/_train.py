@@ -145,8 +145,10 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     config = configure(setting, config)
     pick_precision(config.precision, pick_device(config.device))
     training, held_out = split_patients(as_list(sdatas), validation, group_key=group_key, allow_shared=allow_shared)
-    hparams = {**spec.hparams, **setting.hparams, **(hparams or {})}
+    hparams = _plain({**spec.hparams, **setting.hparams, **(hparams or {})})
     crop = spec.crop_for(hparams)
+    if mpp is not None and crop.mpp not in {None, mpp}:
+        logger.warning("mpp=%g replaces the %g um/px that the hyper-parameters of %r ask for.", mpp, crop.mpp, model)
     model_card = ModelCard(
         model=model,
         genes=_panel(panel, training, method=setting.panel),
@@ -219,6 +221,17 @@ def _learn(
             network, history = fit_rounds(card, data, val_data, spots, rounds=work.rounds, **how)
         network.finalize(CropLoader(data, config.batch_size))
         return card, network, history
+
+
+def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as the card keeps them; arrays become lists."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(hparams, default=lambda value: value.tolist()))
+    except (AttributeError, TypeError) as error:
+        raise TypeError(
+            f"hparams are numbers, texts, lists and mappings, which a card can keep; got {hparams}."
+        ) from error
+    return plain
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], *, method: Any) -> tuple[str, ...]:
@@ -294,7 +307,9 @@ def _prepare(out: Path, model: str, *, resume: bool) -> Path:
 
 def _note(path: Path, card: ModelCard, config: TrainConfig, *, sections: dict[str, Any], resume: bool) -> None:
     """Note what is trained on what, and refuse to resume with something else."""
-    free = {"epochs", "patience", "device", "precision", "progress"}  # what may change on the way
+    free = {"device", "precision", "progress"}  # what may change on the way
+    if "rounds" not in sections:  # a round that has ended is not gone on with
+        free |= {"epochs", "patience"}
     now = json.loads(card.to_json()) | json.loads(json.dumps(sections))
     now |= {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
     if not resume:  # a note that is there is of a training that ended before its first epoch did

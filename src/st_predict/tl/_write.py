@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from st_predict.models import ModelCard
     from st_predict.tl._sections import Section
 
-__all__ = ["check_key", "link_to_shapes", "write_prediction"]
+__all__ = ["check_key", "check_name", "link_to_shapes", "write_prediction"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: s
         If ``.obsm``, ``.layers``, a table or another element of that name is the user's, or a prediction for other
         spots.
     """
+    check_name(key)
     table = None if table_key is None else sdata.tables[table_key]
     if table is not None and not _is_prediction(table, key):
         for slot, mapping in ((".obsm", table.obsm), (".layers", table.layers)):
@@ -81,6 +83,20 @@ def check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: s
         raise ValueError(f"Table {key!r} is a prediction for other spots; choose another key_added.")
     if key in sdata and key not in sdata.tables:
         raise ValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+
+
+def check_name(key: str) -> None:
+    """Refuse a key that SpatialData could not store.
+
+    Raises
+    ------
+    ValueError
+        If it has other characters than letters, digits, ``_``, ``-`` and ``.``.
+    """
+    if not re.fullmatch(r"[\w.-]+", key):
+        raise ValueError(
+            f"key_added may have letters, digits, _, - and . alone, else it could not be stored; got {key!r}."
+        )
 
 
 def _is_prediction(table: AnnData, key: str) -> bool:
