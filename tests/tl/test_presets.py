@@ -140,5 +140,7 @@ def test_the_mean_is_the_mean(measured: SpatialData, other: Callable[..., Spatia
     predicted = held_out.tables["table"].obsm["pred_mean"].to_numpy()
     np.testing.assert_allclose(predicted, np.tile(expected, (12, 1)), rtol=1e-6)
     assert result.history["val_pearson"].tolist() == [-1]
+    with pytest.raises(FileExistsError, match="already holds a training: name another folder"):
+        stp.tl.train(measured, "mean", panel=GENES, out=tmp_path / "out")
     target = stp.pp.make_target(held_out.tables["table"], GENES, TargetSpec()).values
     assert result.history["val_mse"][0] == pytest.approx(((expected - target) ** 2).mean(), rel=1e-5)

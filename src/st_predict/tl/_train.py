@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from st_predict.models import SpotModel
+    from st_predict.models import Encoder, ModelSpec, SpotModel
     from st_predict.tl._config import TrainConfig
     from st_predict.tl._observed import Observed
     from st_predict.tl._sections import Sections
@@ -166,7 +167,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
         build_model(model_card)
     extra = [] if unlabelled is None else _open_unlabelled(unlabelled, model_card, held_out, allow_shared, **where)
-    folder = _prepare(Path(out), model, resume=resume)
+    folder = _prepare(Path(out), spec, resume=resume)
     sections_of_card = {
         "sections": [o.describe() for o in observed],
         "validation": [o.describe() for o in val_observed],
@@ -203,8 +204,9 @@ def _learn(
     """Train on what was measured, and on ``extra`` spots that were not; return the card with what was measured for it."""
     config = work.config
     with tempfile.TemporaryDirectory(dir=work.folder, prefix=".crops-") as crops:
+        store = partial(_store, card=card, config=config, encoder=encoder_of(card))
         data, val_data, spots = (
-            _store(sections, card, config, folder=Path(crops) / name) if sections else None
+            store(sections, folder=Path(crops) / name) if sections else None
             for name, sections in (("training", observed), ("validation", val_observed), ("unlabelled", extra))
         )
         assert data is not None  # there is a section to train on
@@ -260,9 +262,10 @@ def _open_unlabelled(
     return open_unlabelled(as_list(unlabelled), card, held_out=held_out, allow_shared=allow_shared, **where)
 
 
-def _store(observed: list[Observed], card: ModelCard, config: TrainConfig, *, folder: Path) -> CropStore:
+def _store(
+    observed: list[Observed], *, card: ModelCard, config: TrainConfig, encoder: Encoder | None, folder: Path
+) -> CropStore:
     """Cut the crops of measured sections, or compute the features that the model reads instead."""
-    encoder = encoder_of(card)
     if encoder is None:
         return CropStore.cut(observed, card.crop, folder=folder)
     how: dict[str, Any] = {"crop": card.crop, "device": pick_device(config.device), "precision": config.precision}
@@ -289,13 +292,14 @@ def _patients(sections: list[Observed]) -> set[str]:
     return {patient for section in sections for patient in section.patients}
 
 
-def _prepare(out: Path, model: str, *, resume: bool) -> Path:
+def _prepare(out: Path, spec: ModelSpec, *, resume: bool) -> Path:
     """Make the folder; results that are there are kept."""
-    checkpoint, last = out / f"{model}.safetensors", out / "checkpoints" / "last.ckpt"
+    checkpoint, last = out / f"{spec.name}.safetensors", out / "checkpoints" / "last.ckpt"
     if resume and not last.is_file():
         raise FileNotFoundError(f"There is nothing to resume: no {str(last)!r}.")
     if not resume and any(path.exists() for path in (checkpoint, last, out / "history.csv")):
-        raise FileExistsError(f"{str(out)!r} already holds a training: resume it, or name another folder.")
+        way_out = "name another folder" if spec.closed_form else "resume it, or name another folder"
+        raise FileExistsError(f"{str(out)!r} already holds a training: {way_out}.")
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
