@@ -75,6 +75,12 @@ def test_validation_is_never_labelled(measured: SpatialData, other: Callable[...
     assert not (tmp_path / "out").exists()
 
 
+def test_training_sections_are_not_labelled_again(measured: SpatialData, tmp_path: Path) -> None:
+    with pytest.raises(LeakageError, match=r"in training and to be labelled: \[\('P1', 'S1'\)\]"):
+        stp.tl.train(measured, out=tmp_path / "out", unlabelled=[measured], **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_not_for_a_solution_in_closed_form(measured: SpatialData, bare: SpatialData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not for 'mean'"):
         stp.tl.train(measured, "mean", panel=GENES, out=tmp_path / "out", unlabelled=bare)

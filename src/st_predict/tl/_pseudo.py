@@ -42,6 +42,7 @@ def open_unlabelled(
     slides: Sequence[SpatialData],
     card: ModelCard,
     *,
+    training: Sequence[SpatialData],
     held_out: Sequence[SpatialData],
     group_key: str,
     allow_shared: Sequence[str] = (),
@@ -55,6 +56,8 @@ def open_unlabelled(
         Slides with spots to label.
     card
         What the network needs.
+    training
+        Slides of training: their spots have a measured target, and get no other.
     held_out
         Slides of validation: none of their sections, images or patients may be labelled, as far as the same objects and
         the tables tell; an image that was read twice is not recognised.
@@ -72,12 +75,13 @@ def open_unlabelled(
     Raises
     ------
     LeakageError
-        If spots of validation would be labelled.
+        If spots of validation, or of training, would be labelled.
     KeyError, ValueError
         If an element does not exist or is ambiguous, or mpp is needed and not known.
     """
     known = [slide for slide in slides if _patients(slide, group_key)]
-    refuse_same_sections(known, held_out, group_key=group_key, what="in validation and to be labelled")
+    for others, where in ((held_out, "validation"), (training, "training")):
+        refuse_same_sections(known, others, group_key=group_key, what=f"in {where} and to be labelled")
     patients = set().union(*(_patients(slide, group_key) for slide in held_out)) - set(allow_shared)
     images = [image for slide in held_out for image in slide.images.values()]
     for number, slide in enumerate(slides):

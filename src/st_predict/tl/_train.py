@@ -113,7 +113,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     unlabelled
         More slides, measured or not, for semi-supervised training: in each of ``rounds`` rounds the network labels a new
         part of their spots, and a fresh network is trained on these as well :cite:p:`Monjo2022`. Their counts are not
-        used.
+        used, and sections of training or validation are refused.
     rounds
         How many such rounds.
     resume
@@ -166,7 +166,13 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     )
     with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
         build_model(model_card)
-    extra = [] if unlabelled is None else _open_unlabelled(unlabelled, model_card, held_out, allow_shared, **where)
+    extra = (
+        []
+        if unlabelled is None
+        else _open_unlabelled(
+            unlabelled, model_card, training=training, held_out=held_out, allow_shared=allow_shared, **where
+        )
+    )
     folder = _prepare(Path(out), spec, resume=resume)
     sections_of_card = {
         "sections": [o.describe() for o in observed],
@@ -251,15 +257,13 @@ def _with_limits(card: ModelCard, training: list[SpatialData], **where: Any) -> 
     return replace(card, target=replace(card.target, limits=fit_limits(np.concatenate(values))))
 
 
-def _open_unlabelled(
-    unlabelled: Sections, card: ModelCard, held_out: list[SpatialData], allow_shared: Sequence[str], **where: Any
-) -> list[Observed]:
+def _open_unlabelled(unlabelled: Sections, card: ModelCard, **where: Any) -> list[Observed]:
     spec = get_spec(card.model)
     if spec.closed_form or spec.scope == "section":
         raise ValueError(
             f"unlabelled= is for networks that see single spots and learn by gradients, not for {card.model!r}."
         )
-    return open_unlabelled(as_list(unlabelled), card, held_out=held_out, allow_shared=allow_shared, **where)
+    return open_unlabelled(as_list(unlabelled), card, **where)
 
 
 def _store(
