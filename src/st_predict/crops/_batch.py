@@ -33,9 +33,13 @@ class Batch:
     level_mask
         ``(n, n_levels)`` bool, False where a level is missing; ``None`` when none is.
     features
-        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads these.
+        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads these; ``(n, n_cells, n_features)`` for
+        one that reads the cells of a dense map which a spot covers, NaN where a spot covers fewer than others.
     section
-        ``(n,)`` int64: which section each spot is of, in training.
+        ``(n,)`` int64: which section each spot is of; ``None`` if all are of one.
+    counts
+        ``(n, n_genes)`` float32: raw counts of the panel, in training of a model whose loss reads them; and in prediction
+        those of spots that a model may read as context, NaN for all others.
     """
 
     crops: tuple[Tensor, ...]
@@ -46,6 +50,7 @@ class Batch:
     level_mask: Tensor | None = None
     features: Tensor | None = None
     section: Tensor | None = None
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,4 +66,4 @@ class Batch:
         )
 
 
-_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features", "section")
+_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features", "section", "counts")

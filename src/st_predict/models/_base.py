@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from st_predict.specs import PixelSpec, TargetSpec
 
@@ -78,6 +79,32 @@ class SpotModel(nn.Module):
             All training spots, with targets, not augmented. May be gone through several times.
         """
 
+    def sample(self, batch: Batch, *, seed: int) -> Tensor:
+        """Draw a prediction at random, ``(n_spots, n_genes)``: by default with dropout left on :cite:p:`Gal2016`.
+
+        Raises
+        ------
+        ValueError
+            If the network has no dropout.
+        """
+        dropping = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+        if not dropping:
+            raise ValueError(
+                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
+                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
+            )
+        cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
+        before = [m.training for m in dropping]
+        with torch.random.fork_rng(cuda):
+            torch.manual_seed(seed)  # noqa: TID251  # dropout knows no other generator
+            try:
+                for module in dropping:
+                    module.train()
+                return self(batch)
+            finally:
+                for module, was in zip(dropping, before, strict=True):
+                    module.train(was)
+
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
         """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
         if self.pixel_spec == PixelSpec():
@@ -125,8 +152,9 @@ class ModelSpec:
     license
         Of the published code, in a word, and where that is: ``"MIT (github.com/...)"``. Ours is written from the paper.
     family
-        ``"spot"`` and ``"section"`` are networks on crops, ``"retrieval"`` answers with measured spots, a ``"baseline"`` is
-        what the others have to beat.
+        ``"spot"`` and ``"section"`` are networks that see a spot, or all of a section at once; ``"dense"`` predicts the cells
+        of a map, of which a spot is the mean; ``"generative"`` draws samples; ``"retrieval"`` answers with measured spots; a
+        ``"baseline"`` is what the others have to beat.
     build
         ``build(n_genes, **hparams)`` makes the network, with random weights.
     crop
@@ -139,9 +167,15 @@ class ModelSpec:
         ``pixels_of(**hparams)``: the same for ``pixels``.
     inputs
         What the network reads of a batch: ``"crops"``, or ``"features"``, which the encoder makes of crops that the
-        hyper-parameter ``encoder`` names (:func:`st_predict.tl.embed`).
+        hyper-parameter ``encoder`` names (:func:`st_predict.tl.embed`), or ``"cells"``, the cells of a dense map that a spot
+        covers.
     scope
         What one batch holds: single spots in any order, or all spots of a section.
+    needs
+        What else the network reads of a batch, without which it can't do: ``"grid"`` and ``"xy_um"``, where the spots are, and
+        ``"counts"``, in training.
+    reads_context
+        Whether it can read the counts of some spots when it predicts the others.
     symmetries
         Of how many of the 8 symmetries of the crops the prediction is the mean.
     closed_form
@@ -164,13 +198,15 @@ class ModelSpec:
     license: str
     build: Callable[..., SpotModel]
     crop: CropSpec
-    family: Literal["spot", "section", "retrieval", "baseline"] = "spot"
+    family: Literal["spot", "section", "dense", "generative", "retrieval", "baseline"] = "spot"
     crop_of: Callable[..., CropSpec] | None = None
     pixels: PixelSpec = field(default_factory=PixelSpec)
     pixels_of: Callable[..., PixelSpec] | None = None
     target: TargetSpec = field(default_factory=TargetSpec)
-    inputs: Literal["crops", "features"] = "crops"
+    inputs: Literal["crops", "features", "cells"] = "crops"
     scope: Literal["spot", "section"] = "spot"
+    needs: tuple[Literal["grid", "xy_um", "counts"], ...] = ()
+    reads_context: bool = False
     symmetries: Literal[1, 8] = 1
     closed_form: bool = False
     at_prediction: tuple[str, ...] = ()

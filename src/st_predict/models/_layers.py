@@ -26,7 +26,9 @@ __all__ = [
     "patch_mlp",
     "patches",
     "renamed",
+    "required",
     "resize_on_load",
+    "rows_of_sections",
 ]
 
 IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -88,6 +90,27 @@ def check_crops(batch: Batch, crop: CropSpec) -> None:
     got = [f"{crop.dtype} {tuple(crop.shape)}" for crop in batch.crops]
     if got != expected:
         raise ValueError(f"The network reads crops {expected}, finest first; the batch has {got}.")
+
+
+def required(batch: Batch, name: str) -> Tensor:
+    """Return a part of a batch that a network can't do without.
+
+    Raises
+    ------
+    ValueError
+        If the batch has none.
+    """
+    value: Tensor | None = getattr(batch, name)
+    if value is None:
+        raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
+    return value
+
+
+def rows_of_sections(batch: Batch) -> list[Tensor]:
+    """Rows of a batch that are of the same section, for each of its sections."""
+    if batch.section is None:
+        return [torch.arange(len(batch), device=batch.index.device)]
+    return [torch.nonzero(batch.section == section).flatten() for section in batch.section.unique()]
 
 
 def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: str) -> dict[str, Tensor]:
