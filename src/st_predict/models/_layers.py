@@ -110,7 +110,7 @@ def rows_of_sections(batch: Batch) -> list[Tensor]:
     """Rows of a batch that are of the same section, for each of its sections."""
     if batch.section is None:
         return [torch.arange(len(batch), device=batch.index.device)]
-    return [torch.nonzero(batch.section == section).flatten() for section in batch.section.unique()]
+    return [torch.nonzero(batch.section == section).flatten() for section in torch.unique(batch.section)]
 
 
 def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: str) -> dict[str, Tensor]:

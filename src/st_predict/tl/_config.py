@@ -26,7 +26,12 @@ class TrainConfig:
     Parameters
     ----------
     epochs, batch_size, lr, weight_decay, optimizer
-        As everywhere.
+        As everywhere; ``batch_size`` is of networks that see single spots.
+    regions
+        Of networks that see sections as a whole: how many parts of each section an epoch has, each a spot drawn at random
+        with those nearest to it, from 2 to all of the section. 0 takes sections whole.
+    regions_per_step
+        Sections, or such parts of them, for each step of the optimiser.
     momentum
         Of ``optimizer="sgd"``.
     schedule
@@ -64,6 +69,8 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 96
+    regions: int = 0
+    regions_per_step: int = 1
     lr: float = 1e-4
     weight_decay: float = 0.0
     optimizer: Optimizer = "adam"
@@ -89,9 +96,15 @@ class TrainConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        whole = {name: getattr(self, name) for name in ("epochs", "batch_size", "warmup", "seed")}
+        names = ("epochs", "batch_size", "regions", "regions_per_step", "warmup", "seed")
+        whole = {name: getattr(self, name) for name in names}
         if not all(isinstance(value, int) for value in whole.values()):
-            raise ValueError(f"epochs, batch_size, warmup and seed are whole numbers, got {whole}.")
+            raise ValueError(f"{', '.join(names)} are whole numbers, got {whole}.")
+        if self.regions < 0 or self.regions_per_step < 1:
+            raise ValueError(
+                "regions must not be negative and regions_per_step be at least 1, got "
+                f"{self.regions} and {self.regions_per_step}."
+            )
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(
                 f"epochs and batch_size must be at least 1 and lr above 0, got {self.epochs}, {self.batch_size}, {self.lr}."

@@ -8,7 +8,7 @@ import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from st_predict.crops import Batch, iter_batches
 from st_predict.specs import PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from st_predict.specs import CropSpec
     from st_predict.tl._observed import Observed
 
-__all__ = ["CropLoader", "CropStore", "Store"]
+__all__ = ["CropLoader", "CropStore", "Store", "read_ahead"]
+
+T = TypeVar("T")
 
 _MEASURED = 1024  # crops whose colours are measured
+_PARTS = ("grid", "xy_um", "target", "section", "features", "counts")
 
 
 class Store(Protocol):
@@ -65,7 +68,10 @@ class CropStore:
     xy_um
         ``(n_spots, 2)`` float32, where the mpp of all sections is known.
     features
-        ``(n_spots, n_features)`` float32, for a model that reads these instead of crops.
+        ``(n_spots, n_features)`` float32, for a model that reads these instead of crops; or ``(n_spots, n_cells, n_features)``,
+        NaN where a spot covers fewer cells than others.
+    counts
+        ``(n_spots, n_genes)`` float32: raw counts of the panel, for a model whose loss reads them.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -74,6 +80,7 @@ class CropStore:
     grid: NDArray[np.int64] | None
     xy_um: NDArray[np.float32] | None
     features: NDArray[np.float32] | None = None
+    counts: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -85,14 +92,11 @@ class CropStore:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
+        others = {name: getattr(self, name) for name in _PARTS}
         return Batch(
             crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
             index=torch.from_numpy(rows),
-            grid=None if self.grid is None else torch.from_numpy(self.grid[rows]),
-            xy_um=None if self.xy_um is None else torch.from_numpy(self.xy_um[rows]),
-            target=torch.from_numpy(self.target[rows]),
-            section=torch.from_numpy(self.section[rows]),
-            features=None if self.features is None else torch.from_numpy(self.features[rows]),
+            **{name: torch.from_numpy(values[rows]) for name, values in others.items() if values is not None},
         )
 
     def measure_pixels(self) -> PixelSpec:
@@ -136,7 +140,13 @@ def _known(sections: Sequence[Observed]) -> dict[str, Any]:
         "section": np.repeat(np.arange(len(sections)), [len(s.rows) for s in sections]),
         "grid": _join(sections, [s.section.spots.grid for s in sections]),
         "xy_um": _join(sections, [s.section.xy_um for s in sections]),
+        "counts": _counts(sections),
     }
+
+
+def _counts(sections: Sequence[Observed]) -> NDArray[np.float32] | None:
+    counts = [s.counts for s in sections if s.counts is not None]
+    return np.concatenate(counts) if counts else None
 
 
 def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
@@ -166,10 +176,7 @@ def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.ui
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`Store`, in a new order each epoch that depends on the seed and the epoch alone.
-
-    The next batch is read while one is used.
-    """
+    """Batches of a :class:`Store`, in a new order each epoch that depends on the seed and the epoch alone."""
 
     store: Store
     batch_size: int
@@ -183,11 +190,17 @@ class CropLoader:
         rows = np.arange(len(self.store))
         if self.seed is not None:
             np.random.default_rng((self.seed, self.epoch)).shuffle(rows)
-        with ThreadPoolExecutor(1) as pool:
-            reading: deque[Future[Batch]] = deque()
-            for start in range(0, len(rows), self.batch_size):
-                reading.append(pool.submit(self.store.batch, rows[start : start + self.batch_size]))
-                if len(reading) > 1:
-                    yield reading.popleft().result()
-            while reading:
+        starts = range(0, len(rows), self.batch_size)
+        yield from read_ahead(self.store.batch, (rows[start : start + self.batch_size] for start in starts))
+
+
+def read_ahead(read: Callable[[T], Batch], what: Iterable[T]) -> Iterator[Batch]:
+    """Read batches; the next one is read while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        reading: deque[Future[Batch]] = deque()
+        for each in what:
+            reading.append(pool.submit(read, each))
+            if len(reading) > 1:
                 yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 
 from st_predict.models import build_model
 from st_predict.models._device import pick_device
-from st_predict.tl._crop_store import CropLoader
 from st_predict.tl._device import pick_precision
 from st_predict.tl._lightning import Adapter, History, quiet
+from st_predict.tl._section_loader import for_training, in_order
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def fit(
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
     if config.progress:
         callbacks.append(TQDMProgressBar())
-    loader = CropLoader(data, config.batch_size, seed=config.seed)
+    loader = for_training(data, card, config)
     with torch.random.fork_rng(_gpus(config)), quiet():
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = build_model(card)
@@ -61,14 +61,14 @@ def fit(
             network,
             config,
             loader=loader,
-            reference=CropLoader(data.measured, config.batch_size),
+            reference=in_order(data.measured, card, config),
             sections=None if val_data is None else val_data.section,
         )
         _trainer(config, callbacks).fit(
             adapter,
             loader,
-            # mixed, as a contrastive loss compares the spots of a batch; always in the same order
-            None if val_data is None else CropLoader(val_data, config.batch_size, seed=0),
+            # mixed, as a contrastive loss compares the spots of a batch
+            None if val_data is None else in_order(val_data, card, config, mixed=True),
             ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
             weights_only=False if resume else None,  # the file is our own
         )

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from st_predict._keys import Keys
 from st_predict.crops import Batch, iter_batches
 from st_predict.models import get_spec, load_encoder
 from st_predict.tl._features import section_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -19,7 +20,29 @@ if TYPE_CHECKING:
     from st_predict.models import Encoder, ModelCard
     from st_predict.tl._sections import Section
 
-__all__ = ["encoder_of", "inputs_of"]
+__all__ = ["check_needs", "encoder_of", "inputs_of", "needs_mpp"]
+
+
+def needs_mpp(card: ModelCard) -> bool:
+    """Whether the mpp of an image has to be known."""
+    return card.crop.mpp is not None or "xy_um" in get_spec(card.model).needs
+
+
+def check_needs(sections: Sequence[Section], card: ModelCard) -> None:
+    """Refuse sections of which it is not known what the network reads.
+
+    Raises
+    ------
+    ValueError
+        If it reads the lattice of the assay and a section has none.
+    """
+    without = [section.region for section in sections if section.spots.grid is None]
+    if "grid" in get_spec(card.model).needs and without:
+        raise ValueError(
+            f"{card.model!r} reads the row and column of each spot on the lattice of the assay, of which nothing is known for "
+            f"{without}: add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table, or predict a lattice "
+            "of pp.make_grid."
+        )
 
 
 def inputs_of(

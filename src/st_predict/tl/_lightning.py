@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from st_predict.tl._config import TrainConfig
-    from st_predict.tl._crop_store import CropLoader
+    from st_predict.tl._section_loader import Loader
 
 __all__ = ["Adapter", "History", "quiet"]
 
@@ -62,8 +62,8 @@ class Adapter(L.LightningModule):
         network: SpotModel,
         config: TrainConfig,
         *,
-        loader: CropLoader | None = None,
-        reference: CropLoader | None = None,
+        loader: Loader | None = None,
+        reference: Loader | None = None,
         sections: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from st_predict._keys import Keys
 from st_predict.io import find_table
 from st_predict.pp import make_target
+from st_predict.tl._inputs import check_needs, needs_mpp
 from st_predict.tl._sections import open_sections
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Observed:
         ``(n_spots,)``: which of those have a target: they have counts and lie in the image.
     target
         ``(n_spots, n_genes)`` float32.
+    counts
+        The raw counts of these, for a model whose loss reads them.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Observed:
     section: Section
     rows: NDArray[np.int64]
     target: NDArray[np.float32]
+    counts: NDArray[np.float32] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return what a card says of a section."""
@@ -69,10 +73,12 @@ def observe(
     group_key: str,
     image_key: Mapping[str, str] | str | None = None,
     crops: bool = True,
+    counts: bool = False,
 ) -> list[Observed]:
     """Open the sections of a measured slide, with targets as ``card`` defines them.
 
-    If no ``crops`` are to be cut, it does not matter whether mpp is known.
+    If no ``crops`` are to be cut, it does not matter what is known of the image and of places. ``counts`` keeps the raw
+    counts of the panel beside the targets.
 
     Raises
     ------
@@ -81,11 +87,13 @@ def observe(
     """
     obs = _patients(sdata, group_key)
     table = measured_table(sdata)
-    _, sections = open_sections(sdata, image_key=image_key, need_mpp=crops and card.crop.mpp is not None)
-    return [_observe(section, table[section.rows], obs.iloc[section.rows], card) for section in sections]
+    _, sections = open_sections(sdata, image_key=image_key, need_mpp=crops and needs_mpp(card))
+    if crops:
+        check_needs(sections, card)
+    return [_observe(s, table[s.rows], obs.iloc[s.rows], card, counts=counts) for s in sections]
 
 
-def _observe(section: Section, table: AnnData, patients: pd.Series, card: ModelCard) -> Observed:
+def _observe(section: Section, table: AnnData, patients: pd.Series, card: ModelCard, *, counts: bool) -> Observed:
     target = make_target(table, card.genes, card.target)
     inside = ~section.outside()[target.rows]
     names = sorted(set(table.obs[Keys.SECTION].astype(str))) if Keys.SECTION in table.obs else [section.region]
@@ -95,7 +103,12 @@ def _observe(section: Section, table: AnnData, patients: pd.Series, card: ModelC
         section=section,
         rows=target.rows[inside],
         target=target.values[inside],
+        counts=_counts(table[target.rows[inside]], card) if counts else None,
     )
+
+
+def _counts(table: AnnData, card: ModelCard) -> NDArray[np.float32]:
+    return make_target(table, card.genes, replace(card.target, transform="counts", scale="none", limits=None)).values
 
 
 def patients_of(sdata: SpatialData, group_key: str) -> set[str]:

@@ -20,12 +20,13 @@ from st_predict.models import Inference, ModelCard, build_model, get_spec, save_
 from st_predict.models._device import pick_device
 from st_predict.pp import fit_limits, select_panel
 from st_predict.tl._config import configure, get_preset
-from st_predict.tl._crop_store import CropLoader, CropStore
+from st_predict.tl._crop_store import CropStore
 from st_predict.tl._device import pick_precision
 from st_predict.tl._features import section_features
 from st_predict.tl._inputs import encoder_of
 from st_predict.tl._observed import observe
 from st_predict.tl._pseudo import fit_rounds, open_unlabelled
+from st_predict.tl._section_loader import in_order
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import split_patients
 from st_predict.tl._validation import validation_scores
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from st_predict.models import Encoder, ModelSpec, SpotModel
     from st_predict.tl._config import TrainConfig
     from st_predict.tl._observed import Observed
+    from st_predict.tl._section_loader import Loader
     from st_predict.tl._sections import Sections
 
 __all__ = ["TrainResult", "train"]
@@ -162,7 +164,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     where: dict[str, Any] = {"group_key": group_key, "image_key": image_key}
     model_card = _with_limits(model_card, training, **where)
     observed, val_observed = (
-        [o for sdata in sdatas for o in observe(sdata, model_card, **where)] for sdatas in (training, held_out)
+        [o for sdata in sdatas for o in observe(sdata, model_card, counts="counts" in spec.needs, **where)] for sdatas in (training, held_out)
     )
     with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
         build_model(model_card)
@@ -227,7 +229,7 @@ def _learn(
             network, history = fit(card, data, val_data, **how)
         else:
             network, history = fit_rounds(card, data, val_data, spots, rounds=work.rounds, **how)
-        network.finalize(CropLoader(data, config.batch_size))
+        network.finalize(in_order(data, card, config))
         return card, network, history
 
 
@@ -281,13 +283,14 @@ def _solve(
 ) -> tuple[SpotModel, list[dict[str, float]]]:
     """Fit a model that has a solution in closed form."""
     network = build_model(card).eval()
-    network.finalize(CropLoader(data, config.batch_size))
-    return network, [{"epoch": 0, **({} if val_data is None else _validate(network, val_data, config))}]
+    network.finalize(in_order(data, card, config))
+    scores = {} if val_data is None else _validate(network, val_data, in_order(val_data, card, config))
+    return network, [{"epoch": 0, **scores}]
 
 
-def _validate(network: SpotModel, val_data: CropStore, config: TrainConfig) -> dict[str, float]:
+def _validate(network: SpotModel, val_data: CropStore, loader: Loader) -> dict[str, float]:
     inference = Inference(network, device=pick_device("cpu"), precision="float32")
-    parts = [prediction.numpy() for _, prediction in inference.over(CropLoader(val_data, config.batch_size))]
+    parts = [prediction.numpy() for _, prediction in inference.over(loader)]
     scores = validation_scores(np.concatenate(parts), val_data.target, val_data.section)
     return {**scores, "val_loss": scores["val_mse"]}
 
