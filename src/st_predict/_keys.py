@@ -43,8 +43,14 @@ class Keys:
     UM = "um"
     """Coordinate system in micrometres; the scale of an image to it is its mpp."""
 
+    STD = "std"
+    """Layer of a table that is a prediction: its standard deviations."""
+
     GRID = "grid"
     """Shapes of :func:`st_predict.pp.make_grid`."""
+
+    STD, LOWER, UPPER = "std", "lower", "upper"
+    """Layers of a prediction that is a table of its own: standard deviations, and bounds of intervals."""
 
     @staticmethod
     def prediction(model: str) -> str:
@@ -55,6 +61,21 @@ class Keys:
     def embedding(encoder: str) -> str:
         """Default key of an embedding in ``.obsm`` and ``.uns``, of characters that SpatialData can store."""
         return f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
+
+    @staticmethod
+    def std(key: str) -> str:
+        """Key of the standard deviations of a prediction in ``.obsm``."""
+        return f"{key}_{Keys.STD}"
+
+    @staticmethod
+    def lower(key: str) -> str:
+        """Key of the lower bounds of a prediction in ``.obsm``."""
+        return f"{key}_{Keys.LOWER}"
+
+    @staticmethod
+    def upper(key: str) -> str:
+        """Key of the upper bounds of a prediction in ``.obsm``."""
+        return f"{key}_{Keys.UPPER}"
 
     @staticmethod
     def score(key: str, metric: str) -> str:

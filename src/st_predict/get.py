@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ def prediction(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_ke
     -------
     ``.X`` : ``(n_obs, n_genes)``, float32
         The prediction; rows of spots that could not be predicted are NaN.
+    ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
+        Standard deviations, if the prediction has any.
     ``.obs``, ``.obsm["spatial"]``
         As in the table of the spots, as far as there are any.
     ``.uns["st_predict"][key]``
@@ -82,14 +85,20 @@ def _from_obsm(table: AnnData, key: str) -> AnnData:
             f".obsm[{key!r}] is a {type(frame).__name__}; a prediction is a DataFrame whose columns are the genes. "
             f"The predictions are {_listed(table)}."
         )
-    return _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
+    result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
+    if Keys.std(key) in json.loads(_origins(table).get(key, {}).get("derived", "[]")):
+        result.layers[Keys.STD] = table.obsm[Keys.std(key)].to_numpy(np.float32, copy=True)
+    return result
 
 
 def _from_table(table: AnnData, key: str, *, spots: AnnData | None) -> AnnData:
     values = table.X.toarray() if sparse.issparse(table.X) else table.X
     # what is known of the spots is in their own table, if the prediction has another one
     described = table if spots is None else spots[table.obs_names]
-    return _build(np.array(values, np.float32), table.var_names, key=key, stored=table, spots=described)
+    result = _build(np.array(values, np.float32), table.var_names, key=key, stored=table, spots=described)
+    if Keys.STD in table.layers:
+        result.layers[Keys.STD] = np.array(table.layers[Keys.STD], np.float32)
+    return result
 
 
 def _build(values: NDArray[np.float32], genes: pd.Index, *, key: str, stored: AnnData, spots: AnnData) -> AnnData:

@@ -266,7 +266,7 @@ def test_symmetries_are_averaged_and_recorded(measured: SpatialData, checkpoint:
         expected = torch.stack([network(view) for view in views])
     np.testing.assert_allclose(table.obsm["by_1"], expected[0], atol=1e-5)
     np.testing.assert_allclose(table.obsm["by_8"], expected.mean(0), atol=1e-5)
-    assert json.loads(table.uns["st_predict"]["by_8"]["params"])["symmetries"] == 8
+    assert json.loads(table.uns["st_predict"]["by_8"]["params"])["members"][0]["symmetries"] == 8
 
 
 def test_layer_only_if_the_panel_covers_the_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:

@@ -87,12 +87,7 @@ class SpotModel(nn.Module):
         ValueError
             If the network has no dropout.
         """
-        dropping = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
-        if not dropping:
-            raise ValueError(
-                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
-                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
-            )
+        dropping = self.dropout_layers()
         cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
         before = [m.training for m in dropping]
         with torch.random.fork_rng(cuda):
@@ -104,6 +99,22 @@ class SpotModel(nn.Module):
             finally:
                 for module, was in zip(dropping, before, strict=True):
                     module.train(was)
+
+    def dropout_layers(self) -> list[nn.Module]:
+        """Return the layers that drop values at random.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+        if not dropping:
+            raise ValueError(
+                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
+                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
+            )
+        return dropping
 
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
         """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from st_predict.crops import Batch
     from st_predict.models._base import SpotModel
 
-__all__ = ["Inference"]
+__all__ = ["Inference", "Moments"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Inference:
         if device.type == "cpu":
             _keep_freed_memory()
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Predict a batch that is on any device.
+    def __call__(self, batch: Batch, *, seed: int | None = None) -> Tensor:
+        """Predict a batch that is on any device; with a ``seed``, draw a prediction at random (:meth:`SpotModel.sample`).
 
         Returns
         -------
@@ -109,7 +109,7 @@ class Inference:
                 step = self.working_batch if self.scope == "spot" else len(batch)
                 starts = range(start, max(len(batch), 1), max(step, 1))
                 parts = [_take(batch, slice(first, first + step)) for first in starts]
-                for part, prediction in zip(parts, self._predict(parts), strict=True):
+                for part, prediction in zip(parts, self._predict(parts, seed), strict=True):
                     if prediction is None:
                         self._shrink(len(part))
                         break
@@ -133,12 +133,28 @@ class Inference:
         if before is not None:
             yield before[0], before[1]()
 
-    def _predict(self, parts: list[Batch]) -> Iterator[Tensor | None]:
+    def draws_over(
+        self, batches: Iterable[Batch], *, n_samples: int, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Draw ``n_samples`` predictions of each batch at random.
+
+        Yields
+        ------
+        Index of a batch as it came; mean of its predictions; and the sum of their squared differences from it, both on the host.
+        """
+        for batch in batches:
+            on_device, moments = batch.to(self.device), Moments()
+            for i in range(n_samples):
+                moments.add(self(on_device, seed=seed + i))
+            yield batch.index, moments.mean.cpu(), moments.squares.cpu()
+
+    def _predict(self, parts: list[Batch], seed: int | None) -> Iterator[Tensor | None]:
         """Predict parts one after another; on a CPU each core takes its own, so that none waits after every layer."""
         threads = torch.get_num_threads()
-        workers = min(threads, len(parts), self._max_workers)
+        # what is drawn at random comes from a generator that all threads share
+        workers = min(threads, len(parts), self._max_workers) if seed is None else 1
         if workers == 1:
-            yield from map(self._try, parts)
+            yield from (self._try(part, seed) for part in parts)
             return
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
@@ -147,11 +163,11 @@ class Inference:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # that of a worker would be that of every new thread
 
-    def _try(self, part: Batch) -> Tensor | None:
+    def _try(self, part: Batch, seed: int | None = None) -> Tensor | None:
         """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""
         try:
             with torch.inference_mode(), self._autocast():
-                return self._mean(part.to(self.device))
+                return self._mean(part.to(self.device), seed)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -160,15 +176,18 @@ class Inference:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _mean(self, part: Batch) -> Tensor:
+    def _mean(self, part: Batch, seed: int | None) -> Tensor:
         """Predict the mean over the symmetries."""
         if self.symmetries == 1:
-            return self._run(part)
+            return self._run(part, seed)
         views = (replace(part, crops=tuple(transform(crop, i) for crop in part.crops)) for i in range(N_SYMMETRIES))
-        return torch.stack([self._run(view) for view in views]).mean(0)
+        return torch.stack([self._run(view, seed) for view in views]).mean(0)
 
-    def _run(self, part: Batch) -> Tensor:
+    def _run(self, part: Batch, seed: int | None) -> Tensor:
         n = len(part)
+        if seed is not None:
+            first = int(part.index[0]) if self.scope == "spot" and n else 0  # parts of a batch are drawn apart
+            return self.network.sample(part, seed=_mix(seed, first)).float()
         if not self.compiled or self.scope == "section":
             return self._forward(part).float()
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -194,6 +213,38 @@ class Inference:
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+class Moments:
+    """Mean of predictions, and the sum of their squared differences from it, one prediction at a time.
+
+    Attributes
+    ----------
+    n
+        How many there were.
+    mean, squares
+        ``(n_spots, n_genes)``; there are none before the first prediction.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, mean: Any, squares: Any = 0.0, n: int = 1) -> None:
+        """Take in a prediction, or the moments of ``n`` (Chan, Golub and LeVeque 1983)."""
+        if not self.n:
+            self.mean, self.squares, self.n = mean, squares, n
+            return
+        both = self.n + n
+        difference = mean - self.mean
+        self.mean = self.mean + difference * (n / both)
+        self.squares = self.squares + squares + difference**2 * (self.n * n / both)
+        self.n = both
+
+
+def _mix(seed: int, first: int) -> int:
+    return (seed * 1_000_003 + first) % 2**63
 
 
 def _fetch(x: Tensor) -> Callable[[], Tensor]:

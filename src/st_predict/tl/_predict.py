@@ -7,30 +7,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from st_predict._keys import Keys
-from st_predict.models import Inference, find_weights, get_spec, load_checkpoint
 from st_predict.models._device import pick_device
-from st_predict.tl._inputs import encoder_of, inputs_of
+from st_predict.tl._context import read_context
+from st_predict.tl._inputs import check_needs, needs_mpp
+from st_predict.tl._members import Draws, default_key, joint_card, open_members, predict_section
 from st_predict.tl._sections import open_sections
 from st_predict.tl._write import check_key, write_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.models import Encoder, ModelCard, ModelSpec
-    from st_predict.tl._sections import Section
-
 __all__ = ["predict"]
-
-_READ = 64  # spots whose crops are read together, at least
 
 
 def predict(  # noqa: PLR0913  # every one is a keyword
     sdata: SpatialData,
-    model: PathLike[str] | str = "m2ost",
+    model: PathLike[str] | str | Sequence[PathLike[str] | str] = "m2ost",
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
@@ -39,6 +34,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     key_added: str | None = None,
     batch_size: int | None = None,
     symmetries: Literal[1, 8] | None = None,
+    n_samples: int | None = None,
+    seed: int = 0,
+    context: str | None = None,
     hparams: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -54,7 +52,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Holds the image, the spots and a table that annotates the spots; or only image and shapes
         (:func:`st_predict.pp.make_grid`).
     model
-        Name of a released checkpoint (:func:`st_predict.models.list_weights`) or path of a ``.safetensors`` file.
+        Name of a released checkpoint (:func:`st_predict.models.list_weights`) or path of a ``.safetensors`` file. Several, of
+        the same panel and units, are an ensemble :cite:p:`Lakshminarayanan2017`: their mean is predicted.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
         mapping from region to image.
@@ -73,6 +72,14 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     symmetries
         8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes them as they are. By
         default what the model was published with: 8 for ST-Net.
+    n_samples
+        Draw so many predictions of each spot at random, and write their mean and standard deviation. A generative model
+        draws from what it has learned; any other is applied with its dropout left on :cite:p:`Gal2016`.
+    seed
+        Of what is drawn.
+    context
+        Column of ``.obs`` that is true for spots whose counts may be read to predict the others, by a network that can
+        (:attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots out.
     hparams
         Hyper-parameters to change, of those that the weights do not depend on
         (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
@@ -89,20 +96,24 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     ``.obsm[key_added]`` : :class:`~pandas.DataFrame`, ``(n_obs, n_genes)``, float32
         Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
         centre lies outside the image.
+    ``.obsm[key_added + "_std"]`` : :class:`~pandas.DataFrame`, ``(n_obs, n_genes)``, float32
+        With ``n_samples`` or several checkpoints: standard deviation of what was drawn, over all checkpoints. How far it is
+        from an error, :func:`calibrate` measures.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
         The same, if the panel covers every gene of the table.
     ``.uns["st_predict"][key_added]``
         Card of the model, version, device and precision, and the mpp of each section with its source.
 
     A panel of more than 1000 genes, or a slide without a table, gives a linked table ``sdata.tables[key_added]``
-    instead. :func:`st_predict.get.prediction` reads either.
+    instead, with the standard deviation as ``.layers["std"]``. :func:`st_predict.get.prediction` reads either.
 
     Raises
     ------
     KeyError
-        If the table, the image or the model does not exist; the message lists those that do.
+        If the table, the image, the model or the column does not exist; the message lists those that do.
     ValueError
-        If something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
+        If several checkpoints differ in panel or units, or ``n_samples`` are asked of a network that has nothing random; if
+        something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
         8-bit RGB, coordinates are not finite, ``key_added`` holds something else, or there is no such device or
         precision.
     MemoryError
@@ -123,67 +134,56 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    network, card = load_checkpoint(find_weights(model), hparams=hparams)
-    spec, encoder = get_spec(card.model), encoder_of(card)
+    members = open_members(
+        model,
+        hparams=hparams,
+        device=pick_device(device),
+        precision=precision,
+        working_batch=batch_size,
+        symmetries=symmetries,
+        draws=Draws.of(n_samples, seed),
+    )
+    card = joint_card(members)
     table_key, sections = open_sections(
         sdata,
         image_key=image_key,
         table_key=table_key,
         shapes_key=shapes_key,
         mpp=mpp,
-        need_mpp=card.crop.mpp is not None,
+        need_mpp=any(needs_mpp(member.card) for member in members),
     )
-    key = key_added or Keys.prediction(card.model)
-    check_key(sdata, key, table_key=table_key, regions={s.region for s in sections})
-    inference = Inference(
-        network,
-        device=pick_device(device),
-        precision=precision,
-        working_batch=batch_size,
-        scope=spec.scope,
-        symmetries=_symmetries(spec, symmetries),
+    for member in members:
+        check_needs(sections, member.card)
+    key = key_added or default_key(members)
+    spreads = sum(member.n_draws for member in members) > 1
+    check_key(
+        sdata,
+        key,
+        table_key=table_key,
+        regions={s.region for s in sections},
+        derived=[Keys.std(key)] if spreads else [],
     )
-    values = np.full((sum(len(s.rows) for s in sections), len(card.genes)), np.nan, dtype=np.float32)
+    known = read_context(sdata, context, card, table_key=table_key)
+    shape = sum(len(s.rows) for s in sections), len(card.genes)
+    values, std = (np.full(shape, np.nan, dtype=np.float32) if needed else None for needed in (True, spreads))
+    assert values is not None
     for section in sections:
-        values[section.rows] = _predict_section(inference, card, section, encoder)
+        mean, spread = predict_section(members, section, counts=None if known is None else known[section.rows])
+        values[section.rows] = mean
+        if std is not None:
+            std[section.rows] = spread
     write_prediction(
         sdata,
         values,
         card,
+        std=std,
         key=key,
         table_key=table_key,
         section=sections[0],
         provenance={
             "sections": [s.describe() for s in sections],
-            "device": str(inference.device),
-            "precision": inference.precision,
-            "symmetries": inference.symmetries,
+            "device": str(members[0].inference.device),
+            "members": [member.describe() for member in members],
+            "context": context,
         },
     )
-
-
-def _symmetries(spec: ModelSpec, asked: int | None) -> int:
-    """How many symmetries to average; features have none."""
-    if spec.inputs == "features":
-        return 1
-    return spec.symmetries if asked is None else asked
-
-
-def _predict_section(
-    inference: Inference, card: ModelCard, section: Section, encoder: Encoder | None
-) -> NDArray[np.float32]:
-    """Return ``(n_spots, n_genes)``; NaN for spots outside the image."""
-    outside = section.outside()
-    values = np.empty((len(outside), len(card.genes)), dtype=np.float32)
-    batches = inputs_of(
-        section,
-        card,
-        encoder,
-        batch_size=None if inference.scope == "section" else max(inference.working_batch, _READ),
-        device=inference.device,
-        precision=inference.precision,
-    )
-    for index, prediction in inference.over(batches):
-        values[index.numpy()] = prediction.numpy()
-    values[outside] = np.nan
-    return values

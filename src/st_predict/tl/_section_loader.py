@@ -65,7 +65,9 @@ class SectionLoader:
     def _draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         places = self.store.grid if self.store.xy_um is None else self.store.xy_um
         if places is None:
-            raise ValueError("regions= needs to know where spots are: neither the mpp nor the lattice of all sections is known.")
+            raise ValueError(
+                "regions= needs to know where spots are: neither the mpp nor the lattice of all sections is known."
+            )
         tree = cKDTree(places[rows])
         for _ in range(self.regions):
             size = min(len(rows), max(2, int(rng.random() * len(rows))))

@@ -15,7 +15,7 @@ import st_predict
 from st_predict._keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from st_predict.models import ModelCard
     from st_predict.tl._sections import Section
 
-__all__ = ["check_key", "check_name", "link_to_shapes", "write_prediction"]
+__all__ = ["check_key", "check_name", "derived_keys", "link_to_shapes", "write_prediction"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ def write_prediction(
     table_key: str | None,
     section: Section,
     provenance: Mapping[str, Any],
+    std: NDArray[np.float32] | None = None,
 ) -> None:
     """Write ``values`` ``(n_spots, n_genes)`` and where they came from; ``section`` is that of a slide without a table.
 
-    They go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all of its genes. A panel of
-    more than 1000 genes, and a slide without a table, get a linked table ``sdata.tables[key]``.
+    They go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all of its genes; their standard
+    deviations ``std`` to ``.obsm[key + "_std"]``. A panel of more than 1000 genes, and a slide without a table, get a linked
+    table ``sdata.tables[key]``, with ``.layers["std"]``.
     """
     record = {"card": card.to_json(), "version": st_predict.__version__, "params": json.dumps(dict(provenance))}
     frame = pd.DataFrame(values, columns=list(card.genes))
@@ -57,13 +59,23 @@ def write_prediction(
         linked = None
     _remove(sdata, key, table_key=table_key)
     if linked is not None:
+        if std is not None:
+            linked.layers[Keys.STD] = std
         _write_table(sdata, linked, key, record)
     elif table_key is not None:
-        _write_slots(sdata.tables[table_key], frame, key, record)
+        table = sdata.tables[table_key]
+        if std is not None:
+            table.obsm[Keys.std(key)] = pd.DataFrame(std, columns=frame.columns, index=table.obs_names)
+            record["derived"] = json.dumps([Keys.std(key)])
+        _write_slots(table, frame, key, record)
 
 
-def check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: set[str]) -> None:
+def check_key(
+    sdata: SpatialData, key: str, *, table_key: str | None, regions: set[str], derived: Sequence[str] = ()
+) -> None:
     """Refuse a key that holds something st_predict did not write, before any work is done.
+
+    ``derived`` are keys of ``.obsm`` that will be written as well.
 
     Raises
     ------
@@ -72,17 +84,24 @@ def check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: s
         spots.
     """
     check_name(key)
-    table = None if table_key is None else sdata.tables[table_key]
-    if table is not None and not _is_prediction(table, key):
-        for slot, mapping in ((".obsm", table.obsm), (".layers", table.layers)):
-            if key in mapping:
-                raise ValueError(f"{slot}[{key!r}] is not a prediction of st_predict; choose another key_added.")
+    if table_key is not None:
+        _check_slots(sdata.tables[table_key], key, derived)
     if key in sdata.tables and not _is_prediction(sdata.tables[key], key):
         raise ValueError(f"Table {key!r} is not a prediction of st_predict; choose another key_added.")
     if key in sdata.tables and not _regions(sdata.tables[key]) & regions:
         raise ValueError(f"Table {key!r} is a prediction for other spots; choose another key_added.")
     if key in sdata and key not in sdata.tables:
         raise ValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+
+
+def _check_slots(table: AnnData, key: str, derived: Sequence[str]) -> None:
+    if not _is_prediction(table, key):
+        for slot, mapping in ((".obsm", table.obsm), (".layers", table.layers)):
+            if key in mapping:
+                raise ValueError(f"{slot}[{key!r}] is not a prediction of st_predict; choose another key_added.")
+    for name in derived:
+        if name in table.obsm and name not in derived_keys(table, key):
+            raise ValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
 
 
 def check_name(key: str) -> None:
@@ -97,6 +116,12 @@ def check_name(key: str) -> None:
         raise ValueError(
             f"key_added may have letters, digits, _, - and . alone, else it could not be stored; got {key!r}."
         )
+
+
+def derived_keys(table: AnnData, key: str) -> list[str]:
+    """Keys of ``.obsm`` that hold what belongs to a prediction: standard deviations, bounds."""
+    names: list[str] = json.loads(table.uns.get(Keys.UNS, {}).get(key, {}).get("derived", "[]"))
+    return names
 
 
 def _is_prediction(table: AnnData, key: str) -> bool:
@@ -116,9 +141,10 @@ def _remove(sdata: SpatialData, key: str, *, table_key: str | None) -> None:
     table = None if table_key is None else sdata.tables[table_key]
     if table is None or key not in table.uns.get(Keys.UNS, {}):
         return
-    for slots in (table.obsm, table.layers):
-        if key in slots:
-            del slots[key]
+    for slots, names in ((table.obsm, [key, *derived_keys(table, key)]), (table.layers, [key])):
+        for name in names:
+            if name in slots:
+                del slots[name]
     table.uns[Keys.UNS] = {name: record for name, record in table.uns[Keys.UNS].items() if name != key}
     if not table.uns[Keys.UNS]:
         del table.uns[Keys.UNS]
