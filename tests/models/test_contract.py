@@ -32,6 +32,7 @@ from st_predict.tl._config import configure, get_preset
 GENES = ("ERBB2", "GNAS", "FASN", "CD74", "KRT19")
 BIB = Path(__file__).parents[2] / "docs" / "references.bib"
 LEARNING = [name for name in list_models() if not get_spec(name).closed_form]
+SECTIONS = [name for name in list_models() if get_spec(name).scope == "section"]
 SEEING = [name for name in list_models() if name != "mean"]
 
 
@@ -83,13 +84,20 @@ def make_batch(card: ModelCard, n: int) -> Batch:
     )
     grid = torch.stack([torch.arange(n) // 3, torch.arange(n) % 3], dim=1)
     target = torch.from_numpy(rng.gamma(2, 1, (n, len(GENES))).astype(np.float32))
+    counts = torch.from_numpy(rng.poisson(5, (n, len(GENES))).astype(np.float32))
     return Batch(
-        crops=crops, index=torch.arange(n), grid=grid, xy_um=grid.float() * 200, target=target, features=features
+        crops=crops,
+        index=torch.arange(n),
+        grid=grid,
+        xy_um=grid.float() * 200,
+        target=target,
+        features=features,
+        counts=counts if "counts" in get_spec(card.model).needs else None,
     )
 
 
 def rows(batch: Batch, which: list[int]) -> Batch:
-    others = {name: getattr(batch, name) for name in ("index", "grid", "xy_um", "target", "features")}
+    others = {name: getattr(batch, name) for name in ("index", "grid", "xy_um", "target", "features", "counts")}
     return replace(
         batch,
         crops=tuple(crop[which] for crop in batch.crops),
@@ -220,6 +228,43 @@ def test_a_spot_does_not_depend_on_its_order_or_its_batch(spec, network, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("spec", SECTIONS, indirect=True)
+def test_two_sections_are_as_each_alone(card, network):
+    network.eval()
+    both = make_batch(card, 10)
+    both = replace(both, section=torch.tensor([0] * 6 + [1] * 4))
+    order = [6, 0, 3, 7, 1, 9, 2, 8, 4, 5]
+    mixed = replace(rows(both, order), section=both.section[order])
+    expected = torch.cat([network(rows(both, list(part))) for part in (range(6), range(6, 10))])
+    torch.testing.assert_close(network(both), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(mixed), expected[order], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", SECTIONS, indirect=True)
+def test_a_section_of_one_spot_can_be_predicted(card, network):
+    assert bool(network.eval()(make_batch(card, 1)).isfinite().all())
+
+
+@torch.no_grad()
+@learning
+def test_what_is_drawn_depends_on_the_seed_alone(network, batch):
+    network.eval()
+    before = network(batch)
+    if type(network).sample is SpotModel.sample and not [m for m in network.modules() if getattr(m, "p", 0) > 0]:
+        with pytest.raises(ValueError, match="has no dropout"):
+            network.sample(batch, seed=0)
+        return
+    state = torch.random.get_rng_state()
+    first, again, other = (network.sample(batch, seed=seed) for seed in (1, 1, 2))
+    assert first.shape == before.shape
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(network(batch), before)
+
+
+@torch.no_grad()
 def test_save_and_load(card, network, batch, tmp_path):
     save_checkpoint(tmp_path / "model.safetensors", network, card)
     loaded, loaded_card = load_checkpoint(tmp_path / "model.safetensors")
@@ -242,6 +287,7 @@ def test_predict_fills_every_spot_of_a_slide(spec, card, network, sdata, tmp_pat
         stp.tl.embed(sdata, encoder=card.hparams["encoder"], mpp=card.crop.mpp, key_added="X", device="cpu")
         features = torch.from_numpy(sdata.tables["table"].obsm["X"])
         network.finalize([Batch(crops=(), index=torch.arange(12), features=features, target=torch.rand(12, 5))])
+    sdata.tables["table"].obs[["array_row", "array_col"]] = [(i // 4, i % 4) for i in range(12)]
     save_checkpoint(tmp_path / "model.safetensors", network, card)
     seen = []
     forward = type(network).forward

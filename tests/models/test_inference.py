@@ -17,7 +17,7 @@ from st_predict.crops import Batch
 from st_predict.datasets import simulate
 from st_predict.models import SpotModel, find_weights, load_checkpoint
 from st_predict.models import _inference as module
-from st_predict.models._inference import Inference
+from st_predict.models._inference import Inference, Moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -318,3 +318,35 @@ def test_symmetries_are_averaged():
 def test_other_numbers_of_symmetries_are_refused():
     with pytest.raises(ValueError, match="symmetries must be 1 or 8, got 4"):
         Inference(Corner(), device=CPU, symmetries=4)
+
+
+class Drawn(Means):
+    """Every sample of a spot is its seed, plus the mean of its crop."""
+
+    def sample(self, batch: Batch, *, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return self(batch) + torch.randn(len(batch), 4, generator=generator)
+
+
+def test_moments_of_samples_are_those_of_all_at_once():
+    batch = make_batch(40)
+    inference = Inference(Drawn(), device=CPU, precision="float32", working_batch=7)
+    ((index, mean, squares),) = inference.draws_over([batch], n_samples=50, seed=3)
+    draws = torch.stack([inference(batch, seed=3 + i) for i in range(50)])
+    assert torch.equal(index, batch.index)
+    torch.testing.assert_close(mean, draws.mean(0))
+    torch.testing.assert_close((squares / 49).sqrt(), draws.std(0))
+    noise = draws[0] - inference(batch)
+    assert len(torch.unique(noise)) == noise.numel()  # pieces of a batch are not drawn alike
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    draws = np.random.default_rng(0).normal(5, 2, size=(9, 3, 2))
+    moments = Moments()
+    moments.add(draws[0])
+    for part in (draws[1:4], draws[4:9]):
+        mean = part.mean(0)
+        moments.add(mean, ((part - mean) ** 2).sum(0), len(part))
+    assert moments.n == 9
+    np.testing.assert_allclose(moments.mean, draws.mean(0))
+    np.testing.assert_allclose(moments.squares / 8, draws.var(0, ddof=1))
