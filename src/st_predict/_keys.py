@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["Keys"]
 
@@ -56,6 +60,11 @@ class Keys:
     def prediction(model: str) -> str:
         """Default key of a prediction in ``.obsm``, ``.layers`` and ``.uns``."""
         return f"pred_{model}"
+
+    @staticmethod
+    def joint_prediction(models: Collection[str]) -> str:
+        """Default key of what checkpoints of these models predict together."""
+        return Keys.prediction(next(iter(models)) if len(models) == 1 else "ensemble")
 
     @staticmethod
     def embedding(encoder: str) -> str:

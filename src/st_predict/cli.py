@@ -153,7 +153,12 @@ def train(  # noqa: PLR0913  # options of a command line
 def predict(  # noqa: PLR0913  # options of a command line
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
-    model: Annotated[str, typer.Option(help="Released checkpoint, or path of a .safetensors file.")] = "m2ost",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Released checkpoint (by default m2ost), or path of a .safetensors file; several are an ensemble."
+        ),
+    ] = None,
     image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
     table_key: Annotated[str | None, typer.Option(help="If there are several tables.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
@@ -164,17 +169,23 @@ def predict(  # noqa: PLR0913  # options of a command line
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
+    n_samples: Annotated[
+        int | None, typer.Option(help="Draw so many predictions; their standard deviation is kept.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of these.")] = 0,
+    context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     sdata = _read([slide])[0]
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
-    checkpoint = stp.models.find_weights(model)
-    key = key or Keys.prediction(stp.models.load_checkpoint(checkpoint)[1].model)
+    checkpoints = [stp.models.find_weights(name) for name in model or ["m2ost"]]
+    names = {stp.models.load_checkpoint(checkpoint)[1].model for checkpoint in checkpoints}
+    key = key or Keys.joint_prediction(names)
     stp.tl.predict(
         sdata,
-        checkpoint,
+        checkpoints,
         image_key=image_key,
         table_key=table_key,
         shapes_key=shapes_key,
@@ -184,6 +195,9 @@ def predict(  # noqa: PLR0913  # options of a command line
         precision=precision,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
+        n_samples=n_samples,
+        seed=seed,
+        context=context,
     )
     if out.suffix == ".zarr":
         _write_whole(out, sdata.write)

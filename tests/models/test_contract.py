@@ -231,11 +231,10 @@ def test_a_spot_does_not_depend_on_its_order_or_its_batch(spec, network, batch):
 @pytest.mark.parametrize("spec", SECTIONS, indirect=True)
 def test_two_sections_are_as_each_alone(card, network):
     network.eval()
-    both = make_batch(card, 10)
-    both = replace(both, section=torch.tensor([0] * 6 + [1] * 4))
+    spots, section = make_batch(card, 10), torch.tensor([0] * 6 + [1] * 4)
     order = [6, 0, 3, 7, 1, 9, 2, 8, 4, 5]
-    mixed = replace(rows(both, order), section=both.section[order])
-    expected = torch.cat([network(rows(both, list(part))) for part in (range(6), range(6, 10))])
+    both, mixed = replace(spots, section=section), replace(rows(spots, order), section=section[order])
+    expected = torch.cat([network(rows(spots, list(part))) for part in (range(6), range(6, 10))])
     torch.testing.assert_close(network(both), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(network(mixed), expected[order], rtol=1e-4, atol=1e-5)
 

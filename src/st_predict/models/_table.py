@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 _N_GENES = 250
+_N_SPOTS = 400  # of a section, for networks that see all of it
 
 
 def table() -> pd.DataFrame:
@@ -37,7 +38,7 @@ def table() -> pd.DataFrame:
     ``gmacs``
         Multiply-accumulates of one pass through the network, in 1e9 a spot: all of convolutions and matrix products, those
         of queries with keys and of weights with values included. A model with 8 ``symmetries`` makes 8 passes; what a
-        search through measured spots takes is not in it.
+        search through measured spots takes is not in it. Where ``scope`` is ``"section"``, one of 400 spots is passed.
     ``levels``
         Side of the crop of each level in pixels, and how wide these are: ``"224 at 1, 224 at 2"``.
     ``fov_px``, ``fov_um``
@@ -92,18 +93,19 @@ def _size(spec: ModelSpec) -> tuple[int | None, float | None]:
         except ModuleNotFoundError:
             return None, None
         n_params = sum(parameter.numel() for parameter in network.parameters())
-        if spec.inputs == "features":
+        if spec.inputs != "crops":
             return n_params, None
-        spot = _one_spot(spec.crop_for(spec.hparams))
+        n_spots = _N_SPOTS if spec.scope == "section" else 1
+        batch = _batch(spec.crop_for(spec.hparams), n_spots)
         if spec.family == "retrieval":
-            network.finalize([spot])  # a bank of one, as what a search takes depends on how many were measured
+            network.finalize([batch])  # a bank of one, as what a search takes depends on how many were measured
         with FlopCounterMode(display=False) as counter:
-            network(spot)
-    return n_params, counter.get_total_flops() / 2e9
+            network(batch)
+    return n_params, counter.get_total_flops() / 2e9 / n_spots
 
 
-def _one_spot(crop: CropSpec) -> Batch:
-    crops = tuple(torch.empty(1, 3, level.size, level.size, dtype=torch.uint8) for level in crop.levels)
-    index = torch.zeros(1, dtype=torch.int64)
-    grid, xy_um, target = index.new_zeros(1, 2), torch.empty(1, 2), torch.empty(1, _N_GENES)
+def _batch(crop: CropSpec, n: int) -> Batch:
+    crops = tuple(torch.empty(n, 3, level.size, level.size, dtype=torch.uint8) for level in crop.levels)
+    index = torch.zeros(n, dtype=torch.int64)
+    grid, xy_um, target = index.new_zeros(n, 2), torch.empty(n, 2), torch.empty(n, _N_GENES)
     return Batch(crops=crops, index=index, grid=grid, xy_um=xy_um, target=target)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from st_predict._keys import Keys
 from st_predict.models import Inference, Moments, SpotModel, find_weights, get_spec, load_checkpoint
 from st_predict.tl._inputs import encoder_of, inputs_of
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from st_predict.models import Encoder, ModelCard, ModelSpec
     from st_predict.tl._sections import Section
 
-__all__ = ["Draws", "Member", "default_key", "joint_card", "open_members", "predict_section"]
+__all__ = ["Draws", "Member", "joint_card", "open_members", "predict_section"]
 
 _READ = 64  # spots whose crops are read together, at least
 
@@ -132,12 +131,6 @@ def joint_card(members: Sequence[Member]) -> ModelCard:
     if not others:
         return first.card
     return replace(first.card, training={"ensemble": [member.card.training for member in members]})
-
-
-def default_key(members: Sequence[Member]) -> str:
-    """Key of what several networks predict together."""
-    names = {member.card.model for member in members}
-    return Keys.prediction(names.pop() if len(names) == 1 else "ensemble")
 
 
 def predict_section(

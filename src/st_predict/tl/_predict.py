@@ -10,7 +10,7 @@ from st_predict._keys import Keys
 from st_predict.models._device import pick_device
 from st_predict.tl._context import read_context
 from st_predict.tl._inputs import check_needs, needs_mpp
-from st_predict.tl._members import Draws, default_key, joint_card, open_members, predict_section
+from st_predict.tl._members import Draws, joint_card, open_members, predict_section
 from st_predict.tl._sections import open_sections
 from st_predict.tl._write import check_key, write_prediction
 
@@ -154,7 +154,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     )
     for member in members:
         check_needs(sections, member.card)
-    key = key_added or default_key(members)
+    key = key_added or Keys.joint_prediction({member.card.model for member in members})
     spreads = sum(member.n_draws for member in members) > 1
     check_key(
         sdata,
