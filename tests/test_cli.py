@@ -149,6 +149,17 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5ad", "out.zarr", "scores.csv"]
 
 
+def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path, tmp_path: Path) -> None:
+    options = ["--model", model, "--model", model, "--key", "pred", "--device", "cpu"]
+    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "out.h5ad", *options)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "out.h5ad").layers["std"], 0)
+    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", "--n-samples", 3, *options)
+    check_refused(result, "M2OST has no dropout")
+    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", "--context", "known", *options)
+    check_refused(result, "'m2ost' reads no counts of other spots")
+
+
 def test_embed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
     result = run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr", "--device", "cpu")
@@ -221,7 +232,9 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
         assert described[1] == spec.family
         assert spec.citation in described
         assert " ".join(counted).endswith(spec.license.partition(" (")[0])
-        assert counted[1:3] == ["-", "-"] if spec.closed_form else float(counted[1]) > float(counted[2]) / 10 > 0
+        assert (counted[1] == "-") == spec.closed_form
+        assert (counted[2] == "-") == (spec.closed_form or spec.inputs != "crops")
+        assert counted[2] == "-" or float(counted[1]) > float(counted[2]) / 10 > 0
     assert "\nm2ost 7.04 4.22 896 px 224 at 1, 224 at 2, 224 at 4 MIT\n" in text
     released = {line[0] for line in lines if "@" in line[0]}
     assert released == {f"{weights.name}@{weights.version}" for weights in stp.models.list_weights()}
