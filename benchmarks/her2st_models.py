@@ -68,22 +68,26 @@ def main() -> None:
 def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Train and score a model; the constants and ridge on colours come with the model called mean."""
     start = time.perf_counter()
+    spec, training = stp.models.get_spec(name), [sections[s] for s in TRAIN]
+    epochs = args.epochs
+    if spec.scope == "section":  # a step of the optimiser is a section: as many steps as the others have
+        epochs *= round(sum(s["table"].n_obs for s in training) / args.batch_size / len(training))
     result = stp.tl.train(
-        [sections[s] for s in TRAIN],
+        training,
         name,
         panel=int(args.panel) if args.panel.isdigit() else stp.pp.read_panel(args.panel),
         out=args.out / name,
         validation=[sections[SAME_PATIENT]],
         allow_shared=[SAME_PATIENT[0]],
-        mpp=MPP if stp.models.get_spec(name).inputs == "crops" else None,
-        config={"epochs": args.epochs, "batch_size": args.batch_size, "progress": False},
+        mpp=MPP if spec.inputs == "crops" else None,
+        config={"epochs": epochs, "batch_size": args.batch_size, "progress": False},
     )
     minutes = (time.perf_counter() - start) / 60
     held_out = [sections[s] for s in (SAME_PATIENT, OTHER_PATIENT)]
     for sdata in held_out:
         stp.tl.predict(sdata, result.checkpoint)
     key = f"pred_{name}"
-    evaluation = stp.tl.evaluate(held_out, key=key, train=[sections[s] for s in TRAIN] if name == "mean" else None)
+    evaluation = stp.tl.evaluate(held_out, key=key, train=training if name == "mean" else None)
     best = result.card.training["best"].get("epoch", 0)
     rows = []
     for predictor, scores in evaluation.summary.groupby("predictor", sort=False):
@@ -91,7 +95,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
             continue
         own = predictor == key
         row: dict[str, Any] = {"variant": name if own else predictor}
-        if own and not stp.models.get_spec(name).closed_form:
+        if own and not spec.closed_form:
             row["best epoch"] = int(best) + 1
         row["minutes"] = minutes if own else 0.0
         for section, values in scores.set_index("section").iterrows():
