@@ -143,6 +143,24 @@ def test_a_slide_without_counts(predicted: SpatialData) -> None:
     assert spatial(predicted, ["VIM", "ACTB"]).shape == (2, 2)
 
 
+def test_standard_deviations_have_a_map_and_a_scale_of_their_own(predicted: SpatialData) -> None:
+    with pytest.raises(ValueError, match="'pred_m2ost' has no standard deviations"):
+        spatial(predicted, "VIM", std=True)
+    table = predicted["table"]
+    std = pd.DataFrame(np.arange(60.0).reshape(12, 5) / 10, index=table.obs_names, columns=PANEL)
+    std.iloc[2] = np.nan
+    table.obsm["pred_m2ost_std"] = std
+    table.uns["st_predict"]["pred_m2ost"]["derived"] = json.dumps(["pred_m2ost_std"])
+    axes = spatial(predicted, "VIM", std=True)
+    assert axes.shape == (1, 4)
+    assert axes[0, 3].get_title() == "VIM, standard deviation"
+    drawn = spots(axes[0, 3])
+    np.testing.assert_allclose(drawn.get_array(), std["VIM"].drop(std.index[2]), rtol=1e-6)
+    assert drawn.norm.vmin == 0
+    assert drawn.norm.vmax == pytest.approx(std["VIM"].max())
+    assert spatial(predicted, "VIM").shape == (1, 3)
+
+
 def test_counts_in_a_layer(predicted: SpatialData, observed: pd.DataFrame) -> None:
     table = predicted["table"]
     table.layers["counts"] = table.X.copy()

@@ -37,6 +37,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     image_key: str | None = None,
     region: str | None = None,
     tissue: bool = True,
+    std: bool = False,
     tissue_strength: float = 0.5,
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
@@ -72,6 +73,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Section to draw, if the table annotates several.
     tissue
         Whether the tissue is also shown by itself, in its colours.
+    std
+        Whether the standard deviation of the prediction is drawn beside it, in colours of its own.
     tissue_strength
         Strength of the grey tissue under the spots: 0 is white, 1 is not faded. It is grey so that colours mean
         expression only.
@@ -103,16 +106,19 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     KeyError
         If there is no such prediction, gene, layer, table or image; the message lists what there is.
     ValueError
-        If it is not clear which table, region or image is meant, if counts are not raw, or if ``ax`` has not one Axes a
-        panel.
+        If it is not clear which table, region or image is meant, if counts are not raw, if ``ax`` has not one Axes a panel, or if
+        the prediction has no standard deviations to draw.
     """
     genes = [genes] if isinstance(genes, str) else list(genes)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles)
     section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
     values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
     columns = values.columns(genes)
+    if std and values.std is None:
+        raise ValueError(f"{key!r} has no standard deviations: predict with n_samples=, or with several checkpoints.")
     observed = bool(values.is_observed[columns].any())
-    n_panels = tissue + observed + 1
+    n_maps = observed + 1
+    n_panels = tissue + n_maps + std
     size = figsize or (n_panels * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
     axes = make_axes(len(genes), n_panels, ax=ax, size=size)
     for row, column in zip(axes, columns, strict=True):
@@ -123,7 +129,10 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
             draw_tissue(one, section, strength=tissue_strength, grey=True)
         add_scale_bar(row[0], width=section.width, mpp=section.mpp)
         norm = _shared_norm(values, column, percentiles)
-        _draw_maps(row[tissue:], section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale)
+        maps, rest = row[tissue : tissue + n_maps], row[tissue + n_maps :]
+        _draw_maps(maps, section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale)
+        if std:
+            _draw_std(rest, section, values, column=column, scale=spot_scale)
     finish(figure_of(axes), save=save, show=show)
     return axes
 
@@ -157,6 +166,17 @@ def _draw_maps(
     row[-1].set_title(f"{gene}, predicted{_correlation(values, column)}", fontsize=FONT)
     bar = figure_of(row).colorbar(drawn, ax=list(row), extend=_extend(values, column, norm), fraction=0.05, pad=0.02)
     bar.set_label(values.spec.units + ("\nsame scale in both maps" if is_observed else ""), fontsize=FONT - 2)
+    bar.ax.tick_params(labelsize=FONT - 2)
+
+
+def _draw_std(row: NDArray[np.object_], section: Section, values: Values, *, column: int, scale: float) -> None:
+    """Draw the standard deviation of a gene on the last axes, from 0 on."""
+    assert values.std is not None  # checked before anything was drawn
+    std = values.std[:, column]
+    norm = Normalize(0, float(np.nanmax(std, initial=0)) or 1)
+    drawn = _draw_map(row[-1], section, std, norm=norm, cmap="magma", scale=scale)
+    row[-1].set_title(f"{values.genes[column]}, standard deviation", fontsize=FONT)
+    bar = figure_of(row).colorbar(drawn, ax=list(row), fraction=0.05, pad=0.02)
     bar.ax.tick_params(labelsize=FONT - 2)
 
 

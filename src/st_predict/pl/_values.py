@@ -42,12 +42,15 @@ class Values:
         panel genes that the units need.
     spec
         Units of both.
+    std
+        ``(n_spots, n_genes)``: standard deviations of the prediction, if it has any.
     """
 
     genes: pd.Index
     predicted: NDArray[np.float32]
     observed: NDArray[np.float32]
     spec: TargetSpec
+    std: NDArray[np.float32] | None = None
 
     @property
     def is_observed(self) -> NDArray[np.bool_]:
@@ -107,7 +110,11 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
     if counted is not None:
         _fill_observed(observed, prediction, sdata.tables[counted], spec=spec, layer=layer)
     return Values(
-        genes=prediction.var_names, predicted=np.asarray(prediction.X, np.float32), observed=observed, spec=spec
+        genes=prediction.var_names,
+        predicted=np.asarray(prediction.X, np.float32),
+        observed=observed,
+        spec=spec,
+        std=np.asarray(prediction.layers[Keys.STD]) if Keys.STD in prediction.layers else None,
     )
 
 
