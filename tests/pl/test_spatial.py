@@ -147,7 +147,9 @@ def test_standard_deviations_have_a_map_and_a_scale_of_their_own(predicted: Spat
     with pytest.raises(ValueError, match="'pred_m2ost' has no standard deviations"):
         spatial(predicted, "VIM", std=True)
     table = predicted["table"]
-    std = pd.DataFrame(np.arange(60.0).reshape(12, 5) / 10, index=table.obs_names, columns=PANEL)
+    std = pd.DataFrame(
+        np.arange(60.0).reshape(12, 5) / 10, index=table.obs_names, columns=table.obsm["pred_m2ost"].columns
+    )
     std.iloc[2] = np.nan
     table.obsm["pred_m2ost_std"] = std
     table.uns["st_predict"]["pred_m2ost"]["derived"] = json.dumps(["pred_m2ost_std"])
