@@ -47,14 +47,11 @@ class Keys:
     UM = "um"
     """Coordinate system in micrometres; the scale of an image to it is its mpp."""
 
-    STD = "std"
-    """Layer of a table that is a prediction: its standard deviations."""
-
     GRID = "grid"
     """Shapes of :func:`st_predict.pp.make_grid`."""
 
     STD, LOWER, UPPER = "std", "lower", "upper"
-    """Layers of a prediction that is a table of its own: standard deviations, and bounds of intervals."""
+    """Layers of a table that is a prediction: its standard deviations, and the bounds of its intervals."""
 
     @staticmethod
     def prediction(model: str) -> str:
@@ -70,6 +67,16 @@ class Keys:
     def embedding(encoder: str) -> str:
         """Default key of an embedding in ``.obsm`` and ``.uns``, of characters that SpatialData can store."""
         return f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
+
+    @staticmethod
+    def cells(model: str) -> str:
+        """Default name of a table of cells."""
+        return f"cells_{model}"
+
+    @staticmethod
+    def cell_grid(key: str) -> str:
+        """Name of the shapes of the cells of a table."""
+        return f"{key}_grid"
 
     @staticmethod
     def std(key: str) -> str:

@@ -46,6 +46,8 @@ def prediction(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_ke
         The prediction; rows of spots that could not be predicted are NaN.
     ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
         Standard deviations, if the prediction has any.
+    ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
+        Bounds of its intervals, if :func:`st_predict.tl.calibrate` was applied.
     ``.obs``, ``.obsm["spatial"]``
         As in the table of the spots, as far as there are any.
     ``.uns["st_predict"][key]``
@@ -86,8 +88,10 @@ def _from_obsm(table: AnnData, key: str) -> AnnData:
             f"The predictions are {_listed(table)}."
         )
     result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
-    if Keys.std(key) in json.loads(_origins(table).get(key, {}).get("derived", "[]")):
-        result.layers[Keys.STD] = table.obsm[Keys.std(key)].to_numpy(np.float32, copy=True)
+    derived = json.loads(_origins(table).get(key, {}).get("derived", "[]"))
+    for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
+        if name in derived:
+            result.layers[layer] = table.obsm[name].to_numpy(np.float32, copy=True)
     return result
 
 
@@ -96,8 +100,8 @@ def _from_table(table: AnnData, key: str, *, spots: AnnData | None) -> AnnData:
     # what is known of the spots is in their own table, if the prediction has another one
     described = table if spots is None else spots[table.obs_names]
     result = _build(np.array(values, np.float32), table.var_names, key=key, stored=table, spots=described)
-    if Keys.STD in table.layers:
-        result.layers[Keys.STD] = np.array(table.layers[Keys.STD], np.float32)
+    for layer in {Keys.STD, Keys.LOWER, Keys.UPPER} & set(table.layers):
+        result.layers[layer] = np.array(table.layers[layer], np.float32)
     return result
 
 

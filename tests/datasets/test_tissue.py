@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.color import rgb2hed
 
-from st_predict.datasets._tissue import GRID_UM, Tissue, _smooth_noise, draw_style, grow_tissue
+from st_predict.datasets._tissue import GRID_UM, Tissue, _jittered, _smooth_noise, draw_style, grow_tissue
 
 
 @pytest.fixture(scope="module", params=[0.7, 1.3])
@@ -90,3 +90,18 @@ def test_noise_has_unit_variance_and_the_scale_that_was_asked_for(scale: float):
 def at_pixels(mask: np.ndarray, mpp: float) -> np.ndarray:
     row, col = ((np.arange(n) + 0.5) * mpp / GRID_UM for n in (800, 1000))
     return mask[np.ix_(row.astype(int), col.astype(int))]
+
+
+def test_a_point_that_rounds_to_the_border_is_not_inside():
+    class Shaken:
+        """Moves every point to just inside the border of a map of 8 x 8 cells."""
+
+        def normal(self, _mean: float, _sd: float, shape: tuple[int, int]) -> np.ndarray:
+            height = width = 8 * GRID_UM
+            rows, cols = np.arange(0, height, 10 * 0.87), np.arange(0, width, 10)
+            x = cols[None, :] + (np.arange(len(rows)) % 2)[:, None] * 5.0
+            at = np.stack([x, np.broadcast_to(rows[:, None], x.shape)], axis=-1).reshape(shape)
+            return np.array([width, height]) - 1e-9 - at
+
+    points = _jittered(Shaken(), (8, 8), pitch_um=10, jitter=1)
+    assert (points < 8 * GRID_UM).all()

@@ -193,8 +193,8 @@ def _jittered(rng: np.random.Generator, grid: tuple[int, int], *, pitch_um: floa
     cols = np.arange(0, width, pitch_um)
     x = cols[None, :] + (np.arange(len(rows)) % 2)[:, None] * pitch_um / 2
     xy = np.stack([x, np.broadcast_to(rows[:, None], x.shape)], axis=-1).reshape(-1, 2)
-    xy = xy + rng.normal(0, jitter * pitch_um / 2, xy.shape)
-    return xy[((xy >= 0) & (xy < [width, height])).all(axis=1)].astype(np.float32)
+    xy = (xy + rng.normal(0, jitter * pitch_um / 2, xy.shape)).astype(np.float32)  # before it is looked at: it rounds
+    return xy[((xy >= 0) & (xy < np.array([width, height], np.float32))).all(axis=1)]
 
 
 def _sample(field: Map, xy_um: Map) -> Map:
