@@ -55,6 +55,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def take(self, which: slice | Tensor) -> Batch:
+        """Return some of the spots: a slice, or rows, or true and false for each."""
+        others = {name: value[which] for name in _OPTIONAL if (value := getattr(self, name)) is not None}
+        return Batch(crops=tuple(crop[which] for crop in self.crops), index=self.index[which], **others)
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to ``device``."""
         others = {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}

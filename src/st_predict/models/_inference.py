@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,7 +108,7 @@ class Inference:
             while start < len(batch) or not predictions:
                 step = self.working_batch if self.scope == "spot" else len(batch)
                 starts = range(start, max(len(batch), 1), max(step, 1))
-                parts = [_take(batch, slice(first, first + step)) for first in starts]
+                parts = [batch.take(slice(first, first + step)) for first in starts]
                 for part, prediction in zip(parts, self._predict(parts, seed), strict=True):
                     if prediction is None:
                         self._shrink(len(part))
@@ -261,15 +261,9 @@ def _fetch(x: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def _take(batch: Batch, which: slice | Tensor) -> Batch:
-    others = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "crops"}
-    taken = {name: values[which] for name, values in others.items() if values is not None}
-    return replace(batch, crops=tuple(crop[which] for crop in batch.crops), **taken)
-
-
 def _pad(batch: Batch, n: int) -> Batch:
     """Repeat the last spot until there are ``n``."""
-    return _take(batch, torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
+    return batch.take(torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

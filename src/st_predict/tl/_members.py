@@ -154,7 +154,7 @@ def predict_section(
     """
     outside, moments = section.outside(), Moments()
     for member in members:
-        mean, squares = _predict(member, section, counts)
+        mean, squares = _predict(member, section, ~outside, counts=counts)
         moments.add(mean, squares, member.n_draws)
     moments.mean[outside] = np.nan
     if moments.n == 1:
@@ -165,7 +165,7 @@ def predict_section(
 
 
 def _predict(
-    member: Member, section: Section, counts: NDArray[np.float32] | None
+    member: Member, section: Section, inside: NDArray[np.bool_], *, counts: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | float]:
     """Return the mean over what was drawn, and the sum of squared differences from it, ``(n_spots, n_genes)``."""
     inference, draws = member.inference, member.draws
@@ -177,14 +177,16 @@ def _predict(
         device=inference.device,
         precision=inference.precision,
     )
+    if inference.scope == "section":  # what is outside the image is no spot that others could see
+        batches = (batch.take(torch.from_numpy(inside)[batch.index]) for batch in batches)
     if counts is not None:
         batches = _with_counts(batches, counts)
-    mean = np.empty((len(section.rows), len(member.card.genes)), dtype=np.float32)
+    mean = np.full((len(section.rows), len(member.card.genes)), np.nan, dtype=np.float32)
     if draws is None:
         for index, prediction in inference.over(batches):
             mean[index.numpy()] = prediction.numpy()
         return mean, 0.0
-    squares = np.empty_like(mean)
+    squares = np.zeros_like(mean)
     for index, means, sums in inference.draws_over(batches, n_samples=draws.n, seed=draws.seed):
         mean[index.numpy()], squares[index.numpy()] = means.numpy(), sums.numpy()
     return mean, squares

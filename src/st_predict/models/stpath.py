@@ -1,0 +1,452 @@
+"""STPath: a transformer over the spots of a section, which may read the counts of some of them :cite:p:`Huang2025b`.
+
+A spot is a token: the sum of what its image, its expression, the organ and the technology embed to, with a mask in place of
+expression that is not known. Spots attend to all spots of their section, the more or the less the further these are.
+
+Written from the paper and from what the published code computes (https://github.com/Graph-and-Geometric-Learning/STPath, no
+licence); :func:`for_panel` and :func:`convert` read its weights. Where they differ:
+
+- The published network predicts all genes of its vocabulary, and reads counts of any. One of ours predicts and reads those of
+  a panel; without counts to read it gives for these what the published one gives.
+- What spots attend is biased by a linear layer of their offset and distance, averaged over all ways to mirror the offset
+  (:cite:p:`Puny2022`). The offset cancels out, so that the bias is a slope times the distance; here there is no more to it.
+- Coordinates go from 0 to 100 along each axis, over the spots of a batch that are of one section. In pretraining that was the
+  whole section where a batch had a part of it (``regions`` of :class:`st_predict.tl.TrainConfig`). An axis along which all
+  spots are at one place stays 0; in the published code it is NaN.
+- Names of organs and technologies may be in any case, and those that are unknown are refused. In the published code they
+  count as none was given, and ``"Others"`` does too, which here stands for organs that it knows but lumps together (bladder).
+- Genes of a panel are learned in all spots; in pretraining those with fewer than 3 counts in a section were left out, and four
+  times out of five all but 200 that vary most. The technology is always told, there one time in five.
+- Expression is known as :attr:`STPathConfig.total` says. The published weights take ``ln(1 + count)``, as ``"original"``; in the
+  setting of the M2OST paper it is ``ln(1 + 1e6 * count / sum over panel)``, which is the target there.
+
+Shapes: N spots, M spots of a block, H heads, D channels, E channels of a head, G genes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._encoders import get_encoder
+from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
+from st_predict.specs import TargetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from st_predict.crops import Batch
+    from st_predict.specs import CropSpec, PixelSpec
+
+__all__ = ["ORGANS", "SPEC", "TECHNOLOGIES", "STPath", "STPathConfig", "convert", "for_panel"]
+
+TECHNOLOGIES = ("Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
+ORGANS = (
+    *("Spinal cord", "Brain", "Breast", "Bowel", "Skin", "Heart", "Kidney", "Prostate", "Lung", "Liver", "Uterus"),
+    *("Bone", "Muscle", "Eye", "Pancreas", "Mouth", "Ovary", "Glioma", "Glioblastoma", "Stomach", "Colon", "Others"),
+)
+_NO_TECHNOLOGIES, _NO_ORGANS = 1, 3  # rows in front of those with a name; the first is for none
+_NO_GENES = 2  # columns in front of those of genes, for nothing and for the mask
+_MASK = 1
+_PAIRS = 1 << 22  # of spots that are worked off at a time, for each head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class STPathConfig:
+    """Hyper-parameters of :class:`STPath`.
+
+    Parameters
+    ----------
+    encoder
+        What makes the embeddings (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
+    n_features
+        How long they are; ``None`` if the encoder is one of :func:`list_encoders`, which say so.
+    dim
+        Channels of a spot.
+    depth
+        Number of blocks.
+    heads
+        Heads of attention.
+    mlp_ratio
+        Hidden channels of the MLP, in multiples of ``dim``.
+    drop
+        Dropout rate.
+    organ
+        One of :data:`ORGANS`; ``None`` if it is none of them, or not known. May change after training.
+    technology
+        The same of :data:`TECHNOLOGIES`.
+    total
+        Counts of spots that are known become ``ln(1 + total * count / sum over panel)``, or ``ln(1 + count)`` if ``None``; as
+        the targets.
+    """
+
+    encoder: str = "rgb"
+    n_features: int | None = None
+    dim: int = 512
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 2
+    drop: float = 0.1
+    organ: str | None = None
+    technology: str | None = None
+    total: float | None = 1e6
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "heads"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
+        if self.dim < 1 or self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of {self.heads}, the heads, got {self.dim}.")
+        if self.mlp_ratio * self.dim < 1 or (self.total is not None and self.total <= 0):
+            raise ValueError(f"mlp_ratio and total must be above 0, got {self.mlp_ratio} and {self.total}.")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        for name, choices in (("organ", ORGANS), ("technology", TECHNOLOGIES)):
+            if (value := getattr(self, name)) is not None and str(value).casefold() not in map(str.casefold, choices):
+                raise ValueError(f"{name} must be one of {choices} or None, got {value!r}.")
+
+    @property
+    def length(self) -> int:
+        """Of an embedding."""
+        found = self.n_features or get_encoder(self.encoder).n_features
+        if found is None:
+            raise ValueError(f"It is not known how many features {self.encoder!r} has; give n_features.")
+        return found
+
+
+class STPath(SpotModel):
+    """The network of STPath.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    hparams
+        Fields of :class:`STPathConfig`.
+
+    Raises
+    ------
+    ValueError
+        If the hyper-parameters are unfit.
+    """
+
+    def __init__(self, n_genes: int, **hparams: Any) -> None:
+        super().__init__()
+        self.config = c = STPathConfig(**hparams)
+        self.image = nn.Linear(c.length, c.dim)
+        self.genes = nn.Linear(n_genes, c.dim, bias=False)
+        self.mask_D = nn.Parameter(torch.zeros(c.dim))
+        self.organ = nn.Embedding(_NO_ORGANS + len(ORGANS), c.dim)
+        self.technology = nn.Embedding(_NO_TECHNOLOGIES + len(TECHNOLOGIES), c.dim)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.dim)
+        self.head = Head(c.dim, n_genes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the prediction, ``(n_spots, n_genes)``, also of spots whose counts are read.
+
+        Raises
+        ------
+        ValueError
+            If the batch has no features or not so many, or does not say where spots are.
+        """
+        if batch.counts is None:
+            return self.predict(batch, self.mask_D)
+        return self.predict(batch, self.tokens(known(batch.counts, self.config.total), batch.counts.isnan().all(1)))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Squared error on spots whose expression is hidden, of which the others are read; of all, and no context, in validation."""
+        if batch.target is None:
+            raise ValueError("Training needs a batch with targets.")
+        if not self.training:
+            return F.mse_loss(self.predict(batch, self.mask_D), batch.target)
+        seen_NG, hidden, masked = batch.target.clone(), torch.zeros_like(batch.target[:, 0], dtype=torch.bool), []
+        for rows in rows_of_sections(batch):
+            whole, partly, lost = draw_masks(len(rows), seen_NG)
+            hidden[rows[whole]] = True
+            seen_NG[rows[partly, None], lost] = 0
+            masked += [rows[whole], rows[partly]]
+        rows = torch.cat(masked)
+        return F.mse_loss(self.predict(batch, self.tokens(seen_NG, hidden))[rows], batch.target[rows])
+
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        self.head.start_at(mean_G)
+
+    def tokens(self, seen_NG: Tensor, hidden_N: Tensor) -> Tensor:
+        """Embed expression, or that it is hidden."""
+        return torch.where(hidden_N[:, None], self.mask_D, self.genes(seen_NG))
+
+    def predict(self, batch: Batch, expression_ND: Tensor) -> Tensor:
+        """Predict from images and embedded expression."""
+        features_ND, xy_N2 = required(batch, "features"), required(batch, "xy_um").float()
+        if features_ND.shape[1:] != (self.image.in_features,):
+            raise ValueError(
+                f"The network reads {self.image.in_features} features of {self.config.encoder!r}, the batch has "
+                f"{tuple(features_ND.shape[1:])}."
+            )
+        organ_D = self.organ.weight[number(self.config.organ, ORGANS, _NO_ORGANS)]
+        technology_D = self.technology.weight[number(self.config.technology, TECHNOLOGIES, _NO_TECHNOLOGIES)]
+        x_ND = self.image(features_ND) + (organ_D + technology_D + expression_ND)
+        sections = rows_of_sections(batch)
+        out_ND = torch.cat([self.attend(x_ND[rows], scaled(xy_N2[rows])) for rows in sections])
+        return self.head(self.norm(out_ND))[torch.cat(sections).argsort()]
+
+    def attend(self, x_ND: Tensor, xy_N2: Tensor) -> Tensor:
+        """Go through the blocks with the spots of one section."""
+        for block in self.blocks:
+            x_ND = block(x_ND, xy_N2)
+        return x_ND
+
+
+def known(counts_NG: Tensor, total: float | None) -> Tensor:
+    """Turn counts into what the network reads; those that are not known into zeros."""
+    counts_NG = counts_NG.nan_to_num(0.0)
+    if total is not None:
+        counts_NG = counts_NG * (total / counts_NG.sum(1, keepdim=True).clamp_min(1))
+    return counts_NG.log1p()
+
+
+def number(name: str | None, names: Sequence[str], n_before: int) -> int:
+    """Row of an embedding."""
+    return 0 if name is None else n_before + [n.casefold() for n in names].index(name.casefold())
+
+
+def scaled(xy_N2: Tensor) -> Tensor:
+    """Coordinates of a section from 0 to 100, along each axis."""
+    low_2, high_2 = xy_N2.aminmax(dim=0)
+    extent_2 = high_2 - low_2
+    return (xy_N2 - low_2) / torch.where(extent_2 > 0, extent_2, 1) * 100
+
+
+def draw_masks(n_spots: int, like_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw what is hidden of a section, by the generator of torch that seeds are set for.
+
+    Returns
+    -------
+    Spots that are hidden as a whole, nine tenths of a share that is drawn from Beta(10, 1), but at least one spot; the other
+    spots of this share; and half of the genes, which are hidden there.
+    """
+    share = float(torch.rand(())) ** 0.1  # by the inverse of the distribution function, x**10
+    masked = torch.randperm(n_spots, device=like_NG.device)[: max(1, int(share * n_spots))]
+    n_whole = int(0.9 * len(masked))
+    lost = torch.randperm(like_NG.shape[1], device=like_NG.device)[: like_NG.shape[1] // 2]
+    return masked[:n_whole], masked[n_whole:], lost
+
+
+class Attention(nn.Module):
+    """What a spot reads of all spots of its section."""
+
+    def __init__(self, c: STPathConfig) -> None:
+        super().__init__()
+        self.heads = c.heads
+        self.norm = nn.LayerNorm(c.dim)
+        self.qkv = nn.Linear(c.dim, 3 * c.dim)
+        self.slope_H = nn.Parameter(torch.empty(c.heads).uniform_(-(3**-0.5), 3**-0.5))
+        self.out = nn.Linear(c.dim, c.dim)
+        self.drop = nn.Dropout(c.drop)
+
+    def forward(self, x_ND: Tensor, xy_N2: Tensor) -> Tensor:
+        qkv_3HNE = self.qkv(self.norm(x_ND)).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)
+        step = max(1, _PAIRS // len(x_ND))
+        with full_precision(x_ND):  # biases reach 100, where steps of bfloat16 are 0.5
+            q_HNE, *kv = qkv_3HNE.to(self.slope_H.dtype).unbind(0)
+            parts = zip(torch.split(q_HNE, step, 1), torch.split(xy_N2, step), strict=True)
+            read = [self._read(q_HME, (xy_M2, xy_N2), kv) for q_HME, xy_M2 in parts]
+        return self.drop(self.out(torch.cat(read)))
+
+    def _read(self, q_HME: Tensor, places: tuple[Tensor, Tensor], kv: list[Tensor]) -> Tensor:
+        """Read for a block of spots; for gradients nothing is kept that is as large as all pairs, but computed again."""
+        if torch.is_grad_enabled():
+            return checkpoint(self._attend, q_HME, places, kv, use_reentrant=False)
+        return self._attend(q_HME, places, kv)
+
+    def _attend(self, q_HME: Tensor, places: tuple[Tensor, Tensor], kv: list[Tensor]) -> Tensor:
+        distance_MN = torch.cdist(*places, compute_mode="donot_use_mm_for_euclid_dist")
+        bias_1HMN = (self.slope_H[:, None, None] * distance_MN)[None]
+        rate = self.drop.p if self.drop.training else 0.0
+        q_1HME, k_1HNE, v_1HNE = (x[None] for x in (q_HME, *kv))
+        read_1HME = F.scaled_dot_product_attention(q_1HME, k_1HNE, v_1HNE, attn_mask=bias_1HMN, dropout_p=rate)
+        return read_1HME[0].transpose(0, 1).flatten(1)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, whose norm is behind its first layer."""
+
+    def __init__(self, c: STPathConfig) -> None:
+        super().__init__()
+        hidden = int(c.mlp_ratio * c.dim)
+        self.attention = Attention(c)
+        self.mlp = nn.Sequential(
+            nn.Linear(c.dim, hidden),
+            nn.GELU(),
+            nn.Dropout(c.drop),
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, c.dim),
+            nn.Dropout(c.drop),
+        )
+
+    def forward(self, x_ND: Tensor, xy_N2: Tensor) -> Tensor:
+        x_ND = x_ND + self.attention(x_ND, xy_N2)
+        return x_ND + self.mlp(x_ND)
+
+
+_STEM = {"image": "input_encoder.image_embed", "norm": "gene_exp_head.0", "head": "gene_exp_head.1"}
+_WEIGHTS = {
+    "genes.weight": "input_encoder.gene_embed.weight",
+    "organ.weight": "input_encoder.organ_embed.weight",
+    "technology.weight": "input_encoder.tech_embed.weight",
+}
+_OF_A_BLOCK = {
+    "attention.norm": "attn.layernorm_qkv.0",
+    "attention.qkv": "attn.layernorm_qkv.1",
+    "attention.out": "attn.W_output.0",
+    "mlp.0": "mlp.fc1",
+    "mlp.3": "mlp.norm",
+    "mlp.4": "mlp.fc2",
+}
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of the published code into one of :class:`STPath` for all genes of its vocabulary, in its order.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    blocks = {found[1] for name in state if (found := re.match(r"model\.blks\.(\d+)\.", name))}
+    layers = _STEM | {
+        f"blocks.{i}.{ours}": f"model.blks.{i}.{theirs}" for i in blocks for ours, theirs in _OF_A_BLOCK.items()
+    }
+    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
+    slopes = {f"blocks.{i}.attention.slope_H": f"model.blks.{i}.attn.edge_bias.0.weight" for i in blocks}
+    ours = renamed(state, names | _WEIGHTS | slopes, model="STPath")
+    ours |= {name: ours[name][:, 2] for name in slopes}  # of the distance; those of the offset have no effect
+    ours |= {"mask_D": ours["genes.weight"][:, _MASK], "genes.weight": ours["genes.weight"][:, _NO_GENES:]}
+    return ours | {name: ours[name][_NO_GENES:] for name in ("head.weight", "head.bias")}
+
+
+def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes: Sequence[str]) -> dict[str, Tensor]:
+    """Turn a state dict of the published code into one of :class:`STPath` for a panel.
+
+    Parameters
+    ----------
+    state
+        Tensors by name, of ``stfm.pth``.
+    vocabulary
+        Ensembl id of each symbol, of ``symbol2ensembl.json`` of the release.
+    genes
+        The panel, symbols or Ensembl ids, written as there.
+
+    Raises
+    ------
+    KeyError
+        If genes are not in the vocabulary.
+    ValueError
+        If names are missing or unknown, the vocabulary is not that of the network, or two names are of one gene.
+
+    Notes
+    -----
+    The weights (``tlhuang/STPath`` on Hugging Face, without a licence) become a checkpoint for :func:`st_predict.tl.predict` so::
+
+        state = torch.load("stfm.pth", map_location="cpu", weights_only=True)
+        vocabulary = json.loads(Path("symbol2ensembl.json").read_text())
+        spec = st_predict.models.get_spec("stpath")
+        hparams = {**spec.hparams, **spec.original.hparams, "organ": "Breast", "technology": "Visium"}
+        network = spec.build(len(genes), **hparams)
+        network.load_state_dict(for_panel(state, vocabulary, genes))
+        card = ModelCard(
+            model="stpath",
+            genes=tuple(genes),
+            crop=spec.crop_for(hparams),
+            pixels=spec.pixels_for(hparams),
+            target=spec.original.target,
+            hparams=hparams,
+            organism="human",
+        )
+        save_checkpoint("stpath.safetensors", network, card)
+    """
+    found = convert(state)
+    ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}
+    if len(ids) != len(found["head.bias"]):
+        raise ValueError(
+            f"The vocabulary has {len(ids)} genes, the network {len(found['head.bias'])}; take the vocabulary of its release."
+        )
+    kept = torch.tensor(_rows(genes, ids | {symbol: ids[gene] for symbol, gene in vocabulary.items()}))
+    found |= {"genes.weight": found["genes.weight"][:, kept]}
+    return found | {name: found[name][kept] for name in ("head.weight", "head.bias")}
+
+
+def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
+    if missing := [gene for gene in genes if gene not in row_of]:
+        folded = {name.casefold(): name for name in row_of}
+        near = {gene: [folded[n] for n in get_close_matches(gene.casefold(), folded, n=1)] for gene in missing[:5]}
+        raise KeyError(
+            f"{len(missing)} of {len(genes)} genes are not in the vocabulary, which has human symbols and Ensembl ids without "
+            f"version; the first, and what is near: {near}. Leave them out of the panel, or call them as there."
+        )
+    rows = [row_of[gene] for gene in genes]
+    times = Counter(rows)
+    if twice := [gene for gene, row in zip(genes, rows, strict=True) if times[row] > 1]:
+        raise ValueError(
+            f"{twice} are several names of the same genes in the vocabulary; keep one of each in the panel."
+        )
+    return rows
+
+
+def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
+    """Crops that the encoder sees."""
+    return get_encoder(encoder).crop
+
+
+def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
+    """Pixel values that the encoder sees."""
+    return get_encoder(encoder).pixels
+
+
+SPEC = ModelSpec(
+    name="stpath",
+    summary="Transformer over all spots of a section, which reads the counts of those that are measured.",
+    citation="Huang2025b",
+    license="none (github.com/Graph-and-Geometric-Learning/STPath)",
+    family="section",
+    build=STPath,
+    crop=crop_of(),
+    crop_of=crop_of,
+    pixels=pixels_of(),
+    pixels_of=pixels_of,
+    inputs="features",
+    scope="section",
+    needs=("xy_um",),
+    reads_context=True,
+    at_prediction=("organ", "technology"),
+    hparams=asdict(STPathConfig()),
+    tiny={"encoder": "rgb", "dim": 32, "depth": 2, "heads": 2},
+    original=Preset(
+        training={
+            "epochs": 500,
+            "lr": 5e-4,
+            "clip": 1.0,
+            "patience": 40,
+            "regions": 1,
+            "regions_per_step": 2,
+            "start_at_mean": False,
+        },
+        hparams={"encoder": "gigapath", "total": None},
+        target=TargetSpec(transform="log1p"),
+        panel="hvg",
+        notes="Begins with random weights, not with the published ones. Parts of a section have any "
+        "number of spots, there 64 to 1,023. What is hidden is drawn as there, and the error taken on the whole panel.",
+    ),
+    convert=convert,
+)
