@@ -486,3 +486,27 @@ def _with_config(spec: EncoderSpec, config: Mapping[str, Any]) -> EncoderSpec:
         license=str(config.get("license") or "unknown"),
         citation=str(config.get("origin_url") or ""),
     )
+
+
+def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
+    """Crops that the encoder sees whose features a model reads; ``crop_of`` of its ``SPEC``."""
+    return get_encoder(encoder).crop
+
+
+def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
+    """Pixel values that this encoder sees; ``pixels_of`` of the ``SPEC``."""
+    return get_encoder(encoder).pixels
+
+
+def count_features(encoder: str, n_features: int | None) -> int:
+    """Number of features of an encoder: ``n_features`` if given, else what is known of it.
+
+    Raises
+    ------
+    ValueError
+        If neither says.
+    """
+    found = n_features or get_encoder(encoder).n_features
+    if found is None:
+        raise ValueError(f"It is not known how many features {encoder!r} has; give n_features.")
+    return found

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import get_encoder
+from st_predict.models._encoders import crop_of, pixels_of
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.specs import TargetSpec
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from st_predict.crops import Batch
-    from st_predict.specs import CropSpec, PixelSpec
 
 __all__ = ["SPEC", "Ridge"]
 
@@ -181,16 +180,6 @@ def best_penalty(x_BD: Array, y_BG: Array, section_B: NDArray[np.int64], *, n_co
             weight_DG, bias_G = fitted.solve(fitted.mean_variance * penalty)
             errors[i] += np.square(x_BD[out] @ weight_DG + bias_G - y_BG[out]).sum()
     return float(_PENALTIES[errors.argmin()])
-
-
-def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
-    """Crops that the encoder sees."""
-    return get_encoder(encoder).crop
-
-
-def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
-    """Pixel values that the encoder sees."""
-    return get_encoder(encoder).pixels
 
 
 SPEC = ModelSpec(

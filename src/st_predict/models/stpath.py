@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import get_encoder
+from st_predict.models._encoders import count_features, crop_of, pixels_of
 from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
 from st_predict.specs import TargetSpec
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from st_predict.crops import Batch
-    from st_predict.specs import CropSpec, PixelSpec
 
 __all__ = ["ORGANS", "SPEC", "TECHNOLOGIES", "STPath", "STPathConfig", "convert", "for_panel"]
 
@@ -114,14 +113,6 @@ class STPathConfig:
             if (value := getattr(self, name)) is not None and str(value).casefold() not in map(str.casefold, choices):
                 raise ValueError(f"{name} must be one of {choices} or None, got {value!r}.")
 
-    @property
-    def length(self) -> int:
-        """Of an embedding."""
-        found = self.n_features or get_encoder(self.encoder).n_features
-        if found is None:
-            raise ValueError(f"It is not known how many features {self.encoder!r} has; give n_features.")
-        return found
-
 
 class STPath(SpotModel):
     """The network of STPath.
@@ -142,7 +133,7 @@ class STPath(SpotModel):
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
         self.config = c = STPathConfig(**hparams)
-        self.image = nn.Linear(c.length, c.dim)
+        self.image = nn.Linear(count_features(c.encoder, c.n_features), c.dim)
         self.genes = nn.Linear(n_genes, c.dim, bias=False)
         self.mask_D = nn.Parameter(torch.zeros(c.dim))
         self.organ = nn.Embedding(_NO_ORGANS + len(ORGANS), c.dim)
@@ -402,16 +393,6 @@ def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
             f"{twice} are several names of the same genes in the vocabulary; keep one of each in the panel."
         )
     return rows
-
-
-def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
-    """Crops that the encoder sees."""
-    return get_encoder(encoder).crop
-
-
-def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
-    """Pixel values that the encoder sees."""
-    return get_encoder(encoder).pixels
 
 
 SPEC = ModelSpec(

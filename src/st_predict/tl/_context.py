@@ -51,7 +51,8 @@ def read_context(
     counts = np.full((table.n_obs, len(card.genes)), np.nan, dtype=np.float32)
     read = rows[target.rows]
     counts[read] = 0
-    counts[np.ix_(read, [place[gene] for gene in target.genes])] = target.values
+    columns = np.array([place[gene] for gene in target.genes])
+    counts[read[:, None], columns] = target.values
     return counts
 
 
