@@ -60,6 +60,16 @@ def test_larger_variants_of_m2ort(variant: str, n_params: int, gmacs: float) -> 
     )
 
 
+def test_networks_that_see_a_section_are_counted_on_one(models: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.loc["histogene", "params"] == 72_512_762
+    assert models.loc["hist2st", "params"] == 73_596_333
+    monkeypatch.setattr(_table, "_N_SPOTS", 718)  # as in the comparison of M2OST
+    spec = get_spec("histogene")
+    n_params, gmacs = _size(replace(spec, hparams={**spec.hparams, "size": 224}))
+    assert n_params == 188_118_266
+    assert 718 * gmacs == pytest.approx(139.2, rel=0.002)
+
+
 def test_what_is_not_known_is_missing(models: pd.DataFrame) -> None:
     assert sorted(models.index[models["params"].isna()]) == ["mean", "ridge"]
     encoded = models.index[models["inputs"] != "crops"]  # the work is that of an encoder

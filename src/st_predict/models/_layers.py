@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
+from torch.nn import functional as F
 
 from st_predict.specs import PixelSpec
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGENET",
     "Head",
+    "Positions",
+    "SectionBlock",
     "check_crops",
     "full_precision",
     "patch_mlp",
@@ -60,6 +63,66 @@ class Head(nn.Linear):
     def start_at(self, mean_G: Tensor) -> None:
         """Begin with the mean of each gene."""
         self.bias.copy_(mean_G)
+
+
+class Positions(nn.Module):
+    """Learned vectors of rows and columns: ``(n_spots, 2)`` whole numbers to ``(n_spots, dim)``."""
+
+    def __init__(self, n_pos: int, dim: int) -> None:
+        super().__init__()
+        self.n_pos = n_pos
+        self.rows, self.columns = nn.Embedding(n_pos, dim), nn.Embedding(n_pos, dim)
+
+    def forward(self, grid_B2: Tensor) -> Tensor:
+        if grid_B2.device.type != "meta" and len(grid_B2):
+            self._check(*(int(end) for end in grid_B2.aminmax()))
+        return self.rows(grid_B2[:, 0]) + self.columns(grid_B2[:, 1])
+
+    def _check(self, least: int, largest: int) -> None:
+        if least < 0 or largest >= self.n_pos:
+            raise ValueError(
+                f"The network knows n_pos={self.n_pos} rows and columns of the lattice, 0 to {self.n_pos - 1}; those of the "
+                f"spots go from {least} to {largest}. Train it with hparams={{'n_pos': {max(largest, 0) + 1}}} or more"
+                f"{', and count them from 0' if least < 0 else ''}."
+            )
+
+
+class SectionBlock(nn.Module):
+    """Attention and MLP on the spots of a section, each added to its input: ``(n_spots, dim)`` to the same."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int, mlp_dim: int, drop: float) -> None:
+        super().__init__()
+        self.attention = SectionAttention(dim, heads=heads, head_dim=head_dim, drop=drop)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, mlp_dim),
+            nn.GELU(),
+            nn.Dropout(drop),
+            nn.Linear(mlp_dim, dim),
+            nn.Dropout(drop),
+        )
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x_ND = x_ND + self.attention(x_ND)
+        return x_ND + self.mlp(x_ND)
+
+
+class SectionAttention(nn.Module):
+    """Self-attention of the spots of a section, fused, so that no table of all pairs is made."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int, drop: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        qkv_N3HE = self.qkv(self.norm(x_ND)).unflatten(1, (3, self.heads, -1))
+        q_1HNE, k_1HNE, v_1HNE = qkv_N3HE.permute(1, 2, 0, 3)[:, None]  # kernels for four dimensions only
+        read_1HNE = F.scaled_dot_product_attention(q_1HNE, k_1HNE, v_1HNE)
+        return self.drop(self.out(read_1HNE[0].transpose(0, 1).flatten(1)))
 
 
 def patch_mlp(patch: int, dim: int, *, halvings: int) -> nn.Sequential:

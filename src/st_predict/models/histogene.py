@@ -1,0 +1,208 @@
+"""HisToGene: the spots of a section as one sequence through a transformer :cite:p:`Pang2021`.
+
+The pixels of a spot's crop are one token, to which learned vectors of its row and column on the lattice of the assay are
+added.
+
+Written from the paper and from what the published code computes (https://github.com/maxpmx/HisToGene, MIT licence,
+© 2021 maxpmx); :func:`convert` reads its weights. Where they differ, and what to know:
+
+- Pixels are grey values from 0 to 255, as published. What all crops have in common is then nearly all of a token, and training
+  is slow: at a learning rate of 1e-4 it hardly leaves the mean of each gene. ``measure_pixels=True`` in
+  :class:`st_predict.tl.TrainConfig` normalises them.
+- The published code fails with an index error on a lattice of more than 64 rows or columns, such as Visium's of 78 x 128;
+  ``n_pos`` says how many there may be.
+- Attention is fused: memory grows with the number of spots, not with its square.
+- A batch may hold several sections; spots attend to those of their own.
+- Super-resolution is in the publication a prediction for crops every 56 pixels, half as far apart as they are wide, whose rows
+  and columns are pixels over a thirtieth of the extent of the section: not those of training. It is also averaged with the
+  prediction for the measured spots. Here it is a prediction for the spots of :func:`st_predict.pp.make_grid`, which has rows
+  and columns of its own: with a pitch other than that of the assay, their vectors do not mean what was learned, either. No
+  mean is taken.
+
+Shapes: B spots, N spots of a section, C colours, S pixels along a side, D channels, H heads, E channels of a head, G genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._layers import Head, Positions, SectionBlock, check_crops, renamed, required, rows_of_sections
+from st_predict.specs import CropSpec, LevelSpec, PixelSpec, TargetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from st_predict.crops import Batch
+
+__all__ = ["SPEC", "HisToGene", "HisToGeneConfig", "convert"]
+
+_BLOCK = 256  # spots whose pixels are floats at the same time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HisToGeneConfig:
+    """Hyper-parameters of :class:`HisToGene`, by default those of the published code.
+
+    Parameters
+    ----------
+    size
+        Side of the crop, in pixels; 224 in the comparison of M2OST :cite:p:`Wang2025`.
+    n_pos
+        How many rows, and how many columns, the lattice may have.
+    dim
+        Channels of a token.
+    depth
+        Number of blocks; 8 in the publication's tutorial.
+    heads, head_dim
+        Heads of attention, and channels of each.
+    mlp_dim
+        Hidden channels of the MLP.
+    drop
+        Dropout rate of tokens, in MLPs and after attention.
+    """
+
+    size: int = 112
+    n_pos: int = 64
+    dim: int = 1024
+    depth: int = 4
+    heads: int = 16
+    head_dim: int = 64
+    mlp_dim: int = 2048
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("size", "n_pos", "dim", "depth", "heads", "head_dim", "mlp_dim"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+
+    @property
+    def crop(self) -> CropSpec:
+        """Crops that the network reads."""
+        return CropSpec(levels=(LevelSpec(size=self.size),))
+
+
+class HisToGene(SpotModel):
+    """The network of HisToGene.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    hparams
+        Fields of :class:`HisToGeneConfig`.
+
+    Raises
+    ------
+    ValueError
+        If the hyper-parameters are unfit.
+    """
+
+    def __init__(self, n_genes: int, **hparams: Any) -> None:
+        super().__init__()
+        self.config = c = HisToGeneConfig(**hparams)
+        self.embed = nn.Linear(3 * c.size**2, c.dim)
+        self.positions = Positions(c.n_pos, c.dim)
+        self.drop = nn.Dropout(c.drop)
+        block = partial(SectionBlock, c.dim, heads=c.heads, head_dim=c.head_dim, mlp_dim=c.mlp_dim, drop=c.drop)
+        self.blocks = nn.Sequential(*(block() for _ in range(c.depth)))
+        self.norm = nn.LayerNorm(c.dim)
+        self.head = Head(c.dim, n_genes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the prediction, ``(n_spots, n_genes)``.
+
+        Raises
+        ------
+        ValueError
+            If the batch has no rows and columns, those are not from 0 to ``n_pos - 1``, or the crops have another size.
+        """
+        check_crops(batch, self.config.crop)
+        sections = rows_of_sections(batch)
+        x_BD = torch.cat([self.blocks(self._tokens(batch, rows_N)) for rows_N in sections])
+        return self.head(self.norm(x_BD))[torch.cat(sections).argsort()]
+
+    def start_at(self, mean_G: Tensor) -> None:
+        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        self.head.start_at(mean_G)
+
+    def _tokens(self, batch: Batch, rows_N: Tensor) -> Tensor:
+        """Return the tokens of a section, ``(n, dim)``."""
+        place_ND = self.positions(required(batch, "grid")[rows_N])
+        parts = [self.embed(self.pixels(batch.crops[0][rows]).flatten(1)) for rows in torch.split(rows_N, _BLOCK)]
+        return self.drop(torch.cat(parts) + place_ND)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of the published code (any size and depth) into one of :class:`HisToGene`.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    depth = len({name.split(".")[3] for name in state if name.startswith("vit.transformer.layers.")})
+    ours = renamed(state, _published_names(depth), model="HisToGene")
+    weight_DL = ours["embed.weight"]  # published pixels are in the order column, row, colour
+    size = isqrt(weight_DL.shape[1] // 3)
+    ours["embed.weight"] = weight_DL.reshape(-1, size, size, 3).permute(0, 3, 2, 1).flatten(1)
+    return ours
+
+
+def _published_names(depth: int) -> dict[str, str]:
+    layers = {"embed": "patch_embedding", "norm": "gene_head.0", "head": "gene_head.1"}
+    names = {"positions.columns.weight": "x_embed.weight", "positions.rows.weight": "y_embed.weight"}
+    for b in range(depth):
+        ours, theirs = f"blocks.{b}", f"vit.transformer.layers.{b}"
+        names[f"{ours}.attention.qkv.weight"] = f"{theirs}.0.fn.to_qkv.weight"
+        layers |= {f"{ours}.attention.norm": f"{theirs}.0.norm", f"{ours}.attention.out": f"{theirs}.0.fn.to_out.0"}
+        layers |= {
+            f"{ours}.mlp.{n}": f"{theirs}.1.{name}" for n, name in ((0, "norm"), (1, "fn.net.0"), (4, "fn.net.3"))
+        }
+    return names | {
+        f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in ("weight", "bias")
+    }
+
+
+SPEC = ModelSpec(
+    name="histogene",
+    summary="Transformer over the spots of a section, each a flattened crop.",
+    citation="Pang2021",
+    license="MIT (github.com/maxpmx/HisToGene)",
+    family="section",
+    build=HisToGene,
+    crop=HisToGeneConfig().crop,
+    crop_of=lambda **hparams: HisToGeneConfig(**hparams).crop,
+    pixels=PixelSpec(std=(1 / 255, 1 / 255, 1 / 255)),
+    scope="section",
+    needs=("grid",),
+    hparams={
+        "size": 112,
+        "n_pos": 64,
+        "dim": 1024,
+        "depth": 4,
+        "heads": 16,
+        "head_dim": 64,
+        "mlp_dim": 2048,
+        "drop": 0.1,
+    },
+    original=Preset(
+        training={"lr": 1e-5, "epochs": 100, "augment": False, "start_at_mean": False},
+        hparams={"depth": 8},
+        target=TargetSpec(total=1e4),
+        panel="hvg",
+        notes="The target has the natural logarithm instead of that of base 10, and so is 2.303 times as large. Not reproduced: the "
+        "list of 785 genes, that of the last epoch instead of the best, and the mean with predictions for crops every 56 pixels. "
+        "Published scores are of sections whose neighbours from the same patient were trained on.",
+    ),
+    tiny={"size": 32, "dim": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16, "drop": 0.1},
+    convert=convert,
+)
