@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAIN, SAME_PATIENT, OTHER_PATIENT = ["C2", "C3", "C4", "C5"], "C6", "B4"
 MPP = 0.688  # of these scans, from the pitch of their spots
+CELL_MPP = 1.0  # iStar's 0.5 is finer than they are; its cells are 16 um wide then
 SCORES = {"gene_pearson": "gene PCC", "gene_spearman": "gene Spearman", "spot_pearson": "spot PCC", "spot_rmse": "RMSE"}
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "her2st" / "models.json"
@@ -79,7 +80,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         out=args.out / name,
         validation=[sections[SAME_PATIENT]],
         allow_shared=[SAME_PATIENT[0]],
-        mpp=MPP if spec.inputs == "crops" else None,
+        mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.inputs),
         config={"epochs": epochs, "batch_size": args.batch_size, "progress": False},
     )
     minutes = (time.perf_counter() - start) / 60

@@ -81,7 +81,7 @@ def check_refused(result: Result, *words: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("demo", "train", "predict", "evaluate", "models", "download"):
+    for command in ("demo", "train", "predict", "calibrate", "superresolve", "evaluate", "models", "download"):
         assert command in result.output
 
 
@@ -158,6 +158,46 @@ def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path,
     check_refused(result, "M2OST has no dropout")
     result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", "--context", "known", *options)
     check_refused(result, "'m2ost' reads no counts of other spots")
+
+
+def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_path: Path) -> None:
+    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "held_out.zarr", "--model", model)
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "calibration.json"
+    result = run("calibrate", tmp_path / "held_out.zarr", "--out", out, "--coverage", 0.8)
+    assert result.exit_code == 0, result.output
+    held_out = spatialdata.read_zarr(tmp_path / "held_out.zarr")
+    calibration = stp.tl.calibrate(held_out, coverage=0.8)
+    pd.testing.assert_frame_equal(stp.tl.Calibration.load(out).genes, calibration.genes)
+    options = ["--model", model, "--calibration", out]
+    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "intervals.h5ad", *options)
+    assert result.exit_code == 0, result.output
+    written = anndata.read_h5ad(tmp_path / "intervals.h5ad")
+    calibration.apply(held_out)
+    np.testing.assert_allclose(written.layers["lower"], held_out.tables["table"].obsm["pred_m2ost_lower"], atol=1e-5)
+    assert (written.layers["upper"] > written.layers["lower"]).all()
+    check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "No prediction 'pred_m2ost'")
+
+
+def test_superresolve(folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
+    section = folder / "P1S1.zarr"
+    checkpoint = stp.tl.train(
+        spatialdata.read_zarr(section),
+        "istar",
+        panel=stp.pp.read_panel(folder / "panel.txt"),
+        out=tmp_path / "istar",
+        mpp=4,
+        hparams=dict(get_spec("istar").tiny),
+        config={"epochs": 1, "device": "cpu", "progress": False},
+    ).checkpoint
+    result = run("superresolve", section, "--out", tmp_path / "cells.h5ad", "--model", checkpoint, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    expected = spatialdata.read_zarr(section)
+    stp.tl.superresolve(expected, checkpoint, device="cpu")
+    written = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_allclose(written.X, expected.tables["cells_istar"].X, atol=1e-5)
+    check_refused(run("superresolve", section, "--out", tmp_path / "no.h5ad", "--model", model), "m2ost")
 
 
 def test_embed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,9 +174,11 @@ def predict(  # noqa: PLR0913  # options of a command line
     ] = None,
     seed: Annotated[int, typer.Option(help="Of these.")] = 0,
     context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="File of st-predict calibrate: adds intervals.")] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
+    intervals = None if calibration is None else stp.tl.Calibration.load(calibration)
     sdata = _read([slide])[0]
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
@@ -199,6 +201,8 @@ def predict(  # noqa: PLR0913  # options of a command line
         seed=seed,
         context=context,
     )
+    if intervals is not None:
+        intervals.apply(sdata)
     if out.suffix == ".zarr":
         _write_whole(out, sdata.write)
     else:
@@ -237,6 +241,42 @@ def evaluate(
     evaluation = stp.tl.evaluate(_read(sections), key=key, train=_read(train) if train else None, group_key=group_key)
     _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
     _show(evaluation.summary)
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
+def calibrate(
+    sections: Sections,
+    out: Annotated[Path, typer.Option(help="New .json, for st-predict predict --calibration.")],
+    key: Key = "pred_m2ost",
+    coverage: Annotated[float, typer.Option(help="Share of the values that intervals are to cover.")] = 0.9,
+    spots: Annotated[str | None, typer.Option(help="Column of .obs: spots to calibrate on; by default all.")] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+) -> None:
+    """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
+    _check_new(out, suffixes=(".json",))
+    calibration = stp.tl.calibrate(_read(sections), key=key, coverage=coverage, spots=spots, group_key=group_key)
+    calibration.save(out)
+    typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
+
+
+@app.command()
+def superresolve(
+    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
+    out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the cells alone.")],
+    model: Annotated[str, typer.Option(help="Path of a .safetensors file of a network of cells (istar).")],
+    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
+    key: Annotated[str | None, typer.Option(help="Name of the table; by default cells_ and the model.")] = None,
+    device: str = "auto",
+) -> None:
+    """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
+    _check_new(out, suffixes=(".zarr", ".h5ad"))
+    sdata = _read([slide])[0]
+    checkpoint = stp.models.find_weights(model)
+    key = key or Keys.cells(stp.models.load_checkpoint(checkpoint)[1].model)
+    stp.tl.superresolve(sdata, checkpoint, image_key=image_key, mpp=mpp, key_added=key, device=device)
+    _write_whole(out, sdata.write if out.suffix == ".zarr" else stp.get.prediction(sdata, key).write_h5ad)
     typer.echo(f"Wrote {out}")
 
 

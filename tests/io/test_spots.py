@@ -172,6 +172,7 @@ def test_points_are_spots_too(sdata):
     table.uns["spatialdata_attrs"]["region"] = "dots"
     sdata["table"] = table[::-1].copy()
     np.testing.assert_allclose(read_spots(sdata).xy, XY[::-1])
+    assert read_spots(sdata).radius is None
 
 
 def test_labels_are_refused_with_a_way_out(sdata):
@@ -246,3 +247,26 @@ def test_outside():
     xy = np.array([[0, 0], [599.9, 399.9], [600, 10], [10, 400], [-0.1, 5], [5, -0.1]])
     spots = Spots(names=pd.Index(list("abcdef")), xy=xy)
     assert spots_outside(spots, (400, 600)).tolist() == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "image", "scale"),
+    [
+        (Scale([2, 2], axes=("x", "y")), Identity(), 2),
+        (QUARTER_TURN, Scale([4, 4], axes=("x", "y")), 1 / 4),
+        (MIRROR, Identity(), 1),
+    ],
+)
+def test_radii_are_in_pixels_of_the_image(shapes, image, scale):
+    sdata = _section(XY, shapes=shapes, image=image)
+    sdata.shapes["spots"]["radius"] = np.arange(1.0, 13.0)
+    sdata.tables["table"] = sdata.tables["table"][::-1].copy()
+    np.testing.assert_allclose(read_spots(sdata).radius, scale * np.arange(12.0, 0, -1))
+    np.testing.assert_allclose(read_spots(sdata, shapes_key="spots").radius, scale * np.arange(1.0, 13.0))
+
+
+def test_polygons_have_no_radius():
+    sdata = _section(XY)
+    corners = [box(x, y, x + 2, y + 2) for x, y in XY]
+    sdata.shapes["squares"] = ShapesModel.parse(gpd.GeoDataFrame({"radius": [3.0] * 12}, geometry=corners))
+    assert read_spots(sdata, shapes_key="squares").radius is None

@@ -25,6 +25,7 @@ from st_predict.models import (
     load_checkpoint,
     save_checkpoint,
 )
+from st_predict.models._dense import dense_spec
 from st_predict.specs import CropSpec
 from st_predict.tl import TrainConfig
 from st_predict.tl._config import configure, get_preset
@@ -78,6 +79,10 @@ def make_batch(card: ModelCard, n: int) -> Batch:
     if get_spec(card.model).inputs == "features":
         n_features = get_encoder(card.hparams["encoder"]).n_features
         features = torch.from_numpy(rng.normal(size=(n, n_features)).astype(np.float32))
+    elif get_spec(card.model).inputs == "cells":
+        n_features = dense_spec(card.hparams["encoder"], cell=card.hparams.get("cell")).n_features
+        features = torch.from_numpy(rng.normal(size=(n, 5, n_features)).astype(np.float32))
+        features[n // 2 :, 3:] = torch.nan  # some spots cover fewer cells
     crops = tuple(
         torch.from_numpy(rng.integers(0, 256, (n, 3, level.size, level.size), dtype=np.uint8))
         for level in (card.crop.levels if features is None else ())

@@ -37,11 +37,14 @@ class Spots:
         pixel ``j`` covers ``[j, j + 1)``, so its centre is at ``j + 0.5``.
     grid
         ``(n_spots, 2)``: row and column on the lattice of the assay, where the table has them.
+    radius
+        ``(n_spots,)``: radii in level-0 pixels, if the shapes are circles; ``None`` for polygons and points.
     """
 
     names: pd.Index[str]
     xy: NDArray[np.float64]
     grid: NDArray[np.int64] | None = None
+    radius: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,7 +106,8 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
         raise ValueError(f"Shapes {key!r} are empty.")
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
-    return Spots(names=names, xy=_to_image(_centroids(element), names, element=element, image=image, key=key))
+    xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
+    return Spots(names=names, xy=xy, radius=_radii(element, scale))
 
 
 def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
@@ -113,8 +117,9 @@ def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: s
     _check_unique(pd.Index(obs[instance_key]), what=f"Column {instance_key!r} of table {table_key!r}")
     element = _element(sdata, region)
     rows = _find_instances(element, obs[instance_key], region)
-    xy = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
-    return Spots(names=obs.index, xy=xy, grid=_grid(obs))
+    xy, scale = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
+    radius = _radii(element, scale)
+    return Spots(names=obs.index, xy=xy, grid=_grid(obs), radius=None if radius is None else radius[rows])
 
 
 def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
@@ -175,9 +180,17 @@ def _centroids(element: Any) -> NDArray[np.float64]:
     return element[["x", "y"]].compute(scheduler="synchronous").to_numpy(dtype=np.float64)
 
 
+def _radii(element: Any, scale: float) -> NDArray[np.float64] | None:
+    """Radii of circles, which are points with a column for that."""
+    if not hasattr(element, "geometry") or "radius" not in element or element.geometry.iloc[0].geom_type != "Point":
+        return None
+    return element["radius"].to_numpy(dtype=np.float64) * scale
+
+
 def _to_image(
     xy: NDArray[np.float64], names: pd.Index[str], *, element: Any, image: Any, key: str
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], float]:
+    """Positions in the image, and how long a unit of length of the element is there."""
     _check_finite(xy, names, key)
     to_image = _matrices(element, image, key)
     mapped = {system: xy @ matrix[:2, :2].T + matrix[:2, 2] for system, matrix in to_image.items()}
@@ -189,7 +202,7 @@ def _to_image(
                 f"different pixels. Remove the wrong one with spatialdata.transformations.remove_transformation."
             )
     _check_similarity(to_image[system], key)
-    return result
+    return result, float(np.sqrt(abs(np.linalg.det(to_image[system][:2, :2]))))
 
 
 def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float64]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checkpoint import ModelCard, build_model, load_checkpoint, save_checkpoint
 from st_predict.models._encoders import Encoder, EncoderSpec, get_encoder, list_encoders, load_encoder
-from st_predict.models._inference import Inference, Moments
+from st_predict.models._hipt import save_hipt_weights
+from st_predict.models._inference import Inference
 from st_predict.models._registry import get_spec, list_models
 from st_predict.models._rgb import RGB_NAMES
 from st_predict.models._table import table
@@ -18,7 +19,6 @@ __all__ = [
     "Inference",
     "ModelCard",
     "ModelSpec",
-    "Moments",
     "Preset",
     "SpotModel",
     "Weights",
@@ -32,5 +32,6 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "save_checkpoint",
+    "save_hipt_weights",
     "table",
 ]

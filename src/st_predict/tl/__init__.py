@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from st_predict.tl._calibrate import Calibration, calibrate
 from st_predict.tl._config import TrainConfig
 from st_predict.tl._embed import embed
 from st_predict.tl._evaluate import Evaluation, evaluate
 from st_predict.tl._predict import predict
 from st_predict.tl._split import LeakageError
+from st_predict.tl._superresolve import superresolve
 from st_predict.tl._train import TrainResult, train
 
-__all__ = ["Evaluation", "LeakageError", "TrainConfig", "TrainResult", "embed", "evaluate", "predict", "train"]
+__all__ = [
+    "Calibration",
+    "Evaluation",
+    "LeakageError",
+    "TrainConfig",
+    "TrainResult",
+    "calibrate",
+    "embed",
+    "evaluate",
+    "predict",
+    "superresolve",
+    "train",
+]

@@ -8,6 +8,7 @@ import logging
 import re
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from st_predict.crops import iter_batches
 from st_predict.models import Inference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
     from numpy.typing import NDArray
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from st_predict.specs import CropSpec
     from st_predict.tl._sections import Section
 
-__all__ = ["section_features"]
+__all__ = ["kept_features", "section_features"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,13 @@ def section_features(
         working_batch=batch_size,
     )
     if cache and encoder.fingerprint is not None:
-        features = _compute_once(section, crop, inference, encoder)
+        header = {
+            "encoder": encoder.describe(),
+            "crop": asdict(crop),
+            "precision": inference.precision,
+            "pixels": _digest_of_crops(section, crop),
+        }
+        features = kept_features(encoder, header, partial(_compute, section, crop, inference))
     else:
         features = _compute(section, crop, inference)
     features[outside] = np.nan
@@ -102,23 +111,27 @@ def _compute(section: Section, crop: CropSpec, inference: Inference) -> NDArray[
     return features
 
 
-def _compute_once(section: Section, crop: CropSpec, inference: Inference, encoder: Encoder) -> NDArray[np.float32]:
-    header = json.dumps(
-        {
-            "format_version": FORMAT_VERSION,
-            "encoder": encoder.describe(),
-            "crop": asdict(crop),
-            "precision": inference.precision,
-            "pixels": _digest_of_crops(section, crop),
-        },
-        sort_keys=True,
-    )
+def kept_features(
+    encoder: Encoder, header: Mapping[str, Any], compute: Callable[[], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Take features from the folder ``embeddings`` of the cache, or compute and keep them there.
+
+    Parameters
+    ----------
+    encoder
+        What makes them.
+    header
+        All that they depend on, to be written as JSON.
+    compute
+        Returns them, ``(n, n_features)``.
+    """
+    text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True)
     folder = cache_dir() / "embeddings" / re.sub(r"[^\w.-]+", "_", encoder.spec.name)
-    path = folder / f"{hashlib.sha256(header.encode()).hexdigest()[:32]}.safetensors"
-    features = _read(path, header)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    features = _read(path, text)
     if features is None:
-        features = _compute(section, crop, inference)
-        _keep(path, header, features)
+        features = compute()
+        _keep(path, text, features)
     return features
 
 
@@ -148,7 +161,7 @@ def _read(path: Path, header: str) -> NDArray[np.float32] | None:
     if metadata.get(_HEADER) != header or metadata.get(_DIGEST) != hashlib.sha256(features.data).hexdigest():
         logger.warning("The features kept in %s are damaged; they are computed anew.", path)
         return None
-    logger.info("Features of %d spots taken from %s.", len(features), path)
+    logger.info("Features of %d places taken from %s.", len(features), path)
     return features
 
 

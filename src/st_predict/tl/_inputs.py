@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from st_predict._keys import Keys
 from st_predict.crops import Batch, iter_batches
 from st_predict.models import get_spec, load_encoder
+from st_predict.models._dense import DENSE_HPARAMS, DenseEncoder, file_digest, load_dense
+from st_predict.tl._cells import spot_cells
 from st_predict.tl._features import section_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from st_predict.models import Encoder, ModelCard
+    from st_predict.models import Encoder, ModelCard, ModelSpec
     from st_predict.tl._sections import Section
 
-__all__ = ["check_needs", "encoder_of", "inputs_of", "needs_mpp"]
+__all__ = ["check_needs", "encoder_of", "features_of", "inputs_of", "needs_mpp", "pinned"]
 
 
 def needs_mpp(card: ModelCard) -> bool:
@@ -56,7 +58,7 @@ def inputs_of(
 ) -> Iterator[Batch]:
     """Give what the network of ``card`` reads of a section, in batches; ``None`` gives all spots at once."""
     if encoder is not None:
-        features = section_features(section, encoder, crop=card.crop, device=device, precision=precision)
+        features = features_of(section, card, encoder, device=device, precision=precision)
         yield from _split(section, features, batch_size)
         return
     batches = iter_batches(
@@ -69,9 +71,35 @@ def inputs_of(
     yield from map(section.place, batches)
 
 
+def pinned(spec: ModelSpec, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to hyper-parameters that name a file with the weights of an encoder which file that is.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if spec.inputs != "cells" or hparams.get("weights") is None:
+        return dict(hparams)
+    return {**hparams, "weights_sha256": file_digest(hparams["weights"])}
+
+
 def encoder_of(card: ModelCard) -> Encoder | None:
     """Load the encoder whose features a network reads; ``None`` for one that reads crops."""
-    return load_encoder(card.hparams["encoder"]) if get_spec(card.model).inputs == "features" else None
+    inputs = get_spec(card.model).inputs
+    if inputs == "cells":
+        return load_dense(**{name: card.hparams[name] for name in DENSE_HPARAMS if name in card.hparams})
+    return load_encoder(card.hparams["encoder"]) if inputs == "features" else None
+
+
+def features_of(
+    section: Section, card: ModelCard, encoder: Encoder, *, device: torch.device, precision: str
+) -> NDArray[np.float32]:
+    """Return what an encoder says of each spot, ``(n_spots, n_features)``, or of its cells, ``(n_spots, n_cells, n_features)``."""
+    how: dict[str, Any] = {"crop": card.crop, "device": device, "precision": precision}
+    if isinstance(encoder, DenseEncoder):
+        return spot_cells(section, encoder, radius_um=card.hparams.get("radius_um"), **how)
+    return section_features(section, encoder, **how)
 
 
 def _split(section: Section, features: NDArray[np.float32], batch_size: int | None) -> Iterator[Batch]:

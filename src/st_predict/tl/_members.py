@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from st_predict.models import Inference, Moments, SpotModel, find_weights, get_spec, load_checkpoint
+from st_predict.models import Inference, SpotModel, find_weights, get_spec, load_checkpoint
+from st_predict.models._inference import Moments
 from st_predict.tl._inputs import encoder_of, inputs_of
 
 if TYPE_CHECKING:

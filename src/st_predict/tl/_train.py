@@ -19,11 +19,11 @@ from st_predict._keys import Keys
 from st_predict.models import Inference, ModelCard, build_model, get_spec, save_checkpoint
 from st_predict.models._device import pick_device
 from st_predict.pp import fit_limits, select_panel
+from st_predict.tl._cells import join_cells
 from st_predict.tl._config import configure, get_preset
 from st_predict.tl._crop_store import CropStore
 from st_predict.tl._device import pick_precision
-from st_predict.tl._features import section_features
-from st_predict.tl._inputs import encoder_of
+from st_predict.tl._inputs import encoder_of, features_of, pinned
 from st_predict.tl._observed import observe
 from st_predict.tl._pseudo import fit_rounds, open_unlabelled
 from st_predict.tl._section_loader import in_order
@@ -148,7 +148,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     config = configure(setting, config)
     pick_precision(config.precision, pick_device(config.device))
     training, held_out = split_patients(as_list(sdatas), validation, group_key=group_key, allow_shared=allow_shared)
-    hparams = _plain({**spec.hparams, **setting.hparams, **(hparams or {})})
+    hparams = pinned(spec, _plain({**spec.hparams, **setting.hparams, **(hparams or {})}))
     crop = spec.crop_for(hparams)
     if mpp is not None and crop.mpp not in {None, mpp}:
         logger.warning("mpp=%g replaces the %g um/px that the hyper-parameters of %r ask for.", mpp, crop.mpp, model)
@@ -164,7 +164,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     where: dict[str, Any] = {"group_key": group_key, "image_key": image_key}
     model_card = _with_limits(model_card, training, **where)
     observed, val_observed = (
-        [o for sdata in sdatas for o in observe(sdata, model_card, counts="counts" in spec.needs, **where)] for sdatas in (training, held_out)
+        [o for sdata in sdatas for o in observe(sdata, model_card, counts="counts" in spec.needs, **where)]
+        for sdatas in (training, held_out)
     )
     with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
         build_model(model_card)
@@ -274,8 +275,9 @@ def _store(
     """Cut the crops of measured sections, or compute the features that the model reads instead."""
     if encoder is None:
         return CropStore.cut(observed, card.crop, folder=folder)
-    how: dict[str, Any] = {"crop": card.crop, "device": pick_device(config.device), "precision": config.precision}
-    return CropStore.of_features(observed, [section_features(o.section, encoder, **how) for o in observed])
+    how: dict[str, Any] = {"device": pick_device(config.device), "precision": config.precision}
+    features = [features_of(o.section, card, encoder, **how) for o in observed]
+    return CropStore.of_features(observed, join_cells(features))
 
 
 def _solve(
