@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,14 +151,28 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
 
 
 def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path, tmp_path: Path) -> None:
-    options = ["--model", model, "--model", model, "--key", "pred", "--device", "cpu"]
-    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "out.h5ad", *options)
-    assert result.exit_code == 0, result.output
-    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "out.h5ad").layers["std"], 0)
-    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", "--n-samples", 3, *options)
-    check_refused(result, "M2OST has no dropout")
-    result = run("predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", "--context", "known", *options)
-    check_refused(result, "'m2ost' reads no counts of other spots")
+    section = folder / "P2S1.zarr"
+    network, card = stp.models.load_checkpoint(model)
+    other, dropping = tmp_path / "other.safetensors", tmp_path / "dropping.safetensors"
+    changed = stp.models.build_model(replace(card, hparams={**TINY, "drop": 0.3}))
+    stp.models.save_checkpoint(other, changed, card)  # other weights
+    changed.load_state_dict(network.state_dict())
+    stp.models.save_checkpoint(dropping, changed, replace(card, hparams={**TINY, "drop": 0.3}))
+    options = ["--key", "pred", "--device", "cpu"]
+
+    def std(name: str, *arguments: object) -> np.ndarray:
+        result = run("predict", section, "--out", tmp_path / name, *arguments, *options)
+        assert result.exit_code == 0, result.output
+        return anndata.read_h5ad(tmp_path / name).layers["std"]
+
+    assert (std("ensemble.h5ad", "--model", model, "--model", other) > 0).all()
+    samples = [std(f"{seed}.h5ad", "--model", dropping, "--n-samples", 3, "--seed", seed) for seed in (0, 1)]
+    assert (samples[0] > 0).all()
+    assert (samples[0] != samples[1]).any()
+    refused = ["predict", section, "--out", tmp_path / "no.h5ad", "--model", model]
+    check_refused(run(*refused, "--n-samples", 3), "M2OST has no dropout")
+    check_refused(run(*refused, "--context", "known"), "['m2ost'] read no counts of other spots")
+    check_refused(run(*refused, "--model", model), "is the same checkpoint as")
 
 
 def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -177,6 +192,8 @@ def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_pat
     np.testing.assert_allclose(written.layers["lower"], held_out.tables["table"].obsm["pred_m2ost_lower"], atol=1e-5)
     assert (written.layers["upper"] > written.layers["lower"]).all()
     check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "No prediction 'pred_m2ost'")
+    refused = ["predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", *options]
+    check_refused(run(*refused, "--key", "mine"), "The calibration is of the prediction 'pred_m2ost', not of 'mine'")
 
 
 def test_superresolve(folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

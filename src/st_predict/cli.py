@@ -111,6 +111,10 @@ def train(  # noqa: PLR0913  # options of a command line
     rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
     epochs: Annotated[int | None, typer.Option(help="This and the following: by default those of the preset.")] = None,
     batch_size: int | None = None,
+    regions: Annotated[
+        int | None, typer.Option(help="Parts of a section an epoch, for networks that see sections.")
+    ] = None,
+    regions_per_step: int | None = None,
     lr: float | None = None,
     schedule: str | None = None,
     patience: int | None = None,
@@ -124,6 +128,8 @@ def train(  # noqa: PLR0913  # options of a command line
     config = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "regions": regions,
+        "regions_per_step": regions_per_step,
         "lr": lr,
         "schedule": schedule,
         "patience": patience,
@@ -179,6 +185,9 @@ def predict(  # noqa: PLR0913  # options of a command line
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     intervals = None if calibration is None else stp.tl.Calibration.load(calibration)
+    if intervals is not None:
+        key = key or intervals.key
+        _check_intervals(intervals, key, spreads=n_samples is not None or len(model or []) > 1)
     sdata = _read([slide])[0]
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
@@ -202,7 +211,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         context=context,
     )
     if intervals is not None:
-        intervals.apply(sdata)
+        intervals.apply(sdata, table_key=table_key)
     if out.suffix == ".zarr":
         _write_whole(out, sdata.write)
     else:
@@ -251,11 +260,23 @@ def calibrate(
     key: Key = "pred_m2ost",
     coverage: Annotated[float, typer.Option(help="Share of the values that intervals are to cover.")] = 0.9,
     spots: Annotated[str | None, typer.Option(help="Column of .obs: spots to calibrate on; by default all.")] = None,
+    scaled: Annotated[  # noqa: FBT002
+        bool, typer.Option(help="Let widths follow standard deviations, if there are any.")
+    ] = True,
+    train: Annotated[list[Path] | None, typer.Option(help="Training sections, if the card names none.")] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
 ) -> None:
     """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
     _check_new(out, suffixes=(".json",))
-    calibration = stp.tl.calibrate(_read(sections), key=key, coverage=coverage, spots=spots, group_key=group_key)
+    calibration = stp.tl.calibrate(
+        _read(sections),
+        key=key,
+        coverage=coverage,
+        spots=spots,
+        scaled=None if scaled else False,
+        train=_read(train) if train else None,
+        group_key=group_key,
+    )
     calibration.save(out)
     typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
 
@@ -323,6 +344,16 @@ def _read(paths: Iterable[Path]) -> list[SpatialData]:
     if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"There is no {missing}.")
     return [spatialdata.read_zarr(path) if path.suffix == ".zarr" else stp.io.read_wsi(path) for path in paths]
+
+
+def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:
+    """Refuse, before any work is done, intervals that could not be added to the prediction."""
+    if key != calibration.key:
+        raise ValueError(f"The calibration is of the prediction {calibration.key!r}, not of {key!r}: leave out --key.")
+    if calibration.scaled and not spreads:
+        raise ValueError(
+            "These intervals follow standard deviations: predict with --n-samples, or several checkpoints."
+        )
 
 
 def _parse(hparams: str | None) -> dict[str, Any] | None:

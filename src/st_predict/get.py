@@ -90,7 +90,7 @@ def _from_obsm(table: AnnData, key: str) -> AnnData:
     result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
     derived = json.loads(_origins(table).get(key, {}).get("derived", "[]"))
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
-        if name in derived:
+        if name in derived and name in table.obsm:  # else it was deleted
             result.layers[layer] = table.obsm[name].to_numpy(np.float32, copy=True)
     return result
 

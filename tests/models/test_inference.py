@@ -324,7 +324,7 @@ class Drawn(Means):
     """Every sample of a spot is its seed, plus the mean of its crop."""
 
     def sample(self, batch: Batch, *, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed((seed + int(batch.index[0])) % 2**63)
         return self(batch) + torch.randn(len(batch), 4, generator=generator)
 
 
@@ -332,7 +332,8 @@ def test_moments_of_samples_are_those_of_all_at_once():
     batch = make_batch(40)
     inference = Inference(Drawn(), device=CPU, precision="float32", working_batch=7)
     ((index, mean, squares),) = inference.draws_over([batch], n_samples=50, seed=3)
-    draws = torch.stack([inference(batch, seed=3 + i) for i in range(50)])
+    seeds = np.random.SeedSequence(3).generate_state(50, np.uint64) >> 1
+    draws = torch.stack([inference(batch, seed=seed) for seed in seeds.tolist()])
     assert torch.equal(index, batch.index)
     torch.testing.assert_close(mean, draws.mean(0))
     torch.testing.assert_close((squares / 49).sqrt(), draws.std(0))

@@ -10,6 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from shapely import Point
 from spatialdata import SpatialData
@@ -17,7 +18,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
 import st_predict as stp
 from st_predict._keys import Keys
-from st_predict.models import ModelCard, get_spec
+from st_predict.models import ModelCard, get_spec, load_checkpoint, save_checkpoint
 from st_predict.specs import TargetSpec
 from st_predict.tl import Calibration, LeakageError
 
@@ -132,7 +133,7 @@ def test_spots_without_prediction_or_counts_are_left_out() -> None:
 
 def test_spots_that_the_network_has_read_are_left_out() -> None:
     sdata = off_by(mixed(30), n_chosen=12)
-    predict(sdata, 1000, card_of(["g0", "g1"]), context="chosen")
+    predict(sdata, 1000, card_of(["g0", "g1"]), context={"column": "c", "spots": [f"S1-{i}" for i in range(12)]})
     assert stp.tl.calibrate(sdata).sections[0]["spots"] == [f"S1-{i}" for i in range(12, 30)]
     sdata.tables["table"].obs["mine"] = np.arange(30) % 2 == 0
     calibration = stp.tl.calibrate(sdata, spots="mine")
@@ -303,11 +304,17 @@ def test_bounds_go_with_the_prediction(measured: SpatialData, checkpoint: Callab
     assert not {f"{KEY}_lower", f"{KEY}_upper"} & set(table.obsm)
 
 
-def test_samples_are_scaled_by(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
-    stp.tl.predict(measured, [checkpoint(), checkpoint()])
+def test_samples_are_scaled_by(measured: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    network, card = load_checkpoint(checkpoint())
+    with torch.no_grad():
+        network.head.bias += 1
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, network, card)
+    stp.tl.predict(measured, [checkpoint(), other], precision="float32")
     calibration = stp.tl.calibrate(measured)
     assert calibration.scaled
-    assert calibration.genes["floor"].tolist() == [1] * 4  # twice the same network
+    np.testing.assert_allclose(calibration.genes["floor"], 0.1 * 0.5**0.5, rtol=1e-3)  # of two values that differ by 1
+    assert stp.tl.calibrate(off_by(mixed(12), sd=0)).genes["floor"].tolist() == [1, 1]
     calibration.apply(measured)
     assert json.loads(measured.tables["table"].uns[Keys.UNS][KEY]["derived"]) == [
         f"{KEY}_lower",
@@ -330,7 +337,7 @@ def test_another_network_is_refused() -> None:
     predict(sdata, 1000, replace(card, hparams={"depth": 3}, training={}))
     with pytest.raises(ValueError, match=r"not all of one network.*differ in \['hparams', 'training'\]"):
         calibration.apply(sdata)
-    predict(sdata, 1000, card, context="chosen")
+    predict(sdata, 1000, card, context={"column": "c", "spots": ["S2-0"]})
     with pytest.raises(ValueError, match=r"differ in \['context'\]"):
         calibration.report(sdata)
     predict(sdata, 1000, card, members=[{"symmetries": 8}])
@@ -350,6 +357,7 @@ def test_what_was_trained_on_is_refused() -> None:
         {"sections": [{"section": "S0+S1", "patients": ["P0", "P1"]}]},
         {"sections": [], "unlabelled": [{"section": "S1", "patients": ["P1"]}]},
         {"ensemble": [TRAINED, {"sections": [{"section": "S1", "patients": ["P1"]}]}]},
+        {"sections": [{"section": "S1", "patients": ["D7"]}], "group_key": "donor"},  # D7 may be P1
     ):
         sdata = off_by(mixed(12))
         predict(sdata, 1000, card_of(["g0", "g1"], training=training))

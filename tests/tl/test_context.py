@@ -64,11 +64,15 @@ def test_it_is_read_of_the_spots_that_may_be_read_alone(slide: SpatialData, path
     np.testing.assert_array_equal(predict(slide, path, context="known"), with_context)
     table.X[0] += 50
     assert (predict(slide, path, context="known") != with_context).any()
-    assert json.loads(table.uns["st_predict"][KEY]["params"])["context"] == "known"
+    assert json.loads(table.uns["st_predict"][KEY]["params"])["context"] == {
+        "column": "known",
+        "spots": table.obs_names[:4].tolist(),
+    }
 
 
 def test_evaluation_leaves_these_spots_out(slide: SpatialData, path: Path) -> None:
     predict(slide, path, context="known")
+    slide.tables["table"].obs["known"] = np.arange(12) > 10  # what was read is not what the column says now
     summary = stp.tl.evaluate(slide, key=KEY).summary
     assert summary["n_spots"].tolist() == [8, 8]
 
@@ -77,8 +81,10 @@ def test_counts_are_in_the_order_of_the_panel_and_nan_elsewhere(slide: SpatialDa
     table = slide.tables["table"]
     genes = ("d", "missing", "a")
     card = ModelCard(model="stpath", genes=genes, crop=get_spec("stpath").crop, hparams={})
-    counts = read_context(slide, "known", card, table_key="table")
-    assert counts is not None
+    context = read_context(slide, "known", [card], table_key="table")
+    assert context is not None
+    assert context.spots == tuple(table.obs_names[:4])
+    counts = context.counts
     np.testing.assert_array_equal(counts[:4, [0, 2]], table.X[:4, [3, 0]])
     np.testing.assert_array_equal(counts[:4, 1], 0)
     assert np.isnan(counts[4:]).all()
@@ -107,5 +113,5 @@ def test_a_slide_without_a_table_has_no_context(slide: SpatialData, path: Path) 
 
 def test_a_network_that_reads_none_is_named_beside_those_that_do(slide: SpatialData, card: ModelCard) -> None:
     m2ost = ModelCard(model="m2ost", genes=card.genes, crop=get_spec("m2ost").crop)
-    with pytest.raises(ValueError, match=r"'m2ost' reads no counts .*'stpath'"):
-        read_context(slide, "known", m2ost, table_key="table")
+    with pytest.raises(ValueError, match=r"\['m2ost'\] read no counts .*'stpath'"):
+        read_context(slide, "known", [card, m2ost], table_key="table")

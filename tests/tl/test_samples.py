@@ -58,7 +58,7 @@ def test_samples_have_the_spread_of_dropout(measured: SpatialData, make: Callabl
     stp.tl.predict(measured, path, n_samples=40, seed=5, **HOW)
     np.testing.assert_array_equal(read(measured, KEY), mean)
     np.testing.assert_array_equal(read(measured, STD), std)
-    stp.tl.predict(measured, path, n_samples=40, seed=500, **HOW)
+    stp.tl.predict(measured, path, n_samples=40, seed=6, **HOW)  # of which no draw is one of those of seed 5
     other = read(measured, KEY)
     assert np.abs(other - mean).max() > 0
     # two means of 40 differ by the spread times sqrt(2 / 40)
@@ -80,10 +80,15 @@ def test_an_ensemble_is_the_mean_of_its_members(measured: SpatialData, make: Cal
     assert len(ModelCard.from_json(record["card"]).training["ensemble"]) == 3
 
 
+def test_a_checkpoint_is_named_once(measured: SpatialData, make: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="is the same checkpoint as"):
+        stp.tl.predict(measured, [make(0), make(1), make(0)], **HOW)
+
+
 def test_an_ensemble_of_samples_spreads_over_all_of_them(measured: SpatialData, make: Callable[..., Path]) -> None:
     paths, draws = [make(0), make(1)], []
-    for path in paths:
-        stp.tl.predict(measured, path, n_samples=6, **HOW)
+    for i, path in enumerate(paths):
+        stp.tl.predict(measured, path, n_samples=6, seed=1_000_003 * i, **HOW)  # members draw apart
         draws.append((read(measured, KEY), read(measured, STD)))
     stp.tl.predict(measured, paths, n_samples=6, **HOW)
     (m1, s1), (m2, s2) = draws
@@ -135,7 +140,7 @@ def test_a_spot_outside_the_image_has_none(measured: SpatialData, make: Callable
     [
         ({"n_samples": 1}, "n_samples must be at least 2, .* got 1"),
         ({"n_samples": 3, "seed": -1}, "seed must not be negative, got -1"),
-        ({"context": "mine"}, "'m2ost' reads no counts of other spots"),
+        ({"context": "mine"}, r"\['m2ost'\] read no counts of other spots"),
     ],
 )
 def test_unfit_arguments(measured: SpatialData, make: Callable[..., Path], options: Any, message: str) -> None:

@@ -85,7 +85,8 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     sdata
         Holds the shapes.
     shapes_key
-        Name of the shapes; ``None`` takes the only ones, or those called ``"grid"``.
+        Name of the shapes; ``None`` takes the only ones, or those called ``"grid"``; never the cells of
+        :func:`st_predict.tl.superresolve`.
 
     Raises
     ------
@@ -94,9 +95,9 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     ValueError
         If no name is given and several shapes, or none, could be meant.
     """
-    names = sorted(sdata.shapes)
     if shapes_key is not None:
-        return _named(shapes_key, names, what="shapes element")
+        return _named(shapes_key, sorted(sdata.shapes), what="shapes element")
+    names = sorted(set(sdata.shapes) - {Keys.cell_grid(table) for table in sdata.tables})
     if len(names) == 1:
         return names[0]
     if Keys.GRID in names:

@@ -36,7 +36,7 @@ class Spots:
         ``(n_spots, 2)``: centres in level-0 pixels of the image, x right and y down. Coordinates are continuous:
         pixel ``j`` covers ``[j, j + 1)``, so its centre is at ``j + 0.5``.
     grid
-        ``(n_spots, 2)``: row and column on the lattice of the assay, where the table has them.
+        ``(n_spots, 2)``: row and column on a lattice, where the table, or the shapes without one, have them.
     radius
         ``(n_spots,)``: radii in level-0 pixels, if the shapes are circles; ``None`` for polygons and points.
     """
@@ -107,7 +107,7 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
     xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
-    return Spots(names=names, xy=xy, radius=_radii(element, scale))
+    return Spots(names=names, xy=xy, grid=_grid(element), radius=_radii(element, scale))
 
 
 def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:

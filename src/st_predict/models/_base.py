@@ -82,6 +82,8 @@ class SpotModel(nn.Module):
     def sample(self, batch: Batch, *, seed: int) -> Tensor:
         """Draw a prediction at random, ``(n_spots, n_genes)``: by default with dropout left on :cite:p:`Gal2016`.
 
+        What is dropped depends on the seed, the first spot of the batch and the place of a spot in it.
+
         Raises
         ------
         ValueError
@@ -91,7 +93,8 @@ class SpotModel(nn.Module):
         cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
         before = [m.training for m in dropping]
         with torch.random.fork_rng(cuda):
-            torch.manual_seed(seed)  # noqa: TID251  # dropout knows no other generator
+            first = int(batch.index[0]) if len(batch) else 0  # parts of a section are drawn apart
+            torch.manual_seed((seed + 1_000_003 * first) % 2**63)  # noqa: TID251  # dropout knows no other generator
             try:
                 for module in dropping:
                     module.train()

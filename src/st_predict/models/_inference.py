@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from st_predict.crops._augment import N_SYMMETRIES, transform
@@ -142,10 +143,12 @@ class Inference:
         ------
         Index of a batch as it came; mean of its predictions; and the sum of their squared differences from it, both on the host.
         """
+        # neighbouring seeds have nothing in common
+        seeds = np.random.SeedSequence(seed).generate_state(n_samples, np.uint64) >> 1
         for batch in batches:
             on_device, moments = batch.to(self.device), Moments()
-            for i in range(n_samples):
-                moments.add(self(on_device, seed=seed + i))
+            for each in seeds.tolist():
+                moments.add(self(on_device, seed=each))
             yield batch.index, moments.mean.cpu(), moments.squares.cpu()
 
     def _predict(self, parts: list[Batch], seed: int | None) -> Iterator[Tensor | None]:
@@ -186,8 +189,7 @@ class Inference:
     def _run(self, part: Batch, seed: int | None) -> Tensor:
         n = len(part)
         if seed is not None:
-            first = int(part.index[0]) if self.scope == "spot" and n else 0  # parts of a batch are drawn apart
-            return self.network.sample(part, seed=_mix(seed, first)).float()
+            return self.network.sample(part, seed=seed).float()
         if not self.compiled or self.scope == "section":
             return self._forward(part).float()
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -241,10 +243,6 @@ class Moments:
         self.mean = self.mean + difference * (n / both)
         self.squares = self.squares + squares + difference**2 * (self.n * n / both)
         self.n = both
-
-
-def _mix(seed: int, first: int) -> int:
-    return (seed * 1_000_003 + first) % 2**63
 
 
 def _fetch(x: Tensor) -> Callable[[], Tensor]:

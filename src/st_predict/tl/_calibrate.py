@@ -18,7 +18,7 @@ import st_predict
 from st_predict._keys import Keys
 from st_predict.get import prediction, table_of
 from st_predict.models import ModelCard, get_spec
-from st_predict.tl._context import is_context
+from st_predict.tl._context import spots_of
 from st_predict.tl._observed import measured_table, observe
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import LeakageError
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _FORMAT_VERSION = 1
 _FLOOR = 0.1  # least standard deviation that is believed, relative to the root mean square of those of the gene
 _FREE = {"checkpoint", "precision", "seed"}  # in what networks may differ that err alike
+_ANYBODY = ""  # whose section it was is not known, as the training had another group_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,7 +168,13 @@ class Calibration:
         return pd.concat([self._report_section(section) for section in sections], ignore_index=True)
 
     def save(self, path: PathLike[str] | str) -> None:
-        """Write the calibration to a JSON file, which appears whole or not at all."""
+        """Write the calibration to a JSON file, which appears whole or not at all.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder.
+        """
         content = {
             "format_version": _FORMAT_VERSION,
             "version": st_predict.__version__,
@@ -182,6 +189,8 @@ class Calibration:
             "settings": dict(self.settings),
         }
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             fresh = Path(folder) / path.name
             fresh.write_text(json.dumps(content), encoding="utf-8")
@@ -371,7 +380,7 @@ class _Prediction:
     sd: NDArray[np.float32] | None
     card: ModelCard
     settings: dict[str, Any]
-    context: str | None
+    context: tuple[str, ...]
 
 
 def _read_prediction(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> _Prediction:
@@ -387,7 +396,7 @@ def _read_prediction(sdata: SpatialData, key: str, *, scaled: bool | None, table
         )
     params = json.loads(record.get("params", "{}"))
     members = [{k: v for k, v in member.items() if k not in _FREE} for member in params.get("members", [])]
-    context = params.get("context")
+    context = (params.get("context") or {}).get("spots", ())
     return _Prediction(
         key=key,
         holder=table_of(sdata, key, table_key=table_key),
@@ -395,8 +404,8 @@ def _read_prediction(sdata: SpatialData, key: str, *, scaled: bool | None, table
         mean=result.X,
         sd=sd,
         card=ModelCard.from_json(record["card"]),
-        settings={"members": members, "context": context is not None},
-        context=context,
+        settings={"members": members, "context": bool(context)},
+        context=tuple(context),
     )
 
 
@@ -458,9 +467,8 @@ def _measure(
 ) -> list[_Measured]:
     """Bring together what was predicted and what was measured, in ``spots`` alone if that names a column."""
     table = measured_table(sdata)
-    use = np.ones(table.n_obs, dtype=bool) if spots is None else is_context(table, spots)
-    if found.context is not None:
-        use = use & ~is_context(table, found.context)
+    use = np.ones(table.n_obs, dtype=bool) if spots is None else spots_of(table, spots)
+    use = use & ~table.obs_names.isin(found.context)
     names, used = table.obs_names, table.obs_names[use]
     observed = observe(sdata, found.card, group_key=group_key, image_key=image_key, crops=False)
     sections = [_with_prediction(o, names[o.section.rows[o.rows]], found) for o in observed]
@@ -488,23 +496,28 @@ def _with_prediction(section: Observed, names: pd.Index, found: _Prediction) -> 
 
 def _trained(card: ModelCard, train: Sequence[SpatialData], **where: Any) -> set[tuple[str, str]]:
     """Patient and name of the sections that a network learned from."""
-    named = _sections_of(card, "sections") + _sections_of(card, "unlabelled")
-    if not named and not train:
+    if not train and not all("sections" in training for training in _trainings(card)):
         logger.warning(
             "The card does not say what the network was trained on; name that with train=, else calibration on the "
             "same sections would not be noticed."
         )
-    return _pairs(named) | _pairs(o.describe() for sdata in train for o in observe(sdata, card, crops=False, **where))
+    known = _pairs(o.describe() for sdata in train for o in observe(sdata, card, crops=False, **where))
+    for training in _trainings(card):
+        pairs = _pairs(section for role in ("sections", "unlabelled") for section in training.get(role, []))
+        same = training.get("group_key", where["group_key"]) == where["group_key"]
+        known |= pairs if same else {(_ANYBODY, name) for _, name in pairs}
+    return known
 
 
-def _sections_of(card: ModelCard, role: str) -> list[dict[str, Any]]:
-    """Sections in the training of a network, or of the members of an ensemble."""
-    trainings = card.training.get("ensemble", [card.training])
-    return [section for training in trainings for section in training.get(role, [])]
+def _trainings(card: ModelCard) -> list[dict[str, Any]]:
+    """How a network was trained, or each member of an ensemble."""
+    return card.training.get("ensemble", [{"model": card.model, **card.training}])
 
 
 def _refuse_trained(sections: Sequence[_Measured], trained: Iterable[tuple[str, str]]) -> None:
-    if known := sorted({pair for section in sections for pair in section.pairs.intersection(trained)}):
+    pairs = {pair for section in sections if len(section.spots) for pair in section.pairs}
+    trained = set(trained)
+    if known := sorted(pair for pair in pairs if pair in trained or (_ANYBODY, pair[1]) in trained):
         raise LeakageError(
             f"The network was trained on {known} (patient, section), where its errors are smaller than elsewhere: take "
             f"other sections. If these are others, give them names of their own in .obs[{Keys.SECTION!r}]."
@@ -521,9 +534,9 @@ def _refuse_twice(sections: Sequence[_Measured]) -> None:
 
 
 def _warn_of_validation(sections: Sequence[_Measured], card: ModelCard) -> None:
-    chose = _pairs(_sections_of(card, "validation"))
-    used = sorted({pair for section in sections for pair in section.pairs & chose})
-    if used and not get_spec(card.model).closed_form:
+    learned = [training for training in _trainings(card) if not get_spec(training.get("model", card.model)).closed_form]
+    chose = _pairs(section for training in learned for section in training.get("validation", []))
+    if used := sorted({pair for section in sections for pair in section.pairs & chose}):
         logger.warning(
             "%s (patient, section) chose the epoch of the network, so that its errors there may be a little smaller "
             "than elsewhere.",

@@ -15,7 +15,6 @@ from st_predict.get import prediction
 from st_predict.models import ModelCard
 from st_predict.pp import align_panel
 from st_predict.tl._baselines import PREDICTORS, Baselines, own_mean
-from st_predict.tl._context import is_context
 from st_predict.tl._observed import measured_table, observe
 from st_predict.tl._sections import as_list
 from st_predict.tl._split import refuse_same_sections
@@ -153,8 +152,9 @@ def _predicted(sdata: SpatialData, section: Observed, key: str) -> tuple[Observe
     spots = table.obs_names[section.section.rows[section.rows]]
     values = np.asarray(result[spots].X)
     there = np.isfinite(values).all(axis=1)
-    if (column := json.loads(result.uns[Keys.UNS][key].get("params", "{}")).get("context")) is not None:
-        there &= ~is_context(table[spots], column)
+    context = json.loads(result.uns[Keys.UNS][key].get("params", "{}")).get("context")
+    if context is not None:
+        there &= ~spots.isin(context["spots"])
     if not there.any():
         raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
     return replace(section, rows=section.rows[there], target=section.target[there]), values[there]

@@ -36,14 +36,26 @@ def check_needs(sections: Sequence[Section], card: ModelCard) -> None:
     Raises
     ------
     ValueError
-        If it reads the lattice of the assay and a section has none.
+        If it reads the lattice of the assay and a section has none, or a larger one than it knows.
     """
-    without = [section.region for section in sections if section.spots.grid is None]
-    if "grid" in get_spec(card.model).needs and without:
+    if "grid" not in get_spec(card.model).needs:
+        return
+    _check_lattice(sections, card)
+    if without := [section.region for section in sections if section.spots.grid is None]:
         raise ValueError(
             f"{card.model!r} reads the row and column of each spot on the lattice of the assay, of which nothing is known for "
             f"{without}: add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table, or predict a lattice "
             "of pp.make_grid."
+        )
+
+
+def _check_lattice(sections: Sequence[Section], card: ModelCard) -> None:
+    n_pos = card.hparams.get("n_pos")
+    last = {s.region: int(s.spots.grid.max()) for s in sections if s.spots.grid is not None}
+    if n_pos is not None and (wider := {region: place for region, place in last.items() if place >= n_pos}):
+        raise ValueError(
+            f"{card.model!r} knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
+            f"are {wider}. Train it with hparams={{'n_pos': {max(wider.values()) + 1}}} or more."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,10 @@ class Draws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A network, ready to predict."""
+    """A network, ready to predict; ``sha256`` is of its file."""
 
     name: str
+    sha256: str
     card: ModelCard
     encoder: Encoder | None
     inference: Inference
@@ -69,6 +71,7 @@ class Member:
         """Return what a reader of a result needs to know."""
         return {
             "checkpoint": self.name,
+            "sha256": self.sha256,
             "model": self.card.model,
             "hparams": self.card.hparams,
             "precision": self.inference.precision,
@@ -91,19 +94,31 @@ def open_members(
     Raises
     ------
     ValueError
-        If there is none, or predictions are to be drawn from one that has nothing random.
+        If there is none, one is there twice, or predictions are to be drawn from one that has nothing random.
     """
     names = [models] if isinstance(models, str | PathLike) else list(models)
     if not names:
         raise ValueError("model must name a checkpoint, or several; got none.")
-    members = []
-    for name in names:
-        network, card = load_checkpoint(find_weights(name), hparams=hparams)
+    members: list[Member] = []
+    for i, name in enumerate(names):
+        path = find_weights(name)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if same := [member.name for member in members if member.sha256 == digest]:
+            raise ValueError(
+                f"{fspath(name)!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
+            )
+        network, card = load_checkpoint(path, hparams=hparams)
         if draws is not None and type(network).sample is SpotModel.sample:
             network.dropout_layers()  # refuses one without
         spec = get_spec(card.model)
         inference = Inference(network, scope=spec.scope, symmetries=_symmetries(spec, symmetries), **how)
-        members.append(Member(name=fspath(name), card=card, encoder=encoder_of(card), inference=inference, draws=draws))
+        own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
+        members.append(
+            Member(
+                name=fspath(name), sha256=digest, card=card, encoder=encoder_of(card), inference=inference, draws=own
+            )
+        )
     return members
 
 
@@ -131,7 +146,7 @@ def joint_card(members: Sequence[Member]) -> ModelCard:
             )
     if not others:
         return first.card
-    return replace(first.card, training={"ensemble": [member.card.training for member in members]})
+    return replace(first.card, training={"ensemble": [{"model": m.card.model, **m.card.training} for m in members]})
 
 
 def predict_section(
@@ -178,7 +193,7 @@ def _predict(
         device=inference.device,
         precision=inference.precision,
     )
-    if inference.scope == "section":  # what is outside the image is no spot that others could see
+    if inference.scope == "section" and not inside.all():  # what is outside the image is no spot that others could see
         batches = (batch.take(torch.from_numpy(inside)[batch.index]) for batch in batches)
     if counts is not None:
         batches = _with_counts(batches, counts)

@@ -76,7 +76,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Draw so many predictions of each spot at random, and write their mean and standard deviation. A generative model
         draws from what it has learned; any other is applied with its dropout left on :cite:p:`Gal2016`.
     seed
-        Of what is drawn.
+        Of what is drawn. What is dropped also depends on ``batch_size``, and anything that is drawn on the order of the spots in
+        the table.
     context
         Column of ``.obs`` that is true for spots whose counts may be read to predict the others, by a network that can
         (:attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots out.
@@ -163,12 +164,12 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         regions={s.region for s in sections},
         derived=[Keys.std(key)] if spreads else [],
     )
-    known = read_context(sdata, context, card, table_key=table_key)
+    known = read_context(sdata, context, [member.card for member in members], table_key=table_key)
     shape = sum(len(s.rows) for s in sections), len(card.genes)
     values, std = (np.full(shape, np.nan, dtype=np.float32) if needed else None for needed in (True, spreads))
     assert values is not None
     for section in sections:
-        mean, spread = predict_section(members, section, counts=None if known is None else known[section.rows])
+        mean, spread = predict_section(members, section, counts=None if known is None else known.counts[section.rows])
         values[section.rows] = mean
         if std is not None:
             std[section.rows] = spread
@@ -184,6 +185,6 @@ def predict(  # noqa: PLR0913  # every one is a keyword
             "sections": [s.describe() for s in sections],
             "device": str(members[0].inference.device),
             "members": [member.describe() for member in members],
-            "context": context,
+            "context": None if known is None else known.describe(),
         },
     )

@@ -146,6 +146,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     spec = get_spec(model)
     setting = get_preset(spec, preset)
     config = configure(setting, config)
+    if config.regions and spec.scope == "spot":
+        raise ValueError(f"regions={config.regions} is for networks that see sections; {model!r} sees single spots.")
     pick_precision(config.precision, pick_device(config.device))
     training, held_out = split_patients(as_list(sdatas), validation, group_key=group_key, allow_shared=allow_shared)
     hparams = pinned(spec, _plain({**spec.hparams, **setting.hparams, **(hparams or {})}))
@@ -188,6 +190,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     training_of_card = {
         **sections_of_card,
         "shared_patients": sorted(_patients(observed) & _patients(val_observed)),
+        "group_key": group_key,
         "preset": preset,
         "config": asdict(config),
         "best": _best_row(history, config) if held_out else history[-1],
