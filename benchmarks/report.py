@@ -1,6 +1,6 @@
 """Put measured figures into docs/performance.md.
 
-    python benchmarks/report.py crops.json forward.json end_to_end.json
+    python benchmarks/report.py crops.json forward.json end_to_end.json sections.json
 
 Each file is what the benchmark of that name wrote with ``--out``; it is kept in ``benchmarks/results``, and its tables go
 between the marks of that name in the page.
@@ -43,6 +43,9 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     "end_to_end": {
         "main": {"spots/s": "spots/s", "spread": "spread", "ratio": "ratio", "peak MiB": "peak, MiB"},
         "large": {"spots": "spots", "ms/spot": "ms a spot", "peak MiB": "peak, MiB"},
+    },
+    "sections": {
+        "sections": {"ms a spot": "ms a spot", "ratio": "ratio", "data MiB": "data, MiB", "peak MiB": "peak, MiB"},
     },
     "gpu": {
         "forward": {

@@ -355,8 +355,6 @@ def test_samples():
     seen = net.look(batch)
     told = flow(lambda x, t: net.denoise(x, torch.tensor([t]), seen), x0, steps=5)
     torch.testing.assert_close(told, second)
-    certain = make_net(prior="zero")
-    assert torch.equal(certain.sample(batch, seed=0), certain.sample(batch, seed=1))
 
 
 # The prior.
@@ -487,10 +485,10 @@ def test_hyper_parameters_that_do_not_fit(hparams, message):
         STFlow(N_GENES, **TINY | hparams)
 
 
-def test_an_encoder_that_does_not_say_how_many_features_it_has(monkeypatch):
-    monkeypatch.setattr(stflow, "get_encoder", lambda name: replace(get_encoder("uni"), n_features=None))
-    with pytest.raises(ValueError, match="not known how many features 'mine' has; give n_features"):
-        STFlow(N_GENES, encoder="mine")
+def test_an_encoder_that_does_not_say_how_many_features_it_has():
+    assert STFlow(N_GENES, encoder="resnet50.a1_in1k", n_features=2048).image.in_features == 2048
+    with pytest.raises(ValueError, match="not known how many features 'resnet50.a1_in1k' has; give n_features"):
+        STFlow(N_GENES, encoder="resnet50.a1_in1k")
 
 
 @pytest.mark.parametrize(
@@ -506,11 +504,21 @@ def test_batch_that_does_not_fit(change, message):
         make_net()(replace(make_batch(), **change))
 
 
+@torch.no_grad()
+def test_without_a_prior_dropout_is_what_differs_between_samples():
+    net, batch = make_net(prior="zero", drop=0.2), make_batch()
+    first, second = (net.sample(batch, seed=seed) for seed in (0, 1))
+    assert bool((first != second).any())
+    assert torch.equal(first, net.sample(batch, seed=0))
+    with pytest.raises(ValueError, match="has no dropout"):
+        make_net(prior="zero", drop=0.0).sample(batch, seed=0)
+
+
 def test_spec():
     assert STFlowConfig(**SPEC.hparams) == STFlowConfig()
     assert SPEC.hparams["encoder"] == "rgb"
     original = {**SPEC.hparams, **SPEC.original.hparams}
-    assert STFlowConfig(**original).length == 1024
+    assert STFlow(2, **original).image.in_features == 1024
     assert SPEC.crop_for(original).mpp == 0.5
     assert SPEC.original.target == TargetSpec(transform="log1p")
     config = TrainConfig(**SPEC.original.training)

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import get_encoder
+from st_predict.models._encoders import count_features, crop_of, pixels_of
 from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
 from st_predict.specs import TargetSpec
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from st_predict.crops import Batch
-    from st_predict.specs import CropSpec, PixelSpec
 
 __all__ = ["SPEC", "STFlow", "STFlowConfig", "convert"]
 
@@ -124,14 +123,6 @@ class STFlowConfig:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
 
-    @property
-    def length(self) -> int:
-        """Of an embedding."""
-        found = self.n_features or get_encoder(self.encoder).n_features
-        if found is None:
-            raise ValueError(f"It is not known how many features {self.encoder!r} has; give n_features.")
-        return found
-
 
 class STFlow(SpotModel):
     """The network of STFlow, always in float32.
@@ -153,13 +144,13 @@ class STFlow(SpotModel):
         super().__init__()
         self.config = c = STFlowConfig(**hparams)
         self.n_genes = n_genes
-        self.image = nn.Linear(c.length, c.dim)
+        self.image = nn.Linear(count_features(c.encoder, c.n_features), c.dim)
         self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
         self.blocks: Any = nn.ModuleList(Block(c, n_genes) for _ in range(c.depth))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the prediction of seed 0, ``(n_spots, n_genes)``."""
-        return self.sample(batch, seed=0)
+        return self._from_prior(batch, seed=0)
 
     def sample(self, batch: Batch, *, seed: int) -> Tensor:
         """Draw a prediction at random, ``(n_spots, n_genes)``; what is drawn for a spot depends on its row in the table alone.
@@ -167,8 +158,14 @@ class STFlow(SpotModel):
         Raises
         ------
         ValueError
-            If the batch has no features or not so many, or does not say where spots are.
+            If the batch has no features or not so many, or does not say where spots are; or if nothing is random, as the prior is
+            zero and there is no dropout.
         """
+        if self.config.prior == "zero":
+            return super().sample(batch, seed=seed)
+        return self._from_prior(batch, seed=seed)
+
+    def _from_prior(self, batch: Batch, *, seed: int) -> Tensor:
         x_NG = draw(self.config, batch.index, self.n_genes, seed=seed)
         with full_precision(x_NG):
             seen = self.look(batch)
@@ -420,16 +417,6 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
     return renamed(state, names, model="STFlow")
-
-
-def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
-    """Crops that the encoder sees."""
-    return get_encoder(encoder).crop
-
-
-def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
-    """Pixel values that the encoder sees."""
-    return get_encoder(encoder).pixels
 
 
 SPEC = ModelSpec(
