@@ -64,3 +64,13 @@ def test_of_several_shapes_the_grid_wins(sdata):
 def test_no_shapes_at_all_points_to_make_grid():
     with pytest.raises(ValueError, match=r"pp\.make_grid"):
         find_shapes(SpatialData(), None)
+
+
+def test_cells_are_no_spots(sdata):
+    shapes = sdata.shapes["spots"]
+    cells = {"cells_istar": _table(**{Keys.UNS: {"cells_istar": {"version": "1"}}})}
+    both = SpatialData(shapes={"cells_istar_grid": shapes.copy(), "spots": shapes}, tables=cells)
+    assert find_shapes(both, None) == "spots"
+    with pytest.raises(ValueError, match="There are no spots"):
+        find_shapes(SpatialData(shapes={"cells_istar_grid": shapes.copy()}, tables=cells), None)
+    assert find_shapes(both, "cells_istar_grid") == "cells_istar_grid"

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import erf, expit, softmax
 
 from st_predict.crops import Batch
-from st_predict.models import get_encoder, stflow
+from st_predict.models import stflow
 from st_predict.models.stflow import SPEC, STFlow, STFlowConfig, convert, draw, flow, frames
 from st_predict.specs import TargetSpec
 from st_predict.tl import TrainConfig
@@ -487,7 +487,7 @@ def test_hyper_parameters_that_do_not_fit(hparams, message):
 
 def test_an_encoder_that_does_not_say_how_many_features_it_has():
     assert STFlow(N_GENES, encoder="resnet50.a1_in1k", n_features=2048).image.in_features == 2048
-    with pytest.raises(ValueError, match="not known how many features 'resnet50.a1_in1k' has; give n_features"):
+    with pytest.raises(ValueError, match=r"not known how many features 'resnet50\.a1_in1k' has; give n_features"):
         STFlow(N_GENES, encoder="resnet50.a1_in1k")
 
 

@@ -127,6 +127,13 @@ def test_they_are_read_with_the_prediction(measured: SpatialData, make: Callable
     assert (STD in measured.tables["table"].obsm) == (n_genes == 4)
 
 
+def test_what_the_user_deletes_is_gone_and_no_trouble(measured: SpatialData, make: Callable[..., Path]) -> None:
+    stp.tl.predict(measured, make(), n_samples=2, **HOW)
+    del measured.tables["table"].obsm[STD]
+    assert "std" not in stp.get.prediction(measured, KEY).layers
+    stp.tl.predict(measured, make(), **HOW)
+
+
 def test_a_spot_outside_the_image_has_none(measured: SpatialData, make: Callable[..., Path]) -> None:
     measured.shapes["spots"].geometry = measured.shapes["spots"].geometry.translate(-20)  # two columns are left of it
     stp.tl.predict(measured, make(), n_samples=2, **HOW)
