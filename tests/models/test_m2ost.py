@@ -21,11 +21,11 @@ from st_predict.models.m2ost import (
     M2OST,
     SPEC,
     Attention,
+    DropKeys,
     M2OSTConfig,
     attend,
     convert,
     digest,
-    drop_keys,
     join_heads,
 )
 from st_predict.specs import LevelSpec
@@ -460,10 +460,20 @@ def test_drop_attention_drops_columns_and_brings_rows_back_to_one():
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
 def test_never_drops_all_keys(rate):
-    keep = drop_keys(torch.zeros(200, 4, 50, 8), rate)
+    keep = DropKeys(rate)(torch.zeros(200, 4, 50, 8))
     assert keep.shape == (200, 4, 1, 50)
     assert keep.any(-1).all()
     assert keep.float().mean().item() == pytest.approx(max(1 - rate, 1 / 50), abs=0.02)
+
+
+@torch.no_grad()
+def test_samples_are_drawn_with_drop_attention():
+    net = make_net(attn_drop=0.3).eval()
+    batch = make_batch()
+    first, again, other = (net.sample(batch, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert bool((first != other).any(1).all())
+    assert bool((first != net(batch)).any(1).all())
 
 
 @pytest.fixture

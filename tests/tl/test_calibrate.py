@@ -388,6 +388,15 @@ def test_unknown_training_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "card does not say what the network was trained on" in caplog.text
 
 
+def test_so_they_are_if_a_later_member_of_an_ensemble_had_an_epoch_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    chose = {**TRAINED, "validation": [{"section": "S1", "patients": ["P1"]}]}
+    sdata = off_by(mixed(12))
+    ensemble = [{"model": "ridge", **TRAINED}, {"model": "m2ost", **chose}]
+    predict(sdata, 1000, card_of(["g0", "g1"], model="ridge", training={"ensemble": ensemble}))
+    stp.tl.calibrate(sdata)
+    assert "[('P1', 'S1')] (patient, section) chose the epoch" in caplog.text
+
+
 @pytest.mark.parametrize(("model", "said"), [("m2ost", True), ("ridge", False)])
 def test_sections_that_chose_the_epoch_are_named(caplog: pytest.LogCaptureFixture, model: str, *, said: bool) -> None:
     sdata = off_by(mixed(12))

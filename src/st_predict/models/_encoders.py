@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from st_predict.models._base import SpotModel
-from st_predict.models._layers import IMAGENET
+from st_predict.models._layers import IMAGENET, required
 from st_predict.models._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.models._timm import create_backbone, import_timm
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
@@ -496,6 +496,22 @@ def crop_of(*, encoder: str = "rgb", **_: Any) -> CropSpec:
 def pixels_of(*, encoder: str = "rgb", **_: Any) -> PixelSpec:
     """Pixel values that this encoder sees; ``pixels_of`` of the ``SPEC``."""
     return get_encoder(encoder).pixels
+
+
+def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:
+    """Return the features of a batch, ``(n_spots, n_features)`` float32.
+
+    Raises
+    ------
+    ValueError
+        If the batch has none, or not so many.
+    """
+    features_ND = required(batch, "features")
+    if features_ND.shape[1:] != (n_features,):
+        raise ValueError(
+            f"The network reads {n_features} features of {encoder!r}, the batch has {tuple(features_ND.shape[1:])}."
+        )
+    return features_ND.float()
 
 
 def count_features(encoder: str, n_features: int | None) -> int:

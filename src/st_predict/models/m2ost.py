@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from st_predict.models._base import ModelSpec, SpotModel
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches
@@ -352,7 +353,8 @@ class Attention(nn.Module):
 
     def __init__(self, c: M2OSTConfig, n_levels: int) -> None:
         super().__init__()
-        self.head_dim, self.attn_drop = c.head_dim, c.attn_drop
+        self.head_dim = c.head_dim
+        self.drop_keys = DropKeys(c.attn_drop)
         dim, inner = n_levels * c.dim, n_levels * c.heads * c.head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.out = nn.Linear(inner, dim)
@@ -360,8 +362,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         q_BHNE, k_BHNE, v_BHNE = split_heads(self.qkv(x_BND), self.head_dim)
-        keep_BH1N = drop_keys(k_BHNE, self.attn_drop) if self.training and self.attn_drop else None
-        return self.drop(self.out(join_heads(attend(q_BHNE, k_BHNE, v_BHNE, keep_BH1N))))
+        return self.drop(self.out(join_heads(attend(q_BHNE, k_BHNE, v_BHNE, self.drop_keys(k_BHNE)))))
 
 
 class CrossAttention(nn.Module):
@@ -415,10 +416,14 @@ def join_heads(x_BHNE: Tensor) -> Tensor:
     return x_BHNE.transpose(1, 2).flatten(2)
 
 
-def drop_keys(k_BHNE: Tensor, rate: float) -> Tensor:
-    """Draw which keys stay, for each head of each spot; at least one does."""
-    u_BH1N = torch.rand(k_BHNE.shape[:-1], device=k_BHNE.device).unsqueeze(2)
-    return (u_BH1N >= rate) | (u_BH1N == u_BH1N.amax(-1, keepdim=True))
+class DropKeys(_DropoutNd):
+    """Draws which keys stay, for each head of each spot; at least one does. ``None`` where all do."""
+
+    def forward(self, k_BHNE: Tensor) -> Tensor | None:
+        if not (self.training and self.p):
+            return None
+        u_BH1N = torch.rand(k_BHNE.shape[:-1], device=k_BHNE.device).unsqueeze(2)
+        return (u_BH1N >= self.p) | (u_BH1N == u_BH1N.amax(-1, keepdim=True))
 
 
 def attend(

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import count_features, crop_of, pixels_of
+from st_predict.models._encoders import count_features, crop_of, pixels_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
 from st_predict.specs import TargetSpec
@@ -191,17 +191,12 @@ class STFlow(SpotModel):
 
     def look(self, batch: Batch) -> Seen:
         """Compute what does not depend on expression, once for all steps."""
-        features_ND = required(batch, "features")
-        if features_ND.shape[1:] != (self.image.in_features,):
-            raise ValueError(
-                f"The network reads {self.image.in_features} features of {self.config.encoder!r}, the batch has "
-                f"{tuple(features_ND.shape[1:])}."
-            )
+        features_ND = read_features(batch, self.image.in_features, self.config.encoder)
         xy_N2 = required(batch, "xy_um").float() / _UM
         near_NK, there_NK = nearest_spots(xy_N2, self.config.neighbours, batch.section)
         framed_NKF3 = frames(xy_N2[near_NK] - xy_N2[:, None], there_NK)
         edges = [in_blocks(block.attention.describe, framed_NKF3) for block in self.blocks]
-        return Seen(self.image(features_ND.float()), near_NK, there_NK, edges)
+        return Seen(self.image(features_ND), near_NK, there_NK, edges)
 
     def denoise(self, x_NG: Tensor, t: Tensor, seen: Seen) -> Tensor:
         """Tell expression from a mixture, in which its share is ``t``: one, or one a spot."""

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import count_features, crop_of, pixels_of
+from st_predict.models._encoders import count_features, crop_of, pixels_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
 from st_predict.specs import TargetSpec
 
@@ -179,12 +179,8 @@ class STPath(SpotModel):
 
     def predict(self, batch: Batch, expression_ND: Tensor) -> Tensor:
         """Predict from images and embedded expression."""
-        features_ND, xy_N2 = required(batch, "features"), required(batch, "xy_um").float()
-        if features_ND.shape[1:] != (self.image.in_features,):
-            raise ValueError(
-                f"The network reads {self.image.in_features} features of {self.config.encoder!r}, the batch has "
-                f"{tuple(features_ND.shape[1:])}."
-            )
+        features_ND = read_features(batch, self.image.in_features, self.config.encoder)
+        xy_N2 = required(batch, "xy_um").float()
         organ_D = self.organ.weight[number(self.config.organ, ORGANS, _NO_ORGANS)]
         technology_D = self.technology.weight[number(self.config.technology, TECHNOLOGIES, _NO_TECHNOLOGIES)]
         x_ND = self.image(features_ND) + (organ_D + technology_D + expression_ND)

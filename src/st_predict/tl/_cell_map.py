@@ -13,8 +13,6 @@ Shapes: R C rows and columns of cells, P Q those of tiles, D channels of a token
 
 from __future__ import annotations
 
-import errno
-import shutil
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -23,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.ndimage import uniform_filter1d
+
+from st_predict.tl._disk import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -84,7 +84,7 @@ def describe_section(
     """
     n_channels = network.narrow.in_features + _COLOURS
     with tempfile.TemporaryDirectory(prefix="st_predict-cells-") as folder:
-        _check_space(folder, 4 * n_channels * grid.shape[0] * grid.shape[1])
+        check_space("cells of the section", folder, 4 * n_channels * grid.shape[0] * grid.shape[1])
         sum_RCD = np.lib.format.open_memmap(
             Path(folder) / "sum.npy", mode="w+", dtype=np.float32, shape=(*grid.shape, n_channels)
         )
@@ -100,17 +100,6 @@ def describe_section(
             described = _band(sum_RCD, around, grid, int(band), windows=spec.windows)
             yield places, described[rows[places] - band * grid.n, columns[places]]
         del sum_RCD
-
-
-def _check_space(folder: str, needed: int) -> None:
-    """Refuse what would not fit: a full disk kills whoever writes to a memory map."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"The cells of the section need {needed / 1e9:.1f} GB on disk for a while, {folder!r} has {free / 1e9:.1f} GB free; set TMPDIR "
-            "to a folder with space",
-        )
 
 
 def _add(sum_RCD: NDArray[np.float32], grid: CellGrid, shift: tuple[int, int], tiles: Tiles) -> NDArray[np.float32]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ import torch
 
 from st_predict.crops import Batch, iter_batches
 from st_predict.specs import PixelSpec
+from st_predict.tl._disk import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +121,7 @@ class CropStore:
         """Cut the crops of every spot that has a target, into files in ``folder``, which is made."""
         folder.mkdir()
         lengths = [len(s.rows) for s in sections]
-        _check_space(folder.parent, sum(lengths) * sum(3 * level.size**2 for level in crop.levels))
+        check_space("crops", folder.parent, sum(lengths) * sum(3 * level.size**2 for level in crop.levels))
         shapes = [(sum(lengths), 3, level.size, level.size) for level in crop.levels]
         crops = tuple(
             np.lib.format.open_memmap(folder / f"level{i}.npy", mode="w+", dtype=np.uint8, shape=shape)
@@ -153,15 +152,6 @@ def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -
     """Places of the spots that have a target; ``None`` where those of a section are not known."""
     known = [place[section.rows] for section, place in zip(sections, places, strict=True) if place is not None]
     return np.concatenate(known) if len(known) == len(sections) else None
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """Refuse what would not fit: a full disk kills whoever writes to a memory map."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC, f"The crops need {needed / 1e9:.1f} GB, {str(folder)!r} has {free / 1e9:.1f} GB free"
-        )
 
 
 def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
