@@ -30,12 +30,12 @@ SIDE, CHUNK = 100_000, 512
 N_WRITTEN, N_GENES = 5_000, 250
 STAGES = {
     "opening the slide": ("io_zarr.py", "read_zarr"),
-    "loading the network": ("_checkpoint.py", "load_checkpoint"),
-    "finding spots and mpp": ("_sections.py", "open_sections"),
+    "loading the network": ("_file.py", "load"),
+    "finding spots and mpp": ("_section.py", "open_slide"),
     "planning crops": ("_cutters.py", "__init__"),
     "waiting for crops": ("_cutters.py", "finish"),
     "network": ("_inference.py", "__call__"),
-    "writing": ("_write.py", "write_prediction"),
+    "writing": ("_results.py", "write_prediction"),
 }
 
 
@@ -164,7 +164,7 @@ def predict(args: argparse.Namespace) -> None:
     sdata = spatialdata.read_zarr(section_path(args))
     opened = time.perf_counter() - STARTED
     loading = time.perf_counter()
-    stp.models.load_checkpoint(stp.models.find_weights("m2ost"))
+    stp.checkpoints.load(stp.checkpoints.find_weights("m2ost"))
     loaded = time.perf_counter() - loading
     start = time.perf_counter()
     stp.tl.predict(sdata, "m2ost", mpp="spots")
@@ -196,13 +196,14 @@ def bare(args: argparse.Namespace) -> None:
     import spatialdata
     import torch
 
+    from st_predict import checkpoints
+    from st_predict._runtime import Inference
+    from st_predict._sections import open_slide
     from st_predict.crops import iter_batches
-    from st_predict.models import Inference, find_weights, load_checkpoint
-    from st_predict.tl._sections import open_sections
 
     sdata = spatialdata.read_zarr(section_path(args))
-    network, card = load_checkpoint(find_weights("m2ost"))
-    _, (section,) = open_sections(sdata, mpp="spots", need_mpp=True)
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
+    (section,) = open_slide(sdata, mpp="spots", need_mpp=True).sections
     batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=64))
     inference = Inference(network, device=torch.device("cpu"))
     start = time.perf_counter()
@@ -220,13 +221,13 @@ def published(args: argparse.Namespace) -> None:
     from _published import PublishedM2OST
     from PIL import Image
 
-    from st_predict.models import find_weights, load_checkpoint
-    from st_predict.tl._sections import open_sections
+    from st_predict import checkpoints
+    from st_predict._sections import open_slide
 
     sdata = spatialdata.read_zarr(section_path(args))
-    network, card = load_checkpoint(find_weights("m2ost"))
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
     plain = PublishedM2OST(network).eval()
-    _, (section,) = open_sections(sdata, mpp="spots", need_mpp=True)
+    (section,) = open_slide(sdata, mpp="spots", need_mpp=True).sections
     height, width = section.reader.level_shapes[0]
     image = Image.fromarray(np.ascontiguousarray(section.reader.read(0, 0, width, height, level=0)))
     centres = section.spots.xy.tolist()
@@ -257,8 +258,10 @@ def write_table(args: argparse.Namespace) -> None:
     import spatialdata
 
     import st_predict as stp
-    from st_predict.models import ModelCard, get_spec
-    from st_predict.tl._write import write_prediction
+    from st_predict._record import Record
+    from st_predict._results import Slot
+    from st_predict.models import get_spec
+    from st_predict.specs import ModelCard
 
     spec = get_spec("m2ost")
     genes = tuple(f"g{i}" for i in range(N_GENES))
@@ -266,7 +269,8 @@ def write_table(args: argparse.Namespace) -> None:
     values = np.random.default_rng(0).normal(size=(N_WRITTEN, N_GENES)).astype(np.float32)
     card = ModelCard(model="m2ost", genes=genes, crop=spec.crop)
     start = time.perf_counter()
-    write_prediction(sdata, values, card, key="pred", table_key="table", section=None, provenance={})
+    slot = Slot(sdata=sdata, key="pred", table_key="table", regions=(), xy=np.empty((0, 2)))
+    slot.write_prediction(values, Record(card=card))
     seconds = time.perf_counter() - start
     assert stp.get.prediction(sdata, "pred").shape == values.shape
     report(seconds=seconds)
@@ -312,8 +316,10 @@ def predict_large(folder: Path, n_spots: int) -> None:
     from shapely import points
 
     import st_predict as stp
+    from st_predict import checkpoints
     from st_predict.io._multiscale import image_of_levels
-    from st_predict.models import ModelCard, build_model, get_spec, save_checkpoint
+    from st_predict.models import get_spec
+    from st_predict.specs import ModelCard
 
     spec = get_spec("m2ost")
     hparams = {**spec.tiny, "size": 224, "patch": 56}
@@ -328,7 +334,7 @@ def predict_large(folder: Path, n_spots: int) -> None:
     )
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "tiny.safetensors"
-        save_checkpoint(path, build_model(card), card)
+        checkpoints.save(path, checkpoints.build(card), card)
         start = time.perf_counter()
         stp.tl.predict(sdata, path, key_added="tiny")
         seconds = time.perf_counter() - start

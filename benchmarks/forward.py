@@ -23,10 +23,10 @@ from _measure import Goal
 from _published import PublishedM2OST
 from torch.nn import functional as F
 
+from st_predict import checkpoints
+from st_predict._runtime import Inference, pick_precision
 from st_predict.crops import Batch
-from st_predict.models import find_weights, load_checkpoint, m2ost
-from st_predict.models._device import pick_precision
-from st_predict.models._inference import Inference
+from st_predict.models import m2ost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,7 @@ def forward(variant: str, batch: Batch, *, quick: bool) -> None:
 
 
 def runner(variant: str) -> Callable[[Batch], Tensor]:
-    network, _ = load_checkpoint(find_weights("m2ost"))
+    network, _ = checkpoints.load(checkpoints.find_weights("m2ost"))
     if variant == "published":
         return published_way(network)
     inference = Inference(network, device=CPU, precision=variant.partition(",")[0])
@@ -195,7 +195,7 @@ def agree(batch: Batch) -> None:
 
 def train(variant: str, batch: Batch, *, quick: bool) -> None:
     """Take a few steps; the first is not counted."""
-    network, card = load_checkpoint(find_weights("m2ost"))
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
     n = 2 if quick else PUBLISHED_BATCH
     batch = Batch(crops=tuple(crop[:n] for crop in batch.crops), index=batch.index[:n])
     target = torch.zeros(n, len(card.genes))

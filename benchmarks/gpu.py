@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from st_predict._runtime import Inference, pick_device
 from st_predict.crops import Batch, iter_batches, plan_crops
-from st_predict.models import Inference, get_spec, list_models
-from st_predict.models._device import pick_device
+from st_predict.models import get_spec, list_models
 from st_predict.models.m2ost import M2OST, SPEC
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 import st_predict as stp
-from st_predict.models import load_checkpoint, save_checkpoint
+from st_predict import checkpoints
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -85,8 +85,8 @@ def train(sections: dict[str, SpatialData], args: argparse.Namespace) -> None:
 
 def report(sections: dict[str, SpatialData], out: Path) -> None:
     """Score and draw the weights as they are released."""
-    network, card = load_checkpoint(out / "m2ost.safetensors")
-    save_checkpoint(out / FILE, network, card, dtype=torch.float16)
+    network, card = checkpoints.load(out / "m2ost.safetensors")
+    checkpoints.save(out / FILE, network, card, dtype=torch.float16)
     held_out = [sections[name] for name in (SAME_PATIENT, OTHER_PATIENT)]
     for name, sdata in zip((SAME_PATIENT, OTHER_PATIENT), held_out, strict=True):
         stp.tl.predict(sdata, out / FILE)
@@ -102,11 +102,11 @@ def report(sections: dict[str, SpatialData], out: Path) -> None:
 
 def release(out: Path) -> None:
     """Add the scores to the card, and the file and its hash to the package."""
-    network, card = load_checkpoint(out / "m2ost.safetensors")
+    network, card = checkpoints.load(out / "m2ost.safetensors")
     scores = pd.read_csv(out / "summary.csv").query("predictor == 'pred_m2ost'").drop(columns="predictor")
     card = replace(card, training={**card.training, "scores": scores.round(4).to_dict("records")})
     folder = ROOT / "src" / "st_predict" / "models" / "weights"
-    save_checkpoint(folder / FILE, network, card, dtype=torch.float16)
+    checkpoints.save(folder / FILE, network, card, dtype=torch.float16)
     content = (folder / FILE).read_bytes()
     index = json.loads((folder / "index.json").read_text())
     others = [entry for entry in index["weights"] if entry["file"] != FILE]

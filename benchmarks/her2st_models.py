@@ -35,7 +35,7 @@ PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results"
 BASELINES = {
     "section_mean": "mean of the section itself",
     "global_mean": "mean of the training sections",
-    "ridge_colour": "ridge on colours of the crop",
+    "ridge": "ridge on the encoder `rgb`",
 }
 
 
@@ -80,7 +80,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         out=args.out / name,
         validation=[sections[SAME_PATIENT]],
         allow_shared=[SAME_PATIENT[0]],
-        mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.inputs),
+        mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.reads(spec.hparams).kind),
         config={"epochs": epochs, "batch_size": args.batch_size, "progress": False},
     )
     minutes = (time.perf_counter() - start) / 60

@@ -3,7 +3,7 @@
     python benchmarks/sections.py --out sections.json
 
 Each variant is a network of published size with random weights and 250 genes in a fresh process, on spots of a lattice that is a
-little disturbed, with random crops or features; prediction in float32 by :class:`st_predict.models.Inference`. The peak is that
+little disturbed, with random crops or features; prediction in float32 by the package's own runner. The peak is that
 of the whole process. The ratio is that of the time a spot against the smallest section of the same network: 1 is linear.
 """
 
@@ -61,7 +61,8 @@ def measure(model: str, sizes: list[int], *, quick: bool) -> list[dict[str, Any]
 def run_variant(model: str, n_spots: int, *, quick: bool) -> None:
     import torch
 
-    from st_predict.models import Inference, get_spec
+    from st_predict._runtime import Inference
+    from st_predict.models import get_spec
 
     spec = get_spec(model)
     hparams = dict(spec.tiny) if quick else {**spec.hparams, **HPARAMS.get(model, {})}
@@ -83,13 +84,13 @@ def make_batch(spec: ModelSpec, hparams: dict[str, Any], n: int) -> Batch:
     import torch
 
     from st_predict.crops import Batch
-    from st_predict.models import get_encoder
+    from st_predict.encoders import get_encoder
 
     generator = torch.Generator().manual_seed(0)
     side = int(n**0.5) + 1
     grid = torch.stack([torch.arange(n) // side, torch.arange(n) % side], dim=1)
     features, crops = None, ()
-    if spec.inputs == "features":
+    if spec.reads(spec.hparams).kind == "features":
         features = torch.randn(n, get_encoder(hparams["encoder"]).n_features, generator=generator)
     else:
         shapes = [(n, 3, level.size, level.size) for level in spec.crop_for(hparams).levels]

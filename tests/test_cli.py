@@ -101,7 +101,7 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     result = run("train", *sections, *options, "--hold-out", "P2", "--schedule", "cosine", "--lr", 0.002)
     assert result.exit_code == 0, result.output
     assert f"Wrote {tmp_path / 'out' / 'm2ost.safetensors'}" in result.output.replace("\n", " ")
-    _, card = stp.models.load_checkpoint(tmp_path / "out" / "m2ost.safetensors")
+    _, card = stp.checkpoints.load(tmp_path / "out" / "m2ost.safetensors")
     assert list(card.genes) == (folder / "panel.txt").read_text().split()
     assert [s["section"] for s in card.training["validation"]] == ["P2S1"]
     assert calls["config"] == {"epochs": 1, "lr": 0.002, "schedule": "cosine", "device": "cpu"}
@@ -144,7 +144,7 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
     result = run("evaluate", tmp_path / "out.zarr", "--out", scores, "--train", folder / "P1S1.zarr")
     assert result.exit_code == 0, result.output
     table = pd.read_csv(scores)
-    assert table["predictor"].tolist() == ["pred_m2ost", "section_mean", "global_mean", "ridge_colour"]
+    assert table["predictor"].tolist() == ["pred_m2ost", "section_mean", "global_mean", "ridge"]
     direct = stp.tl.evaluate(written, key="pred_m2ost").summary
     assert table["spot_rmse"][0] == pytest.approx(direct["spot_rmse"][0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5ad", "out.zarr", "scores.csv"]
@@ -152,12 +152,12 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
 
 def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path, tmp_path: Path) -> None:
     section = folder / "P2S1.zarr"
-    network, card = stp.models.load_checkpoint(model)
+    network, card = stp.checkpoints.load(model)
     other, dropping = tmp_path / "other.safetensors", tmp_path / "dropping.safetensors"
-    changed = stp.models.build_model(replace(card, hparams={**TINY, "drop": 0.3}))
-    stp.models.save_checkpoint(other, changed, card)  # other weights
+    changed = stp.checkpoints.build(replace(card, hparams={**TINY, "drop": 0.3}))
+    stp.checkpoints.save(other, changed, card)  # other weights
     changed.load_state_dict(network.state_dict())
-    stp.models.save_checkpoint(dropping, changed, replace(card, hparams={**TINY, "drop": 0.3}))
+    stp.checkpoints.save(dropping, changed, replace(card, hparams={**TINY, "drop": 0.3}))
     options = ["--key", "pred", "--device", "cpu"]
 
     def std(name: str, *arguments: object) -> np.ndarray:
@@ -290,11 +290,11 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
         assert spec.citation in described
         assert " ".join(counted).endswith(spec.license.partition(" (")[0])
         assert (counted[1] == "-") == spec.closed_form
-        assert (counted[2] == "-") == (spec.closed_form or spec.inputs != "crops")
+        assert (counted[2] == "-") == (spec.closed_form or spec.reads(spec.hparams).kind != "crops")
         assert counted[2] == "-" or float(counted[1]) > float(counted[2]) / 10 > 0
     assert "\nm2ost 7.04 4.22 896 px 224 at 1, 224 at 2, 224 at 4 MIT\n" in text
     released = {line[0] for line in lines if "@" in line[0]}
-    assert released == {f"{weights.name}@{weights.version}" for weights in stp.models.list_weights()}
+    assert released == {f"{weights.name}@{weights.version}" for weights in stp.checkpoints.list_weights()}
     assert max(map(len, result.output.splitlines())) <= 100
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from st_predict._download import cache_dir, download
+from st_predict._files import cache_dir, download
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

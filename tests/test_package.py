@@ -113,3 +113,12 @@ def test_one_version() -> None:
     assert citation is not None
     assert newest is not None
     assert citation[1] == newest[1] == version
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    groups += project["dependency-groups"].values()
+    required = [entry for group in groups for entry in group if isinstance(entry, str)]
+    assert len(required) > 30
+    assert [entry for entry in required if ">=" not in entry] == []

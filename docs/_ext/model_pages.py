@@ -63,7 +63,7 @@ def _page(spec: ModelSpec, row: pd.Series) -> str:
 - Pixels of the finest level: {mpp}; outside the image: grey value {spec.crop.pad_value}.
 - Pixel values: `(x / 255 - mean) / std` with mean {spec.pixels.mean} and std {spec.pixels.std}.
 - Output: `{spec.target.units}`.
-- Reads {spec.inputs}, of {spots} at a time{symmetries}.
+- Reads {spec.reads(spec.hparams).kind}, of {spots} at a time{symmetries}.
 - Hyper-parameters: {_values(spec.hparams) or "none"}.
 - `preset="original"`: {_differences(spec.original) or 'the same as `"paper"`'}. {spec.original.notes}
 - Licence of the published code: {spec.license}.

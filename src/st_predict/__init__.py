@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("st-predict")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+from st_predict._version import __version__ as __version__
 
-__all__ = ["crops", "datasets", "get", "io", "metrics", "models", "pl", "pp", "specs", "tl"]
+__all__ = ["checkpoints", "crops", "datasets", "encoders", "get", "io", "metrics", "models", "pl", "pp", "specs", "tl"]
 
 if TYPE_CHECKING:
-    from st_predict import crops, datasets, get, io, metrics, models, pl, pp, specs, tl
+    from st_predict import checkpoints, crops, datasets, encoders, get, io, metrics, models, pl, pp, specs, tl
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import st_predict as stp
+from st_predict._files import whole
 from st_predict._keys import Keys
 
 if TYPE_CHECKING:
@@ -48,6 +48,13 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Spatial gene expres
 Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), a section each.")]
 Out = Annotated[Path, typer.Option(help="Where results go; nothing that exists is overwritten.")]
 Key = Annotated[str, typer.Option(help="Key of the prediction.")]
+Preset = Annotated[str, typer.Option(help="paper: all models alike; original: as the model was published.")]
+Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option(help="Released checkpoint (default: m2ost) or path of a .safetensors file; several are an ensemble."),
+]
+Samples = Annotated[int | None, typer.Option(help="Number of samples to draw; their standard deviation is kept.")]
 
 
 @app.callback()
@@ -103,17 +110,13 @@ def train(  # noqa: PLR0913  # options of a command line
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
     allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="paper: all models alike; original: as the model was published.")
-    ] = "paper",
+    preset: Preset = "paper",
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
     epochs: Annotated[int | None, typer.Option(help="This and the following: by default those of the preset.")] = None,
     batch_size: int | None = None,
-    regions: Annotated[
-        int | None, typer.Option(help="Parts of a section an epoch, for networks that see sections.")
-    ] = None,
+    regions: Regions = None,
     regions_per_step: int | None = None,
     lr: float | None = None,
     schedule: str | None = None,
@@ -125,17 +128,8 @@ def train(  # noqa: PLR0913  # options of a command line
     """Train a model on measured sections."""
     if validation and hold_out:
         raise ValueError("Give --validation or --hold-out, not both.")
-    config = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "regions": regions,
-        "regions_per_step": regions_per_step,
-        "lr": lr,
-        "schedule": schedule,
-        "patience": patience,
-        "seed": seed,
-        "device": device,
-    }
+    sizes = {"epochs": epochs, "batch_size": batch_size, "regions": regions, "regions_per_step": regions_per_step}
+    config = {**sizes, "lr": lr, "schedule": schedule, "patience": patience, "seed": seed, "device": device}
     result = stp.tl.train(
         _read(sections),
         model,
@@ -159,12 +153,7 @@ def train(  # noqa: PLR0913  # options of a command line
 def predict(  # noqa: PLR0913  # options of a command line
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Released checkpoint (by default m2ost), or path of a .safetensors file; several are an ensemble."
-        ),
-    ] = None,
+    model: Checkpoints = None,
     image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
     table_key: Annotated[str | None, typer.Option(help="If there are several tables.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
@@ -175,10 +164,8 @@ def predict(  # noqa: PLR0913  # options of a command line
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
-    n_samples: Annotated[
-        int | None, typer.Option(help="Draw so many predictions; their standard deviation is kept.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of these.")] = 0,
+    n_samples: Samples = None,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="File of st-predict calibrate: adds intervals.")] = None,
 ) -> None:
@@ -191,8 +178,8 @@ def predict(  # noqa: PLR0913  # options of a command line
     sdata = _read([slide])[0]
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
-    checkpoints = [stp.models.find_weights(name) for name in model or ["m2ost"]]
-    names = {stp.models.load_checkpoint(checkpoint)[1].model for checkpoint in checkpoints}
+    checkpoints = [stp.checkpoints.find_weights(name) for name in model or ["m2ost"]]
+    names = {stp.checkpoints.load(checkpoint)[1].model for checkpoint in checkpoints}
     key = key or Keys.joint_prediction(names)
     stp.tl.predict(
         sdata,
@@ -212,11 +199,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     )
     if intervals is not None:
         intervals.apply(sdata, table_key=table_key)
-    if out.suffix == ".zarr":
-        _write_whole(out, sdata.write)
-    else:
-        _write_whole(out, stp.get.prediction(sdata, key).write_h5ad)
-    typer.echo(f"Wrote {out}")
+    _write_result(out, sdata, key)
 
 
 @app.command()
@@ -294,11 +277,10 @@ def superresolve(
     """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     sdata = _read([slide])[0]
-    checkpoint = stp.models.find_weights(model)
-    key = key or Keys.cells(stp.models.load_checkpoint(checkpoint)[1].model)
+    checkpoint = stp.checkpoints.find_weights(model)
+    key = key or Keys.cells(stp.checkpoints.load(checkpoint)[1].model)
     stp.tl.superresolve(sdata, checkpoint, image_key=image_key, mpp=mpp, key_added=key, device=device)
-    _write_whole(out, sdata.write if out.suffix == ".zarr" else stp.get.prediction(sdata, key).write_h5ad)
-    typer.echo(f"Wrote {out}")
+    _write_result(out, sdata, key)
 
 
 @app.command()
@@ -318,7 +300,7 @@ def models() -> None:
         fov = f"{spec['fov_px']:g} px" if spec["fov_um"] is None else f"{spec['fov_um']:g} um"
         cost.add_row(str(name), params, gmacs, fov, spec["levels"], spec["license"].partition(" (")[0])
     released = Table("checkpoint", "MB", "in the package", "trained on", title="Released checkpoints", box=SIMPLE_HEAD)
-    for weights in stp.models.list_weights():
+    for weights in stp.checkpoints.list_weights():
         row = (f"{weights.name}@{weights.version}", f"{weights.n_bytes / 1e6:.1f}", "yes" if weights.embedded else "no")
         released.add_row(*row, weights.summary)
     Console().print(what, cost, released, sep="\n")
@@ -335,7 +317,7 @@ def download(
             stp.datasets.her2st(section)
             typer.echo(f"{name}: in the cache")
         else:
-            typer.echo(f"{name}: {stp.models.find_weights(name)}")
+            typer.echo(f"{name}: {stp.checkpoints.find_weights(name)}")
 
 
 def _read(paths: Iterable[Path]) -> list[SpatialData]:
@@ -386,14 +368,16 @@ def _new_folder(path: Path) -> Path:
     return folder
 
 
+def _write_result(out: Path, sdata: SpatialData, key: str) -> None:
+    """Write everything to a ``.zarr``, or only the prediction to an ``.h5ad``."""
+    _write_whole(out, sdata.write if out.suffix == ".zarr" else stp.get.prediction(sdata, key).write_h5ad)
+    typer.echo(f"Wrote {out}")
+
+
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside ``path`` and move into place, so that it is there whole or not at all."""
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        write(folder / path.name)
-        (folder / path.name).replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Write a result that appears whole or not at all."""
+    with whole(path) as fresh:
+        write(fresh)
 
 
 def _show(summary: pd.DataFrame) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,9 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from st_predict._keys import Keys
+from st_predict._record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 __all__ = ["prediction", "table_of"]
@@ -88,7 +86,8 @@ def _from_obsm(table: AnnData, key: str) -> AnnData:
             f"The predictions are {_listed(table)}."
         )
     result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
-    derived = json.loads(_origins(table).get(key, {}).get("derived", "[]"))
+    record = Record.read(table.uns, key)
+    derived = () if record is None else record.derived
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
         if name in derived and name in table.obsm:  # else it was deleted
             result.layers[layer] = table.obsm[name].to_numpy(np.float32, copy=True)
@@ -106,15 +105,15 @@ def _from_table(table: AnnData, key: str, *, spots: AnnData | None) -> AnnData:
 
 
 def _build(values: NDArray[np.float32], genes: pd.Index, *, key: str, stored: AnnData, spots: AnnData) -> AnnData:
-    origin = _origins(stored).get(key)
+    record = Record.read(stored.uns, key)
     result = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes.astype(str)))
     if Keys.SPATIAL in spots.obsm:
         result.obsm[Keys.SPATIAL] = np.array(spots.obsm[Keys.SPATIAL])
     # with these the result can be put into a SpatialData object again
     if _TABLE_ATTRS in spots.uns:
         result.uns[_TABLE_ATTRS] = deepcopy(dict(spots.uns[_TABLE_ATTRS]))
-    if origin is not None:
-        result.uns[Keys.UNS] = {key: deepcopy(dict(origin))}
+    if record is not None:
+        record.write(result.uns, key)
     return result
 
 
@@ -187,7 +186,7 @@ def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = N
 
 
 def _is_linked(sdata: SpatialData, key: str) -> bool:
-    return key in sdata.tables and key in _origins(sdata.tables[key]) and key not in sdata.tables[key].obsm
+    return key in sdata.tables and key in Record.keys(sdata.tables[key].uns) and key not in sdata.tables[key].obsm
 
 
 def _same_spots(sdata: SpatialData, key: str, table_key: str) -> bool:
@@ -196,12 +195,8 @@ def _same_spots(sdata: SpatialData, key: str, table_key: str) -> bool:
     return regions[0] <= regions[1] and bool(linked.obs_names.isin(table.obs_names).all())
 
 
-def _origins(table: AnnData) -> Mapping[str, Any]:
-    return table.uns.get(Keys.UNS, {})
-
-
 def _listed(table: AnnData) -> list[str]:
-    return sorted(key for key in _origins(table) if isinstance(table.obsm.get(key), pd.DataFrame))
+    return sorted(key for key in Record.keys(table.uns) if isinstance(table.obsm.get(key), pd.DataFrame))
 
 
 def _listed_everywhere(sdata: SpatialData) -> list[str]:

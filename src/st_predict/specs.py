@@ -1,12 +1,16 @@
-"""What a model reads and writes, as plain frozen data: no arrays, no torch."""
+"""Plain frozen data: the pixels that a model reads, the units that it writes, and the card of its weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-__all__ = ["CropSpec", "LevelSpec", "PixelSpec", "TargetSpec"]
+__all__ = ["FORMAT_VERSION", "IMAGENET", "CropSpec", "LevelSpec", "ModelCard", "PixelSpec", "TargetSpec"]
+
+FORMAT_VERSION = 1
+"""Version of the format of a :class:`ModelCard`; newer cards are refused."""
 
 Transform = Literal["log1p_total", "log_proportion", "log1p", "counts"]
 Over = Literal["panel", "all"]
@@ -83,6 +87,10 @@ class PixelSpec:
             raise ValueError(f"std must be positive and finite, got {self.std}.")
 
 
+IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Mean and standard deviation of the colours of ImageNet, for networks that start from its weights."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetSpec:
     """Units of the values that a model predicts.
@@ -143,3 +151,80 @@ class TargetSpec:
             "counts": "counts",
         }[self.transform]
         return formula if self.scale == "none" else f"{formula}, from 0 at the least to 1 at the largest of training"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a set of weights was trained on, what it needs and what it gives.
+
+    Parameters
+    ----------
+    model, hparams
+        How to build the network.
+    genes
+        Gene panel, in the order of the outputs.
+    crop, pixels, target
+        Pixels in, units out.
+    gene_id_type
+        ``"symbol"`` or ``"ensembl"``.
+    organism
+        Whose genes.
+    training
+        Data, sections, split, seed, epochs, version of st_predict, scores.
+    license, citation
+        Of the weights.
+    """
+
+    model: str
+    genes: tuple[str, ...]
+    crop: CropSpec
+    pixels: PixelSpec = field(default_factory=PixelSpec)
+    target: TargetSpec = field(default_factory=TargetSpec)
+    hparams: dict[str, Any] = field(default_factory=dict)
+    gene_id_type: str = "symbol"
+    organism: str = "unknown"
+    training: dict[str, Any] = field(default_factory=dict)
+    license: str = "unknown"
+    citation: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Serialise, with sorted keys so that equal cards are equal strings."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read back what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the card was written by a newer version, or is no card.
+        """
+        try:
+            values = json.loads(text)
+            _check_fields(values, {f.name for f in fields(cls)})
+            crop = values.pop("crop")
+            levels = tuple(LevelSpec(**level) for level in crop.pop("levels"))
+            pixels = {name: tuple(value) for name, value in values.pop("pixels").items()}
+            return cls(
+                genes=tuple(values.pop("genes")),
+                crop=CropSpec(levels=levels, **crop),
+                pixels=PixelSpec(**pixels),
+                target=TargetSpec(**values.pop("target")),
+                **values,
+            )
+        except (AttributeError, KeyError, TypeError) as error:  # of JSON that has another structure
+            raise ValueError(f"This is no card of st_predict ({type(error).__name__}: {error}).") from error
+
+
+def _check_fields(values: dict[str, Any], names: set[str]) -> None:
+    if values.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"The card has format {values['format_version']}, this st_predict reads up to {FORMAT_VERSION}: "
+            "upgrade st_predict."
+        )
+    if unknown := sorted(values.keys() - names):
+        raise ValueError(f"The card has unknown fields {unknown}: it was not written by st_predict.")
+    if missing := sorted(names - values.keys()):
+        raise ValueError(f"The card lacks the fields {missing}: it was not written by st_predict.")

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from st_predict.crops import Batch, augment, drop_levels
-from st_predict.crops._augment import N_SYMMETRIES, transform
+from st_predict.crops._augment import N_SYMMETRIES, apply_symmetry
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -43,7 +43,7 @@ def drawn(batch: Batch, seed: int, level: int = 0) -> list[int]:
 
 def test_there_are_eight_symmetries_those_of_numpy():
     x = torch.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
-    ours = [transform(x, i).numpy() for i in range(N_SYMMETRIES)]
+    ours = [apply_symmetry(x, i).numpy() for i in range(N_SYMMETRIES)]
     assert len({a.tobytes() for a in ours}) == N_SYMMETRIES == 8
     for got, expected in zip(ours, expected_symmetries(x.numpy()), strict=True):
         np.testing.assert_array_equal(got, expected)

@@ -15,7 +15,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
 from st_predict.datasets._simulate import COVARIATES, DISPERSION, Simulation, simulate, toy
-from st_predict.io import read_legacy_st, resolve_mpp
+from st_predict.io import find_mpp, read_legacy_st
 
 SIDE, MPP = 1600, 1.0
 
@@ -113,8 +113,8 @@ def test_layout_of_a_section(simulation: Simulation):
 @pytest.mark.parametrize("mpp", [0.8, 1.5])
 def test_both_ways_to_the_resolution_agree(mpp: float):
     sdata = simulate(1, 1, shape=(800, 960), mpp=mpp, n_genes=4).sections["P1S1"]
-    assert resolve_mpp(sdata).value == pytest.approx(mpp)
-    assert resolve_mpp(sdata, mpp="spots").value == pytest.approx(mpp)
+    assert find_mpp(sdata, required=True).value == pytest.approx(mpp)
+    assert find_mpp(sdata, mpp="spots", required=True).value == pytest.approx(mpp)
     assert sdata["spots"]["radius"].iloc[0] * mpp == pytest.approx(50)
 
 
@@ -300,7 +300,7 @@ def test_sections_survive_zarr(tmp_path):
     np.testing.assert_array_equal(back["table"].X.toarray(), sdata["table"].X.toarray())
     pd.testing.assert_frame_equal(back["table"].obs, sdata["table"].obs, check_dtype=False)
     assert back["table"].uns["assay"] == "legacy_st"
-    assert resolve_mpp(back).value == pytest.approx(1.2)
+    assert find_mpp(back, required=True).value == pytest.approx(1.2)
 
 
 def test_toy_is_tiny_and_always_the_same():

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
-from st_predict.io import Mpp, find_mpp, resolve_mpp
+from st_predict.io import Mpp, find_mpp
 from st_predict.io._mpp import lattice_pitch
 
 
@@ -191,7 +191,7 @@ def test_spots_without_a_table_or_a_lattice(sdata):
 def test_nothing_known_says_what_to_do(sdata):
     assert find_mpp(sdata) is None
     with pytest.raises(ValueError, match=re.escape("micrometres a pixel of image 'he' has. Either pass mpp=")):
-        resolve_mpp(sdata)
+        find_mpp(sdata, required=True)
 
 
 @pytest.mark.parametrize(("lattice", "hexagonal"), [(_square(12, 12), False), (_hexagonal(14, 20), True)])
@@ -219,5 +219,5 @@ def test_what_is_no_lattice_is_refused():
 
 def test_resolving_logs_value_and_source(sdata, caplog):
     caplog.set_level(logging.INFO, logger="st_predict")
-    assert resolve_mpp(sdata, mpp=0.5) == Mpp(0.5, "argument")
+    assert find_mpp(sdata, mpp=0.5, required=True) == Mpp(0.5, "argument")
     assert "0.5 um per pixel, from argument" in caplog.text

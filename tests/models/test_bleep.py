@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from st_predict import checkpoints
 from st_predict.crops import Batch
-from st_predict.models import ModelCard, load_checkpoint, save_checkpoint
 from st_predict.models._timm import create_backbone
 from st_predict.models.bleep import BLEEP, SPEC, Bank, BLEEPConfig, contrastive_loss, convert
+from st_predict.specs import ModelCard
 
 TINY = dict(SPEC.tiny)
 N_GENES = 5
@@ -330,8 +331,8 @@ def test_training_goes_on_after_a_bank_was_filled_for_validation():
 def test_a_checkpoint_brings_its_bank(tmp_path, dtype, tolerance):
     net, batch = make_net(measured(17)), make_batch()
     card = ModelCard(model="bleep", genes=tuple("abcde"), crop=SPEC.crop_for(TINY), pixels=SPEC.pixels, hparams=TINY)
-    save_checkpoint(tmp_path / "bleep.safetensors", net, card, dtype=dtype)
-    loaded, _ = load_checkpoint(tmp_path / "bleep.safetensors")
+    checkpoints.save(tmp_path / "bleep.safetensors", net, card, dtype=dtype)
+    loaded, _ = checkpoints.load(tmp_path / "bleep.safetensors")
     assert loaded.bank.values.dtype == torch.float32
     torch.testing.assert_close(loaded.bank.values, net.bank.values, rtol=tolerance, atol=0)
     torch.testing.assert_close(loaded(batch), net(batch), rtol=10 * tolerance, atol=0)

@@ -12,23 +12,15 @@ import pytest
 import torch
 
 import st_predict as stp
+from st_predict import checkpoints
 from st_predict._keys import Keys
+from st_predict._training._config import configure, get_preset
 from st_predict.crops import Batch
-from st_predict.models import (
-    ModelCard,
-    ModelSpec,
-    SpotModel,
-    build_model,
-    get_encoder,
-    get_spec,
-    list_models,
-    load_checkpoint,
-    save_checkpoint,
-)
-from st_predict.models._dense import dense_spec
-from st_predict.specs import CropSpec
+from st_predict.encoders import get_encoder
+from st_predict.encoders._cells import get_cell_encoder
+from st_predict.models import ModelSpec, SpotModel, get_spec, list_models
+from st_predict.specs import CropSpec, ModelCard
 from st_predict.tl import TrainConfig
-from st_predict.tl._config import configure, get_preset
 
 GENES = ("ERBB2", "GNAS", "FASN", "CD74", "KRT19")
 BIB = Path(__file__).parents[2] / "docs" / "references.bib"
@@ -62,7 +54,7 @@ def card(spec) -> ModelCard:
 def network(card, batch) -> SpotModel:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        network = build_model(card)
+        network = checkpoints.build(card)
         network.finalize([batch])
     return network
 
@@ -76,11 +68,11 @@ def batch(card) -> Batch:
 def make_batch(card: ModelCard, n: int) -> Batch:
     rng = np.random.default_rng(0)
     features = None
-    if get_spec(card.model).inputs == "features":
+    if get_spec(card.model).reads(card.hparams).kind == "features":
         n_features = get_encoder(card.hparams["encoder"]).n_features
         features = torch.from_numpy(rng.normal(size=(n, n_features)).astype(np.float32))
-    elif get_spec(card.model).inputs == "cells":
-        n_features = dense_spec(card.hparams["encoder"], cell=card.hparams.get("cell")).n_features
+    elif get_spec(card.model).reads(card.hparams).kind == "cells":
+        n_features = get_cell_encoder(card.hparams["encoder"], cell=card.hparams.get("cell")).n_features
         features = torch.from_numpy(rng.normal(size=(n, 5, n_features)).astype(np.float32))
         features[n // 2 :, 3:] = torch.nan  # some spots cover fewer cells
     crops = tuple(
@@ -270,8 +262,8 @@ def test_what_is_drawn_depends_on_the_seed_alone(network, batch):
 
 @torch.no_grad()
 def test_save_and_load(card, network, batch, tmp_path):
-    save_checkpoint(tmp_path / "model.safetensors", network, card)
-    loaded, loaded_card = load_checkpoint(tmp_path / "model.safetensors")
+    checkpoints.save(tmp_path / "model.safetensors", network, card)
+    loaded, loaded_card = checkpoints.load(tmp_path / "model.safetensors")
     assert loaded_card == card
     assert not loaded.training
     assert loaded.pixel_spec == card.pixels
@@ -286,18 +278,20 @@ def test_training_twice_gives_what_training_once_gives(network, batch):
 
 
 def test_predict_fills_every_spot_of_a_slide(spec, card, network, sdata, tmp_path, monkeypatch):
-    if spec.inputs == "features":  # fit to what the encoder makes of this image
+    if spec.reads(card.hparams).kind == "features":  # fit to what the encoder makes of this image
         monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
         stp.tl.embed(sdata, encoder=card.hparams["encoder"], mpp=card.crop.mpp, key_added="X", device="cpu")
         features = torch.from_numpy(sdata.tables["table"].obsm["X"])
         network.finalize([Batch(crops=(), index=torch.arange(12), features=features, target=torch.rand(12, 5))])
     sdata.tables["table"].obs[["array_row", "array_col"]] = [(i // 4, i % 4) for i in range(12)]
-    save_checkpoint(tmp_path / "model.safetensors", network, card)
+    checkpoints.save(tmp_path / "model.safetensors", network, card)
     seen = []
     forward = type(network).forward
     monkeypatch.setattr(type(network), "forward", lambda self, batch: seen.append(batch) or forward(self, batch))
     stp.tl.predict(sdata, tmp_path / "model.safetensors", mpp=card.crop.mpp, device="cpu", precision="float32")
-    levels = [(3, level.size, level.size) for level in card.crop.levels] if spec.inputs == "crops" else []
+    levels = (
+        [(3, level.size, level.size) for level in card.crop.levels] if spec.reads(card.hparams).kind == "crops" else []
+    )
     assert seen
     assert all([tuple(crop.shape[1:]) for crop in batch.crops] == levels for batch in seen)
     prediction = sdata.tables["table"].obsm[Keys.prediction(card.model)]

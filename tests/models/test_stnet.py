@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from st_predict._runtime import Inference
+from st_predict._training._config import configure
 from st_predict.crops import Batch
-from st_predict.models import Inference
 from st_predict.models.stnet import SPEC, STNet
 from st_predict.pp import to_target
 from st_predict.tl import TrainConfig
-from st_predict.tl._config import configure
 
 
 def make_net(**hparams: Any) -> STNet:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from scipy.special import erf, softmax
 
+from st_predict import checkpoints
 from st_predict.crops import Batch
-from st_predict.models import ModelCard, load_checkpoint, save_checkpoint, stpath
+from st_predict.models import stpath
 from st_predict.models.stpath import SPEC, STPath, convert, draw_masks, for_panel, known, scaled
+from st_predict.specs import ModelCard
 
 NAN = float("nan")
 HPARAMS = {"n_features": 6, "dim": 8, "depth": 2, "heads": 2, "total": None}
@@ -346,8 +348,8 @@ def test_published_weights_become_a_checkpoint(tmp_path):
         target=SPEC.original.target,
         hparams=hparams,
     )
-    save_checkpoint(tmp_path / "stpath.safetensors", net, card)
-    breast, card = load_checkpoint(tmp_path / "stpath.safetensors", hparams={"organ": "Breast"})
+    checkpoints.save(tmp_path / "stpath.safetensors", net, card)
+    breast, card = checkpoints.load(tmp_path / "stpath.safetensors", hparams={"organ": "Breast"})
     assert card.crop.mpp == 0.5
     np.testing.assert_allclose(
         breast(make_batch()).numpy(), by_hand(make_batch(), organ=5)[:, [3, 0]], rtol=1e-4, atol=1e-4

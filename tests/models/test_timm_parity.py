@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import convnext, densenet, resnet, swin_transformer, vision_transformer
 
+from st_predict import checkpoints
 from st_predict.crops import Batch
-from st_predict.models import ModelCard, get_spec, load_checkpoint, save_checkpoint
+from st_predict.models import get_spec
 from st_predict.models._timm import count_blocks, create_backbone, fetch_weights
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -354,8 +356,8 @@ def test_a_checkpoint_brings_its_own_weights(tmp_path, offline):
         pixels=spec.pixels_for({"arch": "resnet50", **hparams}),
         hparams=hparams,
     )
-    save_checkpoint(tmp_path / "model.safetensors", network, card)
-    loaded, _ = load_checkpoint(tmp_path / "model.safetensors")
+    checkpoints.save(tmp_path / "model.safetensors", network, card)
+    loaded, _ = checkpoints.load(tmp_path / "model.safetensors")
     network.pixel_spec = card.pixels
     assert torch.equal(loaded(make_batch(64)), network(make_batch(64)))
 

@@ -17,9 +17,10 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
 import st_predict as stp
+from st_predict import checkpoints
 from st_predict._keys import Keys
-from st_predict.models import ModelCard, get_spec, load_checkpoint, save_checkpoint
-from st_predict.specs import TargetSpec
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard, TargetSpec
 from st_predict.tl import Calibration, LeakageError
 
 if TYPE_CHECKING:
@@ -305,11 +306,11 @@ def test_bounds_go_with_the_prediction(measured: SpatialData, checkpoint: Callab
 
 
 def test_samples_are_scaled_by(measured: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    network, card = load_checkpoint(checkpoint())
+    network, card = checkpoints.load(checkpoint())
     with torch.no_grad():
         network.head.bias += 1
     other = tmp_path / "other.safetensors"
-    save_checkpoint(other, network, card)
+    checkpoints.save(other, network, card)
     stp.tl.predict(measured, [checkpoint(), other], precision="float32")
     calibration = stp.tl.calibrate(measured)
     assert calibration.scaled

@@ -18,9 +18,9 @@ from spatialdata.models import Image2DModel
 from torch import nn
 
 import st_predict as stp
-from st_predict.models._encoders import Encoder, EncoderSpec, load_encoder
+from st_predict._sections import _features as module
+from st_predict.encoders._catalogue import Encoder, EncoderSpec, load_encoder
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
-from st_predict.tl import _features as module
 from st_predict.tl._embed import embed
 
 if TYPE_CHECKING:

@@ -97,12 +97,12 @@ def test_baselines(predicted: SpatialData, other: Make) -> None:
         errors = np.sqrt(((truth - mean) ** 2).mean(axis=1)).mean()
         assert summary.loc[name, "spot_rmse"] == pytest.approx(errors, rel=1e-5)
         assert summary.loc[name, "mae"] == pytest.approx(np.abs(truth - mean).mean(), rel=1e-5)
-    assert set(summary.index) == {KEY, *means, "ridge_colour"}
+    assert set(summary.index) == {KEY, *means, "ridge"}
 
 
 def test_no_patient_mean_for_an_unknown_patient(predicted: SpatialData, other: Make) -> None:
     summary = stp.tl.evaluate(predicted, train=other("P2")).summary
-    assert summary["predictor"].tolist() == [KEY, "section_mean", "global_mean", "ridge_colour"]
+    assert summary["predictor"].tolist() == [KEY, "section_mean", "global_mean", "ridge"]
 
 
 def test_constants_are_undefined_and_counted(predicted: SpatialData) -> None:
@@ -129,7 +129,7 @@ def test_ridge_finds_what_colours_tell(checkpoint: Callable[..., Path]) -> None:
     path = checkpoint(tuple(held_out.tables["table"].var_names), mpp=2.4)
     stp.tl.predict(held_out, path)
     summary = stp.tl.evaluate(held_out, train=training).summary.set_index("predictor")
-    assert summary.loc["ridge_colour", "gene_pearson"] > 0.2
+    assert summary.loc["ridge", "gene_pearson"] > 0.2
 
 
 def test_what_was_trained_on_is_not_scored(predicted: SpatialData, other: Make) -> None:

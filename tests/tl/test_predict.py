@@ -23,9 +23,9 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Scale, Sequence, Translation, get_transformation, set_transformation
 
 import st_predict as stp
+from st_predict import checkpoints
 from st_predict.crops import Batch, iter_batches, plan_crops
 from st_predict.io import open_pyramid, read_spots
-from st_predict.models import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_alone_it_writes_the_slots_that_are_documented_and_no_other(
     np.testing.assert_array_equal(table.layers[KEY], frame[list(table.var_names)])
     record = table.uns["st_predict"][KEY]
     assert set(record) == {"card", "version", "params"}
-    assert stp.models.ModelCard.from_json(record["card"]) == load_checkpoint(checkpoint())[1]
+    assert stp.specs.ModelCard.from_json(record["card"]) == checkpoints.load(checkpoint())[1]
     section = json.loads(record["params"])["sections"][0]
     assert section == {"region": "spots", "mpp": None, "mpp_source": "unknown", "level_downsamples": [1.0, 2.0, 4.0]}
 
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_the_network_on_crops_cut_by_hand(
 ) -> None:
     path = checkpoint()
     stp.tl.predict(measured, path, batch_size=5, precision="float32")
-    network, _ = load_checkpoint(path)
+    network, _ = checkpoints.load(path)
     # the spot at (300, 200): 64 px of each of the three scales, none of which leaves the image
     image: DataTree = measured.images["he"]
     crops = []
@@ -253,7 +253,7 @@ def test_symmetries_are_averaged_and_recorded(measured: SpatialData, checkpoint:
     for symmetries in (1, 8):
         stp.tl.predict(measured, path, symmetries=symmetries, key_added=f"by_{symmetries}", precision="float32")
     table = measured.tables["table"]
-    network, card = load_checkpoint(path)
+    network, card = checkpoints.load(path)
     reader = open_pyramid(measured, "he")
     spots = read_spots(measured, image_key="he", table_key="table", region="spots")
     (batch,) = iter_batches(reader, plan_crops(spots.xy, card.crop, downsamples=reader.downsamples), batch_size=None)
@@ -512,14 +512,14 @@ def test_a_spot_outside_the_image_is_not_seen_by_the_others_of_its_section(
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
     spec = stp.models.get_spec(model)
     hparams = {**spec.tiny, **({"prior": "zero"} if model == "stflow" else {})}  # what it draws belongs to rows
-    card = stp.models.ModelCard(
+    card = stp.specs.ModelCard(
         model=model,
         genes=tuple("abcd"),
         crop=spec.crop_for(hparams),
         pixels=spec.pixels_for(hparams),
         hparams=hparams,
     )
-    stp.models.save_checkpoint(tmp_path / "tiny.safetensors", stp.models.build_model(card), card)
+    stp.checkpoints.save(tmp_path / "tiny.safetensors", stp.checkpoints.build(card), card)
     measured.tables["table"].obs[["array_row", "array_col"]] = [(i // 4, i % 4) for i in range(12)]
     measured.shapes["spots"].geometry = measured.shapes["spots"].geometry.translate(-20)  # a column is left of it
     how = {"mpp": 0.5, "device": "cpu", "precision": "float32"}
@@ -536,11 +536,11 @@ def test_a_spot_outside_the_image_is_not_seen_by_the_others_of_its_section(
 
 def test_the_lattice_of_a_grid_is_read(measured: SpatialData, tmp_path: Path) -> None:
     spec = stp.models.get_spec("histogene")
-    card = stp.models.ModelCard(
+    card = stp.specs.ModelCard(
         model="histogene", genes=tuple("abcd"), crop=spec.crop_for(spec.tiny), hparams={**spec.tiny, "n_pos": 4}
     )
     path = tmp_path / "tiny.safetensors"
-    stp.models.save_checkpoint(path, stp.models.build_model(card), card)
+    stp.checkpoints.save(path, stp.checkpoints.build(card), card)
     slide = SpatialData(images=dict(measured.images))
     for pitch, fits in ((150, True), (50, False)):
         stp.pp.make_grid(slide, pitch_um=pitch, mpp=1, tissue_only=False)

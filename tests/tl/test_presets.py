@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import st_predict as stp
-from st_predict.models import Preset, get_spec, load_checkpoint
+from st_predict import checkpoints
+from st_predict._training._config import configure, get_preset
+from st_predict._training._fit import Adapter
+from st_predict.models import Preset, get_spec
 from st_predict.specs import TargetSpec
 from st_predict.tl import TrainConfig
-from st_predict.tl._config import configure, get_preset
-from st_predict.tl._lightning import Adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ def test_original_sets_target_panel_pixels_and_optimiser(
 ) -> None:
     measured.tables["table"].X[:, 2] += 50
     result = stp.tl.train(measured, panel=2, out=tmp_path / "out", preset="original", config=QUICK)
-    _, card = load_checkpoint(result.checkpoint)
+    _, card = checkpoints.load(result.checkpoint)
     counts = np.asarray(measured.tables["table"].X)
     assert card.genes == tuple(np.array(GENES)[np.argsort(-counts.mean(0))][:2])
     assert card.target == original.target
@@ -81,7 +82,7 @@ def test_original_sets_target_panel_pixels_and_optimiser(
 
 def test_pixels_are_measured_on_the_crops(measured: SpatialData, original: Preset, tmp_path: Path) -> None:
     result = stp.tl.train(measured, panel=2, out=tmp_path / "out", preset="original", config=QUICK)
-    network, card = load_checkpoint(result.checkpoint)
+    network, card = checkpoints.load(result.checkpoint)
     seen = []
     hook = torch.nn.Module.__call__
     assert network.pixel_spec == card.pixels
@@ -122,7 +123,7 @@ def test_limits_come_from_the_training_spots_alone(
     wide = other("P2")
     wide.tables["table"].X[0] = [900, 1, 1, 0]
     result = stp.tl.train(measured, panel=GENES, out=tmp_path / "out", validation=[wide], config=QUICK)
-    _, card = load_checkpoint(result.checkpoint)
+    _, card = checkpoints.load(result.checkpoint)
     counts = np.asarray(measured.tables["table"].X, dtype=float)
     values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
     assert card.target.limits is not None

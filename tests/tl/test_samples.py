@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import st_predict as stp
-from st_predict.models import ModelCard, build_model, get_spec, save_checkpoint
+from st_predict import checkpoints
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +35,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         card = replace(card, **changes)
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
-            network = build_model(card)
+            network = checkpoints.build(card)
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
-        save_checkpoint(path, network, card)
+        checkpoints.save(path, network, card)
         return path
 
     return make

@@ -9,7 +9,8 @@ import pytest
 from spatialdata.models import Image2DModel
 
 import st_predict as stp
-from st_predict.models import get_spec, load_checkpoint
+from st_predict import checkpoints
+from st_predict.models import get_spec
 from st_predict.tl import LeakageError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def test_rounds(measured: SpatialData, other: Callable[..., SpatialData], bare: 
     held_out = other("P2")
     result = stp.tl.train(measured, out=tmp_path / "out", validation=[held_out], unlabelled=bare, rounds=3, **OPTIONS)
     assert result.history[["round", "epoch"]].to_numpy().tolist() == [[r, e] for r in range(4) for e in range(2)]
-    _, card = load_checkpoint(result.checkpoint)
+    _, card = checkpoints.load(result.checkpoint)
     assert card.training["rounds"] == 3
     assert [section["n_spots"] for section in card.training["unlabelled"]] == [12]
     best = result.history.loc[result.history["val_pearson"].idxmax()]
@@ -63,7 +64,7 @@ def test_rounds_that_ended_are_not_gone_on_with(measured: SpatialData, bare: Spa
 def test_positions_may_be_an_array(measured: SpatialData, tmp_path: Path) -> None:
     hparams = {**get_spec("bleep").tiny, "encoded": np.array([2, 0])}
     result = stp.tl.train(measured, "bleep", panel=GENES, out=tmp_path / "out", hparams=hparams, config=QUICK)
-    network, card = load_checkpoint(result.checkpoint, hparams={"mode": "simple"})
+    network, card = checkpoints.load(result.checkpoint, hparams={"mode": "simple"})
     assert card.hparams["encoded"] == [2, 0]
     assert network.config.mode == "simple"
 

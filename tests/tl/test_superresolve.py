@@ -16,12 +16,14 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Scale, get_transformation, set_transformation
 
 import st_predict as stp
+from st_predict import checkpoints
+from st_predict._sections._cells import CellGrid, CellReader, cells_of_spots, join_cells, spot_cells
+from st_predict._sections._section import open_slide
+from st_predict.encoders._cells import _TYPICAL, CELL_NAMES, CellEncoder, RgbCells, get_cell_encoder, load_cell_encoder
+from st_predict.encoders._hipt import Hipt, save_hipt_weights
 from st_predict.io import open_pyramid
-from st_predict.models import ModelCard, build_model, get_spec, save_checkpoint
-from st_predict.models._dense import _TYPICAL, CELL_NAMES, DenseEncoder, RgbCells, dense_spec, load_dense
-from st_predict.models._hipt import Hipt, save_hipt_weights
-from st_predict.tl._cells import CellGrid, CellReader, cells_of_spots, join_cells, spot_cells
-from st_predict.tl._sections import open_sections
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard
 
 GENES = ("a", "b")
 SLOPE = 0.25  # of the gene a with red, in units of the encoder
@@ -45,7 +47,7 @@ def checkpoint(tmp_path):
     """A network whose first gene is linear in the red of a cell; cells of 8 px."""
     hparams = {"encoder": "rgb-cells", "cell": 8, "n_fits": 1, "hidden": 2}
     card = ModelCard(model="istar", genes=GENES, crop=get_spec("istar").crop_for(hparams), hparams=hparams)
-    network = build_model(card)
+    network = checkpoints.build(card)
     for parameter in network.parameters():
         parameter.data.zero_()
     network.layers[0].weight.data[0, CELL_NAMES.index("mean_red_1"), 0] = 1
@@ -53,7 +55,7 @@ def checkpoint(tmp_path):
     for layer in network.layers[1:]:
         layer.weight.data[0, 0, 0] = 1
     network.head.weight.data[0, 0, 0] = SLOPE
-    save_checkpoint(tmp_path / "linear.safetensors", network, card)
+    checkpoints.save(tmp_path / "linear.safetensors", network, card)
     return tmp_path / "linear.safetensors"
 
 
@@ -174,7 +176,7 @@ def test_only_its_own_results_are_replaced(slide, checkpoint):
 def test_other_networks_are_shown_another_way(slide, tmp_path):
     tiny = dict(get_spec("m2ost").tiny)
     card = ModelCard(model="m2ost", genes=GENES, crop=get_spec("m2ost").crop_for(tiny), hparams=tiny)
-    save_checkpoint(tmp_path / "m2ost.safetensors", build_model(card), card)
+    checkpoints.save(tmp_path / "m2ost.safetensors", checkpoints.build(card), card)
     with pytest.raises(ValueError, match=r"'m2ost' predicts spots .*pp.make_grid\(sdata, pitch_um=...\)"):
         stp.tl.superresolve(slide, tmp_path / "m2ost.safetensors")
 
@@ -266,13 +268,13 @@ def test_sections_with_more_cells_a_spot():
     assert join_cells([of_whole_spots])[0] is of_whole_spots
 
 
-def cells_of(sdata: SpatialData, encoder: DenseEncoder, *, radius_um: float | None = None) -> np.ndarray:
-    _, (section,) = open_sections(sdata, need_mpp=True)
+def cells_of(sdata: SpatialData, encoder: CellEncoder, *, radius_um: float | None = None) -> np.ndarray:
+    (section,) = open_slide(sdata, need_mpp=True).sections
     return spot_cells(section, encoder, crop=encoder.dense.crop, radius_um=radius_um, **CPU)
 
 
 def test_features_of_spots_are_kept(slide, monkeypatch):
-    encoder = load_dense("rgb-cells", cell=8)
+    encoder = load_cell_encoder("rgb-cells", cell=8)
     features = cells_of(slide, encoder)
     assert features.shape == (12, 22, len(CELL_NAMES))
     wider = cells_of(slide, encoder, radius_um=11)  # 22 px
@@ -291,7 +293,7 @@ def test_features_of_spots_are_kept(slide, monkeypatch):
 
 def test_spots_outside_the_image_have_no_cells(slide):
     slide["spots"].geometry = slide["spots"].translate(xoff=10)  # x in half pixels: the last column leaves
-    features = cells_of(slide, load_dense("rgb-cells", cell=8))
+    features = cells_of(slide, load_cell_encoder("rgb-cells", cell=8))
     assert np.isnan(features).all(axis=(1, 2)).tolist() == [False, False, False, True] * 3
 
 
@@ -313,7 +315,7 @@ def test_a_radius_that_is_not_known(slide, checkpoint):
 def test_tiles_leave_no_seam():
     image = np.random.default_rng(0).integers(0, 256, (3, 301, 403), dtype=np.uint8)
     sdata = SpatialData(images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))})
-    encoder = load_dense("rgb-cells", cell=2)
+    encoder = load_cell_encoder("rgb-cells", cell=2)
     reader = CellReader(open_pyramid(sdata), encoder, encoder.dense.crop, mpp=0.5, **CPU)
     assert reader.grid == CellGrid(width=2.0, shape=(150, 201), n=64)
     cells = np.concatenate(list(reader.grid.bands()))
@@ -327,13 +329,13 @@ def test_tiles_leave_no_seam():
 
 
 @pytest.fixture
-def hipt() -> DenseEncoder:
+def hipt() -> CellEncoder:
     """Tiny, with random weights and two shifts along each axis."""
     generator = torch.Generator().manual_seed(0)
     network = Hipt(dim=24, depth=1, section_dim=12, section_depth=1)
     for parameter in network.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-    return DenseEncoder(network, dense_spec("hipt", n_shifts=2)).eval()
+    return CellEncoder(network, get_cell_encoder("hipt", n_shifts=2)).eval()
 
 
 @torch.no_grad()

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from scipy.stats import pearsonr
 
 import st_predict as stp
-from st_predict.models import get_spec, load_checkpoint
+from st_predict import checkpoints
+from st_predict._training._fit import Adapter, _lr_factor
+from st_predict.models import get_spec
 from st_predict.pp import make_target
 from st_predict.tl import LeakageError, TrainConfig
-from st_predict.tl._lightning import Adapter, _lr_factor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +181,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     def scored(*_: object) -> dict[str, float]:
         return {"val_pearson": next(given), "val_mse": 1.0}
 
-    monkeypatch.setattr("st_predict.tl._lightning.validation_scores", scored)
+    monkeypatch.setattr("st_predict._training._fit.validation_scores", scored)
 
 
 def test_stops_early_and_keeps_the_best(
@@ -246,7 +247,7 @@ def test_card(measured: SpatialData, other: Make, tmp_path: Path, quick: Config)
     sections = [measured, other("P2")]
     options = {"allow_shared": ["P1", "P2"], "mpp": None, "card": {"organism": "human", "license": "CC0-1.0"}}
     result = train(sections, tmp_path / "out", config, validation=[other("P1", "S2"), other("P3")], **options)
-    _, card = load_checkpoint(result.checkpoint)
+    _, card = checkpoints.load(result.checkpoint)
     assert card == result.card
     assert (card.model, card.genes, card.organism, card.license) == ("m2ost", GENES, "human", "CC0-1.0")
     assert [level.fov for level in card.crop.levels] == [64, 128, 256]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from st_predict.crops._augment import augment, drop_levels
+from st_predict.crops._augment import N_SYMMETRIES, apply_symmetry, augment, drop_levels
 from st_predict.crops._batch import Batch
 from st_predict.crops._batches import iter_batches
 from st_predict.crops._plan import LevelPlan, plan_crops
 
-__all__ = ["Batch", "LevelPlan", "augment", "drop_levels", "iter_batches", "plan_crops"]
+__all__ = [
+    "N_SYMMETRIES",
+    "Batch",
+    "LevelPlan",
+    "apply_symmetry",
+    "augment",
+    "drop_levels",
+    "iter_batches",
+    "plan_crops",
+]

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from st_predict.crops._batch import Batch
 
-__all__ = ["N_SYMMETRIES", "augment", "drop_levels", "transform"]
+__all__ = ["N_SYMMETRIES", "apply_symmetry", "augment", "drop_levels"]
 
 N_SYMMETRIES = 8
+"""Quarter turns of a square, plain and mirrored."""
 
 
 def augment(batch: Batch, generator: Generator) -> Batch:
@@ -27,11 +28,11 @@ def augment(batch: Batch, generator: Generator) -> Batch:
     for which in range(N_SYMMETRIES):
         rows = torch.nonzero(symmetry == which).squeeze(1).to(crops[0].device)
         for crop in crops:
-            crop[rows] = transform(crop[rows], which)
+            crop[rows] = apply_symmetry(crop[rows], which)
     return replace(batch, crops=crops)
 
 
-def transform(crop: Tensor, symmetry: int) -> Tensor:
+def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
     """Apply symmetry 0 (identity) to 7 to ``(..., size, size)``: quarter turns, mirrored from 4 on."""
     turned = torch.rot90(crop, symmetry % 4, dims=(-2, -1))
     return turned.flip(-1) if symmetry >= 4 else turned

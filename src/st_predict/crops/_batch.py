@@ -55,6 +55,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def require(self, name: str) -> Tensor:
+        """Return a part that a network cannot do without.
+
+        Raises
+        ------
+        ValueError
+            If the batch has none.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
+        return value
+
     def take(self, which: slice | Tensor) -> Batch:
         """Return some of the spots: a slice, or rows, or true and false for each."""
         others = {name: value[which] for name in _OPTIONAL if (value := getattr(self, name)) is not None}

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from st_predict._download import cache_dir, download
+from st_predict._files import cache_dir, download
 from st_predict.io import read_legacy_st
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 from st_predict._keys import Keys
-from st_predict.datasets._tissue import GRID_UM, Tissue, draw_style, grow_tissue
-from st_predict.io._multiscale import halve, image_of_levels, transformations
+from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
+from st_predict.io import halve, image_of_levels, transformations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -236,7 +236,7 @@ def _draw_genes(rng: np.random.Generator, n_genes: int) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(names, name="gene"))
 
 
-def _lay_spots(tissue: Tissue, section: str, *, shape: tuple[int, int], mpp: float) -> pd.DataFrame:
+def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: float) -> pd.DataFrame:
     """Spots of which half or more lies on tissue: ``x`` and ``y`` in micrometres, and their place on the lattice."""
     rows, cols = (np.arange(int(side * mpp / PITCH_UM)) for side in shape)
     margin = [(side * mpp - n * PITCH_UM) / 2 for side, n in zip(shape, (len(rows), len(cols)), strict=True)]
@@ -277,7 +277,7 @@ def _count(things: NDArray[np.float64], xy: NDArray[np.float64], radius: float, 
 
 def _draw_truth(
     rng: np.random.Generator,
-    tissue: Tissue,
+    tissue: Histology,
     spots: pd.DataFrame,
     genes: pd.DataFrame,
     *,
@@ -297,7 +297,7 @@ def _draw_truth(
     )
 
 
-def _measure(tissue: Tissue, spots: pd.DataFrame, *, mpp: float) -> pd.DataFrame:
+def _measure(tissue: Histology, spots: pd.DataFrame, *, mpp: float) -> pd.DataFrame:
     xy = spots[["x", "y"]].to_numpy()
     nuclei = tissue.nuclei[["x", "y"]].to_numpy(np.float64)
     lymphocytes = nuclei[(tissue.nuclei["kind"] == "lymphocyte").to_numpy()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from spatialdata.models import get_table_keys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Mpp", "find_mpp", "lattice_pitch", "resolve_mpp", "square_pixels"]
+__all__ = ["Mpp", "find_mpp", "lattice_pitch", "square_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,47 +55,7 @@ class Mpp:
             raise ValueError(f"mpp must be a positive number, got {self.value} from {self.source}.")
 
 
-def resolve_mpp(
-    sdata: SpatialData,
-    *,
-    image_key: str | None = None,
-    table_key: str | None = None,
-    shapes_key: str | None = None,
-    mpp: float | Literal["spots"] | None = None,
-) -> Mpp:
-    """Find micrometres per pixel of an image, or say what to do.
-
-    The same as :func:`find_mpp`, but an image whose resolution is unknown is an error.
-
-    Parameters
-    ----------
-    sdata
-        Holds the image.
-    image_key
-        The image; may be left out when there is only one.
-    table_key
-        Table of the spots, which may know the assay.
-    shapes_key
-        Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
-    mpp
-        See :func:`find_mpp`.
-
-    Raises
-    ------
-    ValueError
-        If nothing says what the resolution is, or the first source that does says something impossible.
-    """
-    found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
-    if found is None:
-        raise ValueError(
-            f"Nothing says how many micrometres a pixel of image {find_image(sdata, image_key)!r} has. Either pass mpp=..., or set a "
-            f"transformation of the image to a coordinate system called {Keys.UM!r}, or set table.uns[{Keys.ASSAY!r}] "
-            f"to one of {[*PITCH_UM, 'visium_hd']}, so that the distance between spots says it."
-        )
-    logger.info("Image %r: %.6g um per pixel, from %s.", find_image(sdata, image_key), found.value, found.source)
-    return found
-
-
+@overload
 def find_mpp(
     sdata: SpatialData,
     *,
@@ -103,6 +63,26 @@ def find_mpp(
     table_key: str | None = None,
     shapes_key: str | None = None,
     mpp: float | Literal["spots"] | None = None,
+    required: Literal[True],
+) -> Mpp: ...
+@overload
+def find_mpp(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+    required: bool = False,
+) -> Mpp | None: ...
+def find_mpp(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+    required: bool = False,
 ) -> Mpp | None:
     """Find micrometres per pixel of level 0 of an image.
 
@@ -124,18 +104,40 @@ def find_mpp(
         Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
     mpp
         A number is taken as it is. ``"spots"`` asks for the distance between spots, whatever the image says.
+    required
+        Whether an image whose resolution is unknown is an error.
 
     Returns
     -------
-    The number and its source, or ``None`` if nothing is known.
+    The number and its source, or ``None`` if nothing is known and ``required`` is false.
 
     Raises
     ------
     ValueError
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
-        no such lattice, an unknown assay.
+        no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
     """
     image_key = find_image(sdata, image_key)
+    found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
+    if found is None and required:
+        raise ValueError(
+            f"Nothing says how many micrometres a pixel of image {image_key!r} has. Either pass mpp=..., or set a "
+            f"transformation of the image to a coordinate system called {Keys.UM!r}, or set table.uns[{Keys.ASSAY!r}] "
+            f"to one of {[*PITCH_UM, 'visium_hd']}, so that the distance between spots says it."
+        )
+    if found is not None and required:
+        logger.info("Image %r: %.6g um per pixel, from %s.", image_key, found.value, found.source)
+    return found
+
+
+def _find(
+    sdata: SpatialData,
+    image_key: str,
+    *,
+    table_key: str | None,
+    shapes_key: str | None,
+    mpp: float | Literal["spots"] | None,
+) -> Mpp | None:
     if mpp == "spots":
         return _from_spots(sdata, image_key, find_table(sdata, table_key), shapes_key)
     if isinstance(mpp, str):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from st_predict._keys import Keys
+from st_predict._record import Record
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -67,7 +67,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     """
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table")
-    names = sorted(name for name, table in sdata.tables.items() if not _is_prediction(table.uns, name))
+    names = sorted(name for name, table in sdata.tables.items() if name not in Record.keys(table.uns))
     if not names:
         return None
     if len(names) == 1:
@@ -113,8 +113,3 @@ def _named(name: str, names: list[str], *, what: str) -> str:
     if name not in names:
         raise KeyError(f"No {what} {name!r} in sdata; there are {names}.")
     return name
-
-
-def _is_prediction(uns: Mapping[str, Any], name: str) -> bool:
-    ours = uns.get(Keys.UNS)
-    return isinstance(ours, Mapping) and name in ours

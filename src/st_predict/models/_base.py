@@ -6,57 +6,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 
+from st_predict._runtime import Network
+from st_predict.encoders import get_cell_encoder, get_encoder, load_cell_encoder, load_encoder
 from st_predict.specs import PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from st_predict.crops import Batch
+    from st_predict.encoders import Encoder, EncoderSpec
     from st_predict.specs import CropSpec
 
-__all__ = ["ModelSpec", "Preset", "SpotModel"]
+__all__ = ["ModelSpec", "Preset", "Reads", "SpotModel"]
 
 
-class SpotModel(nn.Module):
+class SpotModel(Network):
     """A network that predicts the expression of a gene panel for each spot of a batch."""
-
-    _scale_C11: Tensor
-    _shift_C11: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("_scale_C11", "_shift_C11"):
-            self.register_buffer(name, torch.empty(3, 1, 1), persistent=False)
-        self.pixel_spec = PixelSpec()
-
-    @property
-    def pixel_spec(self) -> PixelSpec:
-        """How :meth:`pixels` turns 8-bit pixels into numbers; set from the card."""
-        return self._pixel_spec
-
-    @pixel_spec.setter
-    def pixel_spec(self, spec: PixelSpec) -> None:
-        self._pixel_spec = spec
-        for buffer, values in (
-            (self._scale_C11, [1 / (255 * std) for std in spec.std]),
-            (self._shift_C11, [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]),
-        ):
-            buffer.copy_(torch.tensor(values).view(3, 1, 1))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the prediction, ``(n_spots, n_genes)``."""
-        raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the training objective, a scalar; by default the mean squared error."""
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
-        return F.mse_loss(self(batch), batch.target)
+        return F.mse_loss(self(batch), batch.require("target"))
 
     def load_pretrained(self) -> None:
         """Load the weights of a backbone that the hyper-parameters ask for, once, before training. By default none.
@@ -79,51 +54,51 @@ class SpotModel(nn.Module):
             All training spots, with targets, not augmented. May be gone through several times.
         """
 
-    def sample(self, batch: Batch, *, seed: int) -> Tensor:
-        """Draw a prediction at random, ``(n_spots, n_genes)``: by default with dropout left on :cite:p:`Gal2016`.
 
-        What is dropped depends on the seed, the first spot of the batch and the place of a spot in it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reads:
+    """What a network reads of a section.
 
-        Raises
-        ------
-        ValueError
-            If the network has no dropout.
-        """
-        dropping = self.dropout_layers()
-        cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
-        before = [m.training for m in dropping]
-        with torch.random.fork_rng(cuda):
-            first = int(batch.index[0]) if len(batch) else 0  # parts of a section are drawn apart
-            torch.manual_seed((seed + 1_000_003 * first) % 2**63)  # noqa: TID251  # dropout knows no other generator
-            try:
-                for module in dropping:
-                    module.train()
-                return self(batch)
-            finally:
-                for module, was in zip(dropping, before, strict=True):
-                    module.train(was)
+    Parameters
+    ----------
+    kind
+        ``"crops"`` of the image around each spot; ``"features"``, which an encoder makes of such crops; ``"cells"``, features of
+        the cells of the image that each spot covers; or ``"nothing"``.
+    encoder
+        Name of the encoder that makes the features: one of :func:`st_predict.encoders.get_encoder`, or, for cells, of
+        :func:`st_predict.encoders.get_cell_encoder`.
+    cell, n_shifts, weights, weights_sha256
+        Arguments of :func:`st_predict.encoders.load_cell_encoder`, for cells.
+    radius_um
+        Radius of the disk of cells that a spot covers, in micrometres. ``None`` takes the radius of the spot's circle.
+    """
 
-    def dropout_layers(self) -> list[nn.Module]:
-        """Return the layers that drop values at random.
+    kind: Literal["crops", "features", "cells", "nothing"] = "crops"
+    encoder: str = ""
+    cell: int | None = None
+    n_shifts: int = 4
+    weights: str | None = None
+    weights_sha256: str | None = None
+    radius_um: float | None = None
 
-        Raises
-        ------
-        ValueError
-            If there are none.
-        """
-        dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
-        if not dropping:
-            raise ValueError(
-                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
-                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
+    @property
+    def encoder_spec(self) -> EncoderSpec | None:
+        """What is known of the encoder; ``None`` for a network that reads no features."""
+        if self.kind == "cells":
+            return get_cell_encoder(self.encoder, cell=self.cell, n_shifts=self.n_shifts).encoder
+        return get_encoder(self.encoder) if self.kind == "features" else None
+
+    def load_encoder(self) -> Encoder | None:
+        """Load the encoder with its weights; ``None`` for a network that reads no features."""
+        if self.kind == "cells":
+            return load_cell_encoder(
+                self.encoder,
+                cell=self.cell,
+                n_shifts=self.n_shifts,
+                weights=self.weights,
+                weights_sha256=self.weights_sha256,
             )
-        return dropping
-
-    def pixels(self, crop_BCHW: Tensor) -> Tensor:
-        """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
-        if self.pixel_spec == PixelSpec():
-            return crop_BCHW.float().div(255)
-        return torch.addcmul(self._shift_C11, crop_BCHW.float(), self._scale_C11)
+        return load_encoder(self.encoder) if self.kind == "features" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,15 +149,20 @@ class ModelSpec:
     crop
         Crops of the published model.
     crop_of
-        ``crop_of(**hparams)``: crops that other hyper-parameters need; ``None`` if they are always ``crop``.
+        ``crop_of(**hparams)``: crops that other hyper-parameters need; ``None`` if they are always ``crop``, or those of the
+        encoder.
     pixels, target
         What goes in and what comes out, in numbers.
     pixels_of
         ``pixels_of(**hparams)``: the same for ``pixels``.
-    inputs
-        What the network reads of a batch: ``"crops"``, or ``"features"``, which the encoder makes of crops that the
-        hyper-parameter ``encoder`` names (:func:`st_predict.tl.embed`), or ``"cells"``, the cells of a dense map that a spot
-        covers.
+    reads_of
+        ``reads_of(**hparams)``: what the network reads of a section; ``None`` for crops.
+    check_of
+        ``check_of(grids, **hparams)``: refuses sections that the network cannot read. ``grids`` maps the name of each section to
+        rows and columns of its spots on the lattice of the assay, ``(n_spots, 2)``; sections without a lattice are not in it.
+    complete_of
+        ``complete_of(**hparams)``: hyper-parameters that training adds to the card, such as the digest of a file that others
+        name.
     scope
         What one batch holds: single spots in any order, or all spots of a section.
     needs
@@ -217,7 +197,9 @@ class ModelSpec:
     pixels: PixelSpec = field(default_factory=PixelSpec)
     pixels_of: Callable[..., PixelSpec] | None = None
     target: TargetSpec = field(default_factory=TargetSpec)
-    inputs: Literal["crops", "features", "cells"] = "crops"
+    reads_of: Callable[..., Reads] | None = None
+    check_of: Callable[..., None] | None = None
+    complete_of: Callable[..., dict[str, Any]] | None = None
     scope: Literal["spot", "section"] = "spot"
     needs: tuple[Literal["grid", "xy_um", "counts"], ...] = ()
     reads_context: bool = False
@@ -229,13 +211,32 @@ class ModelSpec:
     original: Preset = field(default_factory=Preset)
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
+    def reads(self, hparams: Mapping[str, Any]) -> Reads:
+        """Return what a network with these hyper-parameters reads of a section."""
+        return Reads() if self.reads_of is None else self._with(self.reads_of, hparams)
+
+    def check(self, grids: Mapping[str, NDArray[np.int64]], hparams: Mapping[str, Any]) -> None:
+        """Refuse sections that a network with these hyper-parameters cannot read; see ``check_of``."""
+        if self.check_of is not None:
+            self._with(partial(self.check_of, grids), hparams)
+
+    def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyper-parameters with what training adds to them; see ``complete_of``."""
+        return dict(hparams) if self.complete_of is None else {**hparams, **self._with(self.complete_of, hparams)}
+
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
-        """Return the crops that a network with these hyper-parameters reads."""
-        return self.crop if self.crop_of is None else self._with(self.crop_of, hparams)
+        """Return the crops that a network with these hyper-parameters reads, or its encoder."""
+        if self.crop_of is not None:
+            return self._with(self.crop_of, hparams)
+        encoder = self.reads(hparams).encoder_spec
+        return self.crop if encoder is None else encoder.crop
 
     def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
-        """Return the pixel values that a network with these hyper-parameters reads."""
-        return self.pixels if self.pixels_of is None else self._with(self.pixels_of, hparams)
+        """Return the pixel values that a network with these hyper-parameters reads, or its encoder."""
+        if self.pixels_of is not None:
+            return self._with(self.pixels_of, hparams)
+        encoder = self.reads(hparams).encoder_spec
+        return self.pixels if encoder is None else encoder.pixels
 
     def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
         """Make the network, with random weights; refuse hyper-parameters that it does not have."""

@@ -10,31 +10,29 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
-from st_predict.specs import PixelSpec
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from st_predict.crops import Batch
     from st_predict.specs import CropSpec
 
 __all__ = [
-    "IMAGENET",
     "Head",
     "Positions",
     "SectionBlock",
     "check_crops",
+    "check_lattice",
     "full_precision",
     "patch_mlp",
     "patches",
     "renamed",
-    "required",
     "resize_on_load",
     "rows_of_sections",
 ]
-
-IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -155,18 +153,20 @@ def check_crops(batch: Batch, crop: CropSpec) -> None:
         raise ValueError(f"The network reads crops {expected}, finest first; the batch has {got}.")
 
 
-def required(batch: Batch, name: str) -> Tensor:
-    """Return a part of a batch that a network can't do without.
+def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
+    """Refuse sections whose lattice has more rows or columns than a network has positions for.
 
     Raises
     ------
     ValueError
-        If the batch has none.
+        If the lattice of a section is larger than ``n_pos``.
     """
-    value: Tensor | None = getattr(batch, name)
-    if value is None:
-        raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
-    return value
+    last = {section: int(grid.max()) for section, grid in grids.items()}
+    if wider := {section: place for section, place in last.items() if place >= n_pos}:
+        raise ValueError(
+            f"The network knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
+            f"are {wider}. Train it with hparams={{'n_pos': {max(wider.values()) + 1}}} or more."
+        )
 
 
 def rows_of_sections(batch: Batch) -> list[Tensor]:

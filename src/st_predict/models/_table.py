@@ -8,7 +8,6 @@ import torch
 
 from st_predict.crops import Batch
 from st_predict.models._registry import get_spec, list_models
-from st_predict.models._weights import list_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,16 +46,12 @@ def table() -> pd.DataFrame:
         What it reads, and how many spots at a time.
     ``citation``, ``license``
         Of the publication and of its code.
-    ``released``
-        Whether there are weights of that name; see :func:`list_weights`.
-
     ``params`` and ``gmacs`` are missing where there is no network to count (``closed_form``) and where it needs a package that
     is not installed; ``gmacs`` where the work is that of an encoder, whose features are read.
     """
     import pandas as pd
 
-    released = {weights.name for weights in list_weights()}
-    rows = {name: _row(get_spec(name)) | {"released": name in released} for name in list_models()}
+    rows = {name: _row(get_spec(name)) for name in list_models()}
     types = {"params": "Int64", "gmacs": "Float64", "fov_px": "Float64", "fov_um": "Float64"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name").astype(types)
 
@@ -73,7 +68,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "levels": ", ".join(f"{level.size} at {level.downsample:.3g}" for level in crop.levels),
         "fov_px": fov,
         "fov_um": None if crop.mpp is None else fov * crop.mpp,
-        "inputs": spec.inputs,
+        "inputs": spec.reads(spec.hparams).kind,
         "scope": spec.scope,
         "citation": spec.citation,
         "license": spec.license,
@@ -93,7 +88,7 @@ def _size(spec: ModelSpec) -> tuple[int | None, float | None]:
         except ModuleNotFoundError:
             return None, None
         n_params = sum(parameter.numel() for parameter in network.parameters())
-        if spec.inputs != "crops":
+        if spec.reads(spec.hparams).kind != "crops":
             return n_params, None
         n_spots = _N_SPOTS if spec.scope == "section" else 1
         batch = _batch(spec.crop_for(spec.hparams), n_spots)

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict.encoders import create_backbone, fetch_weights, n_features
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._layers import IMAGENET, full_precision, resize_on_load
-from st_predict.models._timm import create_backbone, crop_of, fetch_weights, n_features, pixels_of
-from st_predict.specs import TargetSpec
+from st_predict.models._layers import full_precision, resize_on_load
+from st_predict.models._timm import crop_of, pixels_of
+from st_predict.specs import IMAGENET, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -163,7 +164,7 @@ class BLEEP(SpotModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the contrastive loss of the batch, a scalar; see :func:`contrastive_loss`."""
-        spots_BE = self.embed_expression(_target(batch))
+        spots_BE = self.embed_expression(batch.require("target"))
         return contrastive_loss(self.embed_crops(batch.crops[0]), spots_BE, self.config.temperature)
 
     def embed_crops(self, crops_BCHW: Tensor) -> Tensor:
@@ -188,19 +189,13 @@ class BLEEP(SpotModel):
 
         Takes twice the memory of the bank meanwhile.
         """
-        targets = [_target(batch) for batch in batches]
+        targets = [batch.require("target") for batch in batches]
         bank, training = self.bank, self.expression_head.training
         bank.values = bank.values[:0].clone()  # what is replaced need not stay in memory meanwhile
         self.expression_head.eval()
         bank.keys = torch.cat([self.embed_expression(target_BG.to(bank.keys)) for target_BG in targets])
         bank.values = torch.cat(targets).to(bank.values)
         self.expression_head.train(training)
-
-
-def _target(batch: Batch) -> Tensor:
-    if batch.target is None:
-        raise ValueError("Training needs a batch with targets.")
-    return batch.target
 
 
 class Projection(nn.Module):

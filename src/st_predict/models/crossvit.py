@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._layers import IMAGENET, Head, check_crops, renamed
-from st_predict.specs import CropSpec, LevelSpec
+from st_predict.models._layers import Head, check_crops, renamed
+from st_predict.specs import IMAGENET, CropSpec, LevelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from st_predict.models._base import ModelSpec, Preset
-from st_predict.models._layers import IMAGENET
 from st_predict.models._timm import TimmRegressor, pixels_of
-from st_predict.specs import CropSpec, LevelSpec, TargetSpec
+from st_predict.specs import IMAGENET, CropSpec, LevelSpec, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,9 +92,7 @@ class DeepSpaCE(TimmRegressor):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the training objective, a scalar."""
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
-        return self.objective(self(batch), batch.target)
+        return self.objective(self(batch), batch.require("target"))
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # as torch has it
         """Switch to training, or to evaluation."""

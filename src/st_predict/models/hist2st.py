@@ -45,9 +45,9 @@ from st_predict.models._layers import (
     Positions,
     SectionBlock,
     check_crops,
+    check_lattice,
     full_precision,
     renamed,
-    required,
     rows_of_sections,
 )
 from st_predict.models._neighbours import nearest_spots
@@ -192,7 +192,7 @@ class Hist2ST(SpotModel):
         ValueError
             If the batch has no targets or no counts, or as in :meth:`forward`.
         """
-        c, target_BG, counts_BG = self.config, required(batch, "target"), required(batch, "counts")
+        c, target_BG, counts_BG = self.config, batch.require("target"), batch.require("counts")
         layout = self._layout(batch)
         h_BD = self._embed(batch, layout)
         prediction_BG = self._predict(h_BD)
@@ -210,7 +210,7 @@ class Hist2ST(SpotModel):
     def _layout(self, batch: Batch) -> Layout:
         check_crops(batch, self.config.crop)
         c, sections = self.config, rows_of_sections(batch)
-        nearest = neighbours(required(batch, "grid"), batch.section, k=c.k, max_distance=c.max_distance)
+        nearest = neighbours(batch.require("grid"), batch.section, k=c.k, max_distance=c.max_distance)
         return Layout(sections, torch.cat(sections).argsort(), *nearest)
 
     def _embed(self, batch: Batch, layout: Layout, alter: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
@@ -225,7 +225,7 @@ class Hist2ST(SpotModel):
 
     def _tokens(self, batch: Batch, rows_N: Tensor, alter: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the tokens of a section, ``(n, dim)``."""
-        place_ND = self.positions(required(batch, "grid")[rows_N])
+        place_ND = self.positions(batch.require("grid")[rows_N])
         blocks = (
             [rows_N] if self.training else torch.split(rows_N, _BLOCK)
         )  # batch normalisation needs all spots at once
@@ -450,6 +450,7 @@ SPEC = ModelSpec(
     pixels=PixelSpec(std=(1 / 255, 1 / 255, 1 / 255)),
     scope="section",
     needs=("grid", "counts"),
+    check_of=lambda grids, **hparams: check_lattice(grids, Hist2STConfig(**hparams).n_pos),
     hparams={"size": 112, "n_pos": 64, "max_distance": 2.0, "drop": 0.2, "zinb": 0.25, "distill": 0.5, "views": 5},
     original=Preset(
         training={"lr": 1e-5, "epochs": 350, "augment": False, "start_at_mean": False},

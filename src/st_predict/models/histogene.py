@@ -33,7 +33,15 @@ import torch
 from torch import Tensor, nn
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._layers import Head, Positions, SectionBlock, check_crops, renamed, required, rows_of_sections
+from st_predict.models._layers import (
+    Head,
+    Positions,
+    SectionBlock,
+    check_crops,
+    check_lattice,
+    renamed,
+    rows_of_sections,
+)
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
@@ -136,7 +144,7 @@ class HisToGene(SpotModel):
 
     def _tokens(self, batch: Batch, rows_N: Tensor) -> Tensor:
         """Return the tokens of a section, ``(n, dim)``."""
-        place_ND = self.positions(required(batch, "grid")[rows_N])
+        place_ND = self.positions(batch.require("grid")[rows_N])
         parts = [self.embed(self.pixels(batch.crops[0][rows]).flatten(1)) for rows in torch.split(rows_N, _BLOCK)]
         return self.drop(torch.cat(parts) + place_ND)
 
@@ -184,6 +192,7 @@ SPEC = ModelSpec(
     pixels=PixelSpec(std=(1 / 255, 1 / 255, 1 / 255)),
     scope="section",
     needs=("grid",),
+    check_of=lambda grids, **hparams: check_lattice(grids, HisToGeneConfig(**hparams).n_pos),
     hparams={
         "size": 112,
         "n_pos": 64,

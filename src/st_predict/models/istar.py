@@ -28,16 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._dense import dense_spec
-from st_predict.models._layers import full_precision, renamed, required
+from st_predict.encoders import get_cell_encoder, weights_digest
+from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._layers import full_precision, renamed
 from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from st_predict.crops import Batch
-    from st_predict.specs import CropSpec, PixelSpec
 
 __all__ = ["SPEC", "IStar", "convert"]
 
@@ -53,14 +52,14 @@ class IStar(SpotModel):
     n_genes
         Size of the panel.
     encoder
-        What describes the cells: ``"rgb-cells"``; ``"hipt"``; or an encoder of :func:`st_predict.models.list_encoders`, or of timm, that
+        What describes the cells: ``"rgb-cells"``; ``"hipt"``; or an encoder of :func:`st_predict.encoders.list_encoders`, or of timm, that
         is a vision transformer.
     cell
         Side of a cell, in pixels of the resolution that the encoder is shown; for a vision transformer that of a patch. By default 16.
     n_shifts
         Of ``"hipt"``: shifts of its tiles along each axis, over which is averaged.
     weights, weights_sha256
-        Of ``"hipt"``: a file of :func:`st_predict.models.save_hipt_weights`, and its digest, which training adds to the card.
+        Of ``"hipt"``: a file of :func:`st_predict.encoders.save_hipt_weights`, and its digest, which training adds to the card.
     radius_um
         Radius of the spots, in micrometres. By default that of their shapes, if these are circles.
     n_fits
@@ -90,7 +89,7 @@ class IStar(SpotModel):
         super().__init__()
         if n_fits < 1 or hidden < 1 or n_genes < 1:
             raise ValueError(f"n_fits, hidden and n_genes must be at least 1, got {n_fits}, {hidden} and {n_genes}.")
-        self.n_features = dense_spec(encoder, cell=cell, n_shifts=n_shifts).n_features
+        self.n_features = get_cell_encoder(encoder, cell=cell, n_shifts=n_shifts).n_features
         sizes = [self.n_features, *[hidden] * _DEPTH]
         self.layers = nn.ModuleList(Fits(*pair, n_fits=n_fits) for pair in pairwise(sizes))
         self.head = Fits(hidden, n_genes, n_fits=n_fits)
@@ -110,14 +109,12 @@ class IStar(SpotModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean squared error of all fits, each by itself."""
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
-        y_EBG = _mean(*self.cells(batch))
-        return F.mse_loss(y_EBG, batch.target.expand_as(y_EBG))
+        target_BG, y_EBG = batch.require("target"), _mean(*self.cells(batch))
+        return F.mse_loss(y_EBG, target_BG.expand_as(y_EBG))
 
     def cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what each fit predicts for each cell, and which of the cells there are."""
-        x_BKD = required(batch, "features")
+        x_BKD = batch.require("features")
         if x_BKD.ndim != 3 or x_BKD.shape[2] != self.n_features:
             raise ValueError(
                 f"iStar reads features (n_spots, n_cells, {self.n_features}) of cells, the batch has {tuple(x_BKD.shape)}."
@@ -168,19 +165,31 @@ class Fits(nn.Module):
         return torch.baddbmm(self.bias, x_EMI, self.weight)
 
 
-def _spec_of(hparams: dict[str, Any]) -> Any:
-    names = ("encoder", "cell", "n_shifts")
-    return dense_spec(**{"encoder": "rgb-cells", **{name: hparams[name] for name in names if name in hparams}})
+def reads_of(
+    *,
+    encoder: str = "rgb-cells",
+    cell: int | None = None,
+    n_shifts: int = 4,
+    weights: str | None = None,
+    weights_sha256: str | None = None,
+    radius_um: float | None = None,
+    **_: Any,
+) -> Reads:
+    """The cells that a spot covers, as the encoder describes them."""
+    return Reads(
+        kind="cells",
+        encoder=encoder,
+        cell=cell,
+        n_shifts=n_shifts,
+        weights=weights,
+        weights_sha256=weights_sha256,
+        radius_um=radius_um,
+    )
 
 
-def crop_of(**hparams: Any) -> CropSpec:
-    """A tile of the encoder, which is cut into cells."""
-    return _spec_of(hparams).crop
-
-
-def pixels_of(**hparams: Any) -> PixelSpec:
-    """Pixel values that the encoder reads."""
-    return _spec_of(hparams).encoder.pixels
+def with_digest(*, weights: str | None = None, **_: Any) -> dict[str, Any]:
+    """The SHA-256 of the file of weights, for the card."""
+    return {} if weights is None else {"weights_sha256": weights_digest(weights)}
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,10 +215,9 @@ SPEC = ModelSpec(
     license="GPL-3.0 (github.com/daviddaiweizhang/istar)",
     family="dense",
     build=IStar,
-    crop=crop_of(),
-    crop_of=crop_of,
-    pixels_of=pixels_of,
-    inputs="cells",
+    crop=get_cell_encoder("rgb-cells").crop,
+    reads_of=reads_of,
+    complete_of=with_digest,
     at_prediction=("weights", "radius_um"),
     hparams={"encoder": "rgb-cells", "n_fits": 5, "hidden": 256},
     tiny={"encoder": "rgb-cells", "cell": 8, "n_fits": 3, "hidden": 128},

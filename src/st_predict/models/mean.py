@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from st_predict.models._base import ModelSpec, SpotModel
+from st_predict.models._base import ModelSpec, Reads, SpotModel
 from st_predict.specs import CropSpec, LevelSpec
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ class Mean(SpotModel):
         """Take the means of the training spots."""
         sum_G, n = torch.zeros_like(self.mean_G, dtype=torch.float64), 0
         for batch in batches:
-            if batch.target is None:
-                raise ValueError("Training needs a batch with targets.")
-            sum_G, n = sum_G + batch.target.double().sum(0).to(sum_G.device), n + len(batch)
+            sum_G, n = sum_G + batch.require("target").double().sum(0).to(sum_G.device), n + len(batch)
         self.mean_G.copy_(sum_G / n)
 
 
@@ -52,5 +50,6 @@ SPEC = ModelSpec(
     family="baseline",
     build=Mean,
     crop=CropSpec(levels=(LevelSpec(size=224),)),
+    reads_of=lambda **_: Reads(kind="nothing"),
     closed_form=True,
 )

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models._base import ModelSpec
-from st_predict.models._layers import IMAGENET
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
+from st_predict.specs import IMAGENET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

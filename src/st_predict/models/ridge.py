@@ -20,8 +20,9 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import crop_of, pixels_of
+from st_predict.models._features import features_of
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.specs import TargetSpec
 
@@ -88,13 +89,13 @@ class Ridge(SpotModel):
         ValueError
             If the batch has no features, or another number of them than the model was fitted to.
         """
-        n_features, found = len(self.weight_DG), _features(batch).shape[1]
-        if found != n_features:
+        n_features, features_BD = len(self.weight_DG), batch.require("features")
+        if features_BD.shape[1] != n_features:
             raise ValueError(
-                f"The model was fitted to {n_features} features of {self.encoder!r}, the batch has {found}."
+                f"The model was fitted to {n_features} features of {self.encoder!r}, the batch has {features_BD.shape[1]}."
             )
         with full_precision(self.weight_DG):
-            return _features(batch).float() @ self.weight_DG + self.bias_G
+            return features_BD.float() @ self.weight_DG + self.bias_G
 
     def finalize(self, batches: Iterable[Batch]) -> None:
         """Fit to the training spots."""
@@ -110,20 +111,14 @@ class Ridge(SpotModel):
         self.bias_G = torch.from_numpy(bias_G).to(self.bias_G)
 
 
-def _features(batch: Batch) -> Tensor:
-    if batch.features is None:
-        raise ValueError("This model reads features, and the batch has none.")
-    return batch.features
-
-
 def gather(batches: Iterable[Batch]) -> tuple[Array, Array, NDArray[np.int64]]:
     """Return features, targets and sections of all spots."""
     parts = []
     for batch in batches:
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
         section = torch.zeros(len(batch), dtype=torch.int64) if batch.section is None else batch.section
-        parts.append([x.cpu().numpy() for x in (_features(batch).double(), batch.target.double(), section)])
+        parts.append(
+            [x.cpu().numpy() for x in (batch.require("features").double(), batch.require("target").double(), section)]
+        )
     if not parts:
         raise ValueError("There is no training spot.")
     x_BD, y_BG, section_B = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -189,11 +184,8 @@ SPEC = ModelSpec(
     license="CC-BY-NC-SA-4.0 (github.com/mahmoodlab/HEST)",
     family="baseline",
     build=Ridge,
-    crop=crop_of(),
-    crop_of=crop_of,
-    pixels=pixels_of(),
-    pixels_of=pixels_of,
-    inputs="features",
+    crop=get_encoder("rgb").crop,
+    reads_of=features_of,
     closed_form=True,
     hparams={"encoder": "rgb", "n_components": 256, "alpha": "cv"},
     tiny={"encoder": "rgb", "n_components": 4},

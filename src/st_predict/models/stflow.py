@@ -40,9 +40,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import count_features, crop_of, pixels_of, read_features
-from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
+from st_predict.models._features import count_features, features_of, read_features
+from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
 from st_predict.specs import TargetSpec
 
@@ -173,9 +174,7 @@ class STFlow(SpotModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Squared error of what is told from a mixture of target and prior, as much of each as is drawn for a section."""
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
-        x1_NG = batch.target
+        x1_NG = batch.require("target")
         seed = int(torch.randint(2**31, ()))
         x0_NG = draw(self.config, torch.arange(len(batch), device=x1_NG.device), self.n_genes, seed=seed)
         t_N = x1_NG.new_empty(len(batch))
@@ -192,7 +191,7 @@ class STFlow(SpotModel):
     def look(self, batch: Batch) -> Seen:
         """Compute what does not depend on expression, once for all steps."""
         features_ND = read_features(batch, self.image.in_features, self.config.encoder)
-        xy_N2 = required(batch, "xy_um").float() / _UM
+        xy_N2 = batch.require("xy_um").float() / _UM
         near_NK, there_NK = nearest_spots(xy_N2, self.config.neighbours, batch.section)
         framed_NKF3 = frames(xy_N2[near_NK] - xy_N2[:, None], there_NK)
         edges = [in_blocks(block.attention.describe, framed_NKF3) for block in self.blocks]
@@ -421,11 +420,8 @@ SPEC = ModelSpec(
     license="none (github.com/Graph-and-Geometric-Learning/STFlow)",
     family="generative",
     build=STFlow,
-    crop=crop_of(),
-    crop_of=crop_of,
-    pixels=pixels_of(),
-    pixels_of=pixels_of,
-    inputs="features",
+    crop=get_encoder("rgb").crop,
+    reads_of=features_of,
     scope="section",
     needs=("xy_um",),
     at_prediction=("steps",),

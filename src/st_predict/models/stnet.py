@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from st_predict.models._base import ModelSpec, Preset
-from st_predict.models._layers import IMAGENET
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
-from st_predict.specs import TargetSpec
+from st_predict.specs import IMAGENET, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._encoders import count_features, crop_of, pixels_of, read_features
-from st_predict.models._layers import Head, full_precision, renamed, required, rows_of_sections
+from st_predict.models._features import count_features, features_of, read_features
+from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
@@ -156,18 +157,17 @@ class STPath(SpotModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Squared error on spots whose expression is hidden, of which the others are read; of all, and no context, in validation."""
-        if batch.target is None:
-            raise ValueError("Training needs a batch with targets.")
+        target_NG = batch.require("target")
         if not self.training:
-            return F.mse_loss(self.predict(batch, self.mask_D), batch.target)
-        seen_NG, hidden, masked = batch.target.clone(), torch.zeros_like(batch.target[:, 0], dtype=torch.bool), []
+            return F.mse_loss(self.predict(batch, self.mask_D), target_NG)
+        seen_NG, hidden, masked = target_NG.clone(), torch.zeros_like(target_NG[:, 0], dtype=torch.bool), []
         for rows in rows_of_sections(batch):
             whole, partly, lost = draw_masks(len(rows), seen_NG)
             hidden[rows[whole]] = True
             seen_NG[rows[partly, None], lost] = 0
             masked += [rows[whole], rows[partly]]
         rows = torch.cat(masked)
-        return F.mse_loss(self.predict(batch, self.tokens(seen_NG, hidden))[rows], batch.target[rows])
+        return F.mse_loss(self.predict(batch, self.tokens(seen_NG, hidden))[rows], target_NG[rows])
 
     def start_at(self, mean_G: Tensor) -> None:
         """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
@@ -180,7 +180,7 @@ class STPath(SpotModel):
     def predict(self, batch: Batch, expression_ND: Tensor) -> Tensor:
         """Predict from images and embedded expression."""
         features_ND = read_features(batch, self.image.in_features, self.config.encoder)
-        xy_N2 = required(batch, "xy_um").float()
+        xy_N2 = batch.require("xy_um").float()
         organ_D = self.organ.weight[number(self.config.organ, ORGANS, _NO_ORGANS)]
         technology_D = self.technology.weight[number(self.config.technology, TECHNOLOGIES, _NO_TECHNOLOGIES)]
         x_ND = self.image(features_ND) + (organ_D + technology_D + expression_ND)
@@ -398,11 +398,8 @@ SPEC = ModelSpec(
     license="none (github.com/Graph-and-Geometric-Learning/STPath)",
     family="section",
     build=STPath,
-    crop=crop_of(),
-    crop_of=crop_of,
-    pixels=pixels_of(),
-    pixels_of=pixels_of,
-    inputs="features",
+    crop=get_encoder("rgb").crop,
+    reads_of=features_of,
     scope="section",
     needs=("xy_um",),
     reads_context=True,

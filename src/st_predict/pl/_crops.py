@@ -12,7 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from st_predict.io import find_mpp, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
-from st_predict.pl._section import read_view
+from st_predict.pl._view import read_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

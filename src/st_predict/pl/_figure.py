@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
+
+from st_predict._files import whole
 
 if TYPE_CHECKING:
     import os
@@ -106,9 +107,5 @@ def _save(figure: Figure, path: Path, *, dpi: int) -> None:
     kind = path.suffix.removeprefix(".").lower()
     if kind not in choices:
         raise ValueError(f"Cannot save {path.name!r}: its name must end in one of {sorted('.' + c for c in choices)}.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        figure.savefig(temporary, format=kind, dpi=dpi)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as fresh:
+        figure.savefig(fresh, format=kind, dpi=dpi)

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
-from st_predict.pl._section import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 from st_predict.pl._values import read_values
+from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
-from st_predict.pl._section import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 from st_predict.pl._values import read_values
+from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.pl._section import Section
     from st_predict.pl._values import Values
+    from st_predict.pl._view import View
 
 __all__ = ["spatial"]
 
@@ -149,7 +149,7 @@ def _shared_norm(values: Values, column: int, percentiles: tuple[float, float]) 
 
 def _draw_maps(
     row: NDArray[np.object_],
-    section: Section,
+    section: View,
     values: Values,
     *,
     column: int,
@@ -169,7 +169,7 @@ def _draw_maps(
     bar.ax.tick_params(labelsize=FONT - 2)
 
 
-def _draw_std(row: NDArray[np.object_], section: Section, values: Values, *, column: int, scale: float) -> None:
+def _draw_std(row: NDArray[np.object_], section: View, values: Values, *, column: int, scale: float) -> None:
     """Draw the standard deviation of a gene on the last axes, from 0 on."""
     assert values.std is not None  # checked before anything was drawn
     std = values.std[:, column]
@@ -182,7 +182,7 @@ def _draw_std(row: NDArray[np.object_], section: Section, values: Values, *, col
 
 def _draw_map(
     axes: Axes,
-    section: Section,
+    section: View,
     expression: NDArray[np.float32],
     *,
     norm: Normalize,

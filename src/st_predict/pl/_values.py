@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from st_predict import get, metrics, pp
 from st_predict._keys import Keys
-from st_predict.specs import TargetSpec
+from st_predict._record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from st_predict.specs import TargetSpec
 
 __all__ = ["Values", "read_values"]
 
@@ -119,13 +120,13 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
 
 
 def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
-    origin = prediction.uns.get(Keys.UNS, {}).get(key)
-    if origin is None:
+    record = Record.read(prediction.uns, key)
+    if record is None or record.card is None:
         raise ValueError(
             f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not say which model made it (concatenation loses "
             'it unless uns_merge="first").'
         )
-    return TargetSpec(**json.loads(origin["card"])["target"])
+    return record.card.target
 
 
 def _fill_observed(

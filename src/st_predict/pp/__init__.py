@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from st_predict.pp._align import PanelMatch, align_panel, read_panel
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
+from st_predict.pp._panel import PanelMatch, align_panel, read_panel
 from st_predict.pp._target import Target, fit_limits, from_target, make_target, to_target
 from st_predict.pp._tissue import Tissue, find_tissue
 

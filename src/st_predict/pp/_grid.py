@@ -13,7 +13,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
 from st_predict._keys import Keys
-from st_predict.io import find_image, open_pyramid, resolve_mpp
+from st_predict.io import find_image, find_mpp, open_pyramid
 from st_predict.pp._tissue import find_tissue
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def make_grid(
     diameter_um
         Diameter of a spot, in micrometres.
     mpp
-        Micrometres per pixel of level 0; needed if ``sdata`` does not say, see :func:`st_predict.io.resolve_mpp`.
+        Micrometres per pixel of level 0; needed if ``sdata`` does not say, see :func:`st_predict.io.find_mpp`.
     layout
         ``"square"``, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches, as in Visium.
     tissue_only
@@ -87,7 +87,7 @@ def make_grid(
     if key_added in sdata:
         raise ValueError(f"{key_added!r} is in sdata already; choose another key_added, or delete it first.")
     image_key = find_image(sdata, image_key)
-    found = resolve_mpp(sdata, image_key=image_key, mpp=mpp)
+    found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
     shape = open_pyramid(sdata, image_key).level_shapes[0]
     grid, xy = _lattice(shape, pitch_um / found.value, layout=layout)
     radius = diameter_um / 2 / found.value

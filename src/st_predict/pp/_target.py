@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict.pp._align import PanelMatch, align_panel
 from st_predict.pp._counts import check_counts, dense, read_counts
+from st_predict.pp._panel import PanelMatch, align_panel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from st_predict._sections import LeakageError
+from st_predict._training import TrainConfig
 from st_predict.tl._calibrate import Calibration, calibrate
-from st_predict.tl._config import TrainConfig
 from st_predict.tl._embed import embed
 from st_predict.tl._evaluate import Evaluation, evaluate
 from st_predict.tl._predict import predict
-from st_predict.tl._split import LeakageError
 from st_predict.tl._superresolve import superresolve
 from st_predict.tl._train import TrainResult, train
 

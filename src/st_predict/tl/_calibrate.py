@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import st_predict
 from st_predict._keys import Keys
+from st_predict._sections import LeakageError, as_list, measured_table, observe, spots_of
+from st_predict._version import __version__
 from st_predict.get import prediction, table_of
-from st_predict.models import ModelCard, get_spec
-from st_predict.tl._context import spots_of
-from st_predict.tl._observed import measured_table, observe
-from st_predict.tl._sections import as_list
-from st_predict.tl._split import LeakageError
-from st_predict.tl._write import derived_keys
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,9 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict._sections import Observed, Sections
     from st_predict.specs import TargetSpec
-    from st_predict.tl._observed import Observed
-    from st_predict.tl._sections import Sections
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -132,7 +128,7 @@ class Calibration:
             slots[name] = pd.DataFrame(values, index=table.obs_names, columns=self.genes.index) if inside else values
         fresh = {"calibration": json.dumps(self._describe())}
         if inside:
-            fresh["derived"] = json.dumps(sorted({*derived_keys(table, self.key), *names}))
+            fresh["derived"] = json.dumps(sorted({*json.loads(record.get("derived", "[]")), *names}))
         table.uns[Keys.UNS] = {**table.uns[Keys.UNS], self.key: {**record, **fresh}}
 
     def report(self, sdatas: Sections, *, image_key: Mapping[str, str] | str | None = None) -> pd.DataFrame:
@@ -177,7 +173,7 @@ class Calibration:
         """
         content = {
             "format_version": _FORMAT_VERSION,
-            "version": st_predict.__version__,
+            "version": __version__,
             "key": self.key,
             "coverage": self.coverage,
             "scaled": self.scaled,
@@ -232,7 +228,7 @@ class Calibration:
             "coverage": self.coverage,
             "scaled": self.scaled,
             "sections": sections,
-            "version": st_predict.__version__,
+            "version": __version__,
         }
 
     def _bounds(

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import pandas as pd
-from spatialdata.models import get_table_keys
-
-import st_predict
 from st_predict._keys import Keys
-from st_predict.models._device import pick_device, pick_precision
-from st_predict.models._encoders import Encoder, EncoderSpec, get_encoder, load_encoder
-from st_predict.tl._features import section_features
-from st_predict.tl._sections import open_sections
-from st_predict.tl._write import check_name, link_to_shapes
+from st_predict._record import Record
+from st_predict._runtime import pick_device, pick_precision
+from st_predict._sections import open_slide, section_features
+from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
-    from anndata import AnnData
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from st_predict.specs import CropSpec, PixelSpec
-    from st_predict.tl._sections import Section
 
 __all__ = ["embed"]
 
@@ -58,14 +48,14 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         (:func:`st_predict.pp.make_grid`).
     encoder
         ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
-        (:data:`st_predict.models.RGB_NAMES`). The others need timm and are downloaded once: those of
-        :func:`st_predict.models.list_encoders`, of which some are given only to who accepted their terms; and any name of
+        (:data:`st_predict.encoders.RGB_NAMES`). The others need timm and are downloaded once: those of
+        :func:`st_predict.encoders.list_encoders`, of which some are given only to who accepted their terms; and any name of
         timm that has weights, ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
 
         Also a module or another callable of your own, which is given floats ``(n, 3, size, size)`` on ``device``, one
         argument a level of ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from
         several threads; a module is put on ``device`` and into evaluation mode. Or an encoder of
-        :func:`st_predict.models.load_encoder`, which spares loading it for each slide.
+        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
         mapping from region to image.
@@ -75,7 +65,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         Shapes to describe on a slide that has no table, or without regard to it.
     mpp
         Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. Needed if
-        the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.resolve_mpp`).
+        the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
     at_mpp
         Micrometres per pixel that the encoder is shown. By default those that it was trained at, or the pixels of the
         image as they are if that is not known.
@@ -134,12 +124,12 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    wanted = get_encoder(encoder) if isinstance(encoder, str) else encoder
-    if not isinstance(wanted, EncoderSpec):
-        wanted = load_encoder(wanted, crop=crop, pixels=pixels)
+    wanted = _wanted(encoder, crop, pixels)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
-    table_key, sections = open_sections(
+    if key_added is None and spec.name == "<lambda>":
+        raise ValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
+    slide = open_slide(
         sdata,
         image_key=image_key,
         table_key=table_key,
@@ -147,78 +137,24 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         mpp=mpp,
         need_mpp=shown.mpp is not None,
     )
-    if key_added is None and spec.name == "<lambda>":
-        raise ValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
-    key = key_added or Keys.embedding(spec.name)
-    _check_key(sdata, key, table_key=table_key, regions={s.region for s in sections})
+    slot = slide.slot(key_added or Keys.embedding(spec.name))
+    slot.check_free("embedding")
     where = pick_device(device)
     how = pick_precision(precision, where)  # refuses what does not exist
     how = "float32" if spec.float32 else how
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
-    each = [
+    features = slide.gather(
         section_features(s, loaded, crop=shown, device=where, precision=how, batch_size=batch_size, cache=cache)
-        for s in sections
-    ]
-    features = np.empty((sum(map(len, each)), each[0].shape[1]), dtype=np.float32)
-    for section, values in zip(sections, each, strict=True):
-        features[section.rows] = values
-    record = {
-        "encoder": json.dumps({**loaded.describe(), "license": spec.license, "citation": spec.citation}),
-        "version": st_predict.__version__,
-        "params": json.dumps(
-            {
-                "crop": asdict(shown),
-                "sections": [s.describe() for s in sections],
-                "device": str(where),
-                "precision": how,
-            }
-        ),
-    }
-    _write(sdata, features, record, key=key, table_key=table_key, section=sections[0])
+        for s in slide.sections
+    )
+    params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(where), "precision": how}
+    described = {**loaded.describe(), "license": spec.license, "citation": spec.citation}
+    slot.write_features(features, Record(encoder=described, params=params))
 
 
-def _check_key(sdata: SpatialData, key: str, *, table_key: str | None, regions: set[str]) -> None:
-    """Refuse a key that holds anything but an embedding of these spots, before any work is done."""
-    advice = "choose another key_added."
-    check_name(key)
-    if table_key is None and key in sdata.tables:
-        if not _is_embedding(sdata.tables[key], key):
-            raise ValueError(f"Table {key!r} is not an embedding of st_predict; {advice}")
-        regions_there, _, _ = get_table_keys(sdata.tables[key])
-        if regions != set(np.atleast_1d(regions_there)):
-            raise ValueError(f"Table {key!r} is an embedding of other spots; {advice}")
-        return
-    if key in sdata:
-        raise ValueError(f"{key!r} is the name of another element of sdata; {advice}")
-    if table_key is None:
-        return
-    table = sdata.tables[table_key]
-    taken = key in table.obsm or key in table.layers or key in table.uns.get(Keys.UNS, {})
-    if taken and not _is_embedding(table, key):
-        raise ValueError(f"{key!r} in table {table_key!r} is not an embedding of st_predict; {advice}")
-
-
-def _is_embedding(table: AnnData, key: str) -> bool:
-    return "encoder" in table.uns.get(Keys.UNS, {}).get(key, {})
-
-
-def _write(
-    sdata: SpatialData,
-    features: NDArray[np.float32],
-    record: dict[str, str],
-    *,
-    key: str,
-    table_key: str | None,
-    section: Section,
-) -> None:
-    if table_key is not None:
-        table = sdata.tables[table_key]
-        table.obsm[key] = features
-        table.uns[Keys.UNS] = {**table.uns.get(Keys.UNS, {}), key: record}
-        return
-    frame = pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])])
-    linked = link_to_shapes(sdata, frame, section)
-    linked.uns[Keys.UNS] = {key: record}
-    if key in sdata.tables:
-        del sdata.tables[key]
-    sdata.tables[key] = linked
+def _wanted(
+    encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor], crop: CropSpec | None, pixels: PixelSpec | None
+) -> EncoderSpec | Encoder:
+    """Return what is known of an encoder, before its weights are loaded; a callable of the user needs none."""
+    found = get_encoder(encoder) if isinstance(encoder, str) else encoder
+    return found if isinstance(found, EncoderSpec) else load_encoder(found, crop=crop, pixels=pixels)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from st_predict import metrics
 from st_predict._keys import Keys
+from st_predict._record import Record
+from st_predict._runtime import Inference
+from st_predict._sections import (
+    as_list,
+    encoder_of,
+    inputs_of,
+    measured_table,
+    observe,
+    refuse_same_sections,
+    store_of,
+)
+from st_predict._training import TrainConfig, solve
 from st_predict.get import prediction
-from st_predict.models import ModelCard
+from st_predict.models import get_spec
 from st_predict.pp import align_panel
-from st_predict.tl._baselines import PREDICTORS, Baselines, own_mean
-from st_predict.tl._observed import measured_table, observe
-from st_predict.tl._sections import as_list
-from st_predict.tl._split import refuse_same_sections
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +36,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.tl._observed import Observed
-    from st_predict.tl._sections import Sections
+    from st_predict._sections import Observed, Sections
+    from st_predict.encoders import Encoder
+    from st_predict.models import SpotModel
 
 __all__ = ["Evaluation", "evaluate"]
+
+logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+
+PREDICTORS = {
+    "global_mean": "Mean of each gene over all spots of the training sections: the model 'mean'.",
+    "patient_mean": "Mean of each gene over the spots of training sections of the same patient; "
+    "left out for a patient who is not among them.",
+    "section_mean": "Mean of each gene over the spots of the section itself. Uses what is to be predicted: no method can "
+    "have it, and no constant has a smaller squared error.",
+    "ridge": "Ridge regression on colour, stain and texture in fields of view of 128, 256 and 512 um, fitted on the training "
+    "sections: the model 'ridge' on the encoder 'rgb'. Left out where the mpp of an image is unknown or above 2 um/px.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,24 +125,92 @@ def evaluate(
     """
     slides = as_list(sdatas)
     card = _card(slides, key)
+    measured = [observe(sdata, card, group_key=group_key, image_key=image_key, crops=False) for sdata in slides]
+    _check_names([section.name for sections in measured for section in sections])
+    known: list[Observed] = []
     if train is not None:
         refuse_same_sections(slides, as_list(train), group_key=group_key, what="in train and to be scored")
-    where: dict[str, Any] = {"group_key": group_key, "image_key": image_key}
-    observed = [observe(sdata, card, crops=train is not None, **where) for sdata in slides]
-    _check_names([section.name for sections in observed for section in sections])
-    known = [] if train is None else [o for s in as_list(train) for o in observe(s, card, **where)]
-    baselines = Baselines.fit(known, card.crop) if known else None
+        for sdata in as_list(train):
+            known += observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
+    baselines = _fit_baselines(known, card, scored=[section for sections in measured for section in sections])
     genes, summary = [], []
-    for sdata, sections in zip(slides, observed, strict=True):
-        scored = [
-            _score_section(*_predicted(sdata, section, key), card, key=key, baselines=baselines) for section in sections
-        ]
+    for sdata, sections in zip(slides, measured, strict=True):
+        scored = [_score_section(*_predicted(sdata, s, key), card, key=key, baselines=baselines) for s in sections]
         _write_scores(sdata, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
         genes += [scores for scores, _ in scored]
         summary += [row for _, rows in scored for row in rows]
     return Evaluation(
         summary=pd.DataFrame(summary), genes=pd.concat(genes, ignore_index=True), definitions=_definitions(key, card)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Baseline:
+    """A model that was fitted to training sections in a moment.
+
+    Parameters
+    ----------
+    name
+        What it is called beside the prediction.
+    card, network, encoder
+        The model.
+    patient
+        Patient whose sections it is for; ``None`` for all.
+    """
+
+    name: str
+    card: ModelCard
+    network: SpotModel
+    encoder: Encoder | None
+    patient: str | None = None
+
+    @classmethod
+    def fit(
+        cls, name: str, model: str, sections: Sequence[Observed], like: ModelCard, *, patient: str | None = None
+    ) -> _Baseline:
+        """Fit a model in closed form to the panel and the units of another one's card."""
+        spec = get_spec(model)
+        card = ModelCard(
+            model=model,
+            genes=like.genes,
+            target=like.target,
+            crop=spec.crop_for(spec.hparams),
+            pixels=spec.pixels_for(spec.hparams),
+            hparams=dict(spec.hparams),
+        )
+        encoder = encoder_of(card)
+        store = store_of(sections, card, encoder, folder=Path(), device=_CPU, precision="float32")
+        network, _ = solve(card, store, config=TrainConfig(device="cpu", precision="float32"))
+        return cls(name=name, card=card, network=network, encoder=encoder, patient=patient)
+
+    def predict(self, observed: Observed) -> NDArray[np.float32]:
+        """Predict the measured spots of a section, ``(n_spots, n_genes)``."""
+        batches = inputs_of(
+            observed.section, self.card, self.encoder, batch_size=None, device=_CPU, precision="float32"
+        )
+        inference = Inference(self.network, device=_CPU, precision="float32", scope="section")
+        ((_, prediction),) = inference.over(batches)
+        return prediction.numpy()[observed.rows]
+
+
+def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> list[_Baseline]:
+    """Fit the models ``mean`` and ``ridge``, each to all training sections, and ``mean`` to those of each patient."""
+    if not training:
+        return []
+    baselines = [_Baseline.fit("global_mean", "mean", training, card)]
+    patients = sorted({section.patients[0] for section in training if len(section.patients) == 1})
+    for patient in patients:
+        own = [section for section in training if section.patients == (patient,)]
+        baselines.append(_Baseline.fit("patient_mean", "mean", own, card, patient=patient))
+    crop = get_spec("ridge").crop
+    try:
+        for section in (*training, *scored):
+            section.section.plan(crop)
+    except ValueError as error:
+        logger.warning("The baseline 'ridge' is left out: %s", error)
+    else:
+        baselines.append(_Baseline.fit("ridge", "ridge", training, card))
+    return baselines
 
 
 def _check_names(sections: Sequence[str]) -> None:
@@ -129,12 +223,15 @@ def _check_names(sections: Sequence[str]) -> None:
 
 def _card(slides: Sequence[SpatialData], key: str) -> ModelCard:
     """Card of the network that predicted the sections."""
-    records = [prediction(sdata, key).uns.get(Keys.UNS, {}).get(key, {}) for sdata in slides]
-    if not all("card" in record for record in records):
-        raise KeyError(
-            f"The prediction {key!r} has no card, so its units are unknown. st_predict.tl.predict writes one."
-        )
-    first, *others = [ModelCard.from_json(record["card"]) for record in records]
+    cards = []
+    for sdata in slides:
+        record = Record.read(prediction(sdata, key).uns, key)
+        if record is None or record.card is None:
+            raise KeyError(
+                f"The prediction {key!r} has no card, so its units are unknown. st_predict.tl.predict writes one."
+            )
+        cards.append(record.card)
+    first, *others = cards
     for card in others:
         if (card.genes, card.target, card.crop) != (first.genes, first.target, first.crop):
             raise ValueError(
@@ -152,21 +249,24 @@ def _predicted(sdata: SpatialData, section: Observed, key: str) -> tuple[Observe
     spots = table.obs_names[section.section.rows[section.rows]]
     values = np.asarray(result[spots].X)
     there = np.isfinite(values).all(axis=1)
-    context = json.loads(result.uns[Keys.UNS][key].get("params", "{}")).get("context")
-    if context is not None:
-        there &= ~spots.isin(context["spots"])
+    record = Record.read(result.uns, key)
+    if record is not None:
+        there &= ~spots.isin(record.context)
     if not there.any():
         raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
     return replace(section, rows=section.rows[there], target=section.target[there]), values[there]
 
 
 def _score_section(
-    section: Observed, values: NDArray[np.float32], card: ModelCard, *, key: str, baselines: Baselines | None
+    section: Observed, values: NDArray[np.float32], card: ModelCard, *, key: str, baselines: Sequence[_Baseline]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Score a prediction beside the baselines: a gene at a time, and in a row each."""
-    others = baselines.predict(section, card.crop) if baselines else {}
+    own_mean = np.broadcast_to(section.target.mean(axis=0), section.target.shape)
+    predictions: dict[str, NDArray[Any]] = {key: values, "section_mean": own_mean}
+    for baseline in baselines:
+        if baseline.patient is None or section.patients == (baseline.patient,):
+            predictions[baseline.name] = baseline.predict(section)
     genes, rows = [], []
-    predictions: dict[str, NDArray[Any]] = {key: values, "section_mean": own_mean(section), **others}
     for name, predicted in predictions.items():
         about = {"section": section.name, "predictor": name}
         scores, row = _score(predicted, section.target)

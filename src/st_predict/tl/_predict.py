@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from st_predict._keys import Keys
-from st_predict.models._device import pick_device
-from st_predict.tl._context import read_context
-from st_predict.tl._inputs import check_needs, needs_mpp
-from st_predict.tl._members import Draws, joint_card, open_members, predict_section
-from st_predict.tl._sections import open_sections
-from st_predict.tl._write import check_key, write_prediction
+from st_predict._record import Record
+from st_predict._sections import open_slide, read_context
+from st_predict.tl._ensemble import Draws, Ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from spatialdata import SpatialData
+
+    from st_predict._sections import Context, Slide
 
 __all__ = ["predict"]
 
@@ -52,7 +49,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Holds the image, the spots and a table that annotates the spots; or only image and shapes
         (:func:`st_predict.pp.make_grid`).
     model
-        Name of a released checkpoint (:func:`st_predict.models.list_weights`) or path of a ``.safetensors`` file. Several, of
+        Name of a released checkpoint (:func:`st_predict.checkpoints.list_weights`) or path of a ``.safetensors`` file. Several, of
         the same panel and units, are an ensemble :cite:p:`Lakshminarayanan2017`: their mean is predicted.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
@@ -63,7 +60,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Shapes to predict on a slide that has no table, or without regard to it.
     mpp
         Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. Needed if
-        the model has a fixed resolution and nothing else tells (:func:`st_predict.io.resolve_mpp`).
+        the model has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
     key_added
         Key of the result. By default ``pred_{model}``, with the model's name.
     batch_size
@@ -135,56 +132,40 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    members = open_members(
+    ensemble = Ensemble.open(
         model,
         hparams=hparams,
-        device=pick_device(device),
-        precision=precision,
-        working_batch=batch_size,
-        symmetries=symmetries,
         draws=Draws.of(n_samples, seed),
+        symmetries=symmetries,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
     )
-    card = joint_card(members)
-    table_key, sections = open_sections(
+    slide = open_slide(
         sdata,
         image_key=image_key,
         table_key=table_key,
         shapes_key=shapes_key,
         mpp=mpp,
-        need_mpp=any(needs_mpp(member.card) for member in members),
+        need_mpp=ensemble.needs_mpp,
     )
-    for member in members:
-        check_needs(sections, member.card)
-    key = key_added or Keys.joint_prediction({member.card.model for member in members})
-    spreads = sum(member.n_draws for member in members) > 1
-    check_key(
-        sdata,
-        key,
-        table_key=table_key,
-        regions={s.region for s in sections},
-        derived=[Keys.std(key)] if spreads else [],
-    )
-    known = read_context(sdata, context, [member.card for member in members], table_key=table_key)
-    shape = sum(len(s.rows) for s in sections), len(card.genes)
-    values, std = (np.full(shape, np.nan, dtype=np.float32) if needed else None for needed in (True, spreads))
-    assert values is not None
-    for section in sections:
-        mean, spread = predict_section(members, section, counts=None if known is None else known.counts[section.rows])
-        values[section.rows] = mean
-        if std is not None:
-            std[section.rows] = spread
-    write_prediction(
-        sdata,
-        values,
-        card,
-        std=std,
-        key=key,
-        table_key=table_key,
-        section=sections[0],
-        provenance={
-            "sections": [s.describe() for s in sections],
-            "device": str(members[0].inference.device),
-            "members": [member.describe() for member in members],
-            "context": None if known is None else known.describe(),
-        },
-    )
+    ensemble.check(slide)
+    slot = slide.slot(key_added or ensemble.key)
+    slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
+    known = read_context(sdata, context, ensemble.cards, table_key=slide.table_key)
+    predicted = [
+        ensemble.predict(section, counts=None if known is None else known.counts[section.rows])
+        for section in slide.sections
+    ]
+    mean = slide.gather([mean for mean, _ in predicted])
+    std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None
+    slot.write_prediction(mean, Record(card=ensemble.card, params=_params(ensemble, slide, known)), std=std)
+
+
+def _params(ensemble: Ensemble, slide: Slide, context: Context | None) -> dict[str, Any]:
+    """What a reader of the prediction needs to know of how it was made."""
+    return {
+        "sections": slide.describe(),
+        **ensemble.describe(),
+        "context": None if context is None else context.describe(),
+    }

@@ -1,0 +1,156 @@
+"""Files: fetched and checked, written whole or not at all, hashed, and room for them on disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+__all__ = ["cache_dir", "check_space", "download", "sha256", "sha256_of_file", "whole"]
+
+TIMEOUT_S = 30
+BLOCK = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Return the folder of everything that is downloaded: ``ST_PREDICT_CACHE`` if set, else the cache of the user."""
+    import pooch
+
+    return Path(os.environ.get("ST_PREDICT_CACHE") or pooch.os_cache("st_predict"))
+
+
+def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, git_blob: str | None = None) -> Path:
+    """Return a file whose content is known, from ``path`` if it is there, else from ``url``.
+
+    Parameters
+    ----------
+    url
+        Where to get it.
+    path
+        Where it is, or shall be. A file that is there is never changed.
+    sha256
+        Expected SHA-256 of the content.
+    git_blob
+        Expected identifier of the content in git, if the SHA-256 is not known.
+
+    Returns
+    -------
+    ``path``.
+
+    Raises
+    ------
+    ValueError
+        If the content is not the expected one, or no hash is given.
+    ConnectionError
+        If the file cannot be got: no network, no such file, a connection that broke.
+    OSError
+        If it cannot be stored; a :class:`PermissionError` if that is why.
+    """
+    if (sha256 is None) == (git_blob is None):
+        raise ValueError(f"Exactly one of sha256 and git_blob must say what {url} holds.")
+    path = Path(path)
+    if path.exists():
+        _check(path, sha256, git_blob, way_out=f"Move it away to get it again from {url}.")
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as fresh:
+            _fetch(url, fresh)
+            _check(fresh, sha256, git_blob, way_out=f"It came from {url} and was not kept; try again.", name=path)
+    except OSError as error:
+        if error.errno is None:  # of the network
+            raise
+        way_out = "Set ST_PREDICT_CACHE to a folder with space that you may write to."
+        raise OSError(error.errno, f"Cannot store {path}: {error.strerror}. {way_out}") from error
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    import pooch
+
+    try:
+        pooch.HTTPDownloader(timeout=TIMEOUT_S, chunk_size=BLOCK)(url, str(path), None)
+    except OSError as error:
+        if error.errno is not None:  # of the disk
+            raise
+        raise ConnectionError(
+            f"Cannot get {url}: {error}. Check the network, or put the file in place by hand."
+        ) from error
+
+
+def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str, name: Path | None = None) -> None:
+    digest = hashlib.sha256() if sha256 else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    expected, got = sha256 or git_blob, digest.hexdigest()
+    if got != expected:
+        kind = "SHA-256" if sha256 else "git blob"
+        raise ValueError(f"{name or path} is not the expected file: {kind} {got} instead of {expected}. {way_out}")
+
+
+@contextmanager
+def whole(path: PathLike[str] | str) -> Iterator[Path]:
+    """Give a place to write a file or a folder to, which is moved to ``path`` when the block ends without an error.
+
+    So ``path`` appears whole or not at all. An existing file is replaced; an existing folder is not.
+
+    Parameters
+    ----------
+    path
+        Where the result belongs. Its folder must exist.
+
+    Yields
+    ------
+    A path in a temporary folder beside ``path``. Nothing is there yet.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        fresh = Path(folder) / path.name
+        fresh.touch()
+        mode = fresh.stat().st_mode
+        fresh.unlink()
+        yield fresh
+        if fresh.is_file():
+            fresh.chmod(mode)  # some libraries give rights to the owner only, whatever the umask
+        fresh.replace(path)
+
+
+def sha256(*parts: bytes | memoryview | str) -> str:
+    """SHA-256 of parts that follow each other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: PathLike[str] | str) -> str:
+    """SHA-256 of the content of a file, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_space(what: str, folder: PathLike[str] | str, needed: int) -> None:
+    """Refuse what would not fit: a full disk kills whoever writes to a memory map.
+
+    Raises
+    ------
+    OSError
+        If ``folder`` has less free space than the bytes that are ``needed``.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"The {what} need {needed / 1e9:.1f} GB for a while, {str(folder)!r} has {free / 1e9:.1f} GB free. For what is "
+            "temporary, TMPDIR names another folder",
+        )

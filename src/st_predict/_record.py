@@ -1,0 +1,121 @@
+"""The record of a result: what ``.uns["st_predict"][key]`` says of where its values come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+from st_predict._keys import Keys
+from st_predict._version import __version__
+from st_predict.specs import ModelCard
+
+__all__ = ["Kind", "Record"]
+
+Kind: TypeAlias = Literal["prediction", "embedding"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Where the values under a key come from.
+
+    Parameters
+    ----------
+    card
+        Card of the network, for a prediction.
+    encoder
+        Description of the encoder, for an embedding.
+    params
+        How the values were made: sections, device, precision, checkpoints.
+    derived
+        Keys of ``.obsm`` that belong to the same prediction: standard deviations and bounds of intervals.
+    calibration
+        Coverage and sections of the calibration, once intervals were added.
+    version
+        Version of st_predict that wrote the values.
+    """
+
+    card: ModelCard | None = None
+    encoder: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    derived: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] | None = None
+    version: str = __version__
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the values are; ``None`` if the record does not say so."""
+        return "prediction" if self.card is not None else "embedding" if self.encoder is not None else None
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Gene panel of a prediction, in the order of its columns."""
+        return () if self.card is None else self.card.genes
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Names of the spots whose counts the network has read."""
+        return tuple((self.params.get("context") or {}).get("spots", ()))
+
+    @classmethod
+    def read(cls, uns: Mapping[str, Any], key: str) -> Record | None:
+        """Read the record of a key; ``None`` if there is none.
+
+        Raises
+        ------
+        ValueError
+            If the card was written by a newer version, or is damaged.
+        """
+        stored = _stored(uns).get(key)
+        if not isinstance(stored, Mapping):
+            return None
+        parts = {
+            name: json.loads(stored[name]) for name in ("encoder", "params", "derived", "calibration") if name in stored
+        }
+        return cls(
+            card=ModelCard.from_json(stored["card"]) if "card" in stored else None,
+            encoder=parts.get("encoder"),
+            params=parts.get("params", {}),
+            derived=tuple(parts.get("derived", ())),
+            calibration=parts.get("calibration"),
+            version=str(stored.get("version", "unknown")),
+        )
+
+    @staticmethod
+    def keys(uns: Mapping[str, Any]) -> list[str]:
+        """Keys that have a record."""
+        return sorted(_stored(uns))
+
+    @staticmethod
+    def kind_of(uns: Mapping[str, Any], key: str) -> Kind | None:
+        """What the values under a key are, without reading the card; ``None`` if st_predict did not write them."""
+        stored = _stored(uns).get(key, {})
+        return "prediction" if "card" in stored else "embedding" if "encoder" in stored else None
+
+    def write(self, uns: MutableMapping[str, Any], key: str) -> None:
+        """Store the record under a key; those of other keys stay."""
+        stored: dict[str, str] = {"version": self.version, "params": json.dumps(dict(self.params))}
+        if self.card is not None:
+            stored["card"] = self.card.to_json()
+        if self.encoder is not None:
+            stored["encoder"] = json.dumps(dict(self.encoder))
+        if self.derived:
+            stored["derived"] = json.dumps(list(self.derived))
+        if self.calibration is not None:
+            stored["calibration"] = json.dumps(dict(self.calibration))
+        uns[Keys.UNS] = {**_stored(uns), key: stored}
+
+    @staticmethod
+    def remove(uns: MutableMapping[str, Any], key: str) -> None:
+        """Delete the record of a key, and the whole slot with the last one."""
+        rest = {name: stored for name, stored in _stored(uns).items() if name != key}
+        if rest:
+            uns[Keys.UNS] = rest
+        else:
+            uns.pop(Keys.UNS, None)
+
+
+def _stored(uns: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = uns.get(Keys.UNS, {})
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}

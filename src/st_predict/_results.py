@@ -1,0 +1,358 @@
+"""The only code that writes results into a SpatialData object: predictions, embeddings, and tables of cells."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+import zarr
+from anndata import AnnData
+from anndata.io import write_elem
+from spatialdata.models import ShapesModel, TableModel, get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_predict._files import whole
+from st_predict._keys import Keys
+from st_predict._record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from os import PathLike
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict._record import Kind
+
+__all__ = ["Lattice", "Slot", "check_cells", "write_cells"]
+
+logger = logging.getLogger(__name__)
+
+# A DataFrame in .obsm costs zarr one group per column; above this number a table of its own is far cheaper.
+MAX_OBSM_GENES = 1000
+_CHUNK = 1024  # cells of a chunk on disk
+
+_A = {"prediction": "a prediction", "embedding": "an embedding"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A key under which the result of some spots may be written.
+
+    Parameters
+    ----------
+    sdata
+        Where to write.
+    key
+        Key of the result.
+    table_key
+        Table of the spots; ``None`` for the shapes of a slide without a table.
+    regions
+        Shapes of the spots.
+    xy
+        ``(n_spots, 2)``: centres in level-0 pixels, for a slide without a table.
+    """
+
+    sdata: SpatialData
+    key: str
+    table_key: str | None
+    regions: tuple[str, ...]
+    xy: NDArray[np.float64]
+
+    def check_free(self, kind: Kind, *, derived: Sequence[str] = ()) -> None:
+        """Refuse a key that holds something else than an earlier result of this kind for these spots.
+
+        Parameters
+        ----------
+        kind
+            What will be written.
+        derived
+            Keys of ``.obsm`` that will be written as well.
+
+        Raises
+        ------
+        ValueError
+            If the key cannot be stored, or ``.obsm``, ``.layers``, a table or another element of that name belongs to the user,
+            or is a result for other spots.
+        """
+        _check_name(self.key)
+        if self.table_key is not None:
+            _check_slots(self.sdata.tables[self.table_key], self.key, kind, derived)
+        _check_elements(self.sdata, self.key, kind, self.regions)
+
+    def write_prediction(
+        self, values: NDArray[np.float32], record: Record, *, std: NDArray[np.float32] | None = None
+    ) -> None:
+        """Write a prediction and its record.
+
+        It goes to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table; standard
+        deviations go to ``.obsm[key + "_std"]``. A panel of more than 1000 genes, and a slide without a table, get a linked table
+        ``sdata.tables[key]``, with ``.layers["std"]``.
+
+        Parameters
+        ----------
+        values
+            ``(n_spots, n_genes)``, in the order of the table.
+        record
+            Where they come from.
+        std
+            ``(n_spots, n_genes)``: standard deviations.
+        """
+        frame = pd.DataFrame(values, columns=list(record.genes))
+        linked = self._link(frame) if self.table_key is None or len(record.genes) > MAX_OBSM_GENES else None
+        self._remove()
+        if linked is not None:
+            if std is not None:
+                linked.layers[Keys.STD] = std
+            self._write_table(linked, record)
+            return
+        table = self.sdata.tables[self.table_key]
+        frame.index = table.obs_names
+        if std is not None:
+            table.obsm[Keys.std(self.key)] = pd.DataFrame(std, columns=frame.columns, index=table.obs_names)
+            record = replace(record, derived=(Keys.std(self.key),))
+        table.obsm[self.key] = frame
+        if table.n_vars and set(table.var_names) <= set(frame.columns):
+            table.layers[self.key] = frame[table.var_names.tolist()].to_numpy()
+        record.write(table.uns, self.key)
+
+    def write_features(self, features: NDArray[np.float32], record: Record) -> None:
+        """Write an embedding ``(n_spots, n_features)`` to ``.obsm[key]``; a slide without a table gets a linked one."""
+        self._remove()
+        if self.table_key is None:
+            self._write_table(
+                self._link(pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])])), record
+            )
+            return
+        table = self.sdata.tables[self.table_key]
+        table.obsm[self.key] = features
+        record.write(table.uns, self.key)
+
+    def _link(self, frame: pd.DataFrame) -> AnnData:
+        """Make a table for the same spots, whose values are those of ``frame``."""
+        if self.table_key is None:
+            return _link_to_shapes(self.sdata, self.regions[0], frame, self.xy)
+        return _link_like(self.sdata.tables[self.table_key], frame)
+
+    def _remove(self) -> None:
+        """Remove what an earlier result left, which may have gone elsewhere: its panel may have been another one."""
+        if self.key in self.sdata.tables:
+            del self.sdata.tables[self.key]
+        if self.table_key is None:
+            return
+        table = self.sdata.tables[self.table_key]
+        record = Record.read(table.uns, self.key)
+        if record is None:
+            return
+        for slots, names in ((table.obsm, [self.key, *record.derived]), (table.layers, [self.key])):
+            for name in names:
+                if name in slots:
+                    del slots[name]
+        Record.remove(table.uns, self.key)
+
+    def _write_table(self, table: AnnData, record: Record) -> None:
+        record.write(table.uns, self.key)
+        self.sdata.tables[self.key] = table
+        logger.info("Wrote %s to the table %r.", _A[record.kind or "prediction"], self.key)
+
+
+def _check_name(key: str) -> None:
+    """Refuse a key that SpatialData could not store."""
+    if not re.fullmatch(r"[\w.-]+", key):
+        raise ValueError(
+            f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}."
+        )
+
+
+def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -> None:
+    """Refuse a key whose slots in a table hold something else."""
+    record = Record.read(table.uns, key)
+    if record is None or record.kind != kind:
+        slots = ((".obsm", table.obsm), (".layers", table.layers), (f".uns[{Keys.UNS!r}]", Record.keys(table.uns)))
+        for slot, names in slots:
+            if key in names:
+                raise ValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict; choose another key_added.")
+    for name in derived:
+        if name in table.obsm and (record is None or name not in record.derived):
+            raise ValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
+
+
+def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[str]) -> None:
+    """Refuse a key that is the name of an element which holds something else."""
+    if key not in sdata.tables:
+        if key in sdata:
+            raise ValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+        return
+    if Record.kind_of(sdata.tables[key].uns, key) != kind:
+        raise ValueError(f"Table {key!r} is not {_A[kind]} of st_predict; choose another key_added.")
+    there, _, _ = get_table_keys(sdata.tables[key])
+    if not set(np.atleast_1d(there)) & set(regions):
+        raise ValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
+
+
+def _link_to_shapes(sdata: SpatialData, region: str, frame: pd.DataFrame, xy: NDArray[np.float64]) -> AnnData:
+    """Make a table whose rows are the shapes of a region, and whose values are those of ``frame``."""
+    shapes = sdata.shapes[region]
+    obs = pd.DataFrame({"region": pd.Categorical([region] * len(shapes)), "instance": shapes.index.to_numpy()})
+    for column in (Keys.ARRAY_ROW, Keys.ARRAY_COL):
+        if column in shapes:
+            obs[column] = shapes[column].to_numpy()
+    obs.index = shapes.index.astype(str)
+    adata = AnnData(frame.to_numpy(), obs=obs, var=pd.DataFrame(index=frame.columns))
+    adata.obsm[Keys.SPATIAL] = xy.copy()
+    return TableModel.parse(adata, region=region, region_key="region", instance_key="instance")
+
+
+def _link_like(table: AnnData, frame: pd.DataFrame) -> AnnData:
+    region, region_key, instance_key = get_table_keys(table)
+    obs = table.obs[[region_key, instance_key]].copy()
+    adata = AnnData(frame.to_numpy(), obs=obs, var=pd.DataFrame(index=frame.columns))
+    return TableModel.parse(adata, region=region, region_key=region_key, instance_key=instance_key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lattice:
+    """Square cells of an image.
+
+    Parameters
+    ----------
+    rows, columns
+        ``(n_cells,)``: place of each cell on the lattice, which begins at the corner of the image.
+    centres
+        ``(n_cells, 2)``: x and y in level-0 pixels.
+    width
+        Side of a cell, in level-0 pixels.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    centres: NDArray[np.float64]
+    width: float
+
+
+def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -> None:
+    """Refuse the name of a table of cells that is taken by something else.
+
+    Raises
+    ------
+    FileExistsError
+        If ``out`` exists.
+    ValueError
+        If an element that is not an earlier table of cells has the name, or that of its shapes.
+    """
+    shapes_key = Keys.cell_grid(key)
+    _check_name(key)
+    _check_elements(sdata, key, "prediction", [shapes_key])
+    if shapes_key in sdata and key not in sdata.tables:
+        raise ValueError(f"{shapes_key!r} is the name of another element of sdata; choose another key_added.")
+    if out is not None and Path(out).exists():
+        raise FileExistsError(f"{str(out)!r} exists; name another folder.")
+
+
+def write_cells(
+    sdata: SpatialData,
+    key: str,
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    record: Record,
+    *,
+    lattice: Lattice,
+    image_key: str,
+    out: PathLike[str] | str | None = None,
+) -> None:
+    """Write a table of cells and the circles that it is linked to; both replace those of an earlier call.
+
+    Parameters
+    ----------
+    sdata
+        Where to write.
+    key
+        Name of the table.
+    parts
+        Places among the cells, and ``(n, n_genes)`` for these; every cell once.
+    record
+        Where the values come from.
+    lattice
+        Where the cells are.
+    image_key
+        Image whose coordinate systems the circles get.
+    out
+        Folder in which the table is stored part by part; it appears whole or not at all. By default the values are kept in
+        memory.
+    """
+    table = _empty_table(lattice, record, key=key)
+    shapes = _circles(lattice, sdata.images[image_key])
+    table = _fill(table, parts) if out is None else _store(table, parts, Path(out))
+    if key in sdata.tables:
+        del sdata.tables[key]
+    if Keys.cell_grid(key) in sdata.shapes:
+        del sdata.shapes[Keys.cell_grid(key)]
+    sdata.shapes[Keys.cell_grid(key)] = shapes
+    sdata.tables[key] = table
+
+
+def _circles(lattice: Lattice, image: Any) -> gpd.GeoDataFrame:
+    frame = gpd.GeoDataFrame(
+        {"radius": np.full(len(lattice.rows), lattice.width / 2)}, geometry=shapely.points(lattice.centres)
+    )
+    return ShapesModel.parse(frame, transformations=dict(get_transformation(image, get_all=True)))
+
+
+def _empty_table(lattice: Lattice, record: Record, *, key: str) -> AnnData:
+    """Make a table of cells, without values."""
+    rows, columns, n_cells, region = lattice.rows, lattice.columns, len(lattice.rows), Keys.cell_grid(key)
+    obs = pd.DataFrame(
+        {
+            "region": pd.Categorical.from_codes(np.zeros(n_cells, dtype=np.int8), [region]),
+            "instance": np.arange(n_cells),
+            Keys.ARRAY_ROW: rows,
+            Keys.ARRAY_COL: columns,
+        },
+        index=[f"{row}x{column}" for row, column in zip(rows.tolist(), columns.tolist(), strict=True)],
+    )
+    table = AnnData(obs=obs, var=pd.DataFrame(index=list(record.genes)))
+    table.obsm[Keys.SPATIAL] = lattice.centres
+    record.write(table.uns, key)
+    return TableModel.parse(table, region=region, region_key="region", instance_key="instance")
+
+
+def _fill(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> AnnData:
+    """Put the values into memory."""
+    values = np.empty(table.shape, dtype=np.float32)
+    for places, part in parts:
+        values[places] = part
+    table.X = values
+    return table
+
+
+def _store(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]], out: Path) -> AnnData:
+    """Write the table and then its values, part by part."""
+    chunks = (min(_CHUNK, table.n_obs), table.n_vars)
+    with whole(out) as fresh:
+        group = zarr.open_group(fresh, mode="w", zarr_format=3)
+        write_elem(group, "/", table)
+        zeros = da.zeros(table.shape, dtype=np.float32, chunks=chunks)
+        # a shard is written as a whole
+        write_elem(group, "X", zeros, dataset_kwargs={"chunks": chunks, "shards": None})
+        values: Any = group["X"]
+        for run, block in _runs(parts):
+            values[run] = block
+    table.X = da.from_zarr(out / "X")  # type: ignore[no-untyped-call]
+    return table
+
+
+def _runs(
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Split parts where their places do not follow each other."""
+    for places, part in parts:
+        ends = np.flatnonzero(np.diff(places) != 1) + 1
+        for run, block in zip(np.split(places, ends), np.split(part, ends), strict=True):
+            yield slice(run[0], run[-1] + 1), block

@@ -1,0 +1,9 @@
+"""Run networks: on which device, in which precision, and how many spots at a time."""
+
+from __future__ import annotations
+
+from st_predict._runtime._device import Precision, pick_device, pick_precision
+from st_predict._runtime._inference import Inference, Moments
+from st_predict._runtime._network import Network
+
+__all__ = ["Inference", "Moments", "Network", "Precision", "pick_device", "pick_precision"]

@@ -1,0 +1,93 @@
+"""What a runner needs of a network: pixels, a forward pass, and samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from st_predict.specs import PixelSpec
+
+if TYPE_CHECKING:
+    from st_predict.crops import Batch
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module):
+    """A network that turns each spot of a batch into a row of numbers."""
+
+    _scale_C11: Tensor
+    _shift_C11: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("_scale_C11", "_shift_C11"):
+            self.register_buffer(name, torch.empty(3, 1, 1), persistent=False)
+        self.pixel_spec = PixelSpec()
+
+    @property
+    def pixel_spec(self) -> PixelSpec:
+        """How :meth:`pixels` turns 8-bit pixels into numbers; set from the card."""
+        return self._pixel_spec
+
+    @pixel_spec.setter
+    def pixel_spec(self, spec: PixelSpec) -> None:
+        self._pixel_spec = spec
+        for buffer, values in (
+            (self._scale_C11, [1 / (255 * std) for std in spec.std]),
+            (self._shift_C11, [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]),
+        ):
+            buffer.copy_(torch.tensor(values).view(3, 1, 1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return a row per spot: a prediction ``(n_spots, n_genes)``, or features."""
+        raise NotImplementedError
+
+    def sample(self, batch: Batch, *, seed: int) -> Tensor:
+        """Draw a prediction at random, ``(n_spots, n_genes)``: by default with dropout left on :cite:p:`Gal2016`.
+
+        What is dropped depends on the seed, the first spot of the batch and the place of a spot in it.
+
+        Raises
+        ------
+        ValueError
+            If the network has no dropout.
+        """
+        dropping = self.dropout_layers()
+        cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
+        before = [m.training for m in dropping]
+        with torch.random.fork_rng(cuda):
+            first = int(batch.index[0]) if len(batch) else 0  # parts of a section are drawn apart
+            torch.manual_seed((seed + 1_000_003 * first) % 2**63)  # noqa: TID251  # dropout knows no other generator
+            try:
+                for module in dropping:
+                    module.train()
+                return self(batch)
+            finally:
+                for module, was in zip(dropping, before, strict=True):
+                    module.train(was)
+
+    def dropout_layers(self) -> list[nn.Module]:
+        """Return the layers that drop values at random.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+        if not dropping:
+            raise ValueError(
+                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
+                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
+            )
+        return dropping
+
+    def pixels(self, crop_BCHW: Tensor) -> Tensor:
+        """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
+        if self.pixel_spec == PixelSpec():
+            return crop_BCHW.float().div(255)
+        return torch.addcmul(self._shift_C11, crop_BCHW.float(), self._scale_C11)

@@ -1,0 +1,42 @@
+"""Slides as networks need them: sections with spots and image, what was measured of them, and what a network reads."""
+
+from __future__ import annotations
+
+from st_predict._sections._cell_grid import CellGrid
+from st_predict._sections._cells import CellReader
+from st_predict._sections._context import Context, read_context, spots_of
+from st_predict._sections._features import section_features
+from st_predict._sections._inputs import encoder_of, inputs_of
+from st_predict._sections._needs import check_needs, needs_mpp
+from st_predict._sections._observed import Observed, measured_table, observe, patients_of
+from st_predict._sections._section import Section, Sections, Slide, as_list, open_slide
+from st_predict._sections._split import LeakageError, refuse_same_sections, split_patients
+from st_predict._sections._store import store_of
+from st_predict._sections._unlabelled import open_unlabelled
+
+__all__ = [
+    "CellGrid",
+    "CellReader",
+    "Context",
+    "LeakageError",
+    "Observed",
+    "Section",
+    "Sections",
+    "Slide",
+    "as_list",
+    "check_needs",
+    "encoder_of",
+    "inputs_of",
+    "measured_table",
+    "needs_mpp",
+    "observe",
+    "open_slide",
+    "open_unlabelled",
+    "patients_of",
+    "read_context",
+    "refuse_same_sections",
+    "section_features",
+    "spots_of",
+    "split_patients",
+    "store_of",
+]

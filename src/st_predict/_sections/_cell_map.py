@@ -1,0 +1,168 @@
+"""Cells described by an encoder that sees a section as a whole: HIPT, as in iStar :cite:p:`Zhang2024`.
+
+Tiles are shifted, and a cell is described by the mean over all shifts that cover it: by what is around its tile, by its own
+token, and by its colour. The first two are then averaged over 16 and 4 cells along a side, the even windows reaching one cell
+further up and left, at borders over mirrored cells.
+
+The published code divides by the number of shifts also where fewer cover a cell, sets the last 16 rows and columns to zero,
+pads sections to a multiple of 4096 pixels before it looks at all tiles together, and moves spots by half a cell down and right.
+None of this is reproduced.
+
+Shapes: R C rows and columns of cells, P Q those of tiles, D channels of a token and of colours, E channels of the section.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.ndimage import uniform_filter1d
+
+from st_predict._files import check_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from st_predict._sections._cell_grid import CellGrid
+    from st_predict.encoders import CellSpec, Hipt
+
+    Tiles = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
+
+__all__ = ["describe_section", "section_tiles"]
+
+_COLOURS = 3
+
+
+def section_tiles(spec: CellSpec, grid: CellGrid) -> Iterator[tuple[tuple[int, int], NDArray[np.float64]]]:
+    """Yield each shift in cells, down and right, and the centres of its tiles in level-0 pixels, in reading order."""
+    starts = [shift // spec.cell for shift in spec.shifts]
+    for shift in product(starts, starts):
+        n_rows, n_columns = _tiles(grid, shift)
+        if n_rows > 0 and n_columns > 0:
+            rows, columns = np.indices((n_rows, n_columns)).reshape(2, -1)
+            corner = np.stack([columns * grid.n + shift[1], rows * grid.n + shift[0]], axis=1)
+            yield shift, np.asarray((corner + grid.n / 2) * grid.width, dtype=np.float64)
+
+
+def _tiles(grid: CellGrid, shift: tuple[int, int]) -> tuple[int, int]:
+    return -(-(grid.shape[0] - shift[0]) // grid.n), -(-(grid.shape[1] - shift[1]) // grid.n)
+
+
+def describe_section(
+    cells: NDArray[np.int64],
+    grid: CellGrid,
+    *,
+    spec: CellSpec,
+    network: Hipt,
+    read: Callable[[NDArray[np.float64]], Tiles],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Describe some cells of a section, whose numbers rise.
+
+    What tiles say is summed up in a temporary file.
+
+    Parameters
+    ----------
+    cells
+        Their numbers.
+    grid
+        All cells of the section.
+    spec, network
+        Of the encoder.
+    read
+        Gives what ``network`` says of tiles with these centres, in any order: their index, and ``(n, 1 + n_cells, D)``.
+
+    Yields
+    ------
+    Places in ``cells``, and ``(n, n_features)`` for these.
+    """
+    n_channels = network.narrow.in_features + _COLOURS
+    with tempfile.TemporaryDirectory(prefix="st_predict-cells-") as folder:
+        check_space("cells of the section", folder, 4 * n_channels * grid.shape[0] * grid.shape[1])
+        sum_RCD = np.lib.format.open_memmap(
+            Path(folder) / "sum.npy", mode="w+", dtype=np.float32, shape=(*grid.shape, n_channels)
+        )
+        around = {}
+        for shift, centres in section_tiles(spec, grid):
+            cls_PQD = _add(sum_RCD, grid, shift, read(centres))
+            with torch.inference_mode():
+                cls = torch.from_numpy(cls_PQD).to(network.narrow.weight.device)
+                around[shift] = network.of_section(cls).cpu().numpy()
+        rows, columns = grid.places(cells)
+        for band in np.unique(rows // grid.n):
+            places = np.flatnonzero(rows // grid.n == band)
+            described = _band(sum_RCD, around, grid, int(band), windows=spec.windows)
+            yield places, described[rows[places] - band * grid.n, columns[places]]
+        del sum_RCD
+
+
+def _add(sum_RCD: NDArray[np.float32], grid: CellGrid, shift: tuple[int, int], tiles: Tiles) -> NDArray[np.float32]:
+    """Add the tokens of the tiles of a shift to those of its cells; return the class token of each tile."""
+    n_rows, n_columns = _tiles(grid, shift)
+    cls_PQD = np.empty((n_rows, n_columns, sum_RCD.shape[2] - _COLOURS), dtype=np.float32)
+    for index, maps in tiles:
+        for tile, tokens_ND in zip(index, maps, strict=True):
+            p, q = divmod(int(tile), n_columns)
+            cls_PQD[p, q] = tokens_ND[0, :-_COLOURS]
+            top, left = p * grid.n + shift[0], q * grid.n + shift[1]
+            inside = sum_RCD[top : top + grid.n, left : left + grid.n]
+            inside += tokens_ND[1:].reshape(grid.n, grid.n, -1)[: inside.shape[0], : inside.shape[1]]
+    return cls_PQD
+
+
+def _band(
+    sum_RCD: NDArray[np.float32],
+    around: dict[tuple[int, int], NDArray[np.float32]],
+    grid: CellGrid,
+    band: int,
+    *,
+    windows: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Return the features of the cells of a row of tiles."""
+    rows = np.arange(band * grid.n, min((band + 1) * grid.n, grid.shape[0]))
+    wide, narrow = (_mirrored(rows, window, grid.shape[0]) for window in windows)
+    around_RCE = _smooth(_around(around, grid, wide), windows[0])
+    tokens_RCD = sum_RCD[narrow] / _coverage(around, grid, narrow)
+    own_RCD = _smooth(tokens_RCD[..., :-_COLOURS], windows[1])
+    colours = tokens_RCD[windows[1] // 2 : windows[1] // 2 + len(rows), :, -_COLOURS:]
+    return np.concatenate([around_RCE, own_RCD, colours], axis=2)
+
+
+def _mirrored(rows: NDArray[np.int64], window: int, n: int) -> NDArray[np.int64]:
+    """Rows with those that a window around them needs: beyond the border they are mirrored."""
+    reach = np.arange(rows[0] - window // 2, rows[-1] + window - window // 2)
+    folded = reach % (2 * n)
+    return np.minimum(folded, 2 * n - 1 - folded)
+
+
+def _smooth(x_RCD: NDArray[np.float32], window: int) -> NDArray[np.float32]:
+    """Mean over windows; rows come with their surroundings, which are used up."""
+    before = window // 2
+    means = uniform_filter1d(x_RCD, window, axis=0)[before : len(x_RCD) - (window - 1 - before)]
+    smooth: NDArray[np.float32] = uniform_filter1d(means, window, axis=1, mode="reflect")
+    return smooth
+
+
+def _around(
+    around: dict[tuple[int, int], NDArray[np.float32]], grid: CellGrid, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Mean over shifts of what is said of the tile of each cell."""
+    columns = np.arange(grid.shape[1])
+    total = np.zeros((len(rows), len(columns), next(iter(around.values())).shape[2]), dtype=np.float32)
+    for shift, of_tile_PQE in around.items():
+        below, right = rows >= shift[0], columns >= shift[1]
+        tiles = np.ix_((rows[below] - shift[0]) // grid.n, (columns[right] - shift[1]) // grid.n)
+        total[np.ix_(below, right)] += of_tile_PQE[tiles]
+    return total / _coverage(around, grid, rows)
+
+
+def _coverage(shifts: Iterable[tuple[int, int]], grid: CellGrid, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """``(R, C, 1)``: how many shifts cover a cell."""
+    columns = np.arange(grid.shape[1])
+    covered = sum(np.multiply.outer(rows >= shift[0], columns >= shift[1]).astype(np.float32) for shift in shifts)
+    return np.asarray(covered, dtype=np.float32)[..., None]

@@ -1,0 +1,201 @@
+"""What an encoder says of the cells of an image, and of those that each spot covers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict._files import sha256
+from st_predict._runtime import Inference
+from st_predict._sections._cell_grid import CellGrid, cells_of_spots
+from st_predict._sections._cell_map import describe_section, section_tiles
+from st_predict._sections._features import digests_of_crops, kept_features
+from st_predict.crops import iter_batches, plan_crops
+from st_predict.encoders import Hipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from st_predict._sections._section import Section
+    from st_predict.crops import Batch, LevelPlan
+    from st_predict.encoders import CellEncoder
+    from st_predict.io import PyramidReader
+    from st_predict.specs import CropSpec
+
+__all__ = ["CellReader", "join_cells", "spot_cells", "spot_radius"]
+
+_PIXELS = 1 << 22  # of the tiles that are read together, about
+
+
+def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64]:
+    """Return the radius of each spot, in level-0 pixels.
+
+    Raises
+    ------
+    ValueError
+        If it is not known.
+    """
+    if radius_um is not None:
+        if not 0 < radius_um < np.inf:
+            raise ValueError(f"radius_um must be positive and finite, got {radius_um}.")
+        if section.mpp is None:
+            raise ValueError(f"radius_um={radius_um} needs the mpp of the image of {section.region!r}: pass mpp=.")
+        return np.full(len(section.spots), radius_um / section.mpp.value)
+    if section.spots.radius is None:
+        raise ValueError(
+            f"The spots of {section.region!r} are no circles, so that their radius is not known: give it in micrometres, with "
+            "hparams={'radius_um': ...}."
+        )
+    return section.spots.radius
+
+
+class CellReader:
+    """Describes cells of an image, a few tiles at a time.
+
+    Parameters
+    ----------
+    reader
+        The image.
+    encoder
+        What describes its cells.
+    crop
+        Tiles that it is shown.
+    mpp
+        Micrometres per pixel of level 0; ``None`` if unknown.
+    device, precision
+        As in :class:`~st_predict._runtime.Inference`.
+    """
+
+    def __init__(
+        self,
+        reader: PyramidReader,
+        encoder: CellEncoder,
+        crop: CropSpec,
+        *,
+        mpp: float | None,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.reader, self.encoder, self.crop, self.mpp = reader, encoder, crop, mpp
+        self.grid = CellGrid.of(reader, encoder, crop, mpp=mpp)
+        self.batch_size = max(1, _PIXELS // crop.levels[0].size ** 2)
+        self.inference = Inference(
+            encoder,
+            device=device,
+            precision="float32" if encoder.spec.float32 else precision,
+            working_batch=1 if device.type == "cpu" and self.batch_size < 8 else None,
+        )
+
+    def describe(self, cells: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Describe cells, whose numbers rise.
+
+        Yields
+        ------
+        Places in ``cells``, and ``(n, n_features)`` for these; every cell once.
+        """
+        if self.encoder.cells.shifts:
+            network = self.encoder.backbone
+            assert isinstance(network, Hipt)  # nothing else sees sections
+            yield from describe_section(cells, self.grid, spec=self.encoder.cells, network=network, read=self._tiles)
+            return
+        n_inside = self.grid.n**2
+        tiles, first = np.unique(cells // n_inside, return_index=True)
+        ends = np.append(first[1:], len(cells))
+        for index, maps in self._tiles(self.grid.tile_centres(tiles)):
+            places = [np.arange(first[tile], ends[tile]) for tile in index]
+            flat = maps.reshape(len(index), n_inside, -1)
+            yield (
+                np.concatenate(places),
+                np.concatenate([m[cells[p] % n_inside] for m, p in zip(flat, places, strict=True)]),
+            )
+
+    def digest(self, cells: NDArray[np.int64]) -> str:
+        """SHA-256 of these cells and of all pixels that the encoder will see of them."""
+        if self.encoder.cells.shifts:
+            centres = np.concatenate([centres for _, centres in section_tiles(self.encoder.cells, self.grid)])
+        else:
+            centres = self.grid.tile_centres(np.unique(cells // self.grid.n**2))
+        return sha256(cells.data, digests_of_crops(self._read(centres, device=None), len(centres)).data)
+
+    def _tiles(self, centres: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        device = self.inference.device
+        for index, maps in self.inference.over(self._read(centres, device=device if device.type == "cuda" else None)):
+            yield index.numpy(), maps.numpy()
+
+    def _read(self, centres: NDArray[np.float64], *, device: torch.device | None) -> Iterator[Batch]:
+        plan: tuple[LevelPlan, ...] = plan_crops(centres, self.crop, downsamples=self.reader.downsamples, mpp=self.mpp)
+        return iter_batches(self.reader, plan, batch_size=self.batch_size, pad_value=self.crop.pad_value, device=device)
+
+
+def spot_cells(
+    section: Section,
+    encoder: CellEncoder,
+    *,
+    crop: CropSpec,
+    radius_um: float | None,
+    device: torch.device,
+    precision: str,
+) -> NDArray[np.float32]:
+    """Describe the cells of every spot.
+
+    What was computed is kept on disk, and taken from there, as by :func:`st_predict.tl._features.section_features`.
+
+    Parameters
+    ----------
+    section
+        Where the spots are, and the image.
+    encoder
+        What describes the cells.
+    crop
+        Tiles that it is shown.
+    radius_um
+        Radius of the spots in micrometres, if it is not to be that of their circles.
+    device, precision
+        As in :class:`~st_predict._runtime.Inference`.
+
+    Returns
+    -------
+    ``(n_spots, n_cells, n_features)``; NaN where a spot has fewer cells than others, and for spots outside the image.
+
+    Raises
+    ------
+    ValueError
+        If the radius of the spots is not known.
+    """
+    radius = spot_radius(section, radius_um)
+    outside = section.outside()
+    mpp = None if section.mpp is None else section.mpp.value
+    reader = CellReader(section.reader, encoder, crop, mpp=mpp, device=device, precision=precision)
+    cells = cells_of_spots(reader.grid, section.spots.xy, radius)
+    cells[outside] = -1
+    wanted, which = np.unique(cells[cells >= 0], return_inverse=True)
+
+    def compute() -> NDArray[np.float32]:
+        values = np.empty((len(wanted), encoder.cells.n_features), dtype=np.float32)
+        for places, described in reader.describe(wanted):
+            values[places] = described
+        return values
+
+    header = {
+        "encoder": encoder.describe(),
+        "crop": asdict(crop),
+        "precision": reader.inference.precision,
+        "grid": asdict(reader.grid),
+    }
+    values = kept_features(encoder, {**header, "pixels": reader.digest(wanted)}, compute)
+    features = np.full((*cells.shape, values.shape[1]), np.nan, dtype=np.float32)
+    features[cells >= 0] = values[which]
+    return features
+
+
+def join_cells(sections: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Pad the cells of the spots of several sections with NaN to the same number; features of whole spots stay as they are."""
+    if sections[0].ndim == 2:
+        return list(sections)
+    most = max(features.shape[1] for features in sections)
+    return [np.pad(f, ((0, 0), (0, most - f.shape[1]), (0, 0)), constant_values=np.nan) for f in sections]

@@ -1,0 +1,102 @@
+"""Counts of some spots that a network may read when it predicts the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict.models import get_spec, list_models
+from st_predict.pp import align_panel, make_target
+from st_predict.specs import TargetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.specs import ModelCard
+
+__all__ = ["Context", "read_context", "spots_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Counts that networks may read.
+
+    Parameters
+    ----------
+    column
+        Of ``.obs``, that says of which spots.
+    spots
+        Names of these.
+    counts
+        ``(n_obs, n_genes)``: raw counts of the panel, NaN for all other spots.
+    """
+
+    column: str
+    spots: tuple[str, ...]
+    counts: NDArray[np.float32]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of a result needs to know."""
+        return {"column": self.column, "spots": list(self.spots)}
+
+
+def read_context(
+    sdata: SpatialData, column: str | None, cards: Sequence[ModelCard], *, table_key: str | None
+) -> Context | None:
+    """Read raw counts of the panel that networks, of one panel, may read; ``None`` if none are to be read.
+
+    Genes that the table has not are 0, as for a spot in which none was counted.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column, or no gene of the panel in the table.
+    ValueError
+        If a network reads no counts, there is no table, the column is not of true and false, or no spot is to be read.
+    """
+    if column is None:
+        return None
+    if without := sorted({card.model for card in cards if not get_spec(card.model).reads_context}):
+        can = [name for name in list_models() if get_spec(name).reads_context]
+        raise ValueError(f"{without} read no counts of other spots: leave out context=; {can} can.")
+    if table_key is None:
+        raise ValueError("context= names a column of a table with counts; there is no table.")
+    table = sdata.tables[table_key]
+    rows = np.flatnonzero(spots_of(table, column))
+    if not len(rows):
+        raise ValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
+    genes = cards[0].genes
+    match = align_panel(table, genes, missing="drop")
+    target = make_target(table[rows], match, TargetSpec(transform="counts"))
+    place = {gene: i for i, gene in enumerate(genes)}
+    counts = np.full((table.n_obs, len(genes)), np.nan, dtype=np.float32)
+    read = rows[target.rows]
+    counts[read] = 0
+    columns = np.array([place[gene] for gene in target.genes])
+    counts[read[:, None], columns] = target.values
+    return Context(column=column, spots=tuple(table.obs_names[read]), counts=counts)
+
+
+def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
+    """Return ``(n_obs,)``: for which spots a column is true.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column, or it is not of true and false.
+    """
+    if column not in table.obs:
+        raise KeyError(f"There is no column {column!r} in .obs; there are {sorted(table.obs.columns)}.")
+    values = table.obs[column]
+    if values.dtype not in (bool, "boolean") or values.isna().any():
+        raise ValueError(
+            f".obs[{column!r}] must be of true and false, for every spot; it is of {values.dtype}: turn it into that with "
+            ".astype(bool)."
+        )
+    return values.to_numpy(dtype=bool)

@@ -1,0 +1,179 @@
+"""Features of the spots of a section, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from st_predict._files import cache_dir, sha256, whole
+from st_predict._runtime import Inference
+from st_predict.crops import iter_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from st_predict._sections._section import Section
+    from st_predict.crops import Batch
+    from st_predict.encoders import Encoder
+    from st_predict.specs import CropSpec
+
+__all__ = ["digests_of_crops", "kept_features", "section_features"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
+_READ = 64  # spots whose crops are read together, at least
+
+
+def section_features(
+    section: Section,
+    encoder: Encoder,
+    *,
+    crop: CropSpec | None = None,
+    device: torch.device,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    cache: bool = True,
+) -> NDArray[np.float32]:
+    """Describe the crop of every spot.
+
+    What was computed is kept in the folder ``embeddings`` of the cache, and taken from there if all of this is the same:
+    the pixels of every crop, the encoder with its weights, its resolution and normalisation, and the precision. An encoder of the
+    user's own is computed anew each time.
+
+    Parameters
+    ----------
+    section
+        Where the spots are, and the image.
+    encoder
+        What describes them.
+    crop
+        What it is shown, if that is not what it was trained with.
+    device, precision, batch_size
+        As in :class:`~st_predict._runtime.Inference`.
+    cache
+        Whether to look in the cache, and to keep the result there.
+
+    Returns
+    -------
+    ``(n_spots, n_features)``; NaN for spots outside the image.
+    """
+    crop = crop or encoder.spec.crop
+    outside = section.outside()
+    inference = Inference(
+        encoder,
+        device=device,
+        precision="float32" if encoder.spec.float32 else precision,
+        working_batch=batch_size,
+    )
+    if cache and encoder.fingerprint is not None:
+        header = {
+            "encoder": encoder.describe(),
+            "crop": asdict(crop),
+            "precision": inference.precision,
+            "pixels": sha256(_pixels_seen(section, crop).data),
+        }
+        features = kept_features(encoder, header, partial(_compute, section, crop, inference))
+    else:
+        features = _compute(section, crop, inference)
+    features[outside] = np.nan
+    return features
+
+
+def _pixels_seen(section: Section, crop: CropSpec) -> NDArray[np.uint8]:
+    batches = iter_batches(section.reader, section.plan(crop), batch_size=_READ, pad_value=crop.pad_value)
+    return digests_of_crops(batches, len(section.rows))
+
+
+def _compute(section: Section, crop: CropSpec, inference: Inference) -> NDArray[np.float32]:
+    features: NDArray[np.float32] | None = None
+    batches = iter_batches(
+        section.reader,
+        section.plan(crop),
+        batch_size=max(inference.working_batch, _READ),
+        pad_value=crop.pad_value,
+        device=inference.device if inference.device.type == "cuda" else None,
+    )
+    for index, described in inference.over(batches):
+        if features is None:
+            features = np.empty((len(section.rows), described.shape[1]), dtype=np.float32)
+        features[index.numpy()] = described.numpy()
+    assert features is not None  # a section has spots
+    return features
+
+
+def kept_features(
+    encoder: Encoder, header: Mapping[str, Any], compute: Callable[[], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Take features from the folder ``embeddings`` of the cache, or compute and keep them there.
+
+    Parameters
+    ----------
+    encoder
+        What makes them.
+    header
+        All that they depend on, to be written as JSON.
+    compute
+        Returns them, ``(n, n_features)``.
+    """
+    text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True)
+    folder = cache_dir() / "embeddings" / re.sub(r"[^\w.-]+", "_", encoder.spec.name)
+    path = folder / f"{sha256(text)[:32]}.safetensors"
+    features = _read(path, text)
+    if features is None:
+        features = compute()
+        _keep(path, text, features)
+    return features
+
+
+def digests_of_crops(batches: Iterable[Batch], n_crops: int) -> NDArray[np.uint8]:
+    """Return the SHA-256 of the pixels of each crop, over its levels, ``(n_crops, 32)``."""
+    digests = np.zeros((n_crops, 32), dtype=np.uint8)
+    for batch in batches:
+        for i, row in enumerate(batch.index.tolist()):
+            digest = sha256(*(np.ascontiguousarray(level[i]).data for level in batch.crops))
+            digests[row] = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
+    return digests
+
+
+def _read(path: Path, header: str) -> NDArray[np.float32] | None:
+    """Return what is kept; ``None`` if nothing is, or if it is damaged, which a message says."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            features: NDArray[np.float32] = file.get_tensor(_NAME)
+    except (SafetensorError, OSError) as error:
+        logger.warning("The features kept in %s can't be read (%s); they are computed anew.", path, error)
+        return None
+    if metadata.get(_HEADER) != header or metadata.get(_DIGEST) != sha256(features.data):
+        logger.warning("The features kept in %s are damaged; they are computed anew.", path)
+        return None
+    logger.info("Features of %d places taken from %s.", len(features), path)
+    return features
+
+
+def _keep(path: Path, header: str, features: NDArray[np.float32]) -> None:
+    """Write a file that appears whole or not at all; a cache that can't be written to is no reason to fail."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as fresh:
+            save_file({_NAME: features}, fresh, metadata={_HEADER: header, _DIGEST: sha256(features.data)})
+    except (SafetensorError, OSError) as error:
+        logger.warning(
+            "The features can't be kept in %s (%s). Set ST_PREDICT_CACHE to a folder with space.", path, error
+        )

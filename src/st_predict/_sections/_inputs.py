@@ -1,0 +1,75 @@
+"""What a network reads of a section: its crops, or features of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from st_predict._sections._cells import spot_cells
+from st_predict._sections._features import section_features
+from st_predict.crops import Batch, iter_batches
+from st_predict.encoders import CellEncoder
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from st_predict._sections._section import Section
+    from st_predict.encoders import Encoder
+    from st_predict.specs import ModelCard
+
+__all__ = ["encoder_of", "features_of", "inputs_of"]
+
+
+def encoder_of(card: ModelCard) -> Encoder | None:
+    """Load the encoder whose features a network reads; ``None`` for one that reads none."""
+    return get_spec(card.model).reads(card.hparams).load_encoder()
+
+
+def inputs_of(
+    section: Section,
+    card: ModelCard,
+    encoder: Encoder | None,
+    *,
+    batch_size: int | None,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Batch]:
+    """Give what the network of ``card`` reads of a section, in batches; ``None`` gives all spots at once."""
+    if encoder is not None:
+        features = features_of(section, card, encoder, device=device, precision=precision)
+        yield from _split(section, batch_size, features)
+    elif get_spec(card.model).reads(card.hparams).kind == "nothing":
+        yield from _split(section, batch_size)
+    else:
+        batches = iter_batches(
+            section.reader,
+            section.plan(card.crop),
+            batch_size=batch_size,
+            pad_value=card.crop.pad_value,
+            device=device if device.type == "cuda" else None,
+        )
+        yield from map(section.place, batches)
+
+
+def _split(section: Section, batch_size: int | None, features: NDArray[np.float32] | None = None) -> Iterator[Batch]:
+    n = len(section.rows)
+    step = batch_size or max(n, 1)
+    for start in range(0, n, step):
+        index = torch.arange(start, min(start + step, n))
+        values = None if features is None else torch.from_numpy(features[start : start + step])
+        yield section.place(Batch(crops=(), features=values, index=index))
+
+
+def features_of(
+    section: Section, card: ModelCard, encoder: Encoder, *, device: torch.device, precision: str
+) -> NDArray[np.float32]:
+    """Return the features of each spot, ``(n_spots, n_features)``, or of its cells, ``(n_spots, n_cells, n_features)``."""
+    if isinstance(encoder, CellEncoder):
+        radius_um = get_spec(card.model).reads(card.hparams).radius_um
+        return spot_cells(section, encoder, crop=card.crop, radius_um=radius_um, device=device, precision=precision)
+    return section_features(section, encoder, crop=card.crop, device=device, precision=precision)

@@ -1,0 +1,265 @@
+"""A slide and its sections: of each an image, its spots, its mpp."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from spatialdata import SpatialData
+from spatialdata.models import get_table_keys
+
+from st_predict._results import Slot
+from st_predict.crops import plan_crops
+from st_predict.io import (
+    find_image,
+    find_mpp,
+    find_shapes,
+    find_table,
+    open_pyramid,
+    read_spots,
+    spots_outside,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from st_predict.crops import Batch, LevelPlan
+    from st_predict.io import Mpp, PyramidReader, Spots
+    from st_predict.specs import CropSpec
+
+__all__ = ["Section", "Sections", "Slide", "as_list", "open_slide"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=np.generic)
+
+Sections: TypeAlias = SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One tissue section.
+
+    Parameters
+    ----------
+    region
+        Name of its shapes.
+    rows
+        ``(n_spots,)``: rows of the table (of the shapes, where there is no table).
+    spots
+        Centres in level-0 pixels.
+    reader
+        Its image.
+    mpp
+        Micrometres per pixel of level 0, and where that came from; ``None`` if unknown.
+    """
+
+    region: str
+    rows: NDArray[np.int64]
+    spots: Spots
+    reader: PyramidReader
+    mpp: Mpp | None
+
+    def plan(self, crop: CropSpec) -> tuple[LevelPlan, ...]:
+        """Plan the crops of every spot."""
+        mpp = None if self.mpp is None else self.mpp.value
+        return plan_crops(self.spots.xy, crop, downsamples=self.reader.downsamples, mpp=mpp)
+
+    @property
+    def xy_um(self) -> NDArray[np.float32] | None:
+        """``(n_spots, 2)``: centres in micrometres, if mpp is known."""
+        return None if self.mpp is None else (self.spots.xy * self.mpp.value).astype(np.float32)
+
+    def place(self, batch: Batch) -> Batch:
+        """Add to a batch where its spots are, as far as that is known."""
+        rows = batch.index.numpy()
+        grid = None if self.spots.grid is None else torch.from_numpy(self.spots.grid[rows])
+        xy_um = None if self.xy_um is None else torch.from_numpy(self.xy_um[rows])
+        return replace(batch, grid=grid, xy_um=xy_um)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of a result needs to know of how the section was read."""
+        return {
+            "region": self.region,
+            "mpp": None if self.mpp is None else self.mpp.value,
+            "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
+            "level_downsamples": list(self.reader.downsamples),
+        }
+
+    def outside(self) -> NDArray[np.bool_]:
+        """Spots whose centre is not in the image; a message says how many, an error if they all are."""
+        outside = spots_outside(self.spots, self.reader.level_shapes[0])
+        if outside.all():
+            raise ValueError(
+                f"All {len(outside)} spots of {self.region!r} lie outside the image of "
+                f"{self.reader.level_shapes[0]} (height, width) px: check the transformations of image and shapes."
+            )
+        if outside.any():
+            first = self.spots.names[outside][:5].tolist()
+            logger.warning(
+                "%d of %d spots of %r lie outside the image and are left out: %s.",
+                *(outside.sum(), len(outside), self.region, first),
+            )
+        return outside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slide:
+    """The spots of a table, or of shapes without a table, section by section.
+
+    Parameters
+    ----------
+    sdata
+        Holds the elements.
+    table_key
+        Name of the table; ``None`` for a slide without one.
+    sections
+        A section for each region that the table annotates.
+    """
+
+    sdata: SpatialData
+    table_key: str | None
+    sections: tuple[Section, ...]
+
+    def slot(self, key: str) -> Slot:
+        """Return the place where a result of these spots may be written."""
+        return Slot(
+            sdata=self.sdata,
+            key=key,
+            table_key=self.table_key,
+            regions=tuple(section.region for section in self.sections),
+            xy=self.gather([section.spots.xy for section in self.sections]),
+        )
+
+    def gather(self, parts: Iterable[NDArray[T]]) -> NDArray[T]:
+        """Put the rows of each section, ``(n_spots, ...)``, where its spots are in the table."""
+        whole: NDArray[T] | None = None
+        for section, part in zip(self.sections, parts, strict=True):
+            if whole is None:
+                whole = np.empty((sum(len(s.rows) for s in self.sections), *part.shape[1:]), dtype=part.dtype)
+            whole[section.rows] = part
+        assert whole is not None  # a slide has a section
+        return whole
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what a reader of a result needs to know of how each section was read."""
+        return [section.describe() for section in self.sections]
+
+
+def open_slide(
+    sdata: SpatialData,
+    *,
+    image_key: str | Mapping[str, str] | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | Literal["spots"] | None = None,
+    need_mpp: bool = False,
+) -> Slide:
+    """Find the table and, for each region that it annotates, the image and the spots.
+
+    Parameters
+    ----------
+    sdata
+        Holds images, shapes and tables.
+    image_key
+        Image of the spots, or a mapping from region to image.
+    table_key
+        Table of the spots.
+    shapes_key
+        Shapes that are the spots, on a slide without a table or without regard to it.
+    mpp
+        Micrometres per pixel of level 0, if the caller knows.
+    need_mpp
+        Whether an unknown mpp is an error.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If an element does not exist or is ambiguous, the table is empty, or ``need_mpp`` and mpp is unknown.
+    """
+    if table_key is not None and shapes_key is not None:
+        raise ValueError(
+            f"Either the rows of table {table_key!r} are the spots, or the shapes {shapes_key!r} are: give table_key or "
+            "shapes_key, not both."
+        )
+    table_key = find_table(sdata, table_key) if shapes_key is None else None
+    regions = _regions(sdata, table_key) if table_key is not None else {find_shapes(sdata, shapes_key): None}
+    sections = []
+    for region, rows in regions.items():
+        image = find_image(sdata, _image_of(region, image_key))
+        if table_key is None:
+            spots = read_spots(sdata, image_key=image, shapes_key=region)
+        else:
+            spots = read_spots(sdata, image_key=image, table_key=table_key, region=region)
+        section = Section(
+            region=region,
+            rows=np.arange(len(spots.names)) if rows is None else rows,
+            spots=spots,
+            reader=open_pyramid(sdata, image),
+            mpp=_mpp_of(sdata, image_key=image, table_key=table_key, region=region, mpp=mpp, need_mpp=need_mpp),
+        )
+        sections.append(section)
+    return Slide(sdata=sdata, table_key=table_key, sections=tuple(sections))
+
+
+def _image_of(region: str, image_key: str | Mapping[str, str] | None) -> str | None:
+    if not isinstance(image_key, Mapping):
+        return image_key
+    if region not in image_key:
+        raise KeyError(f"image_key names no image for region {region!r}; it has {sorted(image_key)}.")
+    return image_key[region]
+
+
+def _regions(sdata: SpatialData, table_key: str) -> dict[str, NDArray[np.int64] | None]:
+    """Rows of the table for each region that it annotates."""
+    table = sdata.tables[table_key]
+    _, region_key, _ = get_table_keys(table)
+    if table.n_obs == 0:
+        raise ValueError(f"Table {table_key!r} is empty: there is no spot to predict.")
+    column = table.obs[region_key].astype(str).to_numpy()
+    return {region: np.flatnonzero(column == region) for region in dict.fromkeys(column)}
+
+
+def _mpp_of(
+    sdata: SpatialData,
+    *,
+    image_key: str,
+    table_key: str | None,
+    region: str,
+    mpp: float | Literal["spots"] | None,
+    need_mpp: bool,
+) -> Mpp | None:
+    """Find mpp; where it is neither needed nor given, what is odd about it is no reason to stop."""
+    try:
+        return find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp, required=need_mpp)
+    except ValueError as error:
+        if need_mpp or mpp is not None:
+            raise
+        logger.info("The mpp is not known, and not needed: %s", error)
+        return None
+
+
+def as_list(sdatas: Sections) -> list[SpatialData]:
+    """One section, some, or a mapping from their names: as a list.
+
+    Raises
+    ------
+    TypeError
+        If anything among them is no :class:`~spatialdata.SpatialData`.
+    ValueError
+        If there is none.
+    """
+    if isinstance(sdatas, SpatialData):
+        return [sdatas]
+    found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
+    if not found:
+        raise ValueError("No section was given.")
+    if wrong := [type(s).__name__ for s in found if not isinstance(s, SpatialData)]:
+        raise TypeError(f"Sections must be SpatialData objects, got {sorted(set(wrong))}.")
+    return found

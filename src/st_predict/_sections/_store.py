@@ -1,0 +1,108 @@
+"""Fill what a network learns from: cut the crops of measured sections, or keep the features of their spots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict._files import check_space
+from st_predict._sections._cells import join_cells
+from st_predict._sections._inputs import features_of
+from st_predict._training import CropStore
+from st_predict.crops import iter_batches
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from st_predict._sections._observed import Observed
+    from st_predict.encoders import Encoder
+    from st_predict.specs import CropSpec, ModelCard
+
+__all__ = ["store_of"]
+
+
+def store_of(
+    observed: Sequence[Observed],
+    card: ModelCard,
+    encoder: Encoder | None,
+    *,
+    folder: Path,
+    device: torch.device,
+    precision: str,
+) -> CropStore:
+    """Gather what a network learns from: the crops of measured sections in ``folder``, or features by ``encoder``."""
+    if encoder is None:
+        nothing = get_spec(card.model).reads(card.hparams).kind == "nothing"
+        return keep_targets(observed) if nothing else cut_crops(observed, card.crop, folder=folder)
+    features = [features_of(o.section, card, encoder, device=device, precision=precision) for o in observed]
+    return keep_features(observed, join_cells(features))
+
+
+def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> CropStore:
+    """Cut the crops of every spot that has a target, into files in ``folder``, which is made."""
+    folder.mkdir()
+    lengths = [len(s.rows) for s in sections]
+    check_space("crops", folder.parent, sum(lengths) * sum(3 * level.size**2 for level in crop.levels))
+    shapes = [(sum(lengths), 3, level.size, level.size) for level in crop.levels]
+    crops = tuple(
+        np.lib.format.open_memmap(folder / f"level{i}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for i, shape in enumerate(shapes)
+    )
+    for start, section in zip(np.cumsum([0, *lengths[:-1]]), sections, strict=True):
+        _cut_section(section, crop, out=tuple(array[start : start + len(section.rows)] for array in crops))
+    return _store(sections, crops=crops)
+
+
+def keep_features(sections: Sequence[Observed], features: Sequence[NDArray[np.float32]]) -> CropStore:
+    """Keep the features of every spot of each section that has a target."""
+    return _store(sections, features=np.concatenate([f[s.rows] for s, f in zip(sections, features, strict=True)]))
+
+
+def keep_targets(sections: Sequence[Observed]) -> CropStore:
+    """Keep only what was measured, for a network that reads nothing of the image."""
+    return _store(sections)
+
+
+def _store(
+    sections: Sequence[Observed],
+    *,
+    crops: tuple[NDArray[np.uint8], ...] = (),
+    features: NDArray[np.float32] | None = None,
+) -> CropStore:
+    """Add what is known of the spots apart from the image."""
+    return CropStore(
+        crops=crops,
+        features=features,
+        target=np.concatenate([s.target for s in sections]),
+        section=np.repeat(np.arange(len(sections)), [len(s.rows) for s in sections]),
+        grid=_join(sections, [s.section.spots.grid for s in sections]),
+        xy_um=_join(sections, [s.section.xy_um for s in sections]),
+        counts=_counts(sections),
+    )
+
+
+def _counts(sections: Sequence[Observed]) -> NDArray[np.float32] | None:
+    counts = [s.counts for s in sections if s.counts is not None]
+    return np.concatenate(counts) if counts else None
+
+
+def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Places of the spots that have a target; ``None`` where those of a section are not known."""
+    known = [place[section.rows] for section, place in zip(sections, places, strict=True) if place is not None]
+    return np.concatenate(known) if len(known) == len(sections) else None
+
+
+def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
+    section = observed.section
+    place = np.full(len(section.rows), -1)
+    place[observed.rows] = np.arange(len(observed.rows))
+    for batch in iter_batches(section.reader, section.plan(crop), pad_value=crop.pad_value):
+        where = place[batch.index.numpy()]
+        for array, crops in zip(out, batch.crops, strict=True):
+            array[where[where >= 0]] = crops.numpy()[where >= 0]

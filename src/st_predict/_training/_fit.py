@@ -1,0 +1,256 @@
+"""Train a network with Lightning; the only code that knows it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torch.nn import functional as F
+
+from st_predict import checkpoints
+from st_predict._runtime import pick_device, pick_precision
+from st_predict._training._loader import for_training, in_order
+from st_predict._training._scores import validation_scores
+from st_predict.crops import Batch, augment, drop_levels
+from st_predict.models import SpotModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from st_predict._training._config import TrainConfig
+    from st_predict._training._loader import Loader
+    from st_predict._training._store import CropStore, Store
+    from st_predict.specs import ModelCard
+
+__all__ = ["Adapter", "History", "fit", "quiet"]
+
+# Of each of these Lightning warns, and they are meant.
+_MEANT = (
+    "You defined a `validation_step` but have no `val_dataloader`",
+    "Checkpoint directory .* exists and is not empty",
+    "GPU available but not used",
+    "MPS available but not used",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def fit(
+    card: ModelCard,
+    data: Store,
+    val_data: CropStore | None,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Run Lightning; return the network with its best weights, and the history."""
+    history, keep, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
+    loader = for_training(data, card, config)
+    with torch.random.fork_rng(_gpus(config)), quiet():
+        torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
+        network = checkpoints.build(card)
+        if not resume:
+            network.load_pretrained()
+        if config.start_at_mean:
+            network.start_at(torch.from_numpy(data.target.mean(axis=0)))
+        adapter = Adapter(
+            network,
+            config,
+            loader=loader,
+            reference=in_order(data.measured, card, config),
+            sections=None if val_data is None else val_data.section,
+        )
+        _trainer(config, callbacks).fit(
+            adapter,
+            loader,
+            # mixed, as a contrastive loss compares the spots of a batch
+            None if val_data is None else in_order(val_data, card, config, mixed=True),
+            ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
+            weights_only=False if resume else None,  # the file is our own
+        )
+    if val_data is not None:
+        adapter = Adapter.load_from_checkpoint(
+            keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
+        )
+    return adapter.network.eval(), history.rows
+
+
+def _callbacks(
+    config: TrainConfig, folder: Path, *, validated: bool
+) -> tuple[History, ModelCheckpoint, list[L.Callback]]:
+    """Make what watches a training; the second one keeps the best weights."""
+    monitor, mode = ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
+    history = History()
+    save = partial(ModelCheckpoint, dirpath=folder, enable_version_counter=False, save_on_train_epoch_end=True)
+    keep = save(filename="best", monitor=monitor if validated else None, mode=mode)
+    # not save_last=True, which saves only where an epoch is the best; behind keep, whose state it holds
+    callbacks: list[L.Callback] = [history, keep, save(filename="last")]
+    if validated and config.patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
+    if config.progress:
+        callbacks.append(TQDMProgressBar())
+    return history, keep, callbacks
+
+
+def _gpus(config: TrainConfig) -> list[torch.device]:
+    device = pick_device(config.device)
+    return [device] if device.type == "cuda" else []
+
+
+def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    device = pick_device(config.device)
+    return L.Trainer(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=_precision_of_lightning(config.precision, device),
+        max_epochs=config.epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=config.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.clip,
+    )
+
+
+def _precision_of_lightning(precision: str, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    return "bf16-mixed" if pick_precision(precision, device) == "bfloat16" else "32-true"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning from telling which devices there are, from giving hints, and from warning of what is meant."""
+    chatty = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatty.level
+    chatty.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            for message in _MEANT:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        chatty.setLevel(level)
+
+
+class Adapter(L.LightningModule):
+    """Trains a network; validates by the mean per-gene correlation within sections."""
+
+    def __init__(
+        self,
+        network: SpotModel,
+        config: TrainConfig,
+        *,
+        loader: Loader | None = None,
+        reference: Loader | None = None,
+        sections: NDArray[np.int64] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.loader = loader
+        self.reference = reference
+        self.sections = sections
+        self._generator = torch.Generator()
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._losses: list[tuple[float, int]] = []
+
+    def configure_optimizers(self) -> Any:
+        trained, lr, decay = (
+            [p for p in self.network.parameters() if p.requires_grad],
+            self.config.lr,
+            self.config.weight_decay,
+        )
+        if self.config.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                trained, lr=lr, weight_decay=decay, momentum=self.config.momentum
+            )
+        else:
+            make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
+            optimizer = make(trained, lr=lr, weight_decay=decay)
+        steps = 1 if self.loader is None else len(self.loader)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_lr_factor, config=self.config, steps=steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        # of the epoch alone, so that a training that was resumed draws what it would have drawn
+        seed = self.config.seed + 1_000_003 * self.current_epoch
+        self._generator.manual_seed(seed)
+        torch.manual_seed(seed)  # noqa: TID251  # dropout knows no other generator; restored by the caller
+        if self.loader is not None:
+            self.loader.epoch = self.current_epoch
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.config.augment and batch.crops:
+            batch = augment(batch, self._generator)
+        if self.config.level_drop > 0:
+            batch = drop_levels(batch, self.config.level_drop, self._generator)
+        loss = self.network.loss(batch)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        assert self.reference is not None  # nothing is validated without it
+        self.network.finalize(self.reference)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        assert batch.target is not None
+        prediction = self.network(batch).float()
+        own = type(self.network).loss is not SpotModel.loss
+        loss = self.network.loss(batch) if own else F.mse_loss(prediction, batch.target)
+        self._losses.append((float(loss), len(batch)))
+        self._seen.append((batch.index.cpu(), prediction.cpu(), batch.target.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        index, prediction, target = (torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        losses, sizes = zip(*self._losses, strict=True)
+        self._losses.clear()
+        assert self.sections is not None  # nothing is validated without them
+        scores = validation_scores(prediction, target, self.sections[index])
+        self.log_dict({**scores, "val_loss": float(np.average(losses, weights=sizes))}, prog_bar=True)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+        return batch.to(device)
+
+
+def _lr_factor(step: int, *, config: TrainConfig, steps: int) -> float:
+    """Learning rate of a step relative to ``config.lr``: a linear rise, then level, or half a cosine down to 0."""
+    warmup, total = config.warmup * steps, config.epochs * steps
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+class History(L.Callback):
+    """Keeps the figures of each epoch, also over an interruption."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._lr = float("nan")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the epoch it is that of the next one
+
+    def on_train_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"epoch": trainer.current_epoch, **figures, "lr": self._lr})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])

@@ -1,0 +1,93 @@
+"""Train a network in the way that its model asks for: in closed form, by gradients, or in rounds of pseudo-labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict import checkpoints
+from st_predict._runtime import Inference, pick_device
+from st_predict._training._loader import in_order
+from st_predict._training._scores import validation_scores
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from st_predict._training._config import TrainConfig
+    from st_predict._training._loader import Loader
+    from st_predict._training._store import CropStore
+    from st_predict.models import SpotModel
+    from st_predict.specs import ModelCard
+
+__all__ = ["learn"]
+
+
+def learn(
+    card: ModelCard,
+    data: CropStore,
+    val_data: CropStore | None = None,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool = False,
+    unlabelled: CropStore | None = None,
+    rounds: int = 5,
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Train the network of a card.
+
+    Parameters
+    ----------
+    card
+        Network, panel and units.
+    data
+        Training spots.
+    val_data
+        Spots that choose the best epoch. Without them, the last epoch is kept.
+    config
+        How to train.
+    folder
+        Existing folder for the state of an interrupted run; a closed form leaves nothing there.
+    resume
+        Continue from the last epoch in ``folder``.
+    unlabelled
+        Spots without target, for semi-supervised training.
+    rounds
+        Number of rounds in which a part of them is labelled.
+
+    Returns
+    -------
+    The trained network in evaluation mode, and the figures of each epoch.
+    """
+    if get_spec(card.model).closed_form:
+        return solve(card, data, val_data, config=config)
+    # importing Lightning takes 2 s; only training should pay for it
+    from st_predict._training._fit import fit
+    from st_predict._training._rounds import fit_rounds
+
+    if unlabelled is None:
+        network, history = fit(card, data, val_data, config=config, folder=folder, resume=resume)
+    else:
+        network, history = fit_rounds(
+            card, data, val_data, unlabelled, config=config, folder=folder, resume=resume, rounds=rounds
+        )
+    network.finalize(in_order(data, card, config))
+    return network, history
+
+
+def solve(
+    card: ModelCard, data: CropStore, val_data: CropStore | None = None, *, config: TrainConfig
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Fit a model that has a solution in closed form."""
+    network = checkpoints.build(card).eval()
+    network.finalize(in_order(data, card, config))
+    scores = {} if val_data is None else _validate(network, val_data, in_order(val_data, card, config))
+    return network, [{"epoch": 0, **scores}]
+
+
+def _validate(network: SpotModel, val_data: CropStore, loader: Loader) -> dict[str, float]:
+    inference = Inference(network, device=pick_device("cpu"), precision="float32")
+    parts = [prediction.numpy() for _, prediction in inference.over(loader)]
+    scores = validation_scores(np.concatenate(parts), val_data.target, val_data.section)
+    return {**scores, "val_loss": scores["val_mse"]}

@@ -1,0 +1,135 @@
+"""Batches to learn from: of spots in any order, or of whole sections and parts of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from st_predict._training._store import CropStore
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from st_predict._training._config import TrainConfig
+    from st_predict._training._store import Store
+    from st_predict.crops import Batch
+    from st_predict.specs import ModelCard
+
+__all__ = ["CropLoader", "Loader", "SectionLoader", "for_training", "in_order"]
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class CropLoader:
+    """Batches of a :class:`Store`, in a new order each epoch that depends on the seed and the epoch alone."""
+
+    store: Store
+    batch_size: int
+    seed: int | None = None
+    epoch: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.store) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = np.arange(len(self.store))
+        if self.seed is not None:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(rows)
+        starts = range(0, len(rows), self.batch_size)
+        yield from read_ahead(self.store.batch, (rows[start : start + self.batch_size] for start in starts))
+
+
+@dataclass(slots=True)
+class SectionLoader:
+    """Batches of whole sections, or of parts of them, in a new order each epoch that depends on the seed and the epoch alone.
+
+    Parameters
+    ----------
+    store
+        The spots of all sections.
+    regions
+        How many parts of each section an epoch has, each a spot drawn at random with those nearest to it; 0 gives each
+        section once, and whole.
+    per_batch
+        Sections or parts a batch; ``batch.section`` tells them apart.
+    seed
+        Of parts and order; ``None`` keeps the order of the sections.
+    """
+
+    store: CropStore
+    regions: int = 0
+    per_batch: int = 1
+    seed: int | None = None
+    epoch: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return math.ceil(len(np.unique(self.store.section)) * max(1, self.regions) / self.per_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))
+        parts = [np.flatnonzero(self.store.section == section) for section in np.unique(self.store.section)]
+        if self.regions:
+            parts = [part for rows in parts for part in self._draw(rows, rng or np.random.default_rng(0))]
+        if rng is not None:
+            parts = [parts[i] for i in rng.permutation(len(parts))]
+        batches = (parts[start : start + self.per_batch] for start in range(0, len(parts), self.per_batch))
+        yield from read_ahead(self._read, batches)
+
+    def _draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        places = self.store.grid if self.store.xy_um is None else self.store.xy_um
+        if places is None:
+            raise ValueError(
+                "regions= needs to know where spots are: neither the mpp nor the lattice of all sections is known."
+            )
+        tree = cKDTree(places[rows])
+        for _ in range(self.regions):
+            size = min(len(rows), max(2, int(rng.random() * len(rows))))
+            _, nearest = tree.query(places[rows[rng.integers(len(rows))]], k=size)
+            yield rows[np.atleast_1d(nearest)]
+
+    def _read(self, parts: list[NDArray[np.int64]]) -> Batch:
+        section = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return replace(self.store.batch(np.concatenate(parts)), section=torch.from_numpy(section))
+
+
+def read_ahead(read: Callable[[T], Batch], what: Iterable[T]) -> Iterator[Batch]:
+    """Read batches; the next one is read while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        reading: deque[Future[Batch]] = deque()
+        for each in what:
+            reading.append(pool.submit(read, each))
+            if len(reading) > 1:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+
+Loader = CropLoader | SectionLoader
+
+
+def for_training(store: Store, card: ModelCard, config: TrainConfig) -> Loader:
+    """Give what a network learns from, in a new order each epoch."""
+    if get_spec(card.model).scope == "section":
+        assert isinstance(store, CropStore)  # such networks learn from measured spots alone
+        return SectionLoader(store, config.regions, config.regions_per_step, config.seed)
+    return CropLoader(store, config.batch_size, seed=config.seed)
+
+
+def in_order(store: Store, card: ModelCard, config: TrainConfig, *, mixed: bool = False) -> Loader:
+    """Give all spots once, always in the same order; ``mixed`` mixes the spots of different sections, where batches are of spots."""
+    if get_spec(card.model).scope == "section":
+        assert isinstance(store, CropStore)  # such networks learn from measured spots alone
+        return SectionLoader(store)
+    return CropLoader(store, config.batch_size, seed=0 if mixed else None)

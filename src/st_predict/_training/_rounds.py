@@ -1,0 +1,200 @@
+"""Semi-supervised training: rounds in which a network labels spots that a fresh one then learns from as well."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from st_predict import checkpoints
+from st_predict._runtime import Inference, pick_device
+from st_predict._training._fit import fit
+from st_predict._training._loader import CropLoader
+from st_predict._training._scores import best_row
+from st_predict.crops import Batch
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from st_predict._training._config import TrainConfig
+    from st_predict._training._store import CropStore
+    from st_predict.models import SpotModel
+    from st_predict.specs import ModelCard
+
+__all__ = ["JoinedStore", "fit_rounds", "label", "split_rounds"]
+
+logger = logging.getLogger(__name__)
+
+_READ = 256  # spots that are labelled at a time
+
+
+def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]]:
+    """Share spots out among the rounds at random, evenly; each is of one round.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer spots than rounds.
+    """
+    if not 1 <= rounds <= n_spots:
+        raise ValueError(
+            f"rounds must be at least 1 and at most the number of unlabelled spots, {n_spots}; got {rounds}."
+        )
+    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n_spots), rounds)]
+
+
+def label(inference: Inference, store: CropStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Predict some spots of a store, ``(n_spots, n_genes)``."""
+    batches = (store.batch(rows[start : start + _READ]) for start in range(0, len(rows), _READ))
+    return np.concatenate([prediction.numpy() for _, prediction in inference.over(batches)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedStore:
+    """Measured spots, and behind them labelled ones; the crops of both stay where they are.
+
+    Parameters
+    ----------
+    measured
+        The training spots.
+    unlabelled
+        Where the labelled spots come from.
+    rows
+        ``(n_labelled,)``: which of ``unlabelled``.
+    labels
+        ``(n_labelled, n_genes)`` float32: their targets.
+    """
+
+    measured: CropStore
+    unlabelled: CropStore
+    rows: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.measured) + len(self.rows)
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """``(n_spots, n_genes)``."""
+        return np.concatenate([self.measured.target, self.labels])
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of these rows."""
+        n = len(self.measured)
+        of_round = rows >= n
+        added = rows[of_round] - n
+        labelled = replace(self.unlabelled.batch(self.rows[added]), target=torch.from_numpy(self.labels[added]))
+        # where each row is, once the labelled ones stand behind the measured ones
+        place = torch.from_numpy(np.argsort(np.argsort(of_round, kind="stable")))
+        joined = _join(self.measured.batch(rows[~of_round]), labelled, place)
+        return replace(joined, index=torch.from_numpy(rows))
+
+    def add(self, rows: NDArray[np.int64], labels: NDArray[np.float32]) -> JoinedStore:
+        """Return a store that has these labelled spots as well."""
+        return replace(self, rows=np.concatenate([self.rows, rows]), labels=np.concatenate([self.labels, labels]))
+
+
+def _join(one: Batch, other: Batch, place: torch.Tensor) -> Batch:
+    """Put two batches together, in the order of ``place``; what is not known of both is left out."""
+    pairs = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch) if f.name != "crops"}
+    known = {n: torch.cat(pair)[place] for n, pair in pairs.items() if all(part is not None for part in pair)}
+    crops = zip(one.crops, other.crops, strict=True)
+    return Batch(crops=tuple(torch.cat(pair)[place] for pair in crops), **known)
+
+
+def fit_rounds(
+    card: ModelCard,
+    data: CropStore,
+    val_data: CropStore | None,
+    unlabelled: CropStore,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    rounds: int,
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Train; then, in each round, label a new part of the unlabelled spots and train afresh on all that have a label.
+
+    The labels of a spot stay those of its round, and those that were measured stay as they are.
+
+    Parameters
+    ----------
+    card, data, val_data, config, folder, resume
+        As of :func:`fit`. What is trained before the first round is kept in ``folder`` as there;
+        ``folder/rounds/{round}.safetensors`` is the network that each round ended with, and is not trained again when
+        resuming. A round that is not at its end is in ``folder/rounds/{round}``.
+    unlabelled
+        Crops of spots to label.
+    rounds
+        How many.
+
+    Returns
+    -------
+    The network of the round with the best validation; without validation, that of the last round. And the history of all
+    rounds, with the column ``"round"``, 0 before the first.
+    """
+    parts = split_rounds(len(unlabelled), rounds, config.seed)
+    nothing = np.empty((0, len(card.genes)), dtype=np.float32)
+    store = JoinedStore(measured=data, unlabelled=unlabelled, rows=np.empty(0, dtype=np.int64), labels=nothing)
+    train = partial(_fit_round, card=card, val_data=val_data, config=config, folder=folder, resume=resume)
+    network, history = train(0, store)
+    for number, rows in enumerate(parts, start=1):
+        store = store.add(rows, label(_inference(network, card, config), unlabelled, rows))
+        logger.info("Round %d of %d: %d spots, of which %d are labelled.", number, rounds, len(store), len(store.rows))
+        network, figures = train(number, store)
+        history = history + figures
+    best = rounds if val_data is None else int(best_row(history, config)["round"])
+    return (network if best == rounds else _load(_file(folder, best))[0]), history
+
+
+def _fit_round(
+    number: int,
+    store: JoinedStore,
+    *,
+    card: ModelCard,
+    val_data: CropStore | None,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Train a round, or load what it ended with."""
+    file = _file(folder, number)
+    if resume and file.is_file():
+        return _load(file)
+    place = folder if number == 0 else folder / "rounds" / str(number)
+    begun = (place / "checkpoints" / "last.ckpt").is_file()
+    network, figures = fit(card, store, val_data, config=config, folder=place, resume=resume and begun)
+    network.finalize(CropLoader(store.measured, config.batch_size))
+    history = [{"round": number, **row} for row in figures]
+    file.parent.mkdir(exist_ok=True)
+    checkpoints.save(file, network, replace(card, training={"history": history}))
+    if number > 0:
+        shutil.rmtree(place)  # three times as large as the weights, twice
+    return network, history
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / "rounds" / f"{number}.safetensors"
+
+
+def _load(file: Path) -> tuple[SpotModel, list[dict[str, float]]]:
+    with torch.random.fork_rng(devices=[]):  # which the weights that are replaced are drawn from
+        network, card = checkpoints.load(file)
+    return network, card.training["history"]
+
+
+def _inference(network: SpotModel, card: ModelCard, config: TrainConfig) -> Inference:
+    return Inference(
+        network,
+        device=pick_device(config.device),
+        precision=config.precision,
+        symmetries=get_spec(card.model).symmetries,
+    )

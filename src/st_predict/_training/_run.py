@@ -1,0 +1,106 @@
+"""The folder of a training: what it refuses, what it remembers, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_predict import checkpoints
+from st_predict._files import whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from st_predict._training._config import TrainConfig
+    from st_predict.models import ModelSpec, SpotModel
+    from st_predict.specs import ModelCard
+
+__all__ = ["Run"]
+
+logger = logging.getLogger(__name__)
+
+_MAY_CHANGE = {"device", "precision", "progress"}  # between a run and its continuation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training and the folder of its results.
+
+    Parameters
+    ----------
+    folder
+        Where results are written.
+    resume
+        Whether the run continues one that was interrupted.
+    """
+
+    folder: Path
+    resume: bool
+
+    @classmethod
+    def create(cls, out: PathLike[str] | str, spec: ModelSpec, *, resume: bool) -> Run:
+        """Make the folder. Existing results are kept.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is nothing to resume.
+        FileExistsError
+            If the folder holds a training and ``resume`` is false.
+        OSError
+            If the folder cannot be written to.
+        """
+        out = Path(out)
+        checkpoint, last = out / f"{spec.name}.safetensors", out / "checkpoints" / "last.ckpt"
+        if resume and not last.is_file():
+            raise FileNotFoundError(f"There is nothing to resume: no {str(last)!r}.")
+        if not resume and any(path.exists() for path in (checkpoint, last, out / "history.csv")):
+            way_out = "name another folder" if spec.closed_form else "resume it, or name another folder"
+            raise FileExistsError(f"{str(out)!r} already holds a training: {way_out}.")
+        try:
+            (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise type(error)(error.errno, f"Can't write results to {str(out)!r}: {error.strerror}") from error
+        return cls(folder=out, resume=resume)
+
+    def note(self, card: ModelCard, config: TrainConfig, *, sections: Mapping[str, Any]) -> None:
+        """Remember what is trained on which sections, and refuse to resume with something else.
+
+        Raises
+        ------
+        ValueError
+            If the run was begun with another card, configuration or sections.
+        """
+        path = self.folder / "checkpoints" / "begun.json"
+        # finished rounds are not resumed, so that their number of epochs is settled
+        free = _MAY_CHANGE if "rounds" in sections else _MAY_CHANGE | {"epochs", "patience"}
+        now = json.loads(card.to_json()) | json.loads(json.dumps(sections))
+        now |= {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
+        if not self.resume:  # an existing note belongs to a training that ended before its first epoch
+            path.write_text(json.dumps(now), encoding="utf-8")
+            return
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):
+            raise ValueError(
+                f"{str(path.parent)!r} was begun with another {' and '.join(changed)}: resume with the same, or start anew in "
+                "another folder."
+            )
+
+    def save(self, network: SpotModel, card: ModelCard, history: list[dict[str, float]]) -> Path:
+        """Write the checkpoint and ``history.csv``; return the path of the checkpoint."""
+        path = self.folder / f"{card.model}.safetensors"
+        checkpoints.save(path, network, card)
+        with whole(self.folder / "history.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in history for name in row)))
+            writer.writeheader()
+            writer.writerows(history)
+        logger.info("Wrote %s.", path)
+        return path

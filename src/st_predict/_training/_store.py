@@ -1,0 +1,98 @@
+"""What a network sees of a training set, as arrays: crops, mapped from files, or features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from st_predict.crops import Batch
+from st_predict.specs import PixelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CropStore", "Store"]
+
+_MEASURED = 1024  # crops whose colours are measured
+_PARTS = ("grid", "xy_um", "target", "section", "features", "counts")
+
+
+class Store(Protocol):
+    """Spots to train on."""
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """``(n_spots, n_genes)``."""
+
+    @property
+    def measured(self) -> Store:
+        """Those of the spots whose targets were measured."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of these rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropStore:
+    """All crops of some spots with their targets; the crops are memory-mapped files.
+
+    Parameters
+    ----------
+    crops
+        One uint8 array ``(n_spots, 3, size, size)`` a level, finest first.
+    target
+        ``(n_spots, n_genes)`` float32.
+    section
+        ``(n_spots,)`` int: which section each spot is of.
+    grid
+        ``(n_spots, 2)`` int64, where all sections have a lattice.
+    xy_um
+        ``(n_spots, 2)`` float32, where the mpp of all sections is known.
+    features
+        ``(n_spots, n_features)`` float32, for a model that reads these instead of crops; or ``(n_spots, n_cells, n_features)``,
+        NaN where a spot covers fewer cells than others.
+    counts
+        ``(n_spots, n_genes)`` float32: raw counts of the panel, for a model whose loss reads them.
+    """
+
+    crops: tuple[NDArray[np.uint8], ...]
+    target: NDArray[np.float32]
+    section: NDArray[np.int64]
+    grid: NDArray[np.int64] | None
+    xy_um: NDArray[np.float32] | None
+    features: NDArray[np.float32] | None = None
+    counts: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def measured(self) -> CropStore:
+        """All spots."""
+        return self
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of these rows."""
+        others = {name: getattr(self, name) for name in _PARTS}
+        return Batch(
+            crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
+            index=torch.from_numpy(rows),
+            **{name: torch.from_numpy(values[rows]) for name, values in others.items() if values is not None},
+        )
+
+    def measure_pixels(self) -> PixelSpec:
+        """Return mean and standard deviation of each colour over all levels of up to 1024 crops, drawn at random."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED])
+        sums, squares, n = np.zeros(3), np.zeros(3), 0
+        for level in self.crops:
+            for row in rows:
+                pixels = level[row].reshape(3, -1) / 255
+                sums, squares, n = sums + pixels.sum(1), squares + (pixels**2).sum(1), n + pixels.shape[1]
+        mean = sums / n
+        std = np.sqrt(np.maximum(squares / n - mean**2, 1 / 255**2))
+        return PixelSpec(mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -1,0 +1,122 @@
+"""One file per network: weights and card together in safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from st_predict._files import whole
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    import torch
+    from torch import Tensor
+
+    from st_predict.models import SpotModel
+
+__all__ = ["build", "load", "save"]
+
+_METADATA_KEY = "st_predict.card"
+
+
+def build(card: ModelCard) -> SpotModel:
+    """Build the network of a card, with the weights it starts training from."""
+    network = get_spec(card.model).build_with(len(card.genes), card.hparams)
+    network.pixel_spec = card.pixels
+    return network
+
+
+def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype: torch.dtype | None = None) -> None:
+    """Write weights and card to one ``.safetensors`` file.
+
+    The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where to write; an existing file is replaced once the new one is complete.
+    model, card
+        What to write.
+    dtype
+        Store floating-point weights as this type, for example ``torch.float16`` to halve the file.
+    """
+    state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+    with whole(path) as fresh:
+        save_file(state, fresh, metadata={_METADATA_KEY: card.to_json()})
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None) -> tuple[SpotModel, ModelCard]:
+    """Build the network of a checkpoint.
+
+    Parameters
+    ----------
+    path
+        A file of :func:`save`.
+    hparams
+        Hyper-parameters to use instead of those on the card, of those that the weights do not depend on
+        (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+
+    Returns
+    -------
+    The network, in evaluation mode, float32, on the CPU; and its card.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, is no safetensors file, has no card, or has weights of another network; or ``hparams``
+        are none that may change, or unfit.
+    KeyError
+        If there is no model of the name on the card.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
+    card, state = _read(path)
+    free = get_spec(card.model).at_prediction
+    if fixed := sorted((hparams or {}).keys() - set(free)):
+        raise ValueError(
+            f"The hyper-parameters {fixed} of {card.model!r} are fixed by training; {list(free)} may change."
+        )
+    try:
+        card = replace(card, hparams={**card.hparams, **(hparams or {})})
+        network = build(card)
+        network.load_state_dict(state)  # copies into float32, whatever the file holds
+    except (RuntimeError, ValueError) as error:  # of weights, of hyper-parameters
+        if hparams and isinstance(error, ValueError):  # not of the file
+            raise
+        raise ValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
+    return network.eval(), card
+
+
+def _read(path: PathLike[str] | str) -> tuple[ModelCard, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
+        ) from error
+    if _METADATA_KEY not in metadata:
+        raise ValueError(
+            f"{str(path)!r} has no st_predict card: it was not written by st_predict. Weights of published code can "
+            "be converted with the `convert` of models.get_spec(name)."
+        )
+    try:
+        return ModelCard.from_json(metadata[_METADATA_KEY]), state
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be used. {error}") from error

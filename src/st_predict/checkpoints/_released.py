@@ -1,0 +1,97 @@
+"""Released checkpoints: in the package, or fetched once and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_predict._files import cache_dir, download
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["Weights", "find_weights", "list_weights"]
+
+WEIGHTS_URL = "ST_PREDICT_WEIGHTS_URL"
+_FOLDER = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A released checkpoint.
+
+    Parameters
+    ----------
+    name
+        What a user writes as ``model=``: ``name`` or ``name@version``.
+    version
+        Of the weights.
+    file
+        Name of the file, in the package or under the base URL.
+    sha256, n_bytes
+        Of the file.
+    embedded
+        Whether it comes with the package.
+    summary
+        What it was trained on.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    n_bytes: int
+    embedded: bool
+    summary: str
+
+
+def list_weights() -> list[Weights]:
+    """Released checkpoints, the newest version of each name first."""
+    return [Weights(**entry) for entry in _index()["weights"]]
+
+
+def find_weights(model: PathLike[str] | str) -> Path:
+    """Path of a checkpoint: of a file that is named, or of a released one, fetched if need be.
+
+    Parameters
+    ----------
+    model
+        Path of a ``.safetensors`` file, or ``name`` or ``name@version`` of a released checkpoint.
+
+    Returns
+    -------
+    Path of a file whose sha256, for a released one, was checked just now.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``model`` looks like a path and there is no such file.
+    KeyError
+        If there is no released checkpoint of that name; the message lists those there are.
+    ValueError
+        If the file is not the one that was released.
+    """
+    text = os.fspath(model)
+    released = list_weights()
+    for weights in released:
+        if text in {weights.name, f"{weights.name}@{weights.version}"}:
+            return _get(weights)
+    if Path(text).is_file():
+        return Path(text)
+    if text.endswith(".safetensors") or os.sep in text:
+        raise FileNotFoundError(f"There is no checkpoint {text!r}.")
+    names = [f"{w.name}@{w.version}" for w in released]
+    raise KeyError(f"No released checkpoint {text!r}; there are {names}. A path of a .safetensors file works as well.")
+
+
+def _get(weights: Weights) -> Path:
+    folder = _FOLDER if weights.embedded else cache_dir() / "weights"
+    base = os.environ.get(WEIGHTS_URL) or _index()["base_url"]
+    return download(f"{base.rstrip('/')}/{weights.file}", folder / weights.file, sha256=weights.sha256)
+
+
+def _index() -> dict[str, Any]:
+    return json.loads((_FOLDER / "index.json").read_text(encoding="utf-8"))

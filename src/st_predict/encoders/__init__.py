@@ -1,0 +1,37 @@
+"""Frozen networks that describe crops, or the cells of an image, by features."""
+
+from __future__ import annotations
+
+from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, list_encoders, load_encoder
+from st_predict.encoders._cells import (
+    CELL_NAMES,
+    CellEncoder,
+    CellSpec,
+    get_cell_encoder,
+    load_cell_encoder,
+    weights_digest,
+)
+from st_predict.encoders._hipt import Hipt, save_hipt_weights
+from st_predict.encoders._rgb import RGB_NAMES
+from st_predict.encoders._timm import create_backbone, fetch_weights, n_features, weights_config
+
+__all__ = [
+    "CELL_NAMES",
+    "RGB_NAMES",
+    "CellEncoder",
+    "CellSpec",
+    "Encoder",
+    "EncoderSpec",
+    "Hipt",
+    "create_backbone",
+    "fetch_weights",
+    "get_cell_encoder",
+    "get_encoder",
+    "list_encoders",
+    "load_cell_encoder",
+    "load_encoder",
+    "n_features",
+    "save_hipt_weights",
+    "weights_config",
+    "weights_digest",
+]

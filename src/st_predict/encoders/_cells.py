@@ -1,0 +1,351 @@
+"""Cell encoders: frozen networks that describe the square cells of an image, tile by tile."""
+# Shapes: B tiles, C channels, H W image, P Q rows and columns of cells, N tokens, D features.
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from st_predict._files import sha256_of_file
+from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
+from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
+from st_predict.encoders._rgb import RgbStatistics
+from st_predict.encoders._timm import import_timm
+from st_predict.specs import CropSpec, LevelSpec, PixelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+    from st_predict.crops import Batch
+
+__all__ = ["CELL_NAMES", "CellEncoder", "CellSpec", "get_cell_encoder", "load_cell_encoder", "weights_digest"]
+
+_HIPT_FEATURES = 192 + 384 + 3
+_HALO = 2  # patches of a vision transformer at the edge of what it sees, which are not kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellSpec:
+    """Everything the package knows of a dense encoder before its weights are there.
+
+    Parameters
+    ----------
+    encoder
+        What goes in and where it comes from. Its crop is a tile with its halo; ``n_features`` are those of a cell.
+    cell
+        Side of a cell, in pixels.
+    halo
+        What is seen around a tile, in pixels.
+    shifts
+        If not empty, the encoder reads sections as a whole: tiles that begin so many pixels below, and right of, the corner of
+        the image; a cell is described by the mean over all of them.
+    windows
+        Over how many cells along a side the features of the section, and those of a cell, are then averaged.
+    """
+
+    encoder: EncoderSpec
+    cell: int
+    halo: int = 0
+    shifts: tuple[int, ...] = ()
+    windows: tuple[int, int] = (1, 1)
+
+    @property
+    def crop(self) -> CropSpec:
+        """A tile with its halo."""
+        return self.encoder.crop
+
+    @property
+    def n_cells(self) -> int:
+        """Cells along a side of a tile."""
+        return (self.crop.levels[0].size - 2 * self.halo) // self.cell
+
+    @property
+    def n_features(self) -> int:
+        """Features of a cell."""
+        assert self.encoder.n_features is not None
+        return self.encoder.n_features
+
+
+class CellEncoder(Encoder):
+    """A network that describes the cells of a tile, ready to be run on batches of tiles.
+
+    Parameters
+    ----------
+    network
+        Is called with the pixels of tiles, ``(n_tiles, 3, size, size)`` float32, and returns ``(n_tiles, n_cells, n_cells,
+        n_features)``; one that reads sections as a whole what :meth:`Hipt.forward` returns.
+    spec
+        What goes in, and where it comes from.
+    """
+
+    def __init__(self, network: nn.Module, spec: CellSpec) -> None:
+        super().__init__(network, spec.encoder)
+        self.cells = spec
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the features of the cells of tiles."""
+        features: Tensor = self.backbone(self.pixels(batch.crops[0]))
+        return features.float()
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that the features depend on beside the tiles and the precision, to be written as JSON."""
+        spec = self.cells
+        own = {"cell": spec.cell, "halo": spec.halo, "shifts": list(spec.shifts), "windows": list(spec.windows)}
+        return {**super().describe(), **own}
+
+
+def get_cell_encoder(encoder: str, *, cell: int | None = None, n_shifts: int = 4) -> CellSpec:
+    """Return what is known of a dense encoder.
+
+    Parameters
+    ----------
+    encoder
+        ``"rgb-cells"``, which needs no weights; ``"hipt"``; or an encoder whose network is a vision transformer
+        (:func:`st_predict.encoders.list_encoders`, or any of timm), of which the tokens of the patches are taken.
+    cell
+        Side of a cell in pixels: free for ``"rgb-cells"``; for others that of a patch. By default 16.
+    n_shifts
+        Of ``"hipt"``: how many shifts of the tiles to average along each axis.
+
+    Raises
+    ------
+    KeyError
+        If there is no encoder of this name.
+    ModuleNotFoundError
+        If it needs timm, which is not installed.
+    ValueError
+        If the encoder has no cells of that size, or none at all.
+    """
+    cell = CELL if cell is None else cell
+    if encoder == RGB_CELLS:
+        return _rgb_spec(cell)
+    if encoder == "hipt":
+        return _hipt_spec(cell, n_shifts)
+    return _vit_spec(encoder, cell)
+
+
+def load_cell_encoder(
+    encoder: str,
+    *,
+    cell: int | None = None,
+    n_shifts: int = 4,
+    weights: PathLike[str] | str | None = None,
+    weights_sha256: str | None = None,
+) -> CellEncoder:
+    """Make a dense encoder, with its weights.
+
+    Parameters
+    ----------
+    encoder, cell, n_shifts
+        As in :func:`get_cell_encoder`.
+    weights
+        Of ``"hipt"``: a file of :func:`save_hipt_weights`.
+    weights_sha256
+        Digest of that file, if it has to be a certain one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no ``weights``.
+    ValueError
+        If they are missing, of something else, or not those that a network was trained with.
+    """
+    spec = get_cell_encoder(encoder, cell=cell, n_shifts=n_shifts)
+    if encoder == RGB_CELLS:
+        return CellEncoder(RgbCells(cell=spec.cell, halo=spec.halo), spec)
+    if encoder != "hipt":
+        backbone: Any = load_encoder(encoder).backbone
+        return CellEncoder(PatchTokens(getattr(backbone, "transformer", backbone), halo=spec.halo // spec.cell), spec)
+    if weights is None:
+        raise ValueError(
+            "The weights of HIPT do not come with the package: write its vit256_small_dino.pth and vit4k_xs_dino.pth to a file "
+            "with st_predict.encoders.save_hipt_weights, and name that with hparams={'weights': path}; or take the encoder "
+            f"{RGB_CELLS!r}, which needs none."
+        )
+    if weights_sha256 is not None and weights_digest(weights) != weights_sha256:
+        raise ValueError(
+            f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}): name "
+            "the right file with hparams={'weights': path}."
+        )
+    return CellEncoder(_checked(load_hipt(weights), weights), spec)
+
+
+def weights_digest(path: PathLike[str] | str) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
+        )
+    return sha256_of_file(path)
+
+
+# HIPT, on whole sections.
+
+
+def _hipt_spec(cell: int, n_shifts: int) -> CellSpec:
+    if cell != CELL:
+        raise ValueError(f"'hipt' has cells of {CELL} px, got cell={cell}.")
+    if not 1 <= n_shifts <= TILE // CELL or TILE // CELL % n_shifts:
+        raise ValueError(f"n_shifts must be a divisor of {TILE // CELL}, got {n_shifts}.")
+    encoder = EncoderSpec(
+        name="hipt",
+        source="github.com/mahmoodlab/HIPT",
+        crop=CropSpec(levels=(LevelSpec(size=TILE),), mpp=0.5),
+        pixels=PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        n_features=_HIPT_FEATURES,
+        license="Apache-2.0 with the Commons Clause",
+        citation="Chen et al. 2022, https://doi.org/10.1109/CVPR52688.2022.01567",
+    )
+    return CellSpec(encoder=encoder, cell=CELL, shifts=tuple(range(0, TILE, TILE // n_shifts)), windows=(16, 4))
+
+
+def _checked(network: Hipt, path: PathLike[str] | str) -> Hipt:
+    found = network.narrow.out_features + network.narrow.in_features + 3
+    if found != _HIPT_FEATURES:
+        raise ValueError(
+            f"{str(path)!r} describes a cell by {found} features, the weights of HIPT by {_HIPT_FEATURES}."
+        )
+    return network
+
+
+# Vision transformers: the tokens of their patches.
+
+
+class PatchTokens(nn.Module):
+    """Tokens of the patches of a vision transformer of timm, without those at the edge of what it sees."""
+
+    def __init__(self, transformer: nn.Module, *, halo: int) -> None:
+        super().__init__()
+        self.transformer, self.halo = transformer, halo
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        tokens_BND = self.transformer.forward_features(x_BCHW)  # type: ignore[operator]
+        tokens_BND = tokens_BND[:, self.transformer.num_prefix_tokens :]
+        side = x_BCHW.shape[-1] // self.transformer.patch_embed.patch_size[0]  # type: ignore[union-attr,index]
+        inner = slice(self.halo, side - self.halo)
+        return tokens_BND.reshape(len(x_BCHW), side, side, -1)[:, inner, inner]
+
+
+def _vit_spec(name: str, cell: int) -> CellSpec:
+    spec = get_encoder(name)
+    patch, width = _patch_and_width(spec)
+    if patch != cell:
+        raise ValueError(
+            f"The encoder {name!r} has cells of {patch} px, one a patch, and not of {cell} px: set hparams={{'cell': {patch}}}, or "
+            "take another encoder."
+        )
+    return CellSpec(encoder=replace(spec, n_features=width), cell=cell, halo=_HALO * cell)
+
+
+def _patch_and_width(spec: EncoderSpec) -> tuple[int, int]:
+    with torch.device("meta"):
+        network: Any = spec.build() if spec.arch else import_timm().create_model(spec.source, pretrained=False)
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch is None or not hasattr(network, "num_prefix_tokens"):
+        raise ValueError(f"The encoder {spec.name!r} is no vision transformer, so that it does not describe cells.")
+    return int(patch[0]), int(network.num_features)
+
+
+# Colour, stain and texture.
+
+RGB_CELLS, _VERSION = "rgb-cells", 1
+_SIDE, _MARGIN = 64, 16  # cells along a side of a tile, and around it
+_WINDOWS = (1, 3, 7, 15, 31)
+_CHANNELS = ("red", "green", "blue", "haematoxylin", "eosin")
+_NUCLEUS, _TISSUE = 0.1, 0.15  # of haematoxylin; mean optical density, to the base e
+# What each statistic is at, and by how much it varies, in the cells of a section of breast (her2st, C2): what networks learn from
+# is about 0, and about as wide as 1. Colours are those from white, at 0, to black, at -1.
+_TYPICAL = {
+    "mean_red": (-0.44, 0.13),
+    "mean_green": (-0.48, 0.11),
+    "mean_blue": (-0.32, 0.08),
+    "mean_haematoxylin": (0.073, 0.03),
+    "mean_eosin": (0.003, 0.003),
+    "sd_red": (0.18, 0.05),
+    "sd_green": (0.15, 0.045),
+    "sd_blue": (0.12, 0.035),
+    "sd_haematoxylin": (0.05, 0.018),
+    "sd_eosin": (0.003, 0.0017),
+    "gradient_haematoxylin": (0.018, 0.008),
+    "gradient_eosin": (0.0008, 0.0005),
+    "share_of_nuclei": (0.24, 0.17),
+    "share_of_tissue": (0.91, 0.15),
+}
+CELL_NAMES = tuple(f"{statistic}_{window}" for window in _WINDOWS for statistic in _TYPICAL)
+"""What each feature of the encoder ``rgb-cells`` is: ``{statistic}_{cells}``, in a square of so many cells along a side."""
+
+
+class RgbCells(nn.Module):
+    """Colour, stain and texture of each cell, and of growing squares of cells around it."""
+
+    typical_2C11: Tensor
+
+    def __init__(self, *, cell: int, halo: int) -> None:
+        super().__init__()
+        self.cell, self.margin = cell, halo // cell
+        self.stains = RgbStatistics()  # for what separates the stains
+        typical = torch.tensor(list(_TYPICAL.values())).T[..., None, None]
+        self.register_buffer("typical_2C11", typical, persistent=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return ``(n_tiles, n_cells, n_cells, n_features)`` of colours from 0 to 1; :data:`CELL_NAMES` names them."""
+        # one after another, as all of them for all pixels would take half a GB
+        means_BCPQ = torch.cat([F.avg_pool2d(channels, self.cell) for channels in self._channels(x_BCHW)], dim=1)
+        windows = [self._in_window(means_BCPQ, window) for window in _WINDOWS]
+        return torch.cat(windows, dim=1).permute(0, 2, 3, 1)
+
+    def _channels(self, x_BCHW: Tensor) -> Iterator[Tensor]:
+        """Yield, per pixel: colours and stains, their squares, gradients of stains, nuclei, tissue."""
+        density_BCHW = x_BCHW.clamp_min(1 / 255).log_().neg_()
+        stain_BSHW = F.conv2d(density_BCHW, self.stains.of_stain_CS1.transpose(0, 1)[..., None]).clamp_min_(0)
+        yield x_BCHW - 1  # white is 0, so that little is lost in the squares
+        yield stain_BSHW
+        yield (x_BCHW - 1).square_()
+        yield stain_BSHW.square()
+        yield _gradient(stain_BSHW)
+        yield (stain_BSHW[:, :1] > _NUCLEUS).float()
+        yield (density_BCHW.mean(1, keepdim=True) > _TISSUE).float()
+
+    def _in_window(self, means_BCPQ: Tensor, window: int) -> Tensor:
+        outer = self.margin - window // 2
+        inner = slice(outer, -outer)
+        x_BCPQ = F.avg_pool2d(means_BCPQ[:, :, inner, inner], window, stride=1)
+        n = len(_CHANNELS)
+        mean, square, others = x_BCPQ[:, :n], x_BCPQ[:, n : 2 * n], x_BCPQ[:, 2 * n :]
+        sd = (square - mean.square()).clamp_min(0).sqrt()
+        centre, spread = self.typical_2C11
+        return (torch.cat([mean, sd, others], dim=1) - centre) / spread
+
+
+def _gradient(x_BSHW: Tensor) -> Tensor:
+    """Length of the gradient from central differences; the outermost pixels are those beside them."""
+    x_BSHW = F.pad(x_BSHW, (1, 1, 1, 1), mode="replicate")
+    across = x_BSHW[..., 1:-1, 2:] - x_BSHW[..., 1:-1, :-2]
+    down = x_BSHW[..., 2:, 1:-1] - x_BSHW[..., :-2, 1:-1]
+    return across.square_().add_(down.square_()).sqrt_().div_(2)
+
+
+def _rgb_spec(cell: int) -> CellSpec:
+    if not isinstance(cell, int) or cell < 1:
+        raise ValueError(f"cell must be a whole number of pixels from 1, got {cell!r}.")
+    encoder = EncoderSpec(
+        name=RGB_CELLS,
+        source=f"st_predict/{RGB_CELLS}-{_VERSION}",
+        crop=CropSpec(levels=(LevelSpec(size=(_SIDE + 2 * _MARGIN) * cell),), mpp=0.5),
+        n_features=len(CELL_NAMES),
+        float32=True,
+        license="BSD-3-Clause",
+    )
+    return CellSpec(encoder=encoder, cell=cell, halo=_MARGIN * cell)

@@ -1,0 +1,214 @@
+"""HIPT: a transformer on the patches of a tile, and one on the tiles of a section :cite:p:`Chen2022`.
+
+Written from the paper and from the names and outputs of the published weights (https://github.com/mahmoodlab/HIPT, Apache-2.0
+with the Commons Clause), which were trained by DINO. The first network sees tiles of 256 pixels as patches of 16, the second
+one the class tokens of all tiles of a section; both stretch positions of 14 by 14 to the grid that they see.
+
+Shapes: B tiles, H W image, P Q rows and columns of a grid, N tokens, D channels, E channels of the section.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from st_predict._files import whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+__all__ = ["CELL", "TILE", "Hipt", "load_hipt", "save_hipt_weights"]
+
+TILE, CELL = 256, 16
+_HEADS, _SIDE = 6, 14
+_WIDEN = 0.1  # what DINO adds to the side of a grid before it stretches positions to it
+
+
+class Hipt(nn.Module):
+    """Both networks.
+
+    Parameters
+    ----------
+    dim, depth
+        Channels and blocks of the network on a tile.
+    section_dim, section_depth
+        The same for that on a section.
+    """
+
+    def __init__(self, *, dim: int = 384, depth: int = 12, section_dim: int = 192, section_depth: int = 6) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, dim, CELL, CELL)
+        self.tile = HiptTransformer(dim, depth)
+        self.narrow = nn.Linear(dim, section_dim)
+        self.section = HiptTransformer(section_dim, section_depth)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Describe tiles of colours from -1 to 1: ``(B, 1 + cells, D + 3)``.
+
+        The class token comes first, then each cell in reading order; the last three channels are mean colours from 0 to 1.
+        """
+        tokens_BND = self.tile(self.patches(x_BCHW).permute(0, 2, 3, 1))
+        colour_BCN = F.avg_pool2d(x_BCHW / 2 + 0.5, CELL).flatten(2)
+        colour_BCN = torch.cat([colour_BCN.mean(2, keepdim=True), colour_BCN], dim=2)
+        return torch.cat([tokens_BND, colour_BCN.transpose(1, 2)], dim=2)
+
+    def of_section(self, cls_PQD: Tensor) -> Tensor:
+        """Describe every tile of a section by what is around it: ``(P, Q, E)``, of the class tokens of its tiles."""
+        x_PQE = F.gelu(self.narrow(cls_PQD))
+        tokens_NE = self.section(x_PQE[None])[0, 1:]
+        return tokens_NE.view(*x_PQE.shape)
+
+
+class HiptTransformer(nn.Module):
+    """A vision transformer on tokens that lie on a grid."""
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + _SIDE**2, dim))
+        self.blocks = nn.ModuleList(HiptBlock(dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x_BPQD: Tensor) -> Tensor:
+        """Return the class token and those of the grid, ``(B, 1 + P * Q, D)``."""
+        place_1ND = self._places(*x_BPQD.shape[1:3])
+        x_BND = torch.cat([self.cls.expand(len(x_BPQD), -1, -1), x_BPQD.flatten(1, 2)], dim=1) + place_1ND
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.norm(x_BND)
+
+    def _places(self, n_rows: int, n_columns: int) -> Tensor:
+        if n_rows == n_columns == _SIDE:
+            return self.positions
+        grid_1DSS = self.positions[:, 1:].transpose(1, 2).reshape(1, -1, _SIDE, _SIDE)
+        factors = [(n + _WIDEN) / _SIDE for n in (n_rows, n_columns)]
+        grid_1DPQ = F.interpolate(grid_1DSS, scale_factor=factors, mode="bicubic")
+        return torch.cat([self.positions[:, :1], grid_1DPQ.flatten(2).transpose(1, 2)], dim=1)
+
+
+class HiptBlock(nn.Module):
+    """Attention, then an MLP on each token; both are added to their input."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm1(x_BND))
+        q_BHNE, k_BHNE, v_BHNE = qkv.view(*x_BND.shape[:2], 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
+        read_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
+        x_BND = x_BND + self.out(read_BHNE.transpose(1, 2).flatten(2))
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path: PathLike[str] | str) -> None:
+    """Write the two published networks of HIPT to one ``.safetensors`` file, for ``hparams={"weights": path}`` of iStar.
+
+    Parameters
+    ----------
+    vit256, vit4k
+        What is in ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``: ``torch.load(file, map_location="cpu")``. Such a file is a
+        pickle, which can run any code when it is loaded, so that this is left to you.
+    path
+        Where to write; an existing file is replaced once the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If these are not the two networks.
+    """
+    state = convert(vit256, vit4k)
+    _network_of(state)
+    with whole(path) as fresh:
+        save_file(state, fresh, metadata={"source": "github.com/mahmoodlab/HIPT"})
+
+
+def load_hipt(path: PathLike[str] | str) -> Hipt:
+    """Load a file of :func:`save_hipt_weights`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is another file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
+    return _network_of(state)
+
+
+def _network_of(state: dict[str, Tensor]) -> Hipt:
+    """Build the networks that these weights are of."""
+    depth, section_depth = (
+        len({name.split(".")[2] for name in state if name.startswith(f"{part}.blocks.")})
+        for part in ("tile", "section")
+    )
+    try:
+        section_dim, dim = state["narrow.weight"].shape
+        with torch.device("meta"):
+            network = Hipt(dim=dim, depth=depth, section_dim=section_dim, section_depth=section_depth)
+        network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"These are not the weights of HIPT: {error}") from error
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+# Published name of each part, and ours.
+_PARTS = {
+    "cls_token": "cls",
+    "pos_embed": "positions",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+}
+_OF_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.qkv": "qkv",
+    "attn.proj": "out",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+}
+
+
+def convert(vit256: Mapping[str, Any], vit4k: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Turn the two published files, or state dicts, into a state dict of :class:`Hipt`.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    of_tile = _renamed(vit256, "tile", {"patch_embed.proj": "patches"}, what="ViT-256")
+    return of_tile | _renamed(vit4k, "section", {"phi.0": "narrow"}, what="ViT-4K")
+
+
+def _renamed(file: Mapping[str, Any], prefix: str, first: Mapping[str, str], *, what: str) -> dict[str, Tensor]:
+    state = file.get("teacher", file)
+    theirs = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("head.")}
+    depth = len({name.split(".")[1] for name in theirs if name.startswith("blocks.")})
+    names = {published: f"{prefix}.{ours}" for published, ours in _PARTS.items()}
+    layers = dict(first)
+    for i in range(depth):
+        layers |= {f"blocks.{i}.{published}": f"{prefix}.blocks.{i}.{ours}" for published, ours in _OF_BLOCK.items()}
+    names |= {f"{a}.{part}": f"{b}.{part}" for a, b in layers.items() for part in ("weight", "bias")}
+    missing, unknown = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
+    if missing or unknown:
+        raise ValueError(f"Not the state dict of {what} of HIPT: missing {missing[:5]}, unknown {unknown[:5]}.")
+    return {ours: theirs[published].contiguous() for published, ours in names.items()}

@@ -1,0 +1,116 @@
+"""Backbones of timm, and their published weights."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["create_backbone", "fetch_weights", "import_timm", "n_features", "weights_config"]
+
+
+def create_backbone(name: str, **arguments: Any) -> nn.Module:
+    """Make an architecture of timm, with random weights and without its last layer.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If timm is not installed.
+    ValueError
+        If timm has no such architecture, or this has no such arguments.
+    """
+    timm = import_timm()
+    if not name.startswith("hf-hub:"):
+        _check_architecture(name)
+    try:
+        backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
+    except TypeError as error:
+        raise ValueError(f"timm cannot make {name!r} with the arguments {arguments}: {error}") from error
+    return backbone.to(memory_format=torch.channels_last)  # convolutions take half the time
+
+
+def n_features(backbone: nn.Module) -> int:
+    """Length of what a backbone of timm makes of a crop."""
+    width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return int(width)
+
+
+def import_timm() -> Any:
+    """Return timm.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("This model needs timm: pip install 'st-predict[backbones]'", name="timm") from error
+    return timm
+
+
+def _check_architecture(name: str) -> None:
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    if tag:
+        raise ValueError(f"arch is without a tag, got {name!r}; for its weights, arch={arch!r} and weights={tag!r}.")
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=5)
+        raise ValueError(
+            f"timm {timm.__version__} has no architecture {name!r}; near are {near}, and timm.list_models() names all."
+        )
+
+
+def fetch_weights(name: str, **arguments: Any) -> nn.Module:
+    """Make a backbone with weights of timm, ``"architecture.tag"``, from its cache or from where they are published.
+
+    Raises
+    ------
+    ValueError
+        If timm knows no such weights; the message lists those of the architecture.
+    ConnectionError
+        If they are not in the cache and cannot be got.
+    """
+    timm = import_timm()
+    weights_config(name)
+    try:
+        return timm.create_model(name, pretrained=True, **{"num_classes": 0, **arguments})
+    except Exception as error:
+        if not _is_of_the_network(error):
+            raise
+        why = " ".join(str(error).split("\n")[0].split()) or "no reason given"
+        raise ConnectionError(
+            f"Cannot get the weights {name!r} of timm ({type(error).__name__}: {why}). Without a network, copy the "
+            "cache of a machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set "
+            "HF_HUB_OFFLINE=1, or start from random weights with hparams={'weights': None}."
+        ) from error
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of the libraries that download."""
+    return error is not None and (
+        isinstance(error, OSError)
+        or type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3", "huggingface_hub"}
+        or _is_of_the_network(error.__cause__ or error.__context__)
+    )
+
+
+def weights_config(name: str) -> Any:
+    """Return what timm says of weights, ``"architecture.tag"``.
+
+    Raises
+    ------
+    ValueError
+        If timm knows no such architecture or weights; the message lists those of the architecture.
+    """
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    _check_architecture(arch)
+    if name not in (known := timm.list_pretrained(f"{arch}.*")):
+        raise ValueError(f"timm has no weights {tag!r} of {arch!r}; it has {[k.partition('.')[2] for k in known]}.")
+    return timm.get_pretrained_cfg(name)

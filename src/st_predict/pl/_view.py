@@ -1,0 +1,255 @@
+"""What is drawn of a section: its tissue, coarsely, and its spots, in level-0 pixels of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.collections import EllipseCollection, PolyCollection
+from PIL import Image
+from scipy.spatial import KDTree
+from spatialdata.models import get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_predict import get
+from st_predict.io import find_image, find_mpp, open_pyramid, read_spots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict.io import PyramidReader, Spots
+
+__all__ = ["PANEL_WIDTH", "View", "check_style", "draw_spots", "draw_tissue", "read_section", "read_view"]
+
+PANEL_WIDTH = 3.2
+"""Width of a map in inches."""
+
+MAX_SIDE = 1200
+"""Pixels of the longer side of a view that are read at most twice over: more would not be seen in a figure."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A section, ready to be drawn.
+
+    Parameters
+    ----------
+    pixels
+        ``(height, width, 3)`` uint8.
+    box
+        Left, top, right and bottom of ``pixels``, in level-0 pixels.
+    spots
+        Names and centres.
+    outlines
+        ``(n_spots,)`` radii, or one ``(n_corners, 2)`` polygon a spot, in level-0 pixels.
+    mpp
+        Micrometres per level-0 pixel, if known.
+    """
+
+    pixels: NDArray[np.uint8]
+    box: tuple[float, float, float, float]
+    spots: Spots
+    outlines: NDArray[np.float64] | list[NDArray[np.float64]]
+    mpp: float | None
+
+    @property
+    def width(self) -> float:
+        """Width of what is shown, in level-0 pixels."""
+        return self.box[2] - self.box[0]
+
+    @property
+    def aspect(self) -> float:
+        """Height over width of what is shown."""
+        return (self.box[3] - self.box[1]) / self.width
+
+
+def read_section(
+    sdata: SpatialData,
+    key: str,
+    *,
+    table_key: str | None,
+    image_key: str | None,
+    region: str | None,
+    margin: float | None,
+) -> View:
+    """Read what is drawn of a section that has a prediction.
+
+    Parameters
+    ----------
+    sdata
+        Holds image, spots and prediction.
+    key
+        Key of the prediction.
+    table_key
+        Table of the spots.
+    image_key
+        Image that they are drawn on.
+    region
+        Section of a table that annotates several.
+    margin
+        Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
+    """
+    if margin is not None and margin < 0:
+        raise ValueError(f"margin must be 0 or more, or None for the whole image, got {margin}.")
+    image_key = find_image(sdata, image_key)
+    reader = open_pyramid(sdata, image_key)
+    holder = get.table_of(sdata, key, table_key=table_key)
+    spots = read_spots(sdata, image_key=image_key, table_key=holder, region=region)
+    pixels, box = read_view(reader, _view(reader, spots, margin))
+    # the table of the counts knows the assay
+    described = get.spots_table_of(sdata, holder, table_key=table_key) or holder
+    mpp = find_mpp(sdata, image_key=image_key, table_key=described, shapes_key=region)
+    outlines = _read_outlines(sdata, spots, table_key=holder, image_key=image_key)
+    return View(pixels=pixels, box=box, spots=spots, outlines=outlines, mpp=None if mpp is None else mpp.value)
+
+
+def _view(reader: PyramidReader, spots: Spots, margin: float | None) -> tuple[float, float, float, float]:
+    height, width = reader.level_shapes[0]
+    if margin is None:
+        return 0, 0, width, height
+    low, high = spots.xy.min(axis=0), spots.xy.max(axis=0)
+    # a single spot has no extent
+    around = max(margin * float((high - low).max()), 0.01 * width)
+    (left, top), (right, bottom) = low - around, high + around
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise ValueError(
+            f"All spots lie outside the image, which is {width} x {height} px; they are around {spots.xy[0]}."
+        )
+    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
+
+def read_view(
+    reader: PyramidReader, box: tuple[float, float, float, float]
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Read a part of an image, no finer than a figure can show.
+
+    Parameters
+    ----------
+    reader
+        The image.
+    box
+        Left, top, right and bottom in level-0 pixels, inside the image.
+
+    Returns
+    -------
+    ``(height, width, 3)`` uint8, and the box that it covers exactly: ``box`` grown to whole pixels.
+    """
+    side = max(box[2] - box[0], box[3] - box[1])
+    level = max((i for i, d in enumerate(reader.downsamples) if side / d >= MAX_SIDE), default=0)
+    downsample, (height, width) = reader.downsamples[level], reader.level_shapes[level]
+    left, top = (max(0, int(edge / downsample)) for edge in box[:2])
+    right, bottom = min(width, -int(-box[2] // downsample)), min(height, -int(-box[3] // downsample))
+    factor = max(1, max(right - left, bottom - top) // MAX_SIDE)
+    # in bands, so that an image without coarse levels is never in memory as a whole
+    band = factor * max(1, 1024 // factor)
+    rows = [
+        _reduce(reader.read(left, y, right - left, min(band, bottom - y), level=level), factor)
+        for y in range(top, bottom, band)
+    ]
+    covered = (left * downsample, top * downsample, right * downsample, bottom * downsample)
+    return np.concatenate(rows), covered
+
+
+def _reduce(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    return pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
+
+
+def _read_outlines(
+    sdata: SpatialData, spots: Spots, *, table_key: str, image_key: str
+) -> NDArray[np.float64] | list[NDArray[np.float64]]:
+    """Radii of circles, or polygons, of the spots, in level-0 pixels."""
+    obs = sdata.tables[table_key].obs.loc[spots.names]
+    _, region_key, instance_key = get_table_keys(sdata.tables[table_key])
+    region = str(obs[region_key].iloc[0])
+    if region not in sdata.shapes:
+        return _display_radii(spots)
+    shapes = sdata.shapes[region].loc[obs[instance_key]]
+    matrix = _to_image(sdata.shapes[region], sdata.images[image_key])
+    if "radius" in shapes:
+        return shapes["radius"].to_numpy(np.float64) * np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    return [_corners(shape) @ matrix[:2, :2].T + matrix[:2, 2] for shape in shapes.geometry]
+
+
+def _display_radii(spots: Spots) -> NDArray[np.float64]:
+    """Points have no size: half of the way to the neighbour is left free."""
+    if len(spots) < 2:
+        return np.full(len(spots), 1.0)
+    distances, _ = KDTree(spots.xy).query(spots.xy, k=2)
+    return np.full(len(spots), np.median(distances[:, 1]) / 4)
+
+
+def _to_image(element: Any, image: Any) -> NDArray[np.float64]:
+    """``(3, 3)``; that all shared systems agree was checked when the centres were read."""
+    of_element, of_image = get_transformation(element, get_all=True), get_transformation(image, get_all=True)
+    system = min(of_element.keys() & of_image.keys())
+    element_matrix, image_matrix = (t[system].to_affine_matrix(("x", "y"), ("x", "y")) for t in (of_element, of_image))
+    return np.linalg.solve(np.asarray(image_matrix, np.float64), np.asarray(element_matrix, np.float64))
+
+
+def _corners(shape: Any) -> NDArray[np.float64]:
+    """Corners of a polygon; of several polygons, those of their hull."""
+    polygon = shape if shape.geom_type == "Polygon" else shape.convex_hull
+    return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
+
+
+def check_style(*, strength: float, scale: float, percentiles: tuple[float, float]) -> None:
+    """Refuse what cannot be drawn, before a figure is made."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"tissue_strength must be from 0 to 1, got {strength}.")
+    if not scale > 0:
+        raise ValueError(f"spot_scale must be positive, got {scale}.")
+    low, high = percentiles
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
+
+
+def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:
+    """Draw the tissue and nothing around it; ``strength`` 0 is white, 1 is not faded."""
+    pixels = section.pixels
+    if grey:
+        pixels = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
+    faded = np.rint(255 - strength * (255.0 - pixels)).astype(np.uint8)
+    left, top, right, bottom = section.box
+    axes.imshow(faded, extent=(left, right, bottom, top), interpolation="antialiased")
+    axes.set_axis_off()
+
+
+def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: float = 1.0, **style: Any) -> Collection:
+    """Draw some of the spots as what they cover.
+
+    Parameters
+    ----------
+    axes
+        Its data units are level-0 pixels.
+    section
+        Whose spots.
+    shown
+        ``(n_spots,)``, True where a spot is drawn.
+    scale
+        Size at which they are drawn, in times their true size.
+    style
+        Of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the spots that are shown.
+    """
+    collection: Collection
+    if isinstance(section.outlines, np.ndarray):
+        width = 2 * scale * section.outlines[shown]
+        collection = EllipseCollection(
+            width,
+            width,
+            np.zeros_like(width),
+            units="xy",
+            offsets=section.spots.xy[shown],
+            offset_transform=axes.transData,
+            linewidths=0,
+            **style,
+        )
+    else:
+        centres = section.spots.xy
+        corners = [c + scale * (o - c) for o, c, s in zip(section.outlines, centres, shown, strict=True) if s]
+        collection = PolyCollection(corners, linewidths=0, **style)
+    axes.add_collection(collection, autolim=False)
+    return collection

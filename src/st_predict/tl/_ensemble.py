@@ -1,0 +1,263 @@
+"""Networks that predict together: one, or the members of an ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from st_predict import checkpoints
+from st_predict._files import sha256_of_file
+from st_predict._keys import Keys
+from st_predict._runtime import Inference, Moments, pick_device
+from st_predict._sections import check_needs, encoder_of, inputs_of, needs_mpp
+from st_predict.models import SpotModel, get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from st_predict._sections import Section, Slide
+    from st_predict.crops import Batch
+    from st_predict.encoders import Encoder
+    from st_predict.models import ModelSpec
+    from st_predict.specs import ModelCard
+
+__all__ = ["Draws", "Ensemble", "Member"]
+
+_READ = 64  # spots whose crops are read together, at least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """How many predictions to draw at random, and from which seed."""
+
+    n: int
+    seed: int
+
+    @classmethod
+    def of(cls, n: int | None, seed: int) -> Draws | None:
+        """Return ``None`` if nothing is drawn.
+
+        Raises
+        ------
+        ValueError
+            If there are too few to have a spread, or the seed is negative.
+        """
+        if n is not None and n < 2:
+            raise ValueError(f"n_samples must be at least 2, to have a standard deviation; got {n}.")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
+        return None if n is None else cls(n=n, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A network, ready to predict; ``sha256`` is of its file."""
+
+    name: str
+    sha256: str
+    card: ModelCard
+    encoder: Encoder | None
+    inference: Inference
+    draws: Draws | None
+
+    @property
+    def n_draws(self) -> int:
+        """How many predictions of a spot it makes."""
+        return 1 if self.draws is None else self.draws.n
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of a result needs to know."""
+        return {
+            "checkpoint": self.name,
+            "sha256": self.sha256,
+            "model": self.card.model,
+            "hparams": self.card.hparams,
+            "precision": self.inference.precision,
+            "symmetries": self.inference.symmetries,
+            "n_samples": None if self.draws is None else self.draws.n,
+            "seed": None if self.draws is None else self.draws.seed,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ensemble:
+    """Networks whose predictions are averaged; a single one is an ensemble of one."""
+
+    members: tuple[Member, ...]
+
+    @classmethod
+    def open(
+        cls,
+        models: PathLike[str] | str | Sequence[PathLike[str] | str],
+        *,
+        hparams: Mapping[str, Any] | None = None,
+        draws: Draws | None = None,
+        symmetries: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> Ensemble:
+        """Load checkpoints.
+
+        Raises
+        ------
+        ValueError
+            If there is none, one is there twice, they differ in panel or units, or predictions are to be drawn from one that has
+            nothing random.
+        """
+        names = [models] if isinstance(models, str | PathLike) else list(models)
+        if not names:
+            raise ValueError("model must name a checkpoint, or several; got none.")
+        where = pick_device(device)
+        members: list[Member] = []
+        for i, name in enumerate(names):
+            path = checkpoints.find_weights(name)
+            digest = sha256_of_file(path)
+            if same := [member.name for member in members if member.sha256 == digest]:
+                raise ValueError(
+                    f"{fspath(name)!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
+                )
+            network, card = checkpoints.load(path, hparams=hparams)
+            if draws is not None and type(network).sample is SpotModel.sample:
+                network.dropout_layers()  # refuses one without
+            spec = get_spec(card.model)
+            inference = Inference(
+                network,
+                scope=spec.scope,
+                symmetries=_symmetries(spec, card, symmetries),
+                device=where,
+                precision=precision,
+                working_batch=batch_size,
+            )
+            own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
+            encoder = encoder_of(card)
+            members.append(
+                Member(name=fspath(name), sha256=digest, card=card, encoder=encoder, inference=inference, draws=own)
+            )
+        _refuse_different(members)
+        return cls(members=tuple(members))
+
+    @property
+    def cards(self) -> list[ModelCard]:
+        """Cards of the members."""
+        return [member.card for member in self.members]
+
+    @property
+    def card(self) -> ModelCard:
+        """Card of the joint prediction: that of the first member, with the training of each."""
+        first, *others = self.cards
+        if not others:
+            return first
+        return replace(first, training={"ensemble": [{"model": card.model, **card.training} for card in self.cards]})
+
+    @property
+    def key(self) -> str:
+        """Default key of the prediction."""
+        return Keys.joint_prediction({card.model for card in self.cards})
+
+    @property
+    def needs_mpp(self) -> bool:
+        """Whether the mpp of an image has to be known."""
+        return any(needs_mpp(card) for card in self.cards)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether there is more than one prediction of a spot, and so a standard deviation."""
+        return sum(member.n_draws for member in self.members) > 1
+
+    def check(self, slide: Slide) -> None:
+        """Refuse a slide that lacks what a member reads."""
+        for card in self.cards:
+            check_needs(slide.sections, card)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of a result needs to know."""
+        return {
+            "device": str(self.members[0].inference.device),
+            "members": [member.describe() for member in self.members],
+        }
+
+    def predict(
+        self, section: Section, *, counts: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Predict the spots of a section.
+
+        Parameters
+        ----------
+        section
+            Where the spots are, and the image.
+        counts
+            ``(n_spots, n_genes)``: raw counts of spots that may be read, NaN for the others.
+
+        Returns
+        -------
+        Mean and, if there is more than one prediction of a spot, their standard deviation: ``(n_spots, n_genes)``, NaN for
+        spots outside the image.
+        """
+        outside, moments = section.outside(), Moments()
+        for member in self.members:
+            mean, squares = _predict(member, section, ~outside, counts=counts)
+            moments.add(mean, squares, member.n_draws)
+        moments.mean[outside] = np.nan
+        if moments.n == 1:
+            return moments.mean, None
+        std = np.sqrt(moments.squares / (moments.n - 1))
+        std[outside] = np.nan
+        return moments.mean, std
+
+
+def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None) -> int:
+    """How many symmetries to average; features have none."""
+    if spec.reads(card.hparams).kind != "crops":
+        return 1
+    return spec.symmetries if asked is None else asked
+
+
+def _refuse_different(members: Sequence[Member]) -> None:
+    """Refuse members whose predictions have no mean."""
+    first, *others = members
+    for other in others:
+        if (other.card.genes, other.card.target) != (first.card.genes, first.card.target):
+            raise ValueError(
+                f"{first.name!r} and {other.name!r} differ in panel or units ({first.card.target.units}; "
+                f"{other.card.target.units}), so their predictions have no mean."
+            )
+
+
+def _predict(
+    member: Member, section: Section, inside: NDArray[np.bool_], *, counts: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | float]:
+    """Return the mean over what was drawn, and the sum of squared differences from it, ``(n_spots, n_genes)``."""
+    inference, draws = member.inference, member.draws
+    batches = inputs_of(
+        section,
+        member.card,
+        member.encoder,
+        batch_size=None if inference.scope == "section" else max(inference.working_batch, _READ),
+        device=inference.device,
+        precision=inference.precision,
+    )
+    if inference.scope == "section" and not inside.all():  # spots outside the image must not act as neighbours
+        batches = (batch.take(torch.from_numpy(inside)[batch.index]) for batch in batches)
+    if counts is not None:
+        batches = _with_counts(batches, counts)
+    mean = np.full((len(section.rows), len(member.card.genes)), np.nan, dtype=np.float32)
+    if draws is None:
+        for index, prediction in inference.over(batches):
+            mean[index.numpy()] = prediction.numpy()
+        return mean, 0.0
+    squares = np.zeros_like(mean)
+    for index, means, sums in inference.draws_over(batches, n_samples=draws.n, seed=draws.seed):
+        mean[index.numpy()], squares[index.numpy()] = means.numpy(), sums.numpy()
+    return mean, squares
+
+
+def _with_counts(batches: Iterator[Batch], counts: NDArray[np.float32]) -> Iterator[Batch]:
+    for batch in batches:
+        yield replace(batch, counts=torch.from_numpy(counts[batch.index.numpy()]))

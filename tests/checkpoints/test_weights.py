@@ -1,0 +1,157 @@
+"""Released checkpoints: the index that is shipped, and one with a server on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from st_predict import checkpoints
+from st_predict.checkpoints import Weights, _released, find_weights, list_weights
+
+FOLDER = Path(_released.__file__).parent / "weights"
+CONTENT = b"weights of the second version" * 100
+OLD = b"weights of the first version" * 100
+
+
+def entry(name: str, version: str, content: bytes, **changes) -> dict:
+    return {
+        "name": name,
+        "version": version,
+        "file": f"{name}-{version}.safetensors",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "n_bytes": len(content),
+        "embedded": False,
+        "summary": "Of a test.",
+    } | changes
+
+
+@pytest.fixture
+def server(loopback, monkeypatch, tmp_path):
+    """Serves two versions of ``net``; the cache is empty."""
+    index = {"base_url": "http://127.0.0.1:9/closed", "weights": [entry("net", "2", CONTENT), entry("net", "1", OLD)]}
+    monkeypatch.setattr(_released, "_index", lambda: index)
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ST_PREDICT_WEIGHTS_URL", f"{loopback.url}/base/")
+    monkeypatch.chdir(tmp_path)
+    loopback.index = index
+    loopback.files = {"/base/net-2.safetensors": CONTENT, "/base/net-1.safetensors": OLD}
+    return loopback
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# The index of the package
+
+
+def test_the_index_is_complete():
+    index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    assert index["base_url"].startswith("https://")
+    weights = list_weights()
+    assert all(isinstance(w, Weights) for w in weights)
+    assert len({(w.name, w.version) for w in weights}) == len({w.file for w in weights}) == len(weights)
+    for w in weights:
+        assert re.fullmatch(r"[0-9a-f]{64}", w.sha256)
+        assert w.n_bytes > 0
+        assert w.summary and "@" not in w.name + w.version
+        assert w.file.endswith(".safetensors")
+
+
+def test_embedded_files_are_those_of_the_index():
+    embedded = {w.file: w for w in list_weights() if w.embedded}
+    assert {path.name for path in FOLDER.glob("*.safetensors")} == set(embedded)
+    for name, w in embedded.items():
+        content = (FOLDER / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (w.n_bytes, w.sha256)
+        assert find_weights(w.name) == find_weights(f"{w.name}@{w.version}") == FOLDER / name
+        assert checkpoints.load(FOLDER / name)[1].genes
+
+
+# Fetching
+
+
+def test_a_released_checkpoint_is_fetched_once(server, tmp_path):
+    path = find_weights("net")
+    assert path == tmp_path / "cache" / "weights" / "net-2.safetensors"
+    assert path.read_bytes() == CONTENT
+    assert find_weights("net") == find_weights("net@2") == path
+    assert server.asked == ["/base/net-2.safetensors"]
+    assert files(tmp_path) == [path]
+
+
+def test_a_version_can_be_asked_for(server):
+    assert find_weights("net@1").read_bytes() == OLD
+    assert [w.version for w in list_weights()] == ["2", "1"]
+    assert server.asked == ["/base/net-1.safetensors"]
+
+
+def test_a_wrong_file_is_not_kept(server, tmp_path):
+    server.files["/base/net-2.safetensors"] = CONTENT[:-1] + b"!"
+    with pytest.raises(ValueError, match=r"net-2\.safetensors is not the expected file"):
+        find_weights("net")
+    assert files(tmp_path) == []
+    server.files["/base/net-2.safetensors"] = CONTENT
+    assert find_weights("net").read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_in_the_cache_is_refused(server):
+    path = find_weights("net")
+    path.write_bytes(CONTENT + b"!")
+    with pytest.raises(ValueError, match=r"net-2\.safetensors is not the expected file"):
+        find_weights("net")
+    assert path.read_bytes() == CONTENT + b"!"
+
+
+def test_a_file_that_the_server_does_not_have(server, tmp_path):
+    server.files.clear()
+    with pytest.raises(ConnectionError, match=r"base/net-2\.safetensors"):
+        find_weights("net")
+    assert files(tmp_path) == []
+
+
+def test_the_base_url_of_the_index_is_the_default(server, monkeypatch):
+    server.index["base_url"] = f"http://127.0.0.1:{server.server_port}/base"
+    monkeypatch.delenv("ST_PREDICT_WEIGHTS_URL")
+    assert find_weights("net").read_bytes() == CONTENT
+
+
+def test_embedded_weights_are_not_fetched(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(_released, "_FOLDER", tmp_path)
+    server.index["weights"].append(entry("small", "1", b"abc", embedded=True))
+    (tmp_path / "small-1.safetensors").write_bytes(b"abc")
+    assert find_weights("small") == tmp_path / "small-1.safetensors"
+    (tmp_path / "small-1.safetensors").write_bytes(b"abd")
+    with pytest.raises(ValueError, match=r"small-1\.safetensors is not the expected file"):
+        find_weights("small")
+    assert server.asked == []
+
+
+# Names and paths
+
+
+@pytest.mark.parametrize("name", ["nope", "net@3", "net@", "NET", ""])
+def test_an_unknown_name_lists_those_there_are(server, name):
+    with pytest.raises(KeyError, match=rf"No released checkpoint '{name}'; there are \['net@2', 'net@1'\]"):
+        find_weights(name)
+    assert server.asked == []
+
+
+def test_a_path_is_taken_as_it_is(server, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"anything")
+    assert find_weights(path) == find_weights(str(path)) == path
+    assert find_weights("mine.safetensors") == Path("mine.safetensors")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("text", ["missing.safetensors", "folder/net", "./net", "/nowhere/net.safetensors"])
+def test_a_path_that_is_missing(server, text):
+    for model in (text, Path(text)) if text != "./net" else (text,):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint '{re.escape(text)}'"):
+            find_weights(model)
+    assert server.asked == []

@@ -1,0 +1,324 @@
+"""Encoders: published sizes, weights that are found, refused or damaged, and what comes out."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from st_predict._runtime import Inference
+from st_predict.crops import Batch
+from st_predict.encoders._catalogue import EncoderSpec, get_encoder, list_encoders, load_encoder
+from st_predict.specs import CropSpec, LevelSpec, PixelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CROP = CropSpec(levels=(LevelSpec(size=32),), mpp=0.5)
+PIXELS = PixelSpec(mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+TINY_ARCH = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
+TINY = EncoderSpec(
+    name="tiny",
+    source="hf-hub:me/tiny",
+    arch="vit_small_patch14_reg4_dinov2",
+    arch_args={**TINY_ARCH, "patch_size": 16},
+    crop=CROP,
+    pixels=PIXELS,
+    gated=True,
+)
+
+# as published: million parameters of the network, features
+PUBLISHED = {
+    "uni": (303.4, 1024),
+    "uni2-h": (681.4, 1536),
+    "virchow": (631.2, 2560),
+    "virchow2": (631.2, 2560),
+    "h-optimus-0": (1134.8, 1536),
+    "h0-mini": (85.7, 1536),
+    "gigapath": (1135.0, 1536),
+    "phikon": (85.8, 768),
+    "phikon-v2": (303.4, 1024),
+}
+
+
+def make_batch(n: int = 5, size: int = 32, levels: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, 3, size, size)
+    crops = tuple(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(levels))
+    return Batch(crops=crops, index=torch.arange(n))
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """An offline cache of the hub; what is put there is found."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repository: str, state: dict[str, torch.Tensor]) -> None:
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        for name in ("refs", "snapshots/1"):
+            (folder / name).mkdir(parents=True)
+        (folder / "refs" / "main").write_text("1")
+        save_file(state, folder / "snapshots" / "1" / "model.safetensors")
+
+    return put
+
+
+def test_known_encoders():
+    assert list_encoders() == ["rgb", *PUBLISHED]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_architecture(name):
+    spec = get_encoder(name)
+    with torch.device("meta"):
+        backbone = spec.build()
+        tokens = backbone.forward_features(torch.empty(2, 3, 224, 224))
+    millions, n_features = PUBLISHED[name]
+    assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert tokens.shape[2] * (2 if spec.pool == "cls_mean" else 1) == n_features == spec.n_features
+    assert spec.crop == CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)
+    assert spec.gated == (not name.startswith("phikon"))
+    assert {layer.eps for layer in backbone.modules() if isinstance(layer, nn.LayerNorm)} == {
+        1e-12 if name == "phikon" else 1e-6
+    }
+
+
+@pytest.mark.parametrize("name", ["MahmoodLab/UNI", "hf-hub:MahmoodLab/uni", "hf_hub:MahmoodLab/UNI", "UNI"])
+def test_names_on_the_hub_mean_the_same(name):
+    assert get_encoder(name) is get_encoder("uni")
+
+
+def test_weights_come_from_the_cache_of_the_hub(hub):
+    network = randomise(timm.create_model(TINY.arch, num_classes=0, **TINY.arch_args))
+    hub("me/tiny", {name: tensor.half() for name, tensor in network.state_dict().items()})
+    batch = make_batch()
+    ours = Inference(load_encoder(TINY), device=torch.device("cpu"), precision="float32")(batch)
+    network.load_state_dict({name: tensor.half().float() for name, tensor in network.state_dict().items()})
+    x = (batch.crops[0] / 255 - torch.tensor(PIXELS.mean).view(3, 1, 1)) / torch.tensor(PIXELS.std).view(3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(ours, network(x), atol=1e-5, rtol=1e-5)
+        tokens = network.forward_features(x)  # class, four registers, four patches
+    assert tokens.shape == (5, 9, 24)
+    both = load_encoder(replace(TINY, pool="cls_mean"))(batch).detach()
+    torch.testing.assert_close(both, torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], 1), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_another_network(hub):
+    hub("me/tiny", {"cls_token": torch.zeros(1, 1, 24)})
+    with pytest.raises(ValueError, match=r"(?s)me/tiny are not those of the encoder 'tiny'.*pos_embed"):
+        load_encoder(TINY)
+
+
+@pytest.mark.usefixtures("hub")
+def test_weights_that_are_not_there():
+    with pytest.raises(
+        ConnectionError, match=r"HF_HUB_OFFLINE=1.*'rgb'.*accept the terms at https://huggingface.co/me/tiny"
+    ):
+        load_encoder(TINY)
+    with pytest.raises(ConnectionError, match=r"Cannot get the weights 'test_vit\.r160_in1k'"):
+        load_encoder("test_vit")
+    with pytest.raises(ConnectionError, match="Cannot get the weights 'hf-hub:someone/net'"):
+        load_encoder("hf-hub:someone/net")
+
+
+class _Gate(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.end_headers()
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that lets nobody in."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("gate")
+def test_gated_weights():
+    with pytest.raises(PermissionError, match=r"accept the terms at https://huggingface.co/me/tiny.*HF_TOKEN"):
+        load_encoder(TINY)
+
+
+def test_any_name_of_timm(hub):
+    spec = get_encoder("test_vit")
+    assert spec == get_encoder("test_vit.r160_in1k")
+    assert (spec.crop, spec.pixels.mean) == (CropSpec(levels=(LevelSpec(size=160),)), (0.5, 0.5, 0.5))
+    network = randomise(timm.create_model("test_vit"))
+    hub("timm/test_vit.r160_in1k", network.state_dict())
+    encoder = load_encoder("test_vit").eval()
+    batch = make_batch(2, 160)
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(batch.crops[0] / 127.5 - 1), pre_logits=True)
+        torch.testing.assert_close(encoder(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet51", "resnet50.never_trained", "no such"])
+def test_unknown_names(name):
+    with pytest.raises(KeyError, match=f"No encoder '{name}'; there are .*'rgb', 'uni'.*"):
+        get_encoder(name)
+
+
+WIDTH = 24
+
+
+def make_theirs(names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Weights of a transformer with one block, under the names of Hugging Face."""
+    square, wide = (WIDTH, WIDTH), (4 * WIDTH, WIDTH)
+    shapes = dict.fromkeys((*QKV, "attention.output.dense"), square)
+    shapes |= {names["up"]: wide, names["down"]: wide[::-1], names["norm1"]: (WIDTH,), names["norm2"]: (WIDTH,)}
+    shapes = {f"encoder.layer.0.{name}": shape for name, shape in shapes.items()}
+    shapes |= {"embeddings.patch_embeddings.projection": (WIDTH, 3, 16, 16), "layernorm": (WIDTH,)}
+    everything = {f"{name}.weight": shape for name, shape in shapes.items()}
+    everything |= {f"{name}.bias": shape[:1] for name, shape in shapes.items()}
+    everything |= {"embeddings.cls_token": (1, 1, WIDTH), "embeddings.position_embeddings": (1, 5, WIDTH)}
+    everything |= dict.fromkeys(names["others"].split(), (WIDTH,))
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in everything.items()}
+
+
+def run_theirs(w: dict[str, torch.Tensor], x: torch.Tensor, names: dict[str, str], eps: float) -> torch.Tensor:
+    """Apply it, written out."""
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w[f"encoder.layer.0.{name}.weight"], w[f"encoder.layer.0.{name}.bias"])
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+    patches = F.conv2d(
+        x, *(w[f"embeddings.patch_embeddings.projection.{name}"] for name in ("weight", "bias")), stride=16
+    )
+    x = torch.cat([w["embeddings.cls_token"].expand(len(x), 1, WIDTH), patches.flatten(2).mT], 1)
+    x = x + w["embeddings.position_embeddings"]
+    normed = norm(f"encoder.layer.0.{names['norm1']}", x)
+    query, key, value = (linear(name, normed).unflatten(2, (2, 12)).transpose(1, 2) for name in QKV)
+    mixed = ((query @ key.mT / 12**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
+    x = x + linear("attention.output.dense", mixed) * w.get("encoder.layer.0.layer_scale1.lambda1", 1)
+    hidden = F.gelu(linear(names["up"], norm(f"encoder.layer.0.{names['norm2']}", x)))
+    x = x + linear(names["down"], hidden) * w.get("encoder.layer.0.layer_scale2.lambda1", 1)
+    return norm("layernorm", x)[:, 0]
+
+
+QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
+VIT = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "others": "pooler.dense.weight pooler.dense.bias",
+}
+DINO = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "others": "embeddings.mask_token encoder.layer.0.layer_scale1.lambda1 encoder.layer.0.layer_scale2.lambda1",
+}
+
+
+@pytest.mark.parametrize(("name", "theirs", "eps"), [("phikon", VIT, 1e-12), ("phikon-v2", DINO, 1e-6)])
+def test_weights_named_as_in_transformers(name, theirs, eps, hub):
+    weights = make_theirs(theirs)
+    hub("me/theirs", weights)
+    published = get_encoder(name)
+    args = {**published.arch_args, **TINY_ARCH, "depth": 1}
+    spec = replace(published, source="hf-hub:me/theirs", arch_args=args, crop=CROP, pixels=PIXELS)
+    encoder, batch = load_encoder(spec).eval(), make_batch()
+    with torch.no_grad():
+        expected = run_theirs(weights, encoder.pixels(batch.crops[0]), theirs, eps)
+        torch.testing.assert_close(encoder(batch), expected, atol=1e-4, rtol=1e-4)
+        assert expected.std() > 0.1
+
+
+def test_encoders_of_the_user():
+    crop = CropSpec(levels=(LevelSpec(size=32), LevelSpec(size=16, downsample=4)), mpp=1.0)
+
+    def means(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        return torch.cat([fine.mean((2, 3)), coarse.mean((2, 3))], 1)
+
+    encoder = load_encoder(means, crop=crop, pixels=PIXELS)
+    batch = make_batch(levels=2)
+    expected = [
+        (level.float().mean((2, 3)) / 255 - torch.tensor(PIXELS.mean)) / torch.tensor(PIXELS.std)
+        for level in batch.crops
+    ]
+    torch.testing.assert_close(encoder(batch), torch.cat(expected, 1))
+    assert (encoder.spec.name, encoder.spec.crop, encoder.fingerprint) == ("means", crop, None)
+    assert load_encoder(encoder) is encoder
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)).double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        load_encoder(module, crop=CROP)(make_batch())
+    assert load_encoder(module.float(), crop=CROP)(make_batch()).shape == (5, 7)
+    assert (
+        load_encoder(lambda x: x.mean((2, 3)).numpy().astype(np.float64), crop=CROP)(make_batch()).dtype
+        == torch.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "error", "message"),
+    [
+        (nn.Identity(), {}, ValueError, "Pass crop="),
+        ("rgb", {"crop": CROP}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
+        (TINY, {"pixels": PIXELS}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
+        (3, {}, TypeError, "got int"),
+    ],
+)
+def test_unfit_arguments(encoder, options, error, message):
+    with pytest.raises(error, match=message):
+        load_encoder(encoder, **options)
+
+
+def test_output_that_is_no_row_a_crop():
+    with pytest.raises(ValueError, match=r"'Identity' gives \(5, 3, 32, 32\) for 5 crops"):
+        load_encoder(nn.Identity(), crop=CROP)(make_batch())
+    with pytest.raises(ValueError, match=r"gives \(1, 3\) for 5 crops"):
+        load_encoder(lambda x: x.mean((0, 2, 3))[None], crop=CROP)(make_batch())
+
+
+def test_fingerprint_is_that_of_the_weights(hub):
+    networks = [timm.create_model(TINY.arch, num_classes=0, **TINY.arch_args) for _ in range(3)]
+    for network, seed in zip(networks, (0, 0, 1), strict=True):
+        randomise(network, seed)
+    for name, network in zip("abc", networks, strict=True):
+        hub(f"me/{name}", network.state_dict())
+    a, b, c = (load_encoder(replace(TINY, source=f"hf-hub:me/{name}")) for name in "abc")
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    assert len(a.fingerprint) == 64
+    with torch.no_grad():
+        networks[1].norm.bias[0] += 1e-3
+    hub("me/d", networks[1].state_dict())
+    assert load_encoder(replace(TINY, source="hf-hub:me/d")).fingerprint != a.fingerprint
