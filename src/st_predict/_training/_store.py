@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["CropStore", "Store"]
 
 _MEASURED = 1024  # crops whose colours are measured
-_PARTS = ("grid", "xy_um", "target", "section", "features", "counts")
 
 
 class Store(Protocol):
@@ -78,7 +77,7 @@ class CropStore:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
-        others = {name: getattr(self, name) for name in _PARTS}
+        others = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "crops"}
         return Batch(
             crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
             index=torch.from_numpy(rows),
