@@ -24,7 +24,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from st_predict._record import Kind
 
-__all__ = ["Lattice", "Slot", "check_cells", "write_cells"]
+__all__ = ["Lattice", "Slot", "check_cells", "write_bounds", "write_cells"]
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,48 @@ class Slot:
         record.write(table.uns, self.key)
         self.sdata.tables[self.key] = table
         logger.info("Wrote %s to the table %r.", _A[record.kind or "prediction"], self.key)
+
+
+def write_bounds(
+    table: AnnData,
+    key: str,
+    lower: NDArray[np.float32],
+    upper: NDArray[np.float32],
+    *,
+    calibration: Mapping[str, Any],
+) -> None:
+    """Write the bounds of intervals beside a prediction, in ``.obsm`` or, for one in a table of its own, in ``.layers``.
+
+    Parameters
+    ----------
+    table
+        Table that holds the prediction.
+    key
+        Key of the prediction.
+    lower, upper
+        ``(n_spots, n_genes)``: bounds.
+    calibration
+        What they were calibrated on.
+
+    Raises
+    ------
+    ValueError
+        If something else has the name of a bound.
+    """
+    record = Record.read(table.uns, key)
+    assert record is not None  # the prediction was read
+    inside = key in table.obsm
+    names = (Keys.lower(key), Keys.upper(key)) if inside else (Keys.LOWER, Keys.UPPER)
+    slots = table.obsm if inside else table.layers
+    if foreign := [name for name in names if name in slots and record.calibration is None]:
+        raise ValueError(
+            f"{'.obsm' if inside else '.layers'} has {foreign}, which st_predict did not write for this "
+            "prediction: rename or delete that first."
+        )
+    for name, values in zip(names, (lower, upper), strict=True):
+        slots[name] = pd.DataFrame(values, index=table.obs_names, columns=list(record.genes)) if inside else values
+    derived = tuple(sorted({*record.derived, *names})) if inside else record.derived
+    replace(record, calibration=calibration, derived=derived).write(table.uns, key)
 
 
 def _check_name(key: str) -> None:

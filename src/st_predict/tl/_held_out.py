@@ -1,0 +1,283 @@
+"""Held-out spots: stored predictions beside measured values, and checks that no network was trained on them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict._keys import Keys
+from st_predict._record import Record
+from st_predict._sections import LeakageError, measured_table, observe, spots_of
+from st_predict.get import prediction, table_of
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict._sections import Observed
+    from st_predict.specs import ModelCard
+
+__all__ = [
+    "HeldOutSection",
+    "StoredPrediction",
+    "all_have_sd",
+    "pairs_of",
+    "read_held_out",
+    "read_stored",
+    "refuse_duplicates",
+    "refuse_other_networks",
+    "refuse_trained",
+    "trained_pairs",
+    "warn_of_validation",
+]
+
+logger = logging.getLogger(__name__)
+
+_FREE = {"checkpoint", "precision", "seed"}  # settings that do not change how large errors are
+_ANY_PATIENT = ""  # the patient is unknown: training used another group_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredPrediction:
+    """Prediction read from a slide.
+
+    Parameters
+    ----------
+    key
+        Key of the prediction.
+    holder
+        Name of the table that holds it.
+    spots
+        Names of the spots.
+    mean
+        ``(n_spots, n_genes)``: predicted values.
+    sd
+        ``(n_spots, n_genes)``: standard deviations; ``None`` if there are none, or intervals are not scaled.
+    card
+        Card of the network.
+    settings
+        Prediction settings that do not follow from the card.
+    context
+        Names of the spots whose counts the network has read.
+    """
+
+    key: str
+    holder: str
+    spots: pd.Index
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32] | None
+    card: ModelCard
+    settings: dict[str, Any]
+    context: tuple[str, ...]
+
+
+def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> StoredPrediction:
+    """Read a prediction; ``scaled`` requires its standard deviations, ignores them (false) or takes any (``None``).
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction, no card, or no standard deviations although ``scaled`` is true.
+    """
+    result = prediction(sdata, key, table_key=table_key)
+    record = Record.read(result.uns, key)
+    if record is None or record.card is None:
+        raise KeyError(f"The prediction {key!r} has no card, so its units and its network are unknown.")
+    sd = None if scaled is False else result.layers.get(Keys.STD)
+    if scaled and sd is None:
+        raise KeyError(
+            f"There are no standard deviations of {key!r} to scale intervals by: predict with n_samples=, or take "
+            "scaled=False."
+        )
+    members = [{k: v for k, v in member.items() if k not in _FREE} for member in record.params.get("members", [])]
+    return StoredPrediction(
+        key=key,
+        holder=table_of(sdata, key, table_key=table_key),
+        spots=result.obs_names,
+        mean=result.X,
+        sd=sd,
+        card=record.card,
+        settings={"members": members, "context": bool(record.context)},
+        context=record.context,
+    )
+
+
+def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Mapping[str, Any]) -> None:
+    """Refuse a prediction by another network or with other settings, whose errors may be larger or smaller."""
+    theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
+    if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
+        raise ValueError(
+            f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}. "
+            "Each needs a calibration of its own."
+        )
+
+
+def all_have_sd(found: Sequence[StoredPrediction]) -> bool:
+    """Whether all predictions have standard deviations.
+
+    Raises
+    ------
+    ValueError
+        If only some have.
+    """
+    there = [one.sd is not None for one in found]
+    if any(there) and not all(there):
+        raise ValueError(
+            f"{sum(there)} of {len(there)} objects have standard deviations of {found[0].key!r}: predict all in one "
+            "way, or take scaled=False."
+        )
+    return all(there)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldOutSection:
+    """Spots of a section that have both a prediction and counts; arrays are ``(n_spots, n_genes)``."""
+
+    name: str
+    patients: tuple[str, ...]
+    spots: pd.Index
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32] | None
+    target: NDArray[np.float32]
+
+    @property
+    def pairs(self) -> set[tuple[str, str]]:
+        """Patient and name of the section; see :func:`pairs_of`."""
+        return pairs_of([self.describe()])
+
+    def take(self, which: NDArray[np.bool_]) -> HeldOutSection:
+        """Return some of the spots."""
+        sd = None if self.sd is None else self.sd[which]
+        return replace(self, spots=self.spots[which], mean=self.mean[which], sd=sd, target=self.target[which])
+
+    def describe(self) -> dict[str, Any]:
+        """Return names for the record of a calibration, JSON-serialisable."""
+        return {"section": self.name, "patients": list(self.patients), "spots": self.spots.tolist()}
+
+
+def read_held_out(
+    sdata: SpatialData,
+    found: StoredPrediction,
+    *,
+    group_key: str,
+    image_key: Mapping[str, str] | str | None,
+    spots: str | None = None,
+) -> list[HeldOutSection]:
+    """Join a prediction and the measured values per section, without spots whose counts the network has read.
+
+    Parameters
+    ----------
+    sdata
+        Measured slide that holds the prediction.
+    found
+        The prediction.
+    group_key
+        Column of ``.obs`` that names the patient.
+    image_key
+        RGB image of the sections.
+    spots
+        Boolean column of ``.obs`` that selects the spots; all by default.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If counts or columns are unfit, or a section has no spot with both counts and a prediction.
+    """
+    table = measured_table(sdata)
+    use = np.ones(table.n_obs, dtype=bool) if spots is None else spots_of(table, spots)
+    use = use & ~table.obs_names.isin(found.context)
+    names, used = table.obs_names, table.obs_names[use]
+    observed = observe(sdata, found.card, group_key=group_key, image_key=image_key, crops=False)
+    sections = [_join(section, names[section.section.rows[section.rows]], found) for section in observed]
+    return [section.take(section.spots.isin(used)) for section in sections]
+
+
+def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOutSection:
+    """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
+    rows = found.spots.get_indexer(names)
+    if (rows < 0).any():
+        raise ValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
+    whole = HeldOutSection(
+        name=section.name,
+        patients=section.patients,
+        spots=names,
+        mean=found.mean[rows],
+        sd=None if found.sd is None else found.sd[rows],
+        target=section.target,
+    )
+    known = whole.mean if whole.sd is None else whole.mean + whole.sd
+    there = np.asarray(np.isfinite(known).all(axis=1))
+    if not there.any():
+        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {found.key!r}.")
+    return whole.take(there)
+
+
+def pairs_of(described: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Patient and name of sections; names of sections that share a region are joined by a plus sign."""
+    return {(patient, name) for one in described for patient in one["patients"] for name in one["section"].split("+")}
+
+
+def trained_pairs(
+    card: ModelCard, train: Sequence[SpatialData], *, group_key: str, image_key: Mapping[str, str] | str | None
+) -> set[tuple[str, str]]:
+    """Patient and name of the sections that a network was trained on, from its card and from ``train``."""
+    if not train and not all("sections" in training for training in _trainings(card)):
+        logger.warning(
+            "The card does not say what the network was trained on; name that with train=, else calibration on the "
+            "same sections would not be noticed."
+        )
+    known = pairs_of(
+        section.describe()
+        for sdata in train
+        for section in observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
+    )
+    for training in _trainings(card):
+        pairs = pairs_of(section for role in ("sections", "unlabelled") for section in training.get(role, []))
+        same = training.get("group_key", group_key) == group_key
+        known |= pairs if same else {(_ANY_PATIENT, name) for _, name in pairs}
+    return known
+
+
+def refuse_trained(sections: Sequence[HeldOutSection], trained: Iterable[tuple[str, str]]) -> None:
+    """Raise :class:`LeakageError` if the network was trained on a section."""
+    pairs = {pair for section in sections if len(section.spots) for pair in section.pairs}
+    trained = set(trained)
+    if known := sorted(pair for pair in pairs if pair in trained or (_ANY_PATIENT, pair[1]) in trained):
+        raise LeakageError(
+            f"The network was trained on {known} (patient, section), where its errors are smaller than elsewhere: take "
+            f"other sections. If these are others, give them names of their own in .obs[{Keys.SECTION!r}]."
+        )
+
+
+def refuse_duplicates(sections: Sequence[HeldOutSection]) -> None:
+    """Raise :class:`ValueError` if two sections have the same patient and name."""
+    pairs = [pair for section in sections for pair in section.pairs]
+    if twice := sorted({pair for pair in pairs if pairs.count(pair) > 1}):
+        raise ValueError(
+            f"Several sections are called {twice} (patient, section): give each once, and a name of its own in "
+            f".obs[{Keys.SECTION!r}]."
+        )
+
+
+def warn_of_validation(sections: Sequence[HeldOutSection], card: ModelCard) -> None:
+    """Warn of sections whose validation score selected the epoch of the network."""
+    learned = [training for training in _trainings(card) if not get_spec(training.get("model", card.model)).closed_form]
+    chose = pairs_of(section for training in learned for section in training.get("validation", []))
+    if used := sorted({pair for section in sections for pair in section.pairs & chose}):
+        logger.warning(
+            "%s (patient, section) chose the epoch of the network, so that its errors there may be a little smaller "
+            "than elsewhere.",
+            used,
+        )
+
+
+def _trainings(card: ModelCard) -> list[dict[str, Any]]:
+    """Training records: one, or one per member of an ensemble."""
+    return card.training.get("ensemble", [{"model": card.model, **card.training}])
