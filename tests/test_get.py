@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import TYPE_CHECKING
 
 import anndata as ad
@@ -13,12 +12,14 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 
 from st_predict.get import prediction, table_of
+from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PANEL = ["ERBB2", "COL1A1", "ACTB"]
-RECORD = {"card": json.dumps({"genes": PANEL}), "version": "0.1.0"}
+CARD = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
+RECORD = {"card": CARD.to_json(), "version": "0.1.0", "params": "{}"}
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from timm.models.crossvit import CrossVit as TimmCrossViT
 from torch.utils.flop_counter import FlopCounterMode
 
 from st_predict.crops import Batch
-from st_predict.models.crossvit import SPEC, VARIANTS, CrossViT, Embedding, Exchange, Stage, configure, convert
+from st_predict.models._checks import of_variant
+from st_predict.models.crossvit import SPEC, VARIANTS, CrossViT, Embedding, Exchange, Stage, convert
 
 TINY = dict(SPEC.tiny)
 
@@ -156,7 +157,7 @@ def test_a_class_token_reads_the_patches_of_the_other_branch():
 
 @torch.no_grad()
 def test_branches_exchange_at_the_same_time_and_leave_patches_alone():
-    stage = fill(Stage(configure(**TINY)))
+    stage = fill(Stage(of_variant(VARIANTS, **TINY)))
     g = torch.Generator().manual_seed(1)
     x = [torch.randn(2, n, dim, generator=g) for n, dim in ((26, 12), (17, 24))]
     small, large = (blocks(branch) for blocks, branch in zip(stage.blocks, x, strict=True))
@@ -238,7 +239,7 @@ def test_crops_that_do_not_fit(batch, message):
 )
 def test_hyper_parameters_that_do_not_fit(hparams, message):
     with pytest.raises(ValueError, match=message):
-        configure(**hparams)
+        of_variant(VARIANTS, **hparams)
 
 
 def test_unknown_hyper_parameter():

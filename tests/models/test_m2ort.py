@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from st_predict.crops import Batch, iter_batches, plan_crops
 from st_predict.io import open_pyramid
-from st_predict.models.m2ort import M2ORT, SPEC, Attention, M2ORTConfig, configure, convert
+from st_predict.models._checks import of_variant
+from st_predict.models.m2ort import M2ORT, SPEC, VARIANTS, Attention, M2ORTConfig, convert
 from st_predict.specs import LevelSpec
 
 TINY = dict(SPEC.tiny)
@@ -215,7 +216,7 @@ def test_crops_that_do_not_fit(batch, message):
 )
 def test_hyper_parameters_that_do_not_fit(hparams, message):
     with pytest.raises(ValueError, match=message):
-        configure(**hparams)
+        of_variant(VARIANTS, **hparams)
 
 
 def test_unknown_hyper_parameter():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -12,6 +11,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from spatialdata.models import TableModel
+
+from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,8 @@ def predicted(sdata: SpatialData) -> SpatialData:
     values = rng.normal(12, 0.2, size=(12, 5)).astype(np.float32)
     values[2] = np.nan
     table.obsm["pred_m2ost"] = pd.DataFrame(values, index=obs.index, columns=PANEL)
-    card = {"genes": PANEL, "target": {"transform": "log1p_total", "total": 1e6, "over": "panel"}}
-    table.uns["st_predict"] = {"pred_m2ost": {"card": json.dumps(card), "version": "0.1.0"}}
+    card = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
+    table.uns["st_predict"] = {"pred_m2ost": {"card": card.to_json(), "version": "0.1.0"}}
     sdata.tables["table"] = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
     return sdata
 

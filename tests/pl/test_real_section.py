@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from st_predict.datasets import her2st
 from st_predict.pl import pca_map, spatial
+from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -35,8 +35,8 @@ def section() -> SpatialData:
     counts = table[:, PANEL].to_df()
     target = np.log1p(1e6 * counts.div(counts.sum(axis=1), axis=0))
     table.obsm["pred_x"] = (target + np.random.default_rng(0).normal(0, 1, target.shape)).astype(np.float32)
-    card = {"target": {"transform": "log1p_total", "total": 1e6, "over": "panel"}}
-    table.uns["st_predict"] = {"pred_x": {"card": json.dumps(card), "version": "0"}}
+    card = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
+    table.uns["st_predict"] = {"pred_x": {"card": card.to_json(), "version": "0"}}
     return sdata
 
 

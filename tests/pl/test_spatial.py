@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import geopandas as gpd
@@ -15,7 +16,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 from st_predict.pl import spatial
-from st_predict.specs import TargetSpec
+from st_predict.specs import ModelCard, TargetSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,8 +99,9 @@ def test_a_constant_prediction_has_no_correlation(predicted: SpatialData) -> Non
 
 
 def set_target(sdata: SpatialData, **target: object) -> None:
-    card = {"genes": [], "target": target}
-    sdata["table"].uns["st_predict"]["pred_m2ost"]["card"] = json.dumps(card)
+    record = sdata["table"].uns["st_predict"]["pred_m2ost"]
+    card = ModelCard.from_json(record["card"])
+    record["card"] = replace(card, target=TargetSpec(**target)).to_json()
 
 
 def test_a_gene_that_was_not_measured_is_drawn_as_predicted(without_krt8: SpatialData) -> None:

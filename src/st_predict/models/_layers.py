@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
+from st_predict.models._checks import check_names
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
@@ -184,9 +186,7 @@ def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: st
     ValueError
         If names are missing or unknown.
     """
-    missing, unknown = sorted(set(names.values()) - theirs.keys()), sorted(theirs.keys() - set(names.values()))
-    if missing or unknown:
-        raise ValueError(f"Not a state dict of the published {model}: missing {missing}, unknown {unknown}.")
+    check_names(theirs, set(names.values()), model=model)
     return {ours: theirs[name] for ours, name in names.items()}
 
 

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from st_predict.encoders import create_backbone, fetch_weights, n_features
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_choice, check_names, check_rates
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.models._timm import crop_of, pixels_of
 from st_predict.specs import IMAGENET, TargetSpec
@@ -92,14 +93,12 @@ class BLEEPConfig:
     encoded: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}.")
+        check_choice("mode", self.mode, get_args(Mode))
         if self.dim < 1 or self.k < 1 or self.temperature <= 0:
             raise ValueError(
                 f"dim and k must be at least 1 and temperature above 0, got {self.dim}, {self.k}, {self.temperature}."
             )
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        check_rates(self, "drop")
         if self.encoded is not None:
             object.__setattr__(self, "encoded", tuple(self.encoded))
 
@@ -298,10 +297,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for part in ("weight", "bias")
     }
     trunk = {name: f"backbone.{name.removeprefix(_TRUNK)}" for name in theirs if name.startswith(_TRUNK)}
-    missing = sorted(ours.keys() - theirs.keys()) + ([] if trunk else [f"{_TRUNK}*"])
-    unknown = sorted(theirs.keys() - ours.keys() - trunk.keys())
-    if missing or unknown:
-        raise ValueError(f"Not a state dict of the published BLEEP: missing {missing}, unknown {unknown}.")
+    check_names(theirs, ours, model="BLEEP", unused=trunk, missing=() if trunk else [f"{_TRUNK}*"])
     ours |= trunk
     dim, n_genes = theirs["spot_projection.projection.weight"].shape
     bank = {"bank.keys": torch.empty(0, dim), "bank.values": torch.empty(0, n_genes)}

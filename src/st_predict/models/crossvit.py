@@ -25,7 +25,7 @@ Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of a bra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_whole, of_variant
 from st_predict.models._layers import Head, check_crops, renamed
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops import Batch
 
-__all__ = ["SPEC", "VARIANTS", "CrossViT", "CrossViTConfig", "configure", "convert"]
+__all__ = ["SPEC", "VARIANTS", "CrossViT", "CrossViTConfig", "of_variant", "convert"]
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -83,9 +84,7 @@ class CrossViTConfig:
             if len(pair) != 2 or not all(isinstance(value, int) and value > 0 for value in pair):
                 raise ValueError(f"{name} must be two whole numbers from 1, got {pair}.")
             object.__setattr__(self, name, pair)
-        for name in ("heads", "mlp_ratio", "stages"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+        check_whole(self, "heads", "mlp_ratio", "stages")
         if any(dim % self.heads for dim in self.dims):
             raise ValueError(f"dims must be multiples of the {self.heads} heads, got {self.dims}.")
         if any(size % patch for size, patch in zip(self.sizes, self.patches, strict=True)):
@@ -105,19 +104,6 @@ VARIANTS = {
     "18": CrossViTConfig(dims=(224, 448), heads=7, depths=(1, 6), mlp_ratio=3),
     "base": CrossViTConfig(dims=(384, 768), heads=12),
 }
-
-
-def configure(*, variant: str = "small", **sizes: Any) -> CrossViTConfig:
-    """Return the sizes of a variant, with those that are given in place of its own.
-
-    Raises
-    ------
-    ValueError
-        If there is no such variant, or the sizes do not fit together.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}.")
-    return replace(VARIANTS[variant], **sizes)
 
 
 class CrossViT(SpotModel):
@@ -140,7 +126,7 @@ class CrossViT(SpotModel):
 
     def __init__(self, n_genes: int, *, variant: str = "small", **sizes: Any) -> None:
         super().__init__()
-        self.config = c = configure(variant=variant, **sizes)
+        self.config = c = of_variant(VARIANTS, variant=variant, **sizes)
         self.embed = nn.ModuleList(Embedding(*of_branch) for of_branch in zip(c.dims, c.sizes, c.patches, strict=True))
         self.stages = nn.ModuleList(Stage(c) for _ in range(c.stages))
         self.norms = nn.ModuleList(LayerNorm(dim) for dim in c.dims)
@@ -310,7 +296,7 @@ SPEC = ModelSpec(
     license="Apache-2.0 (github.com/IBM/CrossViT)",
     build=CrossViT,
     crop=VARIANTS["small"].crop,
-    crop_of=lambda **hparams: configure(**hparams).crop,
+    crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,
     pixels=IMAGENET,
     hparams={"variant": "small"},
     tiny={"dims": [12, 24], "heads": 3, "depths": [1, 2], "stages": 2, "sizes": [60, 64]},

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, pixels_of
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, TargetSpec
 
@@ -81,8 +82,7 @@ class DeepSpaCE(TimmRegressor):
         field: float | None = None,
         spot_um: float | None = None,
     ) -> None:
-        if loss not in _LOSSES:
-            raise ValueError(f"loss must be one of {list(_LOSSES)}, got {loss!r}.")
+        check_choice("loss", loss, _LOSSES)
         if frozen and weights is None:
             raise ValueError("frozen=True keeps the weights of the backbone: name them, weights='tv_in1k' say.")
         dropout = {"drop_rate": 0.5} if arch.startswith("vgg") else {}

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -110,16 +111,14 @@ class Hist2STConfig:
 
     def __post_init__(self) -> None:
         counts = ("size", "patch", "channels", "kernel", "mixers", "n_pos", "depth", "heads", "head_dim", "graph", "k")
-        for name, least in {**dict.fromkeys(counts, 1), "views": 0}.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {getattr(self, name)!r}.")
+        check_whole(self, *counts)
+        check_whole(self, "views", least=0)
         if self.channels % 8 or self.size < 2 * self.patch:
             raise ValueError(
                 "channels must be a multiple of 8 and size at least twice patch, got "
                 f"{self.channels}, {self.size} and {self.patch}."
             )
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        check_rates(self, "drop")
         if self.zinb < 0 or self.distill < 0 or (self.max_distance is not None and self.max_distance <= 0):
             raise ValueError(
                 "zinb and distill must not be negative, and max_distance be above 0 or None, got "

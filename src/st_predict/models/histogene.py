@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -86,11 +87,8 @@ class HisToGeneConfig:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("size", "n_pos", "dim", "depth", "heads", "head_dim", "mlp_dim"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        check_whole(self, "size", "n_pos", "dim", "depth", "heads", "head_dim", "mlp_dim")
+        check_rates(self, "drop")
 
     @property
     def crop(self) -> CropSpec:

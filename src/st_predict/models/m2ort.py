@@ -26,7 +26,7 @@ head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_whole, of_variant
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
 from st_predict.specs import CropSpec, LevelSpec
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops import Batch
 
-__all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "configure", "convert"]
+__all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "of_variant", "convert"]
 
 N_LEVELS = 3  # queries, keys and values
 
@@ -74,9 +75,7 @@ class M2ORTConfig:
     patch: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim", "head_dim", "size", "patch"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+        check_whole(self, "dim", "depth", "heads", "mlp_dim", "head_dim", "size", "patch")
         if self.patch % 4:
             raise ValueError(f"patch must be a multiple of 4, to be halved twice, got {self.patch}.")
         if self.size % self.patch:
@@ -100,19 +99,6 @@ VARIANTS = {
 }
 
 
-def configure(*, variant: str = "small", **sizes: Any) -> M2ORTConfig:
-    """Return the sizes of a variant, with those that are given in place of its own.
-
-    Raises
-    ------
-    ValueError
-        If there is no such variant, or the sizes do not fit together.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}.")
-    return replace(VARIANTS[variant], **sizes)
-
-
 class M2ORT(SpotModel):
     """The network of M2ORT.
 
@@ -133,7 +119,7 @@ class M2ORT(SpotModel):
 
     def __init__(self, n_genes: int, *, variant: str = "small", **sizes: Any) -> None:
         super().__init__()
-        self.config = c = configure(variant=variant, **sizes)
+        self.config = c = of_variant(VARIANTS, variant=variant, **sizes)
         dim = N_LEVELS * c.dim
         self.embed = nn.ModuleList(patch_mlp(c.patch, c.dim, halvings=k) for k in range(N_LEVELS))
         self.cls = nn.Parameter(torch.randn(1, 1, dim))
@@ -247,7 +233,7 @@ SPEC = ModelSpec(
     license="none (github.com/Dootmaan/M2ORT)",
     build=M2ORT,
     crop=VARIANTS["small"].crop,
-    crop_of=lambda **hparams: configure(**hparams).crop,
+    crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,
     hparams={"variant": "small"},
     tiny={"dim": 12, "depth": 2, "heads": 3, "head_dim": 8, "mlp_dim": 24, "size": 64},
     original=Preset(

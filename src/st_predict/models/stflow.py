@@ -42,6 +42,7 @@ from torch.utils.checkpoint import checkpoint
 
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_choice, check_rates, check_whole
 from st_predict.models._features import count_features, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
@@ -111,18 +112,15 @@ class STFlowConfig:
     sd: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("depth", 1), ("heads", 1), ("neighbours", 1), ("steps", 2)):
-            if not isinstance(value := getattr(self, name), int) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
+        check_whole(self, "depth", "heads", "neighbours")
+        check_whole(self, "steps", least=2)
         for name in ("dim", "edge_dim"):
             if (value := getattr(self, name)) < 1 or value % (2 * self.heads):
                 raise ValueError(f"{name} must be a multiple of {2 * self.heads}, twice the heads, got {value}.")
-        if self.prior not in _PRIORS:
-            raise ValueError(f"prior must be one of {tuple(_PRIORS)}, got {self.prior!r}.")
+        check_choice("prior", self.prior, _PRIORS)
         if self.theta <= 0 or self.sd <= 0:
             raise ValueError(f"theta and sd must be above 0, got {self.theta} and {self.sd}.")
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        check_rates(self, "drop")
 
 
 class STFlow(SpotModel):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET, TargetSpec
 
@@ -53,8 +54,7 @@ class STNet(TimmRegressor):
 
     def __init__(self, n_genes: int, *, loss: Loss = "mse", arch: str = "densenet121", **hparams: Any) -> None:
         super().__init__(n_genes, arch=arch, **hparams)
-        if loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {get_args(Loss)}, got {loss!r}.")
+        check_choice("loss", loss, get_args(Loss))
         self.reduction = loss
 
     def loss(self, batch: Batch) -> Tensor:

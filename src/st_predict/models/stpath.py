@@ -38,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._features import count_features, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
@@ -101,15 +102,12 @@ class STPathConfig:
     total: float | None = 1e6
 
     def __post_init__(self) -> None:
-        for name in ("depth", "heads"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
+        check_whole(self, "depth", "heads")
         if self.dim < 1 or self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of {self.heads}, the heads, got {self.dim}.")
         if self.mlp_ratio * self.dim < 1 or (self.total is not None and self.total <= 0):
             raise ValueError(f"mlp_ratio and total must be above 0, got {self.mlp_ratio} and {self.total}.")
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}.")
+        check_rates(self, "drop")
         for name, choices in (("organ", ORGANS), ("technology", TECHNOLOGIES)):
             if (value := getattr(self, name)) is not None and str(value).casefold() not in map(str.casefold, choices):
                 raise ValueError(f"{name} must be one of {choices} or None, got {value!r}.")

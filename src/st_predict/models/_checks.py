@@ -1,0 +1,99 @@
+"""Checks that several models make: of hyper-parameters, and of the names in a published state dict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+__all__ = ["check_choice", "check_names", "check_rates", "check_whole", "of_variant"]
+
+Config = TypeVar("Config", bound=Any)
+
+
+def check_whole(config: object, *names: str, least: int = 1) -> None:
+    """Refuse fields of a configuration that are not whole numbers from ``least``.
+
+    Raises
+    ------
+    ValueError
+        If one is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
+
+
+def check_rates(config: object, *names: str) -> None:
+    """Refuse fields of a configuration that are not rates of dropout, from 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        If one is not.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(config, name)}.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+
+
+def of_variant(variants: Mapping[str, Config], *, variant: str = "small", **sizes: Any) -> Config:
+    """Return the configuration of a variant, with some of its fields replaced.
+
+    Raises
+    ------
+    ValueError
+        If there is no such variant, or the sizes do not fit together.
+    """
+    check_choice("variant", variant, variants)
+    return replace(variants[variant], **sizes)
+
+
+def check_names(
+    names: Collection[str],
+    known: Collection[str],
+    *,
+    model: str,
+    unused: Collection[str] = (),
+    missing: Collection[str] = (),
+) -> None:
+    """Refuse a state dict that is not the published one of a model.
+
+    Parameters
+    ----------
+    names
+        Names of its tensors.
+    known
+        Names that it must have.
+    model
+        Name of the model.
+    unused
+        Names that it may have as well.
+    missing
+        Patterns that are known to be missing.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unknown.
+    """
+    lacking = [*sorted(set(known) - set(names)), *missing]
+    unknown = sorted(set(names) - set(known) - set(unused))
+    if lacking or unknown:
+        raise ValueError(f"Not a state dict of the published {model}: missing {lacking}, unknown {unknown}.")
