@@ -29,6 +29,7 @@ __all__ = [
     "check_crops",
     "check_lattice",
     "full_precision",
+    "mlp",
     "patch_mlp",
     "patches",
     "renamed",
@@ -93,14 +94,7 @@ class SectionBlock(nn.Module):
     def __init__(self, dim: int, *, heads: int, head_dim: int, mlp_dim: int, drop: float) -> None:
         super().__init__()
         self.attention = SectionAttention(dim, heads=heads, head_dim=head_dim, drop=drop)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, mlp_dim),
-            nn.GELU(),
-            nn.Dropout(drop),
-            nn.Linear(mlp_dim, dim),
-            nn.Dropout(drop),
-        )
+        self.mlp = mlp(dim, mlp_dim, drop=drop, last=nn.Dropout(drop))
 
     def forward(self, x_ND: Tensor) -> Tensor:
         x_ND = x_ND + self.attention(x_ND)
@@ -123,6 +117,13 @@ class SectionAttention(nn.Module):
         q_1HNE, k_1HNE, v_1HNE = qkv_N3HE.permute(1, 2, 0, 3)[:, None]  # kernels for four dimensions only
         read_1HNE = F.scaled_dot_product_attention(q_1HNE, k_1HNE, v_1HNE)
         return self.drop(self.out(read_1HNE[0].transpose(0, 1).flatten(1)))
+
+
+def mlp(dim: int, hidden: int, *, drop: float, last: nn.Module) -> nn.Sequential:
+    """Layer norm and a two-layer perceptron, with ``last`` after its second layer: ``(..., dim)`` to the same."""
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(drop), nn.Linear(hidden, dim), last
+    )
 
 
 def patch_mlp(patch: int, dim: int, *, halvings: int) -> nn.Sequential:
