@@ -105,7 +105,7 @@ def release(out: Path) -> None:
     network, card = checkpoints.load(out / "m2ost.safetensors")
     scores = pd.read_csv(out / "summary.csv").query("predictor == 'pred_m2ost'").drop(columns="predictor")
     card = replace(card, training={**card.training, "scores": scores.round(4).to_dict("records")})
-    folder = ROOT / "src" / "st_predict" / "models" / "weights"
+    folder = ROOT / "src" / "st_predict" / "checkpoints" / "weights"
     checkpoints.save(folder / FILE, network, card, dtype=torch.float16)
     content = (folder / FILE).read_bytes()
     index = json.loads((folder / "index.json").read_text())

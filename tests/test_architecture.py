@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -115,6 +118,40 @@ def test_the_table_of_layers_is_true() -> None:
         imported[path.parts[0].removesuffix(".py")] |= libraries(tree)
     assert imported.pop("__init__") == set()
     assert dict(imported) == layers()
+
+
+VIOLATIONS = {
+    "crops/_plan.py": "if TYPE_CHECKING:\n    from st_predict.crops._batches import reading_order",  # a cycle, for a type only
+    "io/_select.py": "from st_predict import models",
+    "models/mean.py": "import anndata",
+    "models/vit.py": "from st_predict.models import swin",
+    "pp/_grid.py": "import torch",
+    "tl/_embed.py": "from st_predict.tl import _predict\nfrom st_predict.io import _mpp",
+    "tl/_train.py": "import lightning\nimport matplotlib",
+    "_training/_store.py": "import pandas",
+}
+
+
+def test_every_import_contract_breaks_when_it_is_violated(tmp_path: Path) -> None:
+    shutil.copytree(SOURCE, tmp_path / "st_predict", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, line in VIOLATIONS.items():
+        with (tmp_path / "st_predict" / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+        "--no-cache",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    kept = [contract["name"] for contract in contracts if f"{contract['name']} BROKEN" not in result.stdout]
+    assert len(contracts) > 8
+    assert kept == [], result.stdout + result.stderr
 
 
 def test_training_runs_without_data_containers(tmp_path: Path) -> None:
