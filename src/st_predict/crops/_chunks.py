@@ -1,10 +1,14 @@
-"""The chunks that crops are cut from: each decoded once, kept while a crop still needs it."""
+"""Chunks that crops are cut from: each is decoded once and kept while a crop needs it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
+
+from st_predict.crops._boxes import Boxes
+from st_predict.crops._pieces import ChunkLayout, Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,27 +23,27 @@ __all__ = ["Chunks"]
 
 T = TypeVar("T")
 
-_SPOTS = 4096  # whose squares are cut along chunks at a time
+_SPOTS = 4096  # squares that are cut along chunks at a time, so that temporary arrays stay small
 
 
 class Chunks(Generic[T]):
-    """The chunks of one level that some crops touch.
+    """Chunks of one level that the crops of some spots touch.
 
-    Spots come in jobs, in the order of ``jobs``: a chunk is decoded for the first job that needs it, and dropped when
-    the last one that does is done.
+    Spots come in jobs, in the order of ``jobs``. A chunk is decoded for the first job that needs it, and dropped after
+    the last one.
 
     Parameters
     ----------
     reader
-        The image.
+        Pyramid to read chunks from.
     plan
-        Which squares are cut from which level.
+        Level and squares to cut.
     jobs
-        Rows of the plan, an array a job.
+        Rows of the plan, one array per job.
     pool
-        Where chunks are decoded.
+        Executor that decodes chunks.
     prepare
-        Applied to each chunk, ``(3, height, width)``, once it is decoded.
+        Function applied to each decoded chunk, ``(3, height, width)``.
     """
 
     def __init__(
@@ -53,18 +57,16 @@ class Chunks(Generic[T]):
     ) -> None:
         self.plan = plan
         self.edges = reader.edges(plan.level)
+        self._layout = ChunkLayout(*self.edges)
         self._reader, self._pool, self._prepare = reader, pool, prepare
         self._live: dict[int, Future[T]] = {}
-        self._pieces = self._cut(np.concatenate(jobs) if jobs else np.empty(0, np.int64))
-        spots = self._pieces[:, 0]
-        ends = np.cumsum([0, *map(len, jobs)])
-        self._of_job = np.searchsorted(spots, ends)
-        self._pieces[:, 0] -= np.repeat(ends[:-1], np.diff(self._of_job))
-        self._needs = [np.unique(self._of(job)[:, 1]).tolist() for job in range(len(jobs))]
+        self._inside = Boxes.squares(plan.origins, plan.read_size).within(self._layout.image)
+        self._pieces, self._first_piece = self._cut(jobs)
+        self._needs = [np.unique(self.pieces(job).chunk).tolist() for job in range(len(jobs))]
         self._leaving = self._last_uses()
 
     def fetch(self, job: int) -> None:
-        """Begin to decode what this job needs and no earlier one did."""
+        """Begin to decode the chunks that no earlier job needed."""
         for chunk in self._needs[job]:
             if chunk not in self._live:
                 self._live[chunk] = self._pool.submit(self._decode, chunk)
@@ -74,63 +76,45 @@ class Chunks(Generic[T]):
         return {chunk: self._live[chunk].result() for chunk in self._needs[job]}
 
     def drop(self, job: int) -> list[int]:
-        """Let go of what no job after this one needs; return the chunks."""
+        """Drop the chunks that no later job needs; return their numbers."""
         leaving = self._leaving.pop(job, [])
         for chunk in leaving:
             del self._live[chunk]
         return leaving
 
-    def pieces(self, job: int) -> list[list[int]]:
-        """Return the pieces that the squares of a job are put together from.
-
-        Of each: which of the spots, which chunk, and top, bottom, left and right, in the square and in the chunk.
-        """
-        return self._of(job).tolist()
+    def pieces(self, job: int) -> Pieces:
+        """Return the pieces of the squares of a job; ``spot`` is the position of the square in the job."""
+        return self._pieces[self._first_piece[job] : self._first_piece[job + 1]]
 
     def leave_image(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which of these squares are not wholly in the image."""
-        start, (height, width) = self.plan.origins[rows], self._shape
-        return np.any((start < 0) | (start + self.plan.read_size > (width, height)), axis=1)
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self._reader.level_shapes[self.plan.level]
-
-    def _of(self, job: int) -> NDArray[np.int32]:
-        return self._pieces[self._of_job[job] : self._of_job[job + 1]]
+        """Return a boolean mask of squares that are not wholly inside the image."""
+        return ~self._inside[rows]
 
     def _decode(self, chunk: int) -> T:
-        row, col = divmod(chunk, len(self.edges[1]) - 1)
-        (top, bottom), (left, right) = (
-            edges[i : i + 2].tolist() for edges, i in zip(self.edges, (row, col), strict=True)
-        )
-        pixels = self._reader.read(left, top, right - left, bottom - top, level=self.plan.level)
+        box = self._layout.boxes(np.array(chunk))
+        left, top, width, height = map(int, (box.left, box.top, box.right - box.left, box.bottom - box.top))
+        pixels = self._reader.read(left, top, width, height, level=self.plan.level)
         return self._prepare(pixels.transpose(2, 0, 1))
 
-    def _cut(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Cut squares along the edges of chunks; ``(n_pieces, 10)`` as in :meth:`pieces`, in the order of the rows."""
-        parts = [self._cut_some(rows[i : i + _SPOTS], first=i) for i in range(0, len(rows), _SPOTS)]
-        return np.concatenate([np.empty((0, 10), np.int32), *parts])
+    def _cut(self, jobs: Sequence[NDArray[np.int64]]) -> tuple[Pieces, NDArray[np.int64]]:
+        """Return the pieces of all jobs, and the number of each job's first piece followed by the number of pieces."""
+        starts = np.cumsum([0, *map(len, jobs)])
+        pieces = self._cut_rows(np.concatenate([np.empty(0, np.int64), *jobs]))
+        first_piece = np.searchsorted(pieces.spot, starts)
+        spot = pieces.spot - np.repeat(starts[:-1], np.diff(first_piece))
+        return replace(pieces, spot=spot.astype(np.int32)), first_piece
 
-    def _cut_some(self, rows: NDArray[np.int64], *, first: int) -> NDArray[np.int32]:
-        start = self.plan.origins[rows][:, ::-1]  # y and x, as are all pairs here
-        low, high = (np.clip(edge, 0, self._shape) for edge in (start, start + self.plan.read_size))
-        chunk, stop = np.empty_like(low), np.empty_like(high)
-        for axis, edges in enumerate(self.edges):
-            chunk[:, axis] = np.searchsorted(edges, low[:, axis], side="right") - 1
-            stop[:, axis] = np.searchsorted(edges, high[:, axis], side="left")
-        n = np.where((low < high).all(axis=1, keepdims=True), stop - chunk, 0)
-        steps = np.stack(np.meshgrid(*map(np.arange, n.max(axis=0)), indexing="ij"), axis=-1).reshape(-1, 2)
-        spot, step = np.nonzero((n[:, None] > steps).all(axis=2))
-        at = chunk[spot] + steps[step]
-        corner, end = (np.stack([e[at[:, axis] + i] for axis, e in enumerate(self.edges)], axis=1) for i in (0, 1))
-        low, high = np.maximum(low[spot], corner), np.minimum(high[spot], end)
-        into, out_of = (np.stack([low - zero, high - zero], axis=2).reshape(-1, 4) for zero in (start[spot], corner))
-        number = at[:, 0] * (len(self.edges[1]) - 1) + at[:, 1]
-        return np.column_stack([spot + first, number, into, out_of]).astype(np.int32)
+    def _cut_rows(self, rows: NDArray[np.int64]) -> Pieces:
+        """Return the pieces of the squares of these rows of the plan; ``spot`` is the position in ``rows``."""
+        parts = []
+        for first in range(0, max(len(rows), 1), _SPOTS):
+            origins = self.plan.origins[rows[first : first + _SPOTS]]
+            part = self._layout.cut(Boxes.squares(origins, self.plan.read_size))
+            parts.append(replace(part, spot=part.spot + np.int32(first)))
+        return Pieces.cat(parts)
 
     def _last_uses(self) -> dict[int, list[int]]:
-        """Which chunks each job is the last to need."""
+        """Return the chunks that each job is the last to need."""
         last = {chunk: job for job, chunks in enumerate(self._needs) for chunk in chunks}
         leaving: dict[int, list[int]] = {}
         for chunk, job in last.items():

@@ -27,7 +27,7 @@ __all__ = ["DeviceCutter", "HostCutter", "Job"]
 
 
 class Job(NamedTuple):
-    """Some spots that are cut together: rows of the plan, and their places in the batch."""
+    """Spots that are cut together: rows of the plan, and their places in the batch."""
 
     number: int
     rows: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 class HostCutter:
     """Cuts crops in the threads that decode the chunks.
 
-    Jobs are begun in order; what has been begun goes on by itself until it is asked for.
+    Jobs are begun in order and run in the background until :meth:`finish`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HostCutter:
         self._begun.append((crops, [self._submit(job, crops) for job in jobs]))
 
     def finish(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
-        """Wait for the batch that was begun first; return its crops, ``(n, 3, size, size)`` a level."""
+        """Wait for the batch that was begun first; return its crops, ``(n, 3, size, size)`` per level."""
         crops, futures = self._begun.popleft()
         for job, future in zip(jobs, futures, strict=True):
             future.result()
@@ -84,22 +84,22 @@ class HostCutter:
     ) -> None:
         out[places[chunks.leave_image(job.rows)]] = self._pad_value
         pixels, crops = chunks.needed(job.number), [out[place] for place in places.tolist()]
-        for spot, chunk, top, bottom, left, right, top_, bottom_, left_, right_ in chunks.pieces(job.number):
-            crops[spot][:, top:bottom, left:right] = pixels[chunk][:, top_:bottom_, left_:right_]
+        for spot, chunk, in_square, in_chunk in chunks.pieces(job.number):
+            crops[spot][in_square] = pixels[chunk][in_chunk]
 
 
 class Buffers:
-    """Memory for crops, used again once nobody holds the last crops in it: new memory costs as much as cutting them."""
+    """Pool of memory for crops, reused once its crops are freed: allocating memory takes as long as cutting crops."""
 
     def __init__(self) -> None:
         self._free: defaultdict[tuple[int, ...], list[NDArray[np.uint8]]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return an uint8 array of this shape, with anything in it."""
+        """Return an uninitialised uint8 array of this shape."""
         free = self._free[shape]
         memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
         view = memory[:]
-        weakref.finalize(view, free.append, memory)  # all that is made of the view holds it, tensors too
+        weakref.finalize(view, free.append, memory)  # slices and tensors of the view keep it alive
         return view
 
 
@@ -128,7 +128,7 @@ class DeviceCutter:
                 chunks.fetch(job.number)
 
     def finish(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
-        """Cut a batch; return its crops, ``(n, 3, size, size)`` a level, on the device."""
+        """Cut a batch; return its crops, ``(n, 3, size, size)`` per level, on the device."""
         levels = zip(self._levels, self._atlases, strict=True)
         cut = [[self._cut(*level, job) for job in jobs] for level in levels]
         if len(jobs) == 1 and np.all(jobs[0].places[:-1] < jobs[0].places[1:]):
@@ -155,6 +155,6 @@ def resize(x_BCSS: Tensor, size: int) -> Tensor:
     def resized(x: Tensor) -> Tensor:
         return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
 
-    if x_BCSS.device.type == "cpu":  # the only one that resamples 8 bits
+    if x_BCSS.device.type == "cpu":  # the only device that resamples 8 bits
         return resized(x_BCSS)
     return resized(x_BCSS.float()).round().clamp(0, 255).to(torch.uint8)
