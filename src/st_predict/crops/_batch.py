@@ -1,14 +1,17 @@
-"""What a network sees of some spots."""
+"""Input of a network for some spots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
 __all__ = ["Batch"]
@@ -16,30 +19,30 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What a network sees of ``n`` spots.
+    """Input of a network for ``n`` spots.
 
     Parameters
     ----------
     crops
-        One uint8 tensor ``(n, 3, size, size)`` a level, finest first; none for a model that reads ``features``.
+        One uint8 tensor ``(n, 3, size, size)`` per level, finest first; empty for a model that reads ``features``.
     index
-        ``(n,)`` int64: rows of the table. The order of reading is free, that of writing is not.
+        ``(n,)`` int64: table rows of the spots. Batches come in reading order, which is not the table's.
     grid
-        ``(n, 2)`` int64: row and column on the lattice of the assay, where it has one.
+        ``(n, 2)`` int64: row and column on the assay's lattice, if it has one.
     xy_um
-        ``(n, 2)`` float32: centres in micrometres, where mpp is known.
+        ``(n, 2)`` float32: centres in micrometres, if mpp is known.
     target
-        ``(n, n_genes)`` float32, in training.
+        ``(n, n_genes)`` float32: transformed expression, in training.
     level_mask
-        ``(n, n_levels)`` bool, False where a level is missing; ``None`` when none is.
+        ``(n, n_levels)`` bool: False where a level is missing; ``None`` if all levels are present.
     features
-        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads these; ``(n, n_cells, n_features)`` for
-        one that reads the cells of a dense map which a spot covers, NaN where a spot covers fewer than others.
+        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads them. For a model that reads the cells
+        of a dense map under each spot: ``(n, n_cells, n_features)``, NaN where a spot covers fewer cells than others.
     section
-        ``(n,)`` int64: which section each spot is of; ``None`` if all are of one.
+        ``(n,)`` int64: section of each spot; ``None`` if all spots are of one section.
     counts
-        ``(n, n_genes)`` float32: raw counts of the panel, in training of a model whose loss reads them; and in prediction
-        those of spots that a model may read as context, NaN for all others.
+        ``(n, n_genes)`` float32: raw counts of the panel. In training, for a model whose loss reads them; in prediction,
+        for context spots, NaN for all others.
     """
 
     crops: tuple[Tensor, ...]
@@ -55,20 +58,39 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply ``fn`` to every tensor of the batch; parts that are ``None`` stay ``None``."""
+        parts = {name: fn(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        return Batch(crops=tuple(map(fn, self.crops)), **parts)
+
     def take(self, which: slice | Tensor) -> Batch:
-        """Return some of the spots: a slice, or rows, or true and false for each."""
-        others = {name: value[which] for name in _OPTIONAL if (value := getattr(self, name)) is not None}
-        return Batch(crops=tuple(crop[which] for crop in self.crops), index=self.index[which], **others)
+        """Return some of the spots, selected by a slice, row numbers or a boolean mask."""
+        return self.map(itemgetter(which))
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to ``device``."""
-        others = {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
-        on = partial(torch.Tensor.to, device=device, non_blocking=torch.device(device).type != "cpu")
-        return Batch(
-            crops=tuple(map(on, self.crops)),
-            index=on(self.index),
-            **{name: on(value) for name, value in others.items()},
-        )
+        return self.map(partial(torch.Tensor.to, device=device, non_blocking=torch.device(device).type != "cpu"))
+
+    def require(self, name: str) -> Tensor:
+        """Return a part of the batch that a network cannot do without.
+
+        Raises
+        ------
+        ValueError
+            If the batch does not have it.
+        """
+        part: Tensor | None = getattr(self, name)
+        if part is None:
+            raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
+        return part
+
+    @classmethod
+    def cat(cls, batches: Sequence[Batch]) -> Batch:
+        """Concatenate batches; a part that is ``None`` in one of them is ``None`` in the result."""
+        columns = {name: [getattr(batch, name) for batch in batches] for name in _PARTS}
+        known = {name: torch.cat(parts) for name, parts in columns.items() if all(part is not None for part in parts)}
+        levels = zip(*(batch.crops for batch in batches), strict=True)
+        return cls(crops=tuple(map(torch.cat, levels)), **known)
 
 
-_OPTIONAL = ("grid", "xy_um", "target", "level_mask", "features", "section", "counts")
+_PARTS = tuple(field.name for field in fields(Batch) if field.name != "crops")

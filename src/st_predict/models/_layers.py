@@ -163,10 +163,7 @@ def required(batch: Batch, name: str) -> Tensor:
     ValueError
         If the batch has none.
     """
-    value: Tensor | None = getattr(batch, name)
-    if value is None:
-        raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
-    return value
+    return batch.require(name)
 
 
 def rows_of_sections(batch: Batch) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +30,6 @@ __all__ = ["CropLoader", "CropStore", "Store", "read_ahead"]
 T = TypeVar("T")
 
 _MEASURED = 1024  # crops whose colours are measured
-_PARTS = ("grid", "xy_um", "target", "section", "features", "counts")
 
 
 class Store(Protocol):
@@ -91,7 +90,7 @@ class CropStore:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
-        others = {name: getattr(self, name) for name in _PARTS}
+        others = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "crops"}
         return Batch(
             crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
             index=torch.from_numpy(rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,20 +167,12 @@ class JoinedStore:
         labelled = replace(self.unlabelled.batch(self.rows[added]), target=torch.from_numpy(self.labels[added]))
         # where each row is, once the labelled ones stand behind the measured ones
         place = torch.from_numpy(np.argsort(np.argsort(of_round, kind="stable")))
-        joined = _join(self.measured.batch(rows[~of_round]), labelled, place)
-        return replace(joined, index=torch.from_numpy(rows))
+        joined = Batch.cat([self.measured.batch(rows[~of_round]), labelled])
+        return replace(joined.take(place), index=torch.from_numpy(rows))
 
     def add(self, rows: NDArray[np.int64], labels: NDArray[np.float32]) -> JoinedStore:
         """Return a store that has these labelled spots as well."""
         return replace(self, rows=np.concatenate([self.rows, rows]), labels=np.concatenate([self.labels, labels]))
-
-
-def _join(one: Batch, other: Batch, place: torch.Tensor) -> Batch:
-    """Put two batches together, in the order of ``place``; what is not known of both is left out."""
-    pairs = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch) if f.name != "crops"}
-    known = {n: torch.cat(pair)[place] for n, pair in pairs.items() if all(part is not None for part in pair)}
-    crops = zip(one.crops, other.crops, strict=True)
-    return Batch(crops=tuple(torch.cat(pair)[place] for pair in crops), **known)
 
 
 def fit_rounds(
