@@ -60,6 +60,7 @@ class Chunks(Generic[T]):
         self._layout = ChunkLayout(*self.edges)
         self._reader, self._pool, self._prepare = reader, pool, prepare
         self._live: dict[int, Future[T]] = {}
+        self._inside = Boxes.squares(plan.origins, plan.read_size).within(self._layout.image)
         self._pieces, self._first_piece = self._cut(jobs)
         self._needs = [np.unique(self.pieces(job).chunk).tolist() for job in range(len(jobs))]
         self._leaving = self._last_uses()
@@ -87,10 +88,7 @@ class Chunks(Generic[T]):
 
     def leave_image(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return a boolean mask of squares that are not wholly inside the image."""
-        return ~self._squares(rows).within(self._layout.image)
-
-    def _squares(self, rows: NDArray[np.int64]) -> Boxes:
-        return Boxes.squares(self.plan.origins[rows], self.plan.read_size)
+        return ~self._inside[rows]
 
     def _decode(self, chunk: int) -> T:
         box = self._layout.boxes(np.array(chunk))
@@ -110,7 +108,8 @@ class Chunks(Generic[T]):
         """Return the pieces of the squares of these rows of the plan; ``spot`` is the position in ``rows``."""
         parts = []
         for first in range(0, max(len(rows), 1), _SPOTS):
-            part = self._layout.cut(self._squares(rows[first : first + _SPOTS]))
+            origins = self.plan.origins[rows[first : first + _SPOTS]]
+            part = self._layout.cut(Boxes.squares(origins, self.plan.read_size))
             parts.append(replace(part, spot=part.spot + np.int32(first)))
         return Pieces.cat(parts)
 
