@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from shapely import Point
+from spatialdata.transformations import Scale, set_transformation
 
 import st_predict as stp
 from st_predict import metrics
@@ -84,7 +86,13 @@ def test_without_training_sections_only_the_mean_of_the_section(predicted: Spati
     assert summary["predictor"].tolist() == [KEY, "section_mean"]
 
 
+def tell_mpp(sdata: SpatialData, mpp: float) -> None:
+    """Say how wide the pixels of the image are; sections that share the image know it too."""
+    set_transformation(sdata.images["he"], Scale([mpp, mpp], axes=("x", "y")), "um")
+
+
 def test_baselines(predicted: SpatialData, other: Make) -> None:
+    tell_mpp(predicted, 1.0)
     second, third = other("P2", seed=1), other("P1", "S3", seed=2)
     summary = stp.tl.evaluate(predicted, train=[second, third]).summary.set_index("predictor")
     truth = target_of(predicted)
@@ -101,6 +109,7 @@ def test_baselines(predicted: SpatialData, other: Make) -> None:
 
 
 def test_no_patient_mean_for_an_unknown_patient(predicted: SpatialData, other: Make) -> None:
+    tell_mpp(predicted, 1.0)
     summary = stp.tl.evaluate(predicted, train=other("P2")).summary
     assert summary["predictor"].tolist() == [KEY, "section_mean", "global_mean", "ridge"]
 
@@ -217,13 +226,47 @@ def test_genes_known_by_another_column(predicted: SpatialData) -> None:
     np.testing.assert_allclose(table.var[f"{KEY}_pearson"], scores)
 
 
-def test_resolution_matters_only_for_baselines(
-    measured: SpatialData, other: Make, checkpoint: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("mpp", "reason"),
+    [(None, "mpp of the image of .* is unknown"), (3.0, "has 3 um/px, and colours are read at 2 um/px")],
+)
+def test_resolution_matters_only_for_ridge(
+    measured: SpatialData,
+    other: Make,
+    checkpoint: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    mpp: float | None,
+    reason: str,
 ) -> None:
     stp.tl.predict(measured, checkpoint(mpp=1.0), mpp=0.5)
     assert len(stp.tl.evaluate(measured).summary) == 2
-    with pytest.raises(ValueError, match="Nothing says how many micrometres"):
-        stp.tl.evaluate(measured, train=other("P2"))
+    if mpp is not None:
+        tell_mpp(measured, mpp)
+    summary = stp.tl.evaluate(measured, train=other("P2")).summary
+    assert summary["predictor"].tolist() == [KEY, "section_mean", "global_mean"]
+    (message,) = [record.getMessage() for record in caplog.records if "is left out" in record.getMessage()]
+    assert re.search(f"'ridge' is left out: .*({reason})", message)
+
+
+def test_baselines_are_the_models_of_that_name(tmp_path: Path) -> None:
+    sections = stp.datasets.simulate(3, 1, n_genes=6, shape=(1600, 1600), mpp=1.2, seed=3).sections
+    *training, held_out = sections.values()
+    genes = list(held_out.tables["table"].var_names)
+    for model, name in (("ridge", "ridge"), ("mean", "global_mean")):
+        result = stp.tl.train(training, model, panel=genes, out=tmp_path / model, config={"device": "cpu"})
+        stp.tl.predict(held_out, result.checkpoint, device="cpu", precision="float32")
+        evaluation = stp.tl.evaluate(held_out, key=f"pred_{model}", train=training)
+        own, baseline = (evaluation.summary.query("predictor == @which") for which in (f"pred_{model}", name))
+        pd.testing.assert_frame_equal(
+            own.drop(columns="predictor"), baseline.drop(columns="predictor"), check_index_type=False, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("key", ["ridge", "section_mean"])
+def test_a_key_that_names_a_baseline(measured: SpatialData, checkpoint: Callable[..., Path], key: str) -> None:
+    stp.tl.predict(measured, checkpoint(), key_added=key)
+    with pytest.raises(ValueError, match="name of a baseline"):
+        stp.tl.evaluate(measured, key=key)
 
 
 def test_unfit_input(predicted: SpatialData, other: Make, checkpoint: Callable[..., Path]) -> None:

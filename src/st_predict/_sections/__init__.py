@@ -6,6 +6,19 @@ from st_predict._sections._cell_grid import CellGrid
 from st_predict._sections._cells import CellReader
 from st_predict._sections._context import Context, read_context, spots_of
 from st_predict._sections._features import section_features
+from st_predict._sections._held_out import (
+    HeldOutSection,
+    StoredPrediction,
+    all_have_sd,
+    pairs_of,
+    read_held_out,
+    read_stored,
+    refuse_duplicates,
+    refuse_other_networks,
+    refuse_trained,
+    trained_pairs,
+    warn_of_validation,
+)
 from st_predict._sections._inputs import encoder_of, inputs_of
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, measured_table, observe, patients_of
@@ -18,11 +31,14 @@ __all__ = [
     "CellGrid",
     "CellReader",
     "Context",
+    "HeldOutSection",
     "LeakageError",
     "Observed",
     "Section",
     "Sections",
     "Slide",
+    "StoredPrediction",
+    "all_have_sd",
     "as_list",
     "check_needs",
     "encoder_of",
@@ -32,11 +48,19 @@ __all__ = [
     "observe",
     "open_slide",
     "open_unlabelled",
+    "pairs_of",
     "patients_of",
     "read_context",
+    "read_held_out",
+    "read_stored",
+    "refuse_duplicates",
+    "refuse_other_networks",
     "refuse_same_sections",
+    "refuse_trained",
     "section_features",
     "spots_of",
     "split_patients",
     "store_of",
+    "trained_pairs",
+    "warn_of_validation",
 ]

@@ -13,11 +13,10 @@ import pandas as pd
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._results import write_bounds
-from st_predict._sections import LeakageError, as_list
-from st_predict._version import __version__
-from st_predict.specs import ModelCard
-from st_predict.tl._held_out import (
+from st_predict._sections import (
+    LeakageError,
     all_have_sd,
+    as_list,
     pairs_of,
     read_held_out,
     read_stored,
@@ -27,6 +26,8 @@ from st_predict.tl._held_out import (
     trained_pairs,
     warn_of_validation,
 )
+from st_predict._version import __version__
+from st_predict.specs import ModelCard
 from st_predict.tl._intervals import Intervals
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from st_predict._sections import Sections
-    from st_predict.tl._held_out import HeldOutSection, StoredPrediction
+    from st_predict._sections import HeldOutSection, Sections, StoredPrediction
 
 __all__ = ["Calibration", "calibrate"]
 

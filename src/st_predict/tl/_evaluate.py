@@ -13,7 +13,6 @@ import torch
 
 from st_predict import metrics
 from st_predict._keys import Keys
-from st_predict._record import Record
 from st_predict._runtime import Inference
 from st_predict._sections import (
     as_list,
@@ -21,11 +20,11 @@ from st_predict._sections import (
     inputs_of,
     measured_table,
     observe,
+    read_stored,
     refuse_same_sections,
     store_of,
 )
 from st_predict._training import TrainConfig, solve
-from st_predict.get import prediction
 from st_predict.models import get_spec
 from st_predict.pp import align_panel
 from st_predict.specs import ModelCard
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict._sections import Observed, Sections
+    from st_predict._sections import Observed, Sections, StoredPrediction
     from st_predict.encoders import Encoder
     from st_predict.models import SpotModel
 
@@ -101,7 +100,7 @@ def evaluate(
     group_key
         Column of ``.obs`` that names the patient.
     image_key
-        RGB image of the sections, for the baselines; may be left out where there is one. A mapping from region to
+        RGB image of the sections, for the baseline ``ridge``; may be left out where there is one. A mapping from region to
         image, for tables of several sections.
 
     Returns
@@ -121,10 +120,17 @@ def evaluate(
     LeakageError
         If a section is to be scored and is in ``train`` as well.
     ValueError
-        If a table holds no counts, or sections were predicted by networks with different panels, units or crops.
+        If a table holds no counts, sections were predicted by networks with different panels, units or crops, or ``key`` is the
+        name of a baseline.
     """
+    if key in PREDICTORS:
+        raise ValueError(
+            f"key={key!r} is the name of a baseline, so the scores of both could not be told apart: store the prediction under "
+            "another key (key_added of st_predict.tl.predict)."
+        )
     slides = as_list(sdatas)
-    card = _card(slides, key)
+    stored = [read_stored(sdata, key, scaled=False) for sdata in slides]
+    card = _common_card(stored, key)
     measured = [observe(sdata, card, group_key=group_key, image_key=image_key, crops=False) for sdata in slides]
     _check_names([section.name for sections in measured for section in sections])
     known: list[Observed] = []
@@ -134,8 +140,10 @@ def evaluate(
             known += observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
     baselines = _fit_baselines(known, card, scored=[section for sections in measured for section in sections])
     genes, summary = [], []
-    for sdata, sections in zip(slides, measured, strict=True):
-        scored = [_score_section(*_predicted(sdata, s, key), card, key=key, baselines=baselines) for s in sections]
+    for sdata, sections, found in zip(slides, measured, stored, strict=True):
+        names = measured_table(sdata).obs_names
+        pairs = [_predicted(section, names[section.section.rows[section.rows]], found) for section in sections]
+        scored = [_score_section(*pair, card, key=key, baselines=baselines) for pair in pairs]
         _write_scores(sdata, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
         genes += [scores for scores, _ in scored]
         summary += [row for _, rows in scored for row in rows]
@@ -202,15 +210,24 @@ def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Seq
     for patient in patients:
         own = [section for section in training if section.patients == (patient,)]
         baselines.append(_Baseline.fit("patient_mean", "mean", own, card, patient=patient))
-    crop = get_spec("ridge").crop
-    try:
-        for section in (*training, *scored):
-            section.section.plan(crop)
-    except ValueError as error:
-        logger.warning("The baseline 'ridge' is left out: %s", error)
+    if unfit := [reason for section in (*training, *scored) if (reason := _unfit_for_ridge(section))]:
+        logger.warning("The baseline 'ridge' is left out: %s", unfit[0])
     else:
         baselines.append(_Baseline.fit("ridge", "ridge", training, card))
     return baselines
+
+
+def _unfit_for_ridge(observed: Observed) -> str:
+    """Say why colours cannot be read in fields of known size; empty if they can."""
+    mpp, needed = observed.section.mpp, get_spec("ridge").crop.mpp
+    if mpp is None:
+        return (
+            f"the mpp of the image of {observed.name!r} is unknown. A transformation of the image to a coordinate system "
+            f"called {Keys.UM!r} says it."
+        )
+    if needed is not None and mpp.value > needed * 1.01:
+        return f"the image of {observed.name!r} has {mpp.value:.4g} um/px, and colours are read at {needed:.4g} um/px."
+    return ""
 
 
 def _check_names(sections: Sequence[str]) -> None:
@@ -221,17 +238,9 @@ def _check_names(sections: Sequence[str]) -> None:
         )
 
 
-def _card(slides: Sequence[SpatialData], key: str) -> ModelCard:
-    """Card of the network that predicted the sections."""
-    cards = []
-    for sdata in slides:
-        record = Record.read(prediction(sdata, key).uns, key)
-        if record is None or record.card is None:
-            raise KeyError(
-                f"The prediction {key!r} has no card, so its units are unknown. st_predict.tl.predict writes one."
-            )
-        cards.append(record.card)
-    first, *others = cards
+def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
+    """Card of the network that predicted all sections."""
+    first, *others = [prediction.card for prediction in stored]
     for card in others:
         if (card.genes, card.target, card.crop) != (first.genes, first.target, first.crop):
             raise ValueError(
@@ -241,19 +250,12 @@ def _card(slides: Sequence[SpatialData], key: str) -> ModelCard:
     return first
 
 
-def _predicted(sdata: SpatialData, section: Observed, key: str) -> tuple[Observed, NDArray[np.float32]]:
-    """Return the spots of a section that have a prediction, and the prediction, ``(n_spots, n_genes)``."""
-    table, result = measured_table(sdata), prediction(sdata, key)
-    if not table.obs_names.isin(result.obs_names).all():
-        raise ValueError(f"The prediction {key!r} is not of the spots whose counts were measured.")
-    spots = table.obs_names[section.section.rows[section.rows]]
-    values = np.asarray(result[spots].X)
-    there = np.isfinite(values).all(axis=1)
-    record = Record.read(result.uns, key)
-    if record is not None:
-        there &= ~spots.isin(record.context)
+def _predicted(section: Observed, spots: pd.Index, stored: StoredPrediction) -> tuple[Observed, NDArray[np.float32]]:
+    """Return the measured ``spots`` of a section that have a prediction, and the prediction, ``(n_spots, n_genes)``."""
+    values = stored.mean[stored.rows_of(spots)]
+    there = np.isfinite(values).all(axis=1) & ~spots.isin(stored.context)
     if not there.any():
-        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
+        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {stored.key!r}.")
     return replace(section, rows=section.rows[there], target=section.target[there]), values[there]
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._sections import LeakageError, measured_table, observe, spots_of
+from st_predict._sections._context import spots_of
+from st_predict._sections._observed import measured_table, observe
+from st_predict._sections._split import LeakageError
 from st_predict.get import prediction, table_of
 from st_predict.models import get_spec
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict._sections import Observed
+    from st_predict._sections._observed import Observed
     from st_predict.specs import ModelCard
 
 __all__ = [
@@ -76,6 +78,19 @@ class StoredPrediction:
     card: ModelCard
     settings: dict[str, Any]
     context: tuple[str, ...]
+
+    def rows_of(self, spots: pd.Index) -> NDArray[np.int64]:
+        """Return the rows of measured spots.
+
+        Raises
+        ------
+        ValueError
+            If a spot is not among those that were predicted.
+        """
+        rows = self.spots.get_indexer(spots)
+        if (rows < 0).any():
+            raise ValueError(f"The prediction {self.key!r} is not of the spots whose counts were measured.")
+        return np.asarray(rows, dtype=np.int64)
 
 
 def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> StoredPrediction:
@@ -201,9 +216,7 @@ def read_held_out(
 
 def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOutSection:
     """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
-    rows = found.spots.get_indexer(names)
-    if (rows < 0).any():
-        raise ValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
+    rows = found.rows_of(names)
     whole = HeldOutSection(
         name=section.name,
         patients=section.patients,
