@@ -32,7 +32,7 @@ def open_unlabelled(
     allow_shared: Sequence[str] = (),
     image_key: Mapping[str, str] | str | None = None,
 ) -> list[Observed]:
-    """Open slides for their spots alone; counts are not looked at, and there need not be any.
+    """Open slides only for their spots; counts are not read, and need not exist.
 
     Parameters
     ----------

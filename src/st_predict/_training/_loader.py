@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`Store`, in a new order each epoch that depends on the seed and the epoch alone."""
+    """Batches of a :class:`Store`, in a new order each epoch, which depends only on the seed and the epoch."""
 
     store: Store
     batch_size: int
@@ -53,7 +53,7 @@ class CropLoader:
 
 @dataclass(slots=True)
 class SectionLoader:
-    """Batches of whole sections, or of parts of them, in a new order each epoch that depends on the seed and the epoch alone.
+    """Batches of whole sections, or of parts of them, in a new order each epoch, which depends only on the seed and the epoch.
 
     Parameters
     ----------

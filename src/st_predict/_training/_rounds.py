@@ -120,7 +120,7 @@ def fit_rounds(
     Parameters
     ----------
     card, data, val_data, config, folder, resume
-        As of :func:`fit`. What is trained before the first round is kept in ``folder`` as there;
+        Arguments of :func:`~st_predict._training._fit.fit`. The network before the first round is kept in ``folder`` as there;
         ``folder/rounds/{round}.safetensors`` is the network that each round ended with, and is not trained again when
         resuming. A round that is not at its end is in ``folder/rounds/{round}``.
     unlabelled
