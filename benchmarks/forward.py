@@ -24,7 +24,7 @@ from _published import PublishedM2OST
 from torch.nn import functional as F
 
 from st_predict.crops import Batch
-from st_predict.models import find_weights, load_checkpoint, m2ost
+from st_predict.models import _attention, find_weights, load_checkpoint
 from st_predict.models._device import pick_precision
 from st_predict.models._inference import Inference
 
@@ -142,15 +142,15 @@ def runner(variant: str) -> Callable[[Batch], Tensor]:
         return inference
 
     def fused(batch: Batch) -> Tensor:
-        with mock.patch.object(m2ost, "attend", fused_attention):
+        with mock.patch.object(_attention, "_attend_in_products", fused_attention):
             return inference(batch)
 
     return fused
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, *, digested: bool = False) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, *, digested: bool) -> Tensor:
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
-    return m2ost.digest(read) if digested else read
+    return _attention.digest(read) if digested else read
 
 
 def published_way(network: SpotModel) -> Callable[[Batch], Tensor]:
