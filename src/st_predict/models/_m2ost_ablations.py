@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["Ablations", "Joined", "LevelEmbedding", "Unmixed", "mean_token"]
 
 _CHOICES = {
-    "dpe": (True, False),
     "itmm": ("split", "joint"),
-    "ctmm": (True, False),
     "ccmm": ("gate", "ffn"),
     "pool": ("cls", "mean"),
+    "dpe": (True, False),
+    "ctmm": (True, False),
 }
 
 

@@ -91,8 +91,8 @@ class M2OSTConfig(Ablations):
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         check_whole(self, "dim", "depth", "heads", "head_dim", "mlp_dim", "size", "patch")
-        self.check_choices()
         check_choice("fusion", self.fusion, ("concat", "omega"))
+        self.check_choices()
         check_rates(self, "drop", "attn_drop")
         whole = all(isinstance(k, int) and k >= 0 for k in self.levels)
         if not self.levels or not whole or list(self.levels) != sorted(set(self.levels)):
