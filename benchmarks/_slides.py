@@ -129,7 +129,7 @@ def _source(image: Path | None, side: int) -> Pixels:
 
 def _write_zarr(path: Path, source: Pixels, side: int) -> None:
     """Write the tissue, tiled with flips."""
-    from st_predict.io._multiscale import halve
+    from st_predict._multiscale import halve
 
     _write_empty(path, side)
     rows, cols = (_there_and_back(length, side) for length in source.shape[:2])
@@ -152,7 +152,7 @@ def _write_empty(path: Path, side: int) -> None:
     import dask.array as da
     from spatialdata import SpatialData
 
-    from st_predict.io._multiscale import image_of_levels
+    from st_predict._multiscale import image_of_levels
 
     shapes = [(3, side // downsample, side // downsample) for downsample in DOWNSAMPLES]
     levels = [da.zeros(shape, chunks=(3, CHUNK, CHUNK), dtype=np.uint8) for shape in shapes]

@@ -269,7 +269,7 @@ def write_table(args: argparse.Namespace) -> None:
     values = np.random.default_rng(0).normal(size=(N_WRITTEN, N_GENES)).astype(np.float32)
     card = ModelCard(model="m2ost", genes=genes, crop=spec.crop)
     start = time.perf_counter()
-    slot = Slot(sdata=sdata, key="pred", table_key="table", regions=(), xy=np.empty((0, 2)))
+    slot = Slot(sdata=sdata, key="pred", table_key="table", regions=())
     slot.write_prediction(values, Record(card=card))
     seconds = time.perf_counter() - start
     assert stp.get.prediction(sdata, "pred").shape == values.shape
@@ -317,7 +317,7 @@ def predict_large(folder: Path, n_spots: int) -> None:
 
     import st_predict as stp
     from st_predict import checkpoints
-    from st_predict.io._multiscale import image_of_levels
+    from st_predict._multiscale import image_of_levels
     from st_predict.models import get_spec
     from st_predict.specs import ModelCard
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PANEL = ["ERBB2", "COL1A1", "ACTB"]
 CARD = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
-RECORD = {"card": CARD.to_json(), "version": "0.1.0", "params": "{}"}
+RECORD = {"card": CARD.to_json(), "version": "0.1.0", "made_by": "somebody"}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str
 def whole(path: PathLike[str] | str) -> Iterator[Path]:
     """Give a place to write a file or a folder to, which is moved to ``path`` when the block ends without an error.
 
-    So ``path`` appears whole or not at all. An existing file is replaced; an existing folder is not.
+    So ``path`` appears whole or not at all. An existing file is replaced; an existing folder only if it is empty.
 
     Parameters
     ----------
@@ -114,8 +114,8 @@ def whole(path: PathLike[str] | str) -> Iterator[Path]:
     A path in a temporary folder beside ``path``. Nothing is there yet.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        fresh = Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".st_predict-") as folder:
+        fresh = Path(folder) / f"new{path.suffix}"
         fresh.touch()
         mode = fresh.stat().st_mode
         fresh.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, MutableMapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
@@ -14,6 +15,8 @@ from st_predict.specs import ModelCard
 __all__ = ["Kind", "Record"]
 
 Kind: TypeAlias = Literal["prediction", "embedding"]
+
+_FIELDS = {"card", "encoder", "params", "derived", "calibration", "version"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,8 @@ class Record:
         Coverage and sections of the calibration, once intervals were added.
     version
         Version of st_predict that wrote the values.
+    others
+        Further fields that are stored, which are kept as they are.
     """
 
     card: ModelCard | None = None
@@ -42,6 +47,7 @@ class Record:
     derived: tuple[str, ...] = ()
     calibration: Mapping[str, Any] | None = None
     version: str = __version__
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind | None:
@@ -80,12 +86,25 @@ class Record:
             derived=tuple(parts.get("derived", ())),
             calibration=parts.get("calibration"),
             version=str(stored.get("version", "unknown")),
+            others={name: value for name, value in stored.items() if name not in _FIELDS},
         )
 
     @staticmethod
     def keys(uns: Mapping[str, Any]) -> list[str]:
         """Keys that have a record."""
         return sorted(_stored(uns))
+
+    @staticmethod
+    def derived_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        """Keys of ``.obsm`` that belong to the result under a key, without reading the card."""
+        stored = _stored(uns).get(key, {})
+        return tuple(json.loads(stored["derived"])) if "derived" in stored else ()
+
+    @staticmethod
+    def copy(source: Mapping[str, Any], target: MutableMapping[str, Any], key: str) -> None:
+        """Copy the record of a key, as it is stored, from one ``.uns`` to another; nothing if there is none."""
+        if key in _stored(source):
+            target[Keys.UNS] = {**_stored(target), key: deepcopy(dict(_stored(source)[key]))}
 
     @staticmethod
     def kind_of(uns: Mapping[str, Any], key: str) -> Kind | None:
@@ -95,7 +114,7 @@ class Record:
 
     def write(self, uns: MutableMapping[str, Any], key: str) -> None:
         """Store the record under a key; those of other keys stay."""
-        stored: dict[str, str] = {"version": self.version, "params": json.dumps(dict(self.params))}
+        stored = {**self.others, "version": self.version, "params": json.dumps(dict(self.params))}
         if self.card is not None:
             stored["card"] = self.card.to_json()
         if self.encoder is not None:

@@ -58,14 +58,14 @@ class Slot:
     regions
         Shapes of the spots.
     xy
-        ``(n_spots, 2)``: centres in level-0 pixels, for a slide without a table.
+        ``(n_spots, 2)``: centres in level-0 pixels; needed for a slide without a table.
     """
 
     sdata: SpatialData
     key: str
     table_key: str | None
     regions: tuple[str, ...]
-    xy: NDArray[np.float64]
+    xy: NDArray[np.float64] | None = None
 
     def check_free(self, kind: Kind, *, derived: Sequence[str] = ()) -> None:
         """Refuse a key that holds something else than an earlier result of this kind for these spots.
@@ -86,6 +86,8 @@ class Slot:
         _check_name(self.key)
         if self.table_key is not None:
             _check_slots(self.sdata.tables[self.table_key], self.key, kind, derived)
+        if kind == "embedding" and self.table_key is not None and self.key in self.sdata:
+            raise ValueError(f"{self.key!r} is the name of another element of sdata; choose another key_added.")
         _check_elements(self.sdata, self.key, kind, self.regions)
 
     def write_prediction(
@@ -108,7 +110,7 @@ class Slot:
         """
         frame = pd.DataFrame(values, columns=list(record.genes))
         linked = self._link(frame) if self.table_key is None or len(record.genes) > MAX_OBSM_GENES else None
-        self._remove()
+        self._remove_prediction()
         if linked is not None:
             if std is not None:
                 linked.layers[Keys.STD] = std
@@ -126,11 +128,11 @@ class Slot:
 
     def write_features(self, features: NDArray[np.float32], record: Record) -> None:
         """Write an embedding ``(n_spots, n_features)`` to ``.obsm[key]``; a slide without a table gets a linked one."""
-        self._remove()
         if self.table_key is None:
-            self._write_table(
-                self._link(pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])])), record
-            )
+            linked = self._link(pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])]))
+            if self.key in self.sdata.tables:
+                del self.sdata.tables[self.key]
+            self._write_table(linked, record)
             return
         table = self.sdata.tables[self.table_key]
         table.obsm[self.key] = features
@@ -139,20 +141,21 @@ class Slot:
     def _link(self, frame: pd.DataFrame) -> AnnData:
         """Make a table for the same spots, whose values are those of ``frame``."""
         if self.table_key is None:
+            assert self.xy is not None  # that of a slide without a table is known
             return _link_to_shapes(self.sdata, self.regions[0], frame, self.xy)
         return _link_like(self.sdata.tables[self.table_key], frame)
 
-    def _remove(self) -> None:
-        """Remove what an earlier result left, which may have gone elsewhere: its panel may have been another one."""
+    def _remove_prediction(self) -> None:
+        """Remove an earlier prediction, which may have gone elsewhere: its panel may have been another one."""
         if self.key in self.sdata.tables:
             del self.sdata.tables[self.key]
         if self.table_key is None:
             return
         table = self.sdata.tables[self.table_key]
-        record = Record.read(table.uns, self.key)
-        if record is None:
+        if self.key not in Record.keys(table.uns):
             return
-        for slots, names in ((table.obsm, [self.key, *record.derived]), (table.layers, [self.key])):
+        derived = Record.derived_of(table.uns, self.key)
+        for slots, names in ((table.obsm, [self.key, *derived]), (table.layers, [self.key])):
             for name in names:
                 if name in slots:
                     del slots[name]
@@ -216,14 +219,12 @@ def _check_name(key: str) -> None:
 
 def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -> None:
     """Refuse a key whose slots in a table hold something else."""
-    record = Record.read(table.uns, key)
-    if record is None or record.kind != kind:
-        slots = ((".obsm", table.obsm), (".layers", table.layers), (f".uns[{Keys.UNS!r}]", Record.keys(table.uns)))
-        for slot, names in slots:
+    if Record.kind_of(table.uns, key) != kind:
+        for slot, names in ((".obsm", table.obsm), (".layers", table.layers)):
             if key in names:
                 raise ValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict; choose another key_added.")
     for name in derived:
-        if name in table.obsm and (record is None or name not in record.derived):
+        if name in table.obsm and name not in Record.derived_of(table.uns, key):
             raise ValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
 
 
@@ -236,7 +237,8 @@ def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[
     if Record.kind_of(sdata.tables[key].uns, key) != kind:
         raise ValueError(f"Table {key!r} is not {_A[kind]} of st_predict; choose another key_added.")
     there, _, _ = get_table_keys(sdata.tables[key])
-    if not set(np.atleast_1d(there)) & set(regions):
+    shared = set(np.atleast_1d(there)) & set(regions)
+    if not shared or (kind == "embedding" and shared != set(np.atleast_1d(there)) | set(regions)):
         raise ValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
 
 

@@ -86,8 +86,7 @@ def _from_obsm(table: AnnData, key: str) -> AnnData:
             f"The predictions are {_listed(table)}."
         )
     result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
-    record = Record.read(table.uns, key)
-    derived = () if record is None else record.derived
+    derived = Record.derived_of(table.uns, key)
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
         if name in derived and name in table.obsm:  # else it was deleted
             result.layers[layer] = table.obsm[name].to_numpy(np.float32, copy=True)
@@ -105,15 +104,13 @@ def _from_table(table: AnnData, key: str, *, spots: AnnData | None) -> AnnData:
 
 
 def _build(values: NDArray[np.float32], genes: pd.Index, *, key: str, stored: AnnData, spots: AnnData) -> AnnData:
-    record = Record.read(stored.uns, key)
     result = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes.astype(str)))
     if Keys.SPATIAL in spots.obsm:
         result.obsm[Keys.SPATIAL] = np.array(spots.obsm[Keys.SPATIAL])
     # with these the result can be put into a SpatialData object again
     if _TABLE_ATTRS in spots.uns:
         result.uns[_TABLE_ATTRS] = deepcopy(dict(spots.uns[_TABLE_ATTRS]))
-    if record is not None:
-        record.write(result.uns, key)
+    Record.copy(stored.uns, result.uns, key)
     return result
 
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from st_predict import checkpoints
+from st_predict._backbones import create_backbone
 from st_predict.crops import Batch
-from st_predict.models._timm import create_backbone
 from st_predict.models.bleep import BLEEP, SPEC, Bank, BLEEPConfig, contrastive_loss, convert
 from st_predict.specs import ModelCard
 

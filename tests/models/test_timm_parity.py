@@ -16,9 +16,10 @@ from torch import nn
 from torchvision.models import convnext, densenet, resnet, swin_transformer, vision_transformer
 
 from st_predict import checkpoints
+from st_predict._backbones import create_backbone, fetch_weights
 from st_predict.crops import Batch
 from st_predict.models import get_spec
-from st_predict.models._timm import count_blocks, create_backbone, fetch_weights
+from st_predict.models._timm import count_blocks
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:

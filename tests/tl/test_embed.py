@@ -170,7 +170,7 @@ def test_a_slide_without_a_table_gets_a_linked_one(measured: SpatialData, bare: 
         assert linked.uns["spatialdata_attrs"]["region"] == "spots"
         np.testing.assert_array_equal(linked.obsm["spatial"][0], [10, 50])
     slide.shapes["others"] = slide.shapes["spots"]
-    with pytest.raises(ValueError, match="Table 'alone' is an embedding of other spots"):
+    with pytest.raises(ValueError, match="Table 'alone' is an embedding for other spots"):
         embed(slide, means, shapes_key="others", key_added="alone", **OPTIONS)
 
 
@@ -179,7 +179,7 @@ def test_what_is_not_an_embedding_is_never_overwritten(measured: SpatialData, ch
     table = measured.tables["table"]
     table.obsm["theirs"] = np.zeros((12, 2))
     for key in ("theirs", "mine", "pred", "spatial"):
-        with pytest.raises(ValueError, match=f"'{key}' in table 'table' is not an embedding of st_predict"):
+        with pytest.raises(ValueError, match=rf"(obsm|layers)\['{key}'\] is not an embedding of st_predict"):
             embed(measured, means, key_added=key, **OPTIONS)
     with pytest.raises(ValueError, match="'he' is the name of another element"):
         embed(measured, means, key_added="he", **OPTIONS)
@@ -189,6 +189,21 @@ def test_what_is_not_an_embedding_is_never_overwritten(measured: SpatialData, ch
     embed(measured, means, key_added="ours", **OPTIONS)
     embed(measured, lambda x: x.mean((2, 3)), key_added="ours", **OPTIONS)
     assert table.obsm["ours"].shape == (12, 3) and set(table.uns["st_predict"]) == {"pred", "ours"}
+
+
+def test_what_is_the_users_beside_an_embedding_stays(measured: SpatialData) -> None:
+    embed(measured, means, key_added="ours", **OPTIONS)
+    table = measured.tables["table"]
+    table.layers["ours"] = np.ones(table.shape)
+    embed(measured, means, key_added="ours", **OPTIONS)
+    assert (table.layers["ours"] == 1).all()
+
+
+def test_an_embedding_of_shapes_is_not_replaced_by_one_of_the_table(measured: SpatialData) -> None:
+    embed(measured, means, shapes_key="spots", key_added="alone", **OPTIONS)
+    with pytest.raises(ValueError, match="'alone' is the name of another element"):
+        embed(measured, means, key_added="alone", **OPTIONS)
+    assert "alone" in measured.tables and "alone" not in measured.tables["table"].obsm
 
 
 def test_survives_storage(measured: SpatialData, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_what_is_the_users_is_refused_before_any_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("there was work")
 
-    monkeypatch.setattr("st_predict.tl._inputs.iter_batches", work)
+    monkeypatch.setattr("st_predict._sections._inputs.iter_batches", work)
     with pytest.raises(ValueError, match="choose another key_added"):
         stp.tl.predict(measured, checkpoint(), key_added="mine", table_key="table")
     assert digest(measured) == before

@@ -270,7 +270,7 @@ def test_sections_with_more_cells_a_spot():
 
 def cells_of(sdata: SpatialData, encoder: CellEncoder, *, radius_um: float | None = None) -> np.ndarray:
     (section,) = open_slide(sdata, need_mpp=True).sections
-    return spot_cells(section, encoder, crop=encoder.dense.crop, radius_um=radius_um, **CPU)
+    return spot_cells(section, encoder, crop=encoder.cells.crop, radius_um=radius_um, **CPU)
 
 
 def test_features_of_spots_are_kept(slide, monkeypatch):
@@ -316,7 +316,7 @@ def test_tiles_leave_no_seam():
     image = np.random.default_rng(0).integers(0, 256, (3, 301, 403), dtype=np.uint8)
     sdata = SpatialData(images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))})
     encoder = load_cell_encoder("rgb-cells", cell=2)
-    reader = CellReader(open_pyramid(sdata), encoder, encoder.dense.crop, mpp=0.5, **CPU)
+    reader = CellReader(open_pyramid(sdata), encoder, encoder.cells.crop, mpp=0.5, **CPU)
     assert reader.grid == CellGrid(width=2.0, shape=(150, 201), n=64)
     cells = np.concatenate(list(reader.grid.bands()))
     described = np.full((len(cells), len(CELL_NAMES)), np.nan, np.float32)
@@ -340,7 +340,7 @@ def hipt() -> CellEncoder:
 
 @torch.no_grad()
 def test_the_map_of_hipt(sdata, hipt):
-    reader = CellReader(open_pyramid(sdata), hipt, hipt.dense.crop, mpp=0.5, **CPU)
+    reader = CellReader(open_pyramid(sdata), hipt, hipt.cells.crop, mpp=0.5, **CPU)
     assert reader.grid.shape == (25, 37)
     image = np.full((3, 1024, 1024), 255, np.uint8)
     image[:, :400, :600] = np.asarray(sdata["he"]["scale0"]["image"])

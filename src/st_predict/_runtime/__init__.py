@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from st_predict._runtime._device import Precision, pick_device, pick_precision
+from st_predict._runtime._device import pick_device, pick_precision
 from st_predict._runtime._inference import Inference, Moments
 from st_predict._runtime._network import Network
 
-__all__ = ["Inference", "Moments", "Network", "Precision", "pick_device", "pick_precision"]
+__all__ = ["Inference", "Moments", "Network", "pick_device", "pick_precision"]

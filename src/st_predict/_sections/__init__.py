@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from st_predict._sections._cell_grid import CellGrid
 from st_predict._sections._cells import CellReader
-from st_predict._sections._context import Context, read_context, spots_of
+from st_predict._sections._context import Context, read_context
 from st_predict._sections._features import section_features
 from st_predict._sections._held_out import (
     HeldOutSection,
@@ -21,7 +21,7 @@ from st_predict._sections._held_out import (
 )
 from st_predict._sections._inputs import encoder_of, inputs_of
 from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._observed import Observed, measured_table, observe, patients_of
+from st_predict._sections._observed import Observed, measured_table, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, open_slide
 from st_predict._sections._split import LeakageError, refuse_same_sections, split_patients
 from st_predict._sections._store import store_of
@@ -49,7 +49,6 @@ __all__ = [
     "open_slide",
     "open_unlabelled",
     "pairs_of",
-    "patients_of",
     "read_context",
     "read_held_out",
     "read_stored",
@@ -58,7 +57,6 @@ __all__ = [
     "refuse_same_sections",
     "refuse_trained",
     "section_features",
-    "spots_of",
     "split_patients",
     "store_of",
     "trained_pairs",

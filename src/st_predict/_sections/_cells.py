@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from st_predict.io import PyramidReader
     from st_predict.specs import CropSpec
 
-__all__ = ["CellReader", "join_cells", "spot_cells", "spot_radius"]
+__all__ = ["CellReader", "join_cells", "spot_cells"]
 
 _PIXELS = 1 << 22  # of the tiles that are read together, about
 
@@ -143,7 +143,7 @@ def spot_cells(
 ) -> NDArray[np.float32]:
     """Describe the cells of every spot.
 
-    What was computed is kept on disk, and taken from there, as by :func:`st_predict.tl._features.section_features`.
+    What was computed is kept on disk, and taken from there, as by :func:`st_predict._sections._features.section_features`.
 
     Parameters
     ----------

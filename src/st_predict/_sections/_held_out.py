@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,19 +79,6 @@ class StoredPrediction:
     settings: dict[str, Any]
     context: tuple[str, ...]
 
-    def rows_of(self, spots: pd.Index) -> NDArray[np.int64]:
-        """Return the rows of measured spots.
-
-        Raises
-        ------
-        ValueError
-            If a spot is not among those that were predicted.
-        """
-        rows = self.spots.get_indexer(spots)
-        if (rows < 0).any():
-            raise ValueError(f"The prediction {self.key!r} is not of the spots whose counts were measured.")
-        return np.asarray(rows, dtype=np.int64)
-
 
 def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> StoredPrediction:
     """Read a prediction; ``scaled`` requires its standard deviations, ignores them (false) or takes any (``None``).
@@ -153,14 +140,39 @@ def all_have_sd(found: Sequence[StoredPrediction]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOutSection:
-    """Spots of a section that have both a prediction and counts; arrays are ``(n_spots, n_genes)``."""
+    """Spots of a section that have both a prediction and counts.
 
-    name: str
-    patients: tuple[str, ...]
+    Parameters
+    ----------
+    observed
+        What was measured of them.
+    spots
+        Names of the spots.
+    mean
+        ``(n_spots, n_genes)``: predicted values.
+    sd
+        ``(n_spots, n_genes)``: standard deviations, if they were read.
+    """
+
+    observed: Observed
     spots: pd.Index
     mean: NDArray[np.float32]
     sd: NDArray[np.float32] | None
-    target: NDArray[np.float32]
+
+    @property
+    def name(self) -> str:
+        """Name of the section."""
+        return self.observed.name
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Patients whose spots it holds."""
+        return self.observed.patients
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """``(n_spots, n_genes)``: measured values, in the units of the prediction."""
+        return self.observed.target
 
     @property
     def pairs(self) -> set[tuple[str, str]]:
@@ -170,7 +182,7 @@ class HeldOutSection:
     def take(self, which: NDArray[np.bool_]) -> HeldOutSection:
         """Return some of the spots."""
         sd = None if self.sd is None else self.sd[which]
-        return replace(self, spots=self.spots[which], mean=self.mean[which], sd=sd, target=self.target[which])
+        return HeldOutSection(observed=self.observed.take(which), spots=self.spots[which], mean=self.mean[which], sd=sd)
 
     def describe(self) -> dict[str, Any]:
         """Return names for the record of a calibration, JSON-serialisable."""
@@ -216,15 +228,11 @@ def read_held_out(
 
 def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOutSection:
     """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
-    rows = found.rows_of(names)
-    whole = HeldOutSection(
-        name=section.name,
-        patients=section.patients,
-        spots=names,
-        mean=found.mean[rows],
-        sd=None if found.sd is None else found.sd[rows],
-        target=section.target,
-    )
+    rows = found.spots.get_indexer(names)
+    if (rows < 0).any():
+        raise ValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
+    sd = None if found.sd is None else found.sd[rows]
+    whole = HeldOutSection(observed=section, spots=names, mean=found.mean[rows], sd=sd)
     known = whole.mean if whole.sd is None else whole.mean + whole.sd
     there = np.asarray(np.isfinite(known).all(axis=1))
     if not there.any():

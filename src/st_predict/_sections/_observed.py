@@ -53,6 +53,11 @@ class Observed:
     target: NDArray[np.float32]
     counts: NDArray[np.float32] | None = None
 
+    def take(self, which: NDArray[np.bool_]) -> Observed:
+        """Return some of the measured spots."""
+        counts = None if self.counts is None else self.counts[which]
+        return replace(self, rows=self.rows[which], target=self.target[which], counts=counts)
+
     def describe(self) -> dict[str, Any]:
         """Return what a card says of a section."""
         mpp = self.section.mpp

@@ -134,7 +134,7 @@ class Slide:
             key=key,
             table_key=self.table_key,
             regions=tuple(section.region for section in self.sections),
-            xy=self.gather([section.spots.xy for section in self.sections]),
+            xy=None if self.table_key is not None else self.sections[0].spots.xy,
         )
 
     def gather(self, parts: Iterable[NDArray[T]]) -> NDArray[T]:

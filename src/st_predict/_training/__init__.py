@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from st_predict._training._config import TrainConfig, configure, get_preset
 from st_predict._training._learn import learn, solve
-from st_predict._training._loader import CropLoader, Loader, SectionLoader
 from st_predict._training._run import Run
-from st_predict._training._scores import best_row, validation_scores
-from st_predict._training._store import CropStore, Store
+from st_predict._training._scores import best_row
+from st_predict._training._store import CropStore
 
 __all__ = [
-    "CropLoader",
     "CropStore",
-    "Loader",
     "Run",
-    "SectionLoader",
-    "Store",
     "TrainConfig",
     "best_row",
     "configure",
     "get_preset",
     "learn",
     "solve",
-    "validation_scores",
 ]

@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,10 @@ class Run:
         path = self.folder / f"{card.model}.safetensors"
         checkpoints.save(path, network, card)
         with whole(self.folder / "history.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in history for name in row)))
+            names = list(dict.fromkeys(name for row in history for name in row))
+            writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(history)
+            # a missing value is an empty cell
+            writer.writerows({name: "" if isnan(value) else value for name, value in row.items()} for row in history)
         logger.info("Wrote %s.", path)
         return path

@@ -15,8 +15,8 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 from st_predict._keys import Keys
+from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
-from st_predict.io import halve, image_of_levels, transformations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,6 @@ from st_predict.encoders._cells import (
 )
 from st_predict.encoders._hipt import Hipt, save_hipt_weights
 from st_predict.encoders._rgb import RGB_NAMES
-from st_predict.encoders._timm import create_backbone, fetch_weights, n_features, weights_config
 
 __all__ = [
     "CELL_NAMES",
@@ -23,15 +22,11 @@ __all__ = [
     "Encoder",
     "EncoderSpec",
     "Hipt",
-    "create_backbone",
-    "fetch_weights",
     "get_cell_encoder",
     "get_encoder",
     "list_encoders",
     "load_cell_encoder",
     "load_encoder",
-    "n_features",
     "save_hipt_weights",
-    "weights_config",
     "weights_digest",
 ]

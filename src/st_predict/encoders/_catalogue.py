@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from st_predict._backbones import create_backbone, import_timm
 from st_predict._files import sha256
 from st_predict._runtime import Network
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
-from st_predict.encoders._timm import create_backbone, import_timm
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:

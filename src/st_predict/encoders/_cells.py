@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._backbones import import_timm
 from st_predict._files import sha256_of_file
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
 from st_predict.encoders._rgb import RgbStatistics
-from st_predict.encoders._timm import import_timm
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from st_predict.io._legacy_st import read_legacy_st
 from st_predict.io._mpp import Mpp, find_mpp
-from st_predict.io._multiscale import halve, image_of_levels, transformations
 from st_predict.io._openslide import OpenSlidePyramid, read_wsi
 from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, open_pyramid
 from st_predict.io._select import find_image, find_shapes, find_table
@@ -20,12 +19,9 @@ __all__ = [
     "find_mpp",
     "find_shapes",
     "find_table",
-    "halve",
-    "image_of_levels",
     "open_pyramid",
     "read_legacy_st",
     "read_spots",
     "read_wsi",
     "spots_outside",
-    "transformations",
 ]

@@ -20,8 +20,8 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 from st_predict._keys import Keys
+from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict.io._mpp import Mpp, lattice_pitch
-from st_predict.io._multiscale import halve, image_of_levels, transformations
 from st_predict.io._pyramid import SpatialDataPyramid
 from st_predict.io._spots import Spots, spots_outside
 

@@ -12,9 +12,9 @@ import dask.array as da
 import numpy as np
 from spatialdata import SpatialData
 
+from st_predict._multiscale import image_of_levels
 from st_predict.io._levels import regular_edges
 from st_predict.io._mpp import Mpp, square_pixels
-from st_predict.io._multiscale import image_of_levels
 from st_predict.io._pyramid import level_downsamples
 
 if TYPE_CHECKING:

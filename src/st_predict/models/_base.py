@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch.nn import functional as F
 
 from st_predict._runtime import Network
-from st_predict.encoders import get_cell_encoder, get_encoder, load_cell_encoder, load_encoder
 from st_predict.specs import PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
@@ -64,41 +63,18 @@ class Reads:
     kind
         ``"crops"`` of the image around each spot; ``"features"``, which an encoder makes of such crops; ``"cells"``, features of
         the cells of the image that each spot covers; or ``"nothing"``.
-    encoder
-        Name of the encoder that makes the features: one of :func:`st_predict.encoders.get_encoder`, or, for cells, of
-        :func:`st_predict.encoders.get_cell_encoder`.
-    cell, n_shifts, weights, weights_sha256
-        Arguments of :func:`st_predict.encoders.load_cell_encoder`, for cells.
+    describe_encoder
+        Returns what is known of the encoder without its weights; for ``"features"`` and ``"cells"``.
+    load_encoder
+        Returns the encoder with its weights; for ``"features"`` and ``"cells"``.
     radius_um
         Radius of the disk of cells that a spot covers, in micrometres. ``None`` takes the radius of the spot's circle.
     """
 
     kind: Literal["crops", "features", "cells", "nothing"] = "crops"
-    encoder: str = ""
-    cell: int | None = None
-    n_shifts: int = 4
-    weights: str | None = None
-    weights_sha256: str | None = None
+    describe_encoder: Callable[[], EncoderSpec] | None = None
+    load_encoder: Callable[[], Encoder] | None = None
     radius_um: float | None = None
-
-    @property
-    def encoder_spec(self) -> EncoderSpec | None:
-        """What is known of the encoder; ``None`` for a network that reads no features."""
-        if self.kind == "cells":
-            return get_cell_encoder(self.encoder, cell=self.cell, n_shifts=self.n_shifts).encoder
-        return get_encoder(self.encoder) if self.kind == "features" else None
-
-    def load_encoder(self) -> Encoder | None:
-        """Load the encoder with its weights; ``None`` for a network that reads no features."""
-        if self.kind == "cells":
-            return load_cell_encoder(
-                self.encoder,
-                cell=self.cell,
-                n_shifts=self.n_shifts,
-                weights=self.weights,
-                weights_sha256=self.weights_sha256,
-            )
-        return load_encoder(self.encoder) if self.kind == "features" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +130,8 @@ class ModelSpec:
     pixels, target
         What goes in and what comes out, in numbers.
     pixels_of
-        ``pixels_of(**hparams)``: the same for ``pixels``.
+        ``pixels_of(**hparams)``: pixel values that other hyper-parameters need; ``None`` if they are always ``pixels``, or those
+        of the encoder.
     reads_of
         ``reads_of(**hparams)``: what the network reads of a section; ``None`` for crops.
     check_of
@@ -217,8 +194,12 @@ class ModelSpec:
 
     def check(self, grids: Mapping[str, NDArray[np.int64]], hparams: Mapping[str, Any]) -> None:
         """Refuse sections that a network with these hyper-parameters cannot read; see ``check_of``."""
-        if self.check_of is not None:
+        if self.check_of is None:
+            return
+        try:
             self._with(partial(self.check_of, grids), hparams)
+        except ValueError as error:
+            raise ValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
     def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyper-parameters with what training adds to them; see ``complete_of``."""
@@ -228,15 +209,15 @@ class ModelSpec:
         """Return the crops that a network with these hyper-parameters reads, or its encoder."""
         if self.crop_of is not None:
             return self._with(self.crop_of, hparams)
-        encoder = self.reads(hparams).encoder_spec
-        return self.crop if encoder is None else encoder.crop
+        describe = self.reads(hparams).describe_encoder
+        return self.crop if describe is None else describe().crop
 
     def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
         """Return the pixel values that a network with these hyper-parameters reads, or its encoder."""
         if self.pixels_of is not None:
             return self._with(self.pixels_of, hparams)
-        encoder = self.reads(hparams).encoder_spec
-        return self.pixels if encoder is None else encoder.pixels
+        describe = self.reads(hparams).describe_encoder
+        return self.pixels if describe is None else describe().pixels
 
     def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
         """Make the network, with random weights; refuse hyper-parameters that it does not have."""

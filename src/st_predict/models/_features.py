@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from st_predict.encoders import get_encoder
+from st_predict.encoders import get_encoder, load_encoder
 from st_predict.models._base import Reads
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ __all__ = ["count_features", "features_of", "read_features"]
 
 def features_of(*, encoder: str = "rgb", **_: Any) -> Reads:
     """Features of the encoder that the hyper-parameters name; ``reads_of`` of a ``SPEC``."""
-    return Reads(kind="features", encoder=encoder)
+    return Reads(
+        kind="features", describe_encoder=partial(get_encoder, encoder), load_encoder=partial(load_encoder, encoder)
+    )
 
 
 def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:

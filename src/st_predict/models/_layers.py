@@ -167,7 +167,7 @@ def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
     last = {section: int(grid.max()) for section, grid in grids.items()}
     if wider := {section: place for section, place in last.items() if place >= n_pos}:
         raise ValueError(
-            f"The network knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
+            f"It knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
             f"are {wider}. Train it with hparams={{'n_pos': {max(wider.values()) + 1}}} or more."
         )
 

@@ -46,6 +46,7 @@ def table() -> pd.DataFrame:
         What it reads, and how many spots at a time.
     ``citation``, ``license``
         Of the publication and of its code.
+
     ``params`` and ``gmacs`` are missing where there is no network to count (``closed_form``) and where it needs a package that
     is not installed; ``gmacs`` where the work is that of an encoder, whose features are read.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from st_predict.encoders import create_backbone, fetch_weights, n_features, weights_config
+from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_config
 from st_predict.models._base import SpotModel
 from st_predict.models._layers import Head
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec

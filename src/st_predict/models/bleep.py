@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from st_predict.encoders import create_backbone, fetch_weights, n_features
+from st_predict._backbones import create_backbone, fetch_weights, n_features
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_choice, check_names, check_rates
 from st_predict.models._layers import full_precision, resize_on_load

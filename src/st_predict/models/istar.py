@@ -21,6 +21,7 @@ Shapes: B spots, K cells of a spot, D features, E fits, M cells of all spots, I 
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from st_predict.encoders import get_cell_encoder, weights_digest
+from st_predict.encoders import get_cell_encoder, load_cell_encoder, weights_digest
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
 from st_predict.models._layers import full_precision, renamed
 from st_predict.specs import TargetSpec
@@ -176,13 +177,11 @@ def reads_of(
     **_: Any,
 ) -> Reads:
     """The cells that a spot covers, as the encoder describes them."""
+    load = partial(load_cell_encoder, weights=weights, weights_sha256=weights_sha256)
     return Reads(
         kind="cells",
-        encoder=encoder,
-        cell=cell,
-        n_shifts=n_shifts,
-        weights=weights,
-        weights_sha256=weights_sha256,
+        describe_encoder=lambda: get_cell_encoder(encoder, cell=cell, n_shifts=n_shifts).encoder,
+        load_encoder=lambda: load(encoder, cell=cell, n_shifts=n_shifts),
         radius_um=radius_um,
     )
 

@@ -74,7 +74,7 @@ class STFlowConfig:
     encoder
         What makes the embeddings (:func:`st_predict.tl.embed`).
     n_features
-        How long they are; ``None`` if the encoder is one of :func:`list_encoders`, which say so.
+        How long they are; ``None`` if the encoder is one of :func:`st_predict.encoders.list_encoders`, which say so.
     dim, edge_dim
         Channels of a spot, and of what it knows of a neighbour.
     depth

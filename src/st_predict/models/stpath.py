@@ -70,7 +70,7 @@ class STPathConfig:
     encoder
         What makes the embeddings (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
     n_features
-        How long they are; ``None`` if the encoder is one of :func:`list_encoders`, which say so.
+        How long they are; ``None`` if the encoder is one of :func:`st_predict.encoders.list_encoders`, which say so.
     dim
         Channels of a spot.
     depth
@@ -359,7 +359,7 @@ def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes:
             hparams=hparams,
             organism="human",
         )
-        save_checkpoint("stpath.safetensors", network, card)
+        checkpoints.save("stpath.safetensors", network, card)
     """
     found = convert(state)
     ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from st_predict.models import ModelSpec
     from st_predict.specs import ModelCard
 
-__all__ = ["Draws", "Ensemble", "Member"]
+__all__ = ["Draws", "Ensemble"]
 
 _READ = 64  # spots whose crops are read together, at least
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from st_predict._sections import (
     inputs_of,
     measured_table,
     observe,
+    read_held_out,
     read_stored,
     refuse_same_sections,
     store_of,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict._sections import Observed, Sections, StoredPrediction
+    from st_predict._sections import HeldOutSection, Observed, Sections, StoredPrediction
     from st_predict.encoders import Encoder
     from st_predict.models import SpotModel
 
@@ -96,7 +97,7 @@ def evaluate(
         Key of the prediction.
     train
         Sections that the model was trained on. Baselines learn from these and from nothing else; without them, only
-        the mean of the section itself is given.
+        the mean of the section itself is given. Features for the baseline ``ridge`` are kept on disk, as by :func:`embed`.
     group_key
         Column of ``.obs`` that names the patient.
     image_key
@@ -120,8 +121,8 @@ def evaluate(
     LeakageError
         If a section is to be scored and is in ``train`` as well.
     ValueError
-        If a table holds no counts, sections were predicted by networks with different panels, units or crops, or ``key`` is the
-        name of a baseline.
+        If a table holds no counts, sections were predicted by networks with different panels or units, or ``key`` is the name of
+        a baseline.
     """
     if key in PREDICTORS:
         raise ValueError(
@@ -131,19 +132,20 @@ def evaluate(
     slides = as_list(sdatas)
     stored = [read_stored(sdata, key, scaled=False) for sdata in slides]
     card = _common_card(stored, key)
-    measured = [observe(sdata, card, group_key=group_key, image_key=image_key, crops=False) for sdata in slides]
-    _check_names([section.name for sections in measured for section in sections])
     known: list[Observed] = []
     if train is not None:
         refuse_same_sections(slides, as_list(train), group_key=group_key, what="in train and to be scored")
         for sdata in as_list(train):
             known += observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
-    baselines = _fit_baselines(known, card, scored=[section for sections in measured for section in sections])
+    measured = [
+        read_held_out(sdata, found, group_key=group_key, image_key=image_key)
+        for sdata, found in zip(slides, stored, strict=True)
+    ]
+    _check_sections([section for sections in measured for section in sections], key)
+    baselines = _fit_baselines(known, card, scored=[s.observed for sections in measured for s in sections])
     genes, summary = [], []
-    for sdata, sections, found in zip(slides, measured, stored, strict=True):
-        names = measured_table(sdata).obs_names
-        pairs = [_predicted(section, names[section.section.rows[section.rows]], found) for section in sections]
-        scored = [_score_section(*pair, card, key=key, baselines=baselines) for pair in pairs]
+    for sdata, sections in zip(slides, measured, strict=True):
+        scored = [_score_section(section, card, key=key, baselines=baselines) for section in sections]
         _write_scores(sdata, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
         genes += [scores for scores, _ in scored]
         summary += [row for _, rows in scored for row in rows]
@@ -219,55 +221,53 @@ def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Seq
 
 def _unfit_for_ridge(observed: Observed) -> str:
     """Say why colours cannot be read in fields of known size; empty if they can."""
-    mpp, needed = observed.section.mpp, get_spec("ridge").crop.mpp
+    mpp, crop = observed.section.mpp, get_spec("ridge").crop
     if mpp is None:
         return (
             f"the mpp of the image of {observed.name!r} is unknown. A transformation of the image to a coordinate system "
             f"called {Keys.UM!r} says it."
         )
-    if needed is not None and mpp.value > needed * 1.01:
-        return f"the image of {observed.name!r} has {mpp.value:.4g} um/px, and colours are read at {needed:.4g} um/px."
+    try:
+        observed.section.plan(crop)
+    except ValueError:
+        return f"the image of {observed.name!r} has {mpp.value:.4g} um/px, and colours are read at {crop.mpp:g} um/px."
     return ""
 
 
-def _check_names(sections: Sequence[str]) -> None:
-    if twice := sorted({name for name in sections if sections.count(name) > 1}):
+def _check_sections(sections: Sequence[HeldOutSection], key: str) -> None:
+    """Refuse sections without a spot to score, and sections of the same name."""
+    names = [section.name for section in sections]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"Several sections are called {twice}, so their scores could not be told apart: give each a name of its own "
             f"in .obs[{Keys.SECTION!r}]."
         )
+    for section in sections:
+        if not len(section.spots):
+            raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
 
 
 def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
     """Card of the network that predicted all sections."""
     first, *others = [prediction.card for prediction in stored]
     for card in others:
-        if (card.genes, card.target, card.crop) != (first.genes, first.target, first.crop):
+        if (card.genes, card.target) != (first.genes, first.target):
             raise ValueError(
-                f"The predictions {key!r} differ in panel, units or crops, so their scores can't stand side by side: "
+                f"The predictions {key!r} differ in panel or units, so their scores can't stand side by side: "
                 "evaluate the sections one by one."
             )
     return first
 
 
-def _predicted(section: Observed, spots: pd.Index, stored: StoredPrediction) -> tuple[Observed, NDArray[np.float32]]:
-    """Return the measured ``spots`` of a section that have a prediction, and the prediction, ``(n_spots, n_genes)``."""
-    values = stored.mean[stored.rows_of(spots)]
-    there = np.isfinite(values).all(axis=1) & ~spots.isin(stored.context)
-    if not there.any():
-        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {stored.key!r}.")
-    return replace(section, rows=section.rows[there], target=section.target[there]), values[there]
-
-
 def _score_section(
-    section: Observed, values: NDArray[np.float32], card: ModelCard, *, key: str, baselines: Sequence[_Baseline]
+    section: HeldOutSection, card: ModelCard, *, key: str, baselines: Sequence[_Baseline]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Score a prediction beside the baselines: a gene at a time, and in a row each."""
     own_mean = np.broadcast_to(section.target.mean(axis=0), section.target.shape)
-    predictions: dict[str, NDArray[Any]] = {key: values, "section_mean": own_mean}
+    predictions: dict[str, NDArray[Any]] = {key: section.mean, "section_mean": own_mean}
     for baseline in baselines:
         if baseline.patient is None or section.patients == (baseline.patient,):
-            predictions[baseline.name] = baseline.predict(section)
+            predictions[baseline.name] = baseline.predict(section.observed)
     genes, rows = [], []
     for name, predicted in predictions.items():
         about = {"section": section.name, "predictor": name}

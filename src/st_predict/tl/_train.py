@@ -154,22 +154,14 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     sections = data.describe(rounds)
     run.note(model_card, config, sections=sections)
     model_card, network, history = _learn(model_card, data, run, config=config, rounds=rounds)
-    training_of_card = {
-        **sections,
-        "group_key": group_key,
-        "preset": preset,
-        **_how(config, history, validated=bool(held_out)),
-        **model_card.training,
-    }
-    model_card = replace(model_card, training=training_of_card)
-    path = run.save(network, model_card, history)
-    return TrainResult(checkpoint=path, history=pd.DataFrame(history), card=model_card)
-
-
-def _how(config: TrainConfig, history: list[dict[str, float]], *, validated: bool) -> dict[str, Any]:
-    """Return what a card says of how a network was trained."""
-    best = best_row(history, config) if validated else history[-1]
-    return {"config": asdict(config), "best": best, "st_predict": __version__}
+    best = best_row(history, config) if held_out else history[-1]
+    how = {"group_key": group_key, "preset": preset, "config": asdict(config), "best": best, "st_predict": __version__}
+    model_card = replace(
+        model_card, training={**sections, "shared_patients": data.shared_patients, **how, **model_card.training}
+    )
+    return TrainResult(
+        checkpoint=run.save(network, model_card, history), history=pd.DataFrame(history), card=model_card
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +185,16 @@ class _Data:
     validation: list[Observed]
     unlabelled: list[Observed]
 
+    @property
+    def shared_patients(self) -> list[str]:
+        """Patients that are in training and in validation."""
+        return sorted(_patients(self.training) & _patients(self.validation))
+
     def describe(self, rounds: int) -> dict[str, Any]:
         """Return what a card says of the sections."""
         known = {
             "sections": [o.describe() for o in self.training],
             "validation": [o.describe() for o in self.validation],
-            "shared_patients": sorted(_patients(self.training) & _patients(self.validation)),
         }
         if not self.unlabelled:
             return known

@@ -1,0 +1,71 @@
+"""Records of results: what is written comes back, and what others wrote stays."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from st_predict._record import Record
+from st_predict._version import __version__
+from st_predict.specs import CropSpec, LevelSpec, ModelCard
+
+CARD = ModelCard(model="m2ost", genes=("a", "b"), crop=CropSpec(levels=(LevelSpec(size=224),)))
+
+
+def test_a_record_comes_back() -> None:
+    record = Record(
+        card=CARD,
+        params={"context": {"column": "known", "spots": ["s1", "s2"]}, "device": "cpu"},
+        derived=("p_std",),
+        calibration={"coverage": 0.9},
+    )
+    uns = {"theirs": 1, "st_predict": {"other": {"encoder": "{}"}}}
+    record.write(uns, "p")
+    assert Record.read(uns, "p") == record
+    assert (record.kind, record.genes, record.context, record.version) == (
+        "prediction",
+        ("a", "b"),
+        ("s1", "s2"),
+        __version__,
+    )
+    assert Record.keys(uns) == ["other", "p"]
+    assert all(isinstance(value, str) for value in uns["st_predict"]["p"].values())  # which zarr and h5ad can store
+    Record.remove(uns, "p")
+    Record.remove(uns, "other")
+    assert uns == {"theirs": 1}
+
+
+def test_what_is_not_there() -> None:
+    assert Record.read({}, "p") is None
+    assert Record.keys({"st_predict": "a text of the user"}) == []
+    assert Record.kind_of({"st_predict": {"p": {"version": "1"}}}, "p") is None
+    assert Record.derived_of({}, "p") == ()
+
+
+def test_an_embedding_has_no_genes() -> None:
+    uns: dict = {}
+    Record(encoder={"name": "rgb"}).write(uns, "X")
+    read = Record.read(uns, "X")
+    assert read is not None
+    assert (read.kind, read.genes, read.card, read.encoder) == ("embedding", (), None, {"name": "rgb"})
+
+
+def test_fields_of_others_are_kept() -> None:
+    uns = {"st_predict": {"p": {"card": CARD.to_json(), "note": "mine"}}}
+    record = Record.read(uns, "p")
+    assert record is not None
+    record.write(uns, "p")
+    assert uns["st_predict"]["p"]["note"] == "mine"
+    copy: dict = {}
+    Record.copy({"st_predict": {"p": {"note": "mine"}}}, copy, "p")
+    assert copy == {"st_predict": {"p": {"note": "mine"}}}  # nothing is added
+
+
+def test_a_newer_card_is_refused_only_where_it_is_read() -> None:
+    card = json.loads(CARD.to_json()) | {"format_version": 99}
+    uns = {"st_predict": {"p": {"card": json.dumps(card), "derived": '["p_std"]'}}}
+    assert Record.kind_of(uns, "p") == "prediction"
+    assert Record.derived_of(uns, "p") == ("p_std",)
+    with pytest.raises(ValueError, match="upgrade st_predict"):
+        Record.read(uns, "p")
