@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
+
+# Before torch loads OpenMP: threads that wait by spinning slow the tests of another worker down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import geopandas as gpd
 import numpy as np

@@ -314,7 +314,7 @@ def test_filling_the_bank():
 
 
 def test_a_bank_needs_targets():
-    with pytest.raises(ValueError, match="targets"):
+    with pytest.raises(ValueError, match="reads 'target'"):
         make_net().finalize([replace(measured(4), target=None)])
 
 

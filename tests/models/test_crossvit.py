@@ -230,7 +230,7 @@ def test_crops_that_do_not_fit(batch, message):
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        ({"variant": "huge"}, r"variant must be one of \['tiny', '9', 'small', '15', '18', 'base'\], got 'huge'"),
+        ({"variant": "huge"}, r"variant must be one of \('tiny', '9', 'small', '15', '18', 'base'\), got 'huge'"),
         ({"sizes": [224, 224]}, r"sizes must be multiples of the patches \(12, 16\), got \(224, 224\)"),
         ({"sizes": [224]}, r"sizes must be two whole numbers from 1, got \(224,\)"),
         ({"heads": 5}, r"dims must be multiples of the 5 heads, got \(192, 384\)"),

@@ -123,7 +123,7 @@ def test_starts_at_the_mean():
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        ({"loss": "l1"}, r"loss must be one of \['mse', 'smooth_l1'\], got 'l1'"),
+        ({"loss": "l1"}, r"loss must be one of \('mse', 'smooth_l1'\), got 'l1'"),
         ({"frozen": True}, "name them, weights='tv_in1k'"),
     ],
 )

@@ -207,7 +207,7 @@ def test_crops_that_do_not_fit(batch, message):
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        ({"variant": "huge"}, r"variant must be one of \['small', 'base', 'large'\], got 'huge'"),
+        ({"variant": "huge"}, r"variant must be one of \('small', 'base', 'large'\), got 'huge'"),
         ({"size": 230}, "size must be a multiple of 16, the side of a patch, got 230"),
         ({"patch": 14}, "patch must be a multiple of 4, to be halved twice, got 14"),
         ({"depth": 0}, "depth must be a whole number from 1, got 0"),

@@ -134,7 +134,7 @@ def test_other_features_are_refused(data):
     network.finalize(batches(x, y, N))
     with pytest.raises(ValueError, match="fitted to 12 features of 'rgb', the batch has 11"):
         network(batches(x[:, 1:], y, N)[0])
-    with pytest.raises(ValueError, match="reads features"):
+    with pytest.raises(ValueError, match="reads 'features'"):
         network(Batch(crops=(), index=torch.arange(2)))
 
 

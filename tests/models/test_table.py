@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from st_predict.crops import Batch
-from st_predict.models import ModelSpec, SpotModel, _registry, _table, get_spec, list_models, table
+from st_predict.models import ModelSpec, Reads, SpotModel, _registry, _table, get_spec, list_models, table
 from st_predict.models._table import _row, _size
 from st_predict.specs import CropSpec, LevelSpec
 
@@ -78,9 +78,13 @@ def test_what_is_not_known_is_missing(models: pd.DataFrame) -> None:
 
 def test_every_model_has_a_row_that_says_what_its_spec_says(models: pd.DataFrame) -> None:
     assert models.index.tolist() == list_models()
-    for column in ("family", "summary", "inputs", "scope", "citation", "license"):
+    assert models["inputs"].tolist() == [get_spec(name).reads(get_spec(name).hparams).kind for name in list_models()]
+    assert (
+        dict(models["inputs"]).items()
+        >= {"m2ost": "crops", "ridge": "features", "istar": "cells", "mean": "nothing"}.items()
+    )
+    for column in ("family", "summary", "scope", "citation", "license"):
         assert models[column].tolist() == [getattr(get_spec(name), column) for name in list_models()]
-    assert models.index[models["released"]].tolist() == ["m2ost"]
 
 
 def test_levels_and_fields_of_view(models: pd.DataFrame) -> None:
@@ -132,7 +136,9 @@ def test_attention_is_counted_however_it_is_written(way: str, projections: int) 
 
 
 def test_the_work_of_an_encoder_is_not_known() -> None:
-    spec = replace(get_spec("resnet50"), build=Products, hparams={"way": "fused"}, inputs="features")
+    spec = replace(
+        get_spec("resnet50"), build=Products, hparams={"way": "fused"}, reads_of=lambda **_: Reads(kind="features")
+    )
     assert _size(spec) == (4 * (12 * 12 + 12) + (12 + 1) * 250, None)
 
 
@@ -182,7 +188,7 @@ def test_the_example_is_in_the_table(example: ModelSpec, monkeypatch: pytest.Mon
     monkeypatch.setattr(_table, "list_models", lambda: ["mean", example.name])
     row = table().loc[example.name]
     assert (row["params"], row["gmacs"]) == ((3 * 14**2 + 1) * 250, 3 * 14**2 * 250 / 1e9)
-    assert (row["levels"], row["fov_px"], row["released"]) == ("224 at 1", 224, False)
+    assert (row["levels"], row["fov_px"], row["inputs"]) == ("224 at 1", 224, "crops")
 
 
 def test_the_field_of_view_in_micrometres(example: ModelSpec) -> None:

@@ -48,7 +48,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     ValueError
         If it is not.
     """
-    choices = list(choices)
+    choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
 
