@@ -35,14 +35,14 @@ def length(function: Function) -> int:
 
 
 def splatted_dicts(function: Function) -> list[str]:
-    """Names of dictionaries ``dict[str, Any]`` that a function makes and then passes on as keywords."""
-    made = {
-        node.target.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and ast.unparse(node.annotation) == "dict[str, Any]"
-    }
+    """Names of dictionaries that a function makes, as a literal or ``dict[str, Any]``, and then passes on as keywords."""
+    made = set()
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        literal = isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        annotated = isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "dict[str, Any]"
+        if literal or annotated:
+            made |= {target.id for target in targets if isinstance(target, ast.Name)}
     passed = {
         keyword.value.id
         for node in ast.walk(function)
@@ -81,6 +81,7 @@ def test_calls_of_ours_are_type_checked() -> None:
     ("code", "expected"),
     [
         ("def f():\n    how: dict[str, Any] = {}\n    g(**how)", ["how"]),
+        ("def f():\n    how = {'a': 1}\n    g(**how)", ["how"]),
         ("def f():\n    how: dict[str, Any] = {}\n    g(how)", []),
     ],
 )
