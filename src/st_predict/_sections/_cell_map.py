@@ -16,7 +16,7 @@ from __future__ import annotations
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -30,13 +30,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from st_predict._sections._cell_grid import CellGrid
-    from st_predict.encoders import CellSpec, Hipt
+    from st_predict.encoders import CellSpec
 
     Tiles = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 
-__all__ = ["describe_section", "section_tiles"]
+__all__ = ["SectionNetwork", "describe_section", "section_tiles"]
 
 _COLOURS = 3
+
+
+class SectionNetwork(Protocol):
+    """A network that describes tiles, and all tiles of a section together."""
+
+    narrow: torch.nn.Linear
+    """From the channels of a tile to those of a section."""
+
+    def of_section(self, cls_PQD: torch.Tensor) -> torch.Tensor:
+        """Describe every tile of a section by what is around it, ``(P, Q, E)``, from the class tokens of its tiles."""
 
 
 def section_tiles(spec: CellSpec, grid: CellGrid) -> Iterator[tuple[tuple[int, int], NDArray[np.float64]]]:
@@ -59,7 +69,7 @@ def describe_section(
     grid: CellGrid,
     *,
     spec: CellSpec,
-    network: Hipt,
+    network: SectionNetwork,
     read: Callable[[NDArray[np.float64]], Tiles],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Describe some cells of a section, whose numbers rise.

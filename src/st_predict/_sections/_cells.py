@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from st_predict._sections._cell_grid import CellGrid, cells_of_spots
 from st_predict._sections._cell_map import describe_section, section_tiles
 from st_predict._sections._features import digests_of_crops, kept_features
 from st_predict.crops import iter_batches, plan_crops
-from st_predict.encoders import Hipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from st_predict._sections._cell_map import SectionNetwork
     from st_predict._sections._section import Section
     from st_predict.crops import Batch, LevelPlan
     from st_predict.encoders import CellEncoder
@@ -99,8 +99,7 @@ class CellReader:
         Places in ``cells``, and ``(n, n_features)`` for these; every cell once.
         """
         if self.encoder.cells.shifts:
-            network = self.encoder.backbone
-            assert isinstance(network, Hipt)  # nothing else sees sections
+            network = cast("SectionNetwork", self.encoder.backbone)  # one with shifts sees sections
             yield from describe_section(cells, self.grid, spec=self.encoder.cells, network=network, read=self._tiles)
             return
         n_inside = self.grid.n**2

@@ -11,7 +11,7 @@ from st_predict.encoders._cells import (
     load_cell_encoder,
     weights_digest,
 )
-from st_predict.encoders._hipt import Hipt, save_hipt_weights
+from st_predict.encoders._hipt import save_hipt_weights
 from st_predict.encoders._rgb import RGB_NAMES
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "CellSpec",
     "Encoder",
     "EncoderSpec",
-    "Hipt",
     "get_cell_encoder",
     "get_encoder",
     "list_encoders",
