@@ -95,6 +95,17 @@ def test_pixels_are_measured_on_the_crops(measured: SpatialData, original: Prese
     np.testing.assert_allclose(card.pixels.std, flat.std(1, correction=0).clamp_min(1 / 255), rtol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["bleep", "deepspace"])
+def test_original_trains_without_validation(measured: SpatialData, tmp_path: Path, model: str) -> None:
+    untrained = {"bleep": {"weights": None}, "deepspace": {"weights": None, "field": None}}
+    hparams = {**get_spec(model).tiny, **untrained[model]}
+    result = stp.tl.train(
+        measured, model, panel=GENES, out=tmp_path / "out", preset="original", hparams=hparams, config=QUICK
+    )
+    assert result.card.training["config"]["monitor"] == "loss"
+    assert result.card.training["kept"] == "last epoch"
+
+
 def test_momentum(measured: SpatialData) -> None:
     adapter = Adapter(torch.nn.Linear(2, 2), TrainConfig(optimizer="sgd", momentum=0.9, lr=0.5, weight_decay=0.1))
     optimizer = adapter.configure_optimizers()["optimizer"]

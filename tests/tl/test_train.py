@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,29 @@ def test_checkpoint_is_that_of_the_best_epoch(
         best = result.history.loc[result.history["val_loss"].idxmin()]
         assert np.mean((predicted.to_numpy() - target) ** 2) == pytest.approx(best["val_loss"], rel=1e-4)
     assert result.card.training["best"] == pytest.approx(dict(best))
+    assert result.card.training["kept"] == f"best epoch by val_{monitor}"
+
+
+@pytest.mark.parametrize("monitor", ["pearson", "loss"])
+def test_without_validation_the_last_epoch_is_kept(
+    measured: SpatialData, other: Make, tmp_path: Path, quick: Config, monitor: str
+) -> None:
+    config = quick(epochs=3, lr=1e-2, monitor=monitor, patience=1)
+    result = train(measured, tmp_path / "out", config)
+    assert result.history["epoch"].tolist() == [0, 1, 2]
+    assert not [name for name in result.history if name.startswith("val_")]
+    training = checkpoints.load(result.checkpoint)[1].training
+    assert training["kept"] == "last epoch"
+    assert training["best"] == pytest.approx(dict(result.history.iloc[-1]))
+    with pytest.MonkeyPatch.context() as patch:
+        scores(patch, [0.1, 0.2, 0.3])  # so that the last epoch is the best
+        validated = train(measured, tmp_path / "validated", quick(epochs=3, lr=1e-2), validation=[other("P2")])
+    assert same_weights(result.checkpoint, validated.checkpoint)
+    assert not (tmp_path / "out" / "checkpoints" / "best.ckpt").exists()
+    # an interrupted training goes on
+    result.checkpoint.unlink()
+    longer = train(measured, tmp_path / "out", replace(config, epochs=4), resume=True)
+    assert longer.history["epoch"].tolist() == [0, 1, 2, 3]
 
 
 def test_validation_scores_sections_apart(measured: SpatialData, other: Make, tmp_path: Path, quick: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from st_predict._training._config import TrainConfig, configure, get_preset
 from st_predict._training._learn import learn, solve
 from st_predict._training._run import Run
-from st_predict._training._scores import best_row
+from st_predict._training._scores import best_row, monitored
 from st_predict._training._store import CropStore
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "configure",
     "get_preset",
     "learn",
+    "monitored",
     "solve",
 ]

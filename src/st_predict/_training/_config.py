@@ -42,10 +42,12 @@ class TrainConfig:
     clip
         Largest norm of the gradient; larger ones are scaled down to it.
     patience
-        Stop after so many epochs without a better validation; ``None`` never stops early.
+        Stop after so many epochs without a better validation; ``None`` never stops early. Without validation it has no
+        effect.
     monitor
         What makes a checkpoint the best: ``"pearson"``, the mean per-gene correlation within validation sections,
-        or ``"loss"``, that of the network (:meth:`st_predict.models.SpotModel.loss`).
+        or ``"loss"``, that of the network (:meth:`st_predict.models.SpotModel.loss`). Without validation there is nothing
+        to monitor: the last epoch is kept.
     augment
         Turn and mirror spots, the same way at all levels.
     measure_pixels

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from st_predict import checkpoints
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
-from st_predict._training._scores import validation_scores
+from st_predict._training._scores import monitored, validation_scores
 from st_predict.crops import Batch, augment, drop_levels
 from st_predict.models import SpotModel
 
@@ -55,7 +55,7 @@ def fit(
     folder: Path,
     resume: bool,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Run Lightning; return the network with its best weights, and the history."""
+    """Run Lightning; return the network of the best epoch (without validation, of the last one), and the history."""
     history, keep, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
     loader = for_training(data, card, config)
     with torch.random.fork_rng(_gpus(config)), quiet():
@@ -80,7 +80,7 @@ def fit(
             ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
             weights_only=False if resume else None,  # the file is our own
         )
-    if val_data is not None:
+    if keep is not None:
         adapter = Adapter.load_from_checkpoint(
             keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
         )
@@ -89,14 +89,14 @@ def fit(
 
 def _callbacks(
     config: TrainConfig, folder: Path, *, validated: bool
-) -> tuple[History, ModelCheckpoint, list[L.Callback]]:
-    """Make what watches a training; the second one keeps the best weights."""
-    monitor, mode = ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
+) -> tuple[History, ModelCheckpoint | None, list[L.Callback]]:
+    """Make what watches a training; the second one keeps the best weights, and is ``None`` without validation."""
+    monitor, mode = monitored(config)
     history = History()
     save = partial(ModelCheckpoint, dirpath=folder, enable_version_counter=False, save_on_train_epoch_end=True)
-    keep = save(filename="best", monitor=monitor if validated else None, mode=mode)
+    keep = save(filename="best", monitor=monitor, mode=mode) if validated else None
     # not save_last=True, which saves only where an epoch is the best; behind keep, whose state it holds
-    callbacks: list[L.Callback] = [history, keep, save(filename="last")]
+    callbacks: list[L.Callback] = [history, *([] if keep is None else [keep]), save(filename="last")]
     if validated and config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
     if config.progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from st_predict._training._config import TrainConfig
 
-__all__ = ["best_row", "validation_scores"]
+__all__ = ["best_row", "monitored", "validation_scores"]
 
 
 def validation_scores(prediction: NDArray[Any], target: NDArray[Any], section: NDArray[np.int64]) -> dict[str, float]:
@@ -32,8 +32,14 @@ def validation_scores(prediction: NDArray[Any], target: NDArray[Any], section: N
     }
 
 
-def best_row(history: list[dict[str, float]], config: TrainConfig) -> dict[str, float]:
-    """Return the figures of the best epoch by the score that ``config`` monitors."""
-    if config.monitor == "pearson":
-        return max(history, key=lambda row: row["val_pearson"])
-    return min(history, key=lambda row: row["val_loss"])
+def monitored(config: TrainConfig) -> tuple[str, Literal["max", "min"]]:
+    """Return the column of the history that ``config`` monitors, and whether its largest or least value is the best."""
+    return ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
+
+
+def best_row(history: list[dict[str, float]], config: TrainConfig, *, validated: bool = True) -> dict[str, float]:
+    """Return the figures of the best epoch by the score that ``config`` monitors; without validation, of the last epoch."""
+    if not validated:
+        return history[-1]
+    column, mode = monitored(config)
+    return (max if mode == "max" else min)(history, key=lambda row: row[column])

@@ -17,7 +17,7 @@ from st_predict import checkpoints
 from st_predict._keys import Keys
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._sections import as_list, encoder_of, observe, open_unlabelled, split_patients, store_of
-from st_predict._training import Run, best_row, configure, get_preset, learn
+from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
 from st_predict._version import __version__
 from st_predict.models import get_spec
 from st_predict.pp import fit_limits, select_panel
@@ -81,7 +81,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         Folder for the results, made if it does not exist. Results that are there already are never overwritten.
     validation
         Sections that choose the best epoch, or names of patients in ``sdatas`` to hold out for that.
-        Without it, the last epoch is kept.
+        Without it, there is nothing to monitor: the last epoch is kept, whatever ``monitor`` and ``patience`` of
+        ``config`` are; the history has no ``val_`` columns, and ``training["kept"]`` of the card says ``"last epoch"``.
     group_key
         Column of ``.obs`` that says whose tissue a spot is. No patient may be both in training and in validation.
     allow_shared
@@ -115,7 +116,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
 
     Returns
     -------
-    The best checkpoint, the history and the card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
+    The checkpoint that was kept, the history and the card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
     ``checkpoints/``, from which an interrupted run resumes.
 
     Raises
@@ -154,8 +155,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     sections = data.describe(rounds)
     run.note(model_card, config, sections=sections)
     model_card, network, history = _learn(model_card, data, run, config=config, rounds=rounds)
-    best = best_row(history, config) if held_out else history[-1]
-    how = {"group_key": group_key, "preset": preset, "config": asdict(config), "best": best, "st_predict": __version__}
+    how = {"group_key": group_key, "preset": preset, **_describe(config, history, validated=bool(held_out))}
     model_card = replace(
         model_card, training={**sections, "shared_patients": data.shared_patients, **how, **model_card.training}
     )
@@ -322,6 +322,16 @@ def _learn(
             rounds=rounds,
         )
     return card, network, history
+
+
+def _describe(config: TrainConfig, history: list[dict[str, float]], *, validated: bool) -> dict[str, Any]:
+    """Return what a card says of the training, and of the epoch whose weights it goes with."""
+    return {
+        "config": asdict(config),
+        "kept": f"best epoch by {monitored(config)[0]}" if validated else "last epoch",
+        "best": best_row(history, config, validated=validated),
+        "st_predict": __version__,
+    }
 
 
 def _patients(sections: list[Observed]) -> set[str]:
