@@ -269,6 +269,27 @@ def test_symmetries_are_averaged_and_recorded(measured: SpatialData, checkpoint:
     assert json.loads(table.uns["st_predict"]["by_8"]["params"])["members"][0]["symmetries"] == 8
 
 
+@pytest.mark.parametrize("model", ["ridge", "mean"])
+def test_symmetries_of_what_reads_no_crops_are_refused(
+    measured: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path, model: str
+) -> None:
+    how = {"panel": tuple("abcd"), "mpp": 0.5, "config": {"device": "cpu", "progress": False}}
+    set_transformation(measured["he"], Scale([0.5, 0.5], axes=("x", "y")), "um")
+    path = stp.tl.train(measured, model, out=tmp_path / "out", **how).checkpoint
+    before = digest(measured)
+    message = rf"symmetries=8 has no effect on '{path}': '{model}' reads .*only crops.*Leave out symmetries="
+    for models in (path, [checkpoint(), path]):
+        with pytest.raises(ValueError, match=message):
+            stp.tl.predict(measured, models, symmetries=8)
+    assert digest(measured) == before
+    with pytest.raises(ValueError, match="symmetries must be 1 or 8, got 3"):
+        stp.tl.predict(measured, path, symmetries=3)
+    stp.tl.predict(measured, path, symmetries=1, key_added="one")
+    stp.tl.predict(measured, path, key_added="default")
+    table = measured.tables["table"]
+    np.testing.assert_array_equal(table.obsm["one"], table.obsm["default"])
+
+
 def test_layer_only_if_the_panel_covers_the_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
     stp.tl.predict(measured, checkpoint(("d", "c", "b")))
     assert KEY not in measured.tables["table"].layers

@@ -14,6 +14,7 @@ from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Inference, Moments, pick_device
 from st_predict._sections import check_needs, encoder_of, inputs_of, needs_mpp
+from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class Ensemble:
         Raises
         ------
         ValueError
-            If there is none, one is there twice, they differ in panel or units, or predictions are to be drawn from one that has
-            nothing random.
+            If there is none, one is there twice, they differ in panel or units, predictions are to be drawn from one that has
+            nothing random, or ``symmetries=8`` is asked of one that reads no crops.
         """
         names = [models] if isinstance(models, str | PathLike) else list(models)
         if not names:
@@ -130,7 +131,7 @@ class Ensemble:
             inference = Inference(
                 network,
                 scope=spec.scope,
-                symmetries=_symmetries(spec, card, symmetries),
+                symmetries=_symmetries(spec, card, symmetries, name=fspath(name)),
                 device=where,
                 precision=precision,
                 working_batch=batch_size,
@@ -212,11 +213,17 @@ class Ensemble:
         return moments.mean, std
 
 
-def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None) -> int:
-    """How many symmetries to average; features have none."""
-    if spec.reads(card.hparams).kind != "crops":
-        return 1
-    return spec.symmetries if asked is None else asked
+def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: str) -> int:
+    """How many symmetries to average; only crops have more than one."""
+    kind = spec.reads(card.hparams).kind
+    if kind != "crops" and asked == N_SYMMETRIES:
+        raise ValueError(
+            f"symmetries={asked} has no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be turned and "
+            "mirrored. Leave out symmetries=; in an ensemble, each member then has its default."
+        )
+    if asked is None:
+        return spec.symmetries if kind == "crops" else 1
+    return asked
 
 
 def _refuse_different(members: Sequence[Member]) -> None:

@@ -67,8 +67,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Spots that the network sees at a time, if it sees single spots. By default what suits the device; where memory
         does not suffice it is halved, with a message.
     symmetries
-        8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes them as they are. By
-        default what the model was published with: 8 for ST-Net.
+        Test-time augmentation: 8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes
+        them as they are. By default what the model was published with: 8 for ST-Net. 8 is refused for a model that
+        reads no crops, as ``ridge``, which reads features.
     n_samples
         Draw so many predictions of each spot at random, and write their mean and standard deviation. A generative model
         draws from what it has learned; any other is applied with its dropout left on :cite:p:`Gal2016`.
@@ -110,7 +111,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     KeyError
         If the table, the image, the model or the column does not exist; the message lists those that do.
     ValueError
-        If several checkpoints differ in panel or units, or ``n_samples`` are asked of a network that has nothing random; if
+        If several checkpoints differ in panel or units, ``n_samples`` are asked of a network that has nothing random, or
+        ``symmetries=8`` of one that reads no crops; if
         something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
         8-bit RGB, coordinates are not finite, ``key_added`` holds something else, or there is no such device or
         precision.
