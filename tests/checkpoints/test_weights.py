@@ -141,6 +141,33 @@ def test_an_unknown_name_lists_those_there_are(server, name):
     assert server.asked == []
 
 
+@pytest.mark.parametrize("name", ["stnet", "stnet@1", "ridge"])
+def test_a_model_without_released_weights_is_to_be_trained(server, name):
+    model = name.partition("@")[0]
+    with pytest.raises(KeyError) as raised:
+        find_weights(name)
+    (message,) = raised.value.args
+    assert message.startswith(f"The model '{model}' has no released weights; there are ['net@2', 'net@1'].")
+    assert f"st_predict.tl.train(..., model='{model}')" in message
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [("nett", "net"), ("net@3", "net@2"), ("NET@1", "net@1"), ("st-net", "stnet"), ("m3ost", "m2ost")],
+)
+def test_a_close_match_is_named(server, name, match):
+    with pytest.raises(KeyError, match=rf"No released checkpoint '{name}'; there are .* Did you mean '{match}'\?"):
+        find_weights(name)
+
+
+@pytest.mark.parametrize("name", ["xyzzy", ""])
+def test_what_is_like_nothing_has_no_match(server, name):
+    with pytest.raises(KeyError) as raised:
+        find_weights(name)
+    assert "Did you mean" not in raised.value.args[0]
+
+
 def test_a_path_is_taken_as_it_is(server, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"anything")

@@ -476,6 +476,11 @@ def test_unfit_data(
     ("options", "error", "message"),
     [
         ({"model": "m3ost"}, KeyError, "No released checkpoint 'm3ost'"),
+        (
+            {"model": "stnet"},
+            KeyError,
+            r"'stnet' has no released weights; there are \['m2ost@.*tl.train\(..., model='stnet'\)",
+        ),
         ({"model": "there/is/none.safetensors"}, FileNotFoundError, "There is no checkpoint"),
         ({"image_key": "hee"}, KeyError, r"No image 'hee' in sdata; there are \['he'\]"),
         ({"table_key": "tab"}, KeyError, r"No table 'tab' in sdata; there are \['table'\]"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_predict._files import cache_dir, download
+from st_predict.models import list_models
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -70,7 +72,8 @@ def find_weights(model: PathLike[str] | str) -> Path:
     FileNotFoundError
         If ``model`` looks like a path and there is no such file.
     KeyError
-        If there is no released checkpoint of that name; the message lists those there are.
+        If there is no released checkpoint of that name; the message lists those there are, says how to train a model
+        without released weights, and names the closest match of what is neither.
     ValueError
         If the file is not the one that was released.
     """
@@ -83,8 +86,21 @@ def find_weights(model: PathLike[str] | str) -> Path:
         return Path(text)
     if text.endswith(".safetensors") or os.sep in text:
         raise FileNotFoundError(f"There is no checkpoint {text!r}.")
+    raise KeyError(_unknown(text, released))
+
+
+def _unknown(text: str, released: list[Weights]) -> str:
+    """Say what there is instead of ``text``."""
     names = [f"{w.name}@{w.version}" for w in released]
-    raise KeyError(f"No released checkpoint {text!r}; there are {names}. A path of a .safetensors file works as well.")
+    models = set(list_models()) - {w.name for w in released}
+    if (model := text.partition("@")[0]) in models:
+        return (
+            f"The model {model!r} has no released weights; there are {names}. Train it, with "
+            f"st_predict.tl.train(..., model={model!r}), and pass the result or the path of its .safetensors file as model=."
+        )
+    close = get_close_matches(text.lower(), sorted({*names, *(w.name for w in released), *models}), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"No released checkpoint {text!r}; there are {names}.{hint} A path of a .safetensors file works as well."
 
 
 def _get(weights: Weights) -> Path:
