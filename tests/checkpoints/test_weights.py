@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -174,6 +175,19 @@ def test_a_path_is_taken_as_it_is(server, tmp_path):
     assert find_weights(path) == find_weights(str(path)) == path
     assert find_weights("mine.safetensors") == Path("mine.safetensors")
     assert server.asked == []
+
+
+def test_a_training_result_is_its_checkpoint(server, tmp_path):
+    result = SimpleNamespace(checkpoint=tmp_path / "mine.safetensors")
+    assert isinstance(result, checkpoints.Trained)
+    assert not isinstance("mine.safetensors", checkpoints.Trained)
+    assert not isinstance(result.checkpoint, checkpoints.Trained)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint '.*mine\.safetensors'"):
+        find_weights(result)
+    result.checkpoint.write_bytes(b"anything")
+    assert find_weights(result) == result.checkpoint
+    assert checkpoints.name_of(result) == str(result.checkpoint)
+    assert checkpoints.name_of("net@1") == "net@1"
 
 
 @pytest.mark.parametrize("text", ["missing.safetensors", "folder/net", "./net", "/nowhere/net.safetensors"])

@@ -82,6 +82,24 @@ def test_an_ensemble_is_the_mean_of_its_members(measured: SpatialData, make: Cal
     assert len(ModelCard.from_json(record["card"]).training["ensemble"]) == 3
 
 
+def test_results_of_trainings_are_members(measured: SpatialData, tmp_path: Path) -> None:
+    config = {"epochs": 1, "batch_size": 6, "progress": False, **HOW}
+    results = [
+        stp.tl.train(
+            measured, panel=tuple("abcd"), out=tmp_path / str(seed), hparams=TINY, config={**config, "seed": seed}
+        )
+        for seed in (0, 1)
+    ]
+    table = measured.tables["table"]
+    for given, paths in ((results[0], results[0].checkpoint), (results, [r.checkpoint for r in results])):
+        stp.tl.predict(measured, given, key_added="by_result", **HOW)
+        stp.tl.predict(measured, paths, key_added="by_path", **HOW)
+        np.testing.assert_array_equal(table.obsm["by_result"], table.obsm["by_path"])
+        assert table.uns["st_predict"]["by_result"]["params"] == table.uns["st_predict"]["by_path"]["params"]
+    with pytest.raises(ValueError, match="is the same checkpoint as"):
+        stp.tl.predict(measured, [results[0], results[0].checkpoint], **HOW)
+
+
 def test_a_checkpoint_is_named_once(measured: SpatialData, make: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="is the same checkpoint as"):
         stp.tl.predict(measured, [make(0), make(1), make(0)], **HOW)

@@ -156,6 +156,16 @@ def test_only_the_tissue(checkpoint):
         stp.tl.superresolve(sdata, checkpoint, **how)
 
 
+def test_the_result_of_a_training_is_taken(slide, checkpoint):
+    result = stp.tl.TrainResult(checkpoint=checkpoint, history=pd.DataFrame(), card=checkpoints.load(checkpoint)[1])
+    for key, model in {"by_path": checkpoint, "by_result": result}.items():
+        stp.tl.superresolve(slide, model, tissue_only=False, key_added=key, device="cpu")
+    np.testing.assert_array_equal(slide["by_result"].X, slide["by_path"].X)
+    one, other = (slide[key].uns["st_predict"] for key in ("by_path", "by_result"))
+    assert str(checkpoint) in str(one)
+    assert str(one).replace("by_path", "by_result") == str(other)
+
+
 def test_only_its_own_results_are_replaced(slide, checkpoint):
     how = {"tissue_only": False, "device": "cpu"}
     for _ in range(2):

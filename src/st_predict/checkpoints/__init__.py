@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from st_predict.checkpoints._file import build, load, save
-from st_predict.checkpoints._released import Weights, find_weights, list_weights
+from st_predict.checkpoints._released import Trained, Weights, find_weights, list_weights, name_of
 
-__all__ = ["Weights", "build", "find_weights", "list_weights", "load", "save"]
+__all__ = ["Trained", "Weights", "build", "find_weights", "list_weights", "load", "name_of", "save"]

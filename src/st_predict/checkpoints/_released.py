@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from st_predict._files import cache_dir, download
 from st_predict.models import list_models
@@ -15,7 +15,7 @@ from st_predict.models import list_models
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["Weights", "find_weights", "list_weights"]
+__all__ = ["Trained", "Weights", "find_weights", "list_weights", "name_of"]
 
 WEIGHTS_URL = "ST_PREDICT_WEIGHTS_URL"
 _FOLDER = Path(__file__).parent / "weights"
@@ -50,18 +50,32 @@ class Weights:
     summary: str
 
 
+@runtime_checkable
+class Trained(Protocol):
+    """Result of a training that has a checkpoint file, as :class:`st_predict.tl.TrainResult`."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """Path of the ``.safetensors`` file."""
+
+
 def list_weights() -> list[Weights]:
     """Released checkpoints, the newest version of each name first."""
     return [Weights(**entry) for entry in _index()["weights"]]
 
 
-def find_weights(model: PathLike[str] | str) -> Path:
-    """Path of a checkpoint: of a file that is named, or of a released one, fetched if need be.
+def name_of(model: PathLike[str] | str | Trained) -> str:
+    """Name of a checkpoint in records and messages: the path or name that was given, or the path of a training result."""
+    return os.fspath(model.checkpoint if isinstance(model, Trained) else model)
+
+
+def find_weights(model: PathLike[str] | str | Trained) -> Path:
+    """Path of a checkpoint: a file, the file of a training result, or a released checkpoint, fetched if need be.
 
     Parameters
     ----------
     model
-        Path of a ``.safetensors`` file, or ``name`` or ``name@version`` of a released checkpoint.
+        Path of a ``.safetensors`` file, result of a training, or ``name`` or ``name@version`` of a released checkpoint.
 
     Returns
     -------
@@ -77,7 +91,7 @@ def find_weights(model: PathLike[str] | str) -> Path:
     ValueError
         If the file is not the one that was released.
     """
-    text = os.fspath(model)
+    text = name_of(model)
     released = list_weights()
     for weights in released:
         if text in {weights.name, f"{weights.name}@{weights.version}"}:

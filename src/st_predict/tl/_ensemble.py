@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from st_predict._sections import Section, Slide
+    from st_predict.checkpoints import Trained
     from st_predict.crops import Batch
     from st_predict.encoders import Encoder
     from st_predict.models import ModelSpec
@@ -95,7 +96,7 @@ class Ensemble:
     @classmethod
     def open(
         cls,
-        models: PathLike[str] | str | Sequence[PathLike[str] | str],
+        models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained],
         *,
         hparams: Mapping[str, Any] | None = None,
         draws: Draws | None = None,
@@ -112,7 +113,8 @@ class Ensemble:
             If there is none, one is there twice, they differ in panel or units, predictions are to be drawn from one that has
             nothing random, or ``symmetries=8`` is asked of one that reads no crops.
         """
-        names = [models] if isinstance(models, str | PathLike) else list(models)
+        given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
+        names = [checkpoints.name_of(model) for model in given]
         if not names:
             raise ValueError("model must name a checkpoint, or several; got none.")
         where = pick_device(device)
@@ -122,7 +124,7 @@ class Ensemble:
             digest = sha256_of_file(path)
             if same := [member.name for member in members if member.sha256 == digest]:
                 raise ValueError(
-                    f"{fspath(name)!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
+                    f"{name!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
                 )
             network, card = checkpoints.load(path, hparams=hparams)
             if draws is not None and type(network).sample is SpotModel.sample:
@@ -131,16 +133,14 @@ class Ensemble:
             inference = Inference(
                 network,
                 scope=spec.scope,
-                symmetries=_symmetries(spec, card, symmetries, name=fspath(name)),
+                symmetries=_symmetries(spec, card, symmetries, name=name),
                 device=where,
                 precision=precision,
                 working_batch=batch_size,
             )
             own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
             encoder = encoder_of(card)
-            members.append(
-                Member(name=fspath(name), sha256=digest, card=card, encoder=encoder, inference=inference, draws=own)
-            )
+            members.append(Member(name=name, sha256=digest, card=card, encoder=encoder, inference=inference, draws=own))
         _refuse_different(members)
         return cls(members=tuple(members))
 

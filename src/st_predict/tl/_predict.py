@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict._sections import Context, Slide
+    from st_predict.checkpoints import Trained
 
 __all__ = ["predict"]
 
 
 def predict(  # noqa: PLR0913  # every one is a keyword
     sdata: SpatialData,
-    model: PathLike[str] | str | Sequence[PathLike[str] | str] = "m2ost",
+    model: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained] = "m2ost",
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
@@ -49,8 +50,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Holds the image, the spots and a table that annotates the spots; or only image and shapes
         (:func:`st_predict.pp.make_grid`).
     model
-        Name of a released checkpoint (:func:`st_predict.checkpoints.list_weights`) or path of a ``.safetensors`` file. Several, of
-        the same panel and units, are an ensemble :cite:p:`Lakshminarayanan2017`: their mean is predicted.
+        Name of a released checkpoint (:func:`st_predict.checkpoints.list_weights`), path of a ``.safetensors`` file, or
+        result of :func:`train`. A list of several, of the same panel and units, is an ensemble
+        :cite:p:`Lakshminarayanan2017`: their mean is predicted.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
         mapping from region to image.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict._sections import CellGrid
+    from st_predict.checkpoints import Trained
     from st_predict.io import Mpp
     from st_predict.pp import Tissue
     from st_predict.specs import ModelCard
@@ -40,7 +41,7 @@ _TOGETHER = 4096  # cells that the network predicts at a time
 
 def superresolve(  # noqa: PLR0913  # every one is a keyword
     sdata: SpatialData,
-    model: PathLike[str] | str,
+    model: PathLike[str] | str | Trained,
     *,
     image_key: str | None = None,
     table_key: str | None = None,
@@ -66,7 +67,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     sdata
         Holds the image.
     model
-        Path of a ``.safetensors`` file of :func:`train`, or name of a released checkpoint.
+        Result of :func:`train`, path of its ``.safetensors`` file, or name of a released checkpoint.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one.
     table_key
@@ -133,7 +134,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     )
     cells = _on_tissue(reader.grid, find_tissue(sdata, image_key) if tissue_only else None)
     params = {
-        "checkpoint": str(model),
+        "checkpoint": checkpoints.name_of(model),
         "image": image_key,
         "tissue_only": tissue_only,
         **_describe(reader, inference, found),

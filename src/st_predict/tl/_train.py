@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What training left: the file of the best weights, the figures of each epoch, the card."""
+    """Path of the checkpoint, figures of each epoch, and card. :func:`predict` and :func:`superresolve` take it as ``model``."""
 
     checkpoint: Path
     history: pd.DataFrame
