@@ -109,6 +109,33 @@ def test_systems_that_agree_and_systems_that_do_not():
         read_spots(sdata)
 
 
+@pytest.mark.parametrize("direction", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_systems_may_differ_by_half_a_pixel(direction):
+    sdata = _section(XY)
+    set_transformation(sdata["he"], Identity(), "other")
+    for shift, agree in ((0.499, True), (0.501, False)):
+        moved = Translation([shift * d for d in direction], axes=("x", "y"))
+        set_transformation(sdata["spots"], moved, "other")
+        if agree:
+            np.testing.assert_allclose(read_spots(sdata).xy, XY)  # those of the first system, by name
+        else:
+            with pytest.raises(ValueError, match="'global' and 'other', which put the spots on different pixels"):
+                read_spots(sdata)
+
+
+def test_half_a_pixel_is_one_of_the_image():
+    wide = Scale([10, 10], axes=("x", "y"))  # units of the system are a tenth of a pixel
+    sdata = _section(XY)
+    set_transformation(sdata["he"], wide, "other")
+    for shift, agree in ((4.99, True), (5.01, False)):
+        set_transformation(sdata["spots"], Sequence([wide, Translation([shift, 0], axes=("x", "y"))]), "other")
+        if agree:
+            np.testing.assert_allclose(read_spots(sdata).xy, XY)
+        else:
+            with pytest.raises(ValueError, match="different pixels"):
+                read_spots(sdata)
+
+
 def test_order_is_that_of_the_table(sdata):
     order = np.random.default_rng(0).permutation(12)
     sdata["table"] = sdata["table"][order].copy()

@@ -171,6 +171,21 @@ def test_make_target_drops_spots_without_counts(spec, caplog):
     np.testing.assert_array_equal(adata.X.toarray(), counts)
 
 
+@pytest.mark.parametrize("over", ["panel", "all"])
+def test_spots_with_a_single_count_are_kept(over, caplog):
+    counts = np.zeros((3, 4), np.float32)
+    counts[0, 2] = 1  # the only count of the spot
+    counts[2] = [3, 1, 2, 4]
+    with caplog.at_level(logging.INFO, logger="st_predict"):
+        target = pp.make_target(table(counts), ["g2", "g0"], TargetSpec(over=over))
+    assert target.rows.tolist() == [0, 2] and target.dropped == ("spot1",)
+    assert "Dropped 1 of 3 spots" in caplog.text
+    total = 5 if over == "panel" else 10
+    assert target.totals.tolist() == [1, total]
+    expected = np.log1p(1e6 * np.array([[1, 0], [2 / total, 3 / total]]))
+    np.testing.assert_allclose(target.values, expected, rtol=1e-6)
+
+
 def test_make_target_reads_a_layer():
     counts = random_counts()
     adata = table(np.log1p(counts), counts=counts)

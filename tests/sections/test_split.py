@@ -65,6 +65,15 @@ def test_sections_without_names_can_only_be_told_apart_as_objects(measured: Spat
     assert split([measured], [second], ("P1",))[1] == [second]
 
 
+def test_a_section_without_a_name_is_refused_as_the_same_object(measured: SpatialData, other: Make) -> None:
+    second = other("P2")
+    for sdata in (measured, second):
+        del sdata.tables["table"].obs["section"]
+    for validation in ([measured], [second, measured], {"name": measured}):
+        with pytest.raises(LeakageError, match="The same section is in training and in validation: the same object"):
+            split([measured], validation, ("P1", "P2"))
+
+
 def test_patients_are_held_out_by_name(measured: SpatialData, other: Make) -> None:
     sections = [measured, other("P2"), other("P3"), other("P2", "S2")]
     training, held_out = split(sections, ["P2"])

@@ -113,6 +113,16 @@ def test_every_spot_of_rank_or_less_is_inside() -> None:
     assert (inside.sum(axis=0) >= 90).all()  # ties on the bound count as well
 
 
+def test_a_value_exactly_on_a_bound_is_covered() -> None:
+    values = np.arange(1, 2000, dtype=np.float32)[:, None]
+    table = pd.DataFrame({"quantile": [1.3], "floor": [1.0]}, index=["g0"])
+    intervals = Intervals(genes=table, units=COUNTS)
+    lower, _ = intervals.bounds((values + np.float64(1.3)).astype(np.float32), None)
+    assert (lower <= values).all()  # rounded to the nearest float32, 3, 63 and 1023 would be below their bound
+    _, upper = intervals.bounds((values - np.float64(1.3)).astype(np.float32), None)
+    assert (values <= upper).all()
+
+
 def test_nan_stays() -> None:
     target, mean, sd = draw(20, 2)
     intervals = fit(target, mean, sd)
