@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-__all__ = ["cache_dir", "check_space", "download", "sha256", "sha256_of_file", "whole"]
+__all__ = ["cache_dir", "check_space", "download", "sha256", "sha256_of_file", "user_cache_dir", "whole"]
 
 TIMEOUT_S = 30
 BLOCK = 1 << 20
@@ -23,9 +23,14 @@ BLOCK = 1 << 20
 
 def cache_dir() -> Path:
     """Return the folder of everything that is downloaded: ``ST_PREDICT_CACHE`` if set, else the cache of the user."""
+    return Path(os.environ.get("ST_PREDICT_CACHE") or user_cache_dir())
+
+
+def user_cache_dir() -> Path:
+    """Return the folder in the user's own cache, whatever ``ST_PREDICT_CACHE`` is."""
     import pooch
 
-    return Path(os.environ.get("ST_PREDICT_CACHE") or pooch.os_cache("st_predict"))
+    return Path(pooch.os_cache("st_predict"))
 
 
 def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, git_blob: str | None = None) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ OPTIONS: dict[str, Any] = {"crop": CROP, "device": "cpu", "precision": "float32"
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where features are kept, for this test alone."""
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "own" / name)
     return tmp_path / "embeddings"
 
 
@@ -316,6 +319,60 @@ def test_a_cache_that_cannot_be_written(measured: SpatialData, kept: Path, caplo
     embed(measured, weighted()[0], device="cpu")
     assert np.isfinite(measured.tables["table"].obsm["X_weighted"]).all()
     assert "can't be kept" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_cache_that_may_only_be_read(
+    measured: SpatialData,
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    caplog.set_level(logging.INFO, logger="st_predict")
+
+    def seen(weight: float) -> int:
+        encoder, network = weighted(weight)
+        embed(measured, encoder, device="cpu", precision="float32")
+        return network.seen
+
+    assert seen(2.0) == 12
+    (shared,) = kept.rglob("*.safetensors")
+    real = module.whole
+
+    def refuse(path: Path) -> Any:
+        if path.is_relative_to(kept):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path)
+
+    monkeypatch.setattr(module, "whole", refuse)  # root may write anywhere
+    assert seen(2.0) == 0
+    own = kept.parent / "own" / "st_predict" / "embeddings"
+    assert not own.exists()
+    assert seen(3.0) == 12
+    (mine,) = own.rglob("*.safetensors")
+    assert list(kept.rglob("*.safetensors")) == [shared]
+    assert f"{shared.parent} can't be written to" in caplog.text and f"are kept in {mine}." in caplog.text
+    caplog.clear()
+    expected = measured.tables["table"].obsm["X_weighted"]
+    assert seen(3.0) == 0
+    assert f"taken from {mine}" in caplog.text
+    np.testing.assert_array_equal(measured.tables["table"].obsm["X_weighted"], expected)
+    assert seen(2.0) == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_where_neither_cache_can_be_written_nothing_is_kept(
+    measured: SpatialData, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "whole", refuse)
+    embed(measured, weighted()[0], device="cpu")
+    assert np.isfinite(measured.tables["table"].obsm["X_weighted"]).all()
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert str(kept.parent / "own") in record.getMessage()
 
 
 def test_an_encoder_is_loaded_only_when_the_section_is_fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -13,12 +14,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from st_predict._files import cache_dir, sha256, whole
+from st_predict._files import cache_dir, sha256, user_cache_dir, whole
 from st_predict._runtime import Inference
 from st_predict.crops import iter_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _READ = 64  # spots whose crops are read together, at least
 
 
@@ -120,6 +122,9 @@ def kept_features(
 ) -> NDArray[np.float32]:
     """Take features from the folder ``embeddings`` of the cache, or compute and keep them there.
 
+    A cache that the user may only read, as one that is shared by a group, is read; new features are kept in, and read from,
+    the user's own cache.
+
     Parameters
     ----------
     encoder
@@ -130,12 +135,15 @@ def kept_features(
         Returns them, ``(n, n_features)``.
     """
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True)
-    folder = cache_dir() / "embeddings" / re.sub(r"[^\w.-]+", "_", encoder.spec.name)
-    path = folder / f"{sha256(text)[:32]}.safetensors"
-    features = _read(path, text)
-    if features is None:
-        features = compute()
-        _keep(path, text, features)
+    name = re.sub(r"[^\w.-]+", "_", encoder.spec.name)
+    # without ST_PREDICT_CACHE, both are the same folder
+    folders = dict.fromkeys([cache_dir(), user_cache_dir()])
+    paths = [folder / "embeddings" / name / f"{sha256(text)[:32]}.safetensors" for folder in folders]
+    for path in paths:
+        if (kept := _read(path, text)) is not None:
+            return kept
+    features = compute()
+    _keep(paths, text, features)
     return features
 
 
@@ -151,9 +159,9 @@ def digests_of_crops(batches: Iterable[Batch], n_crops: int) -> NDArray[np.uint8
 
 def _read(path: Path, header: str) -> NDArray[np.float32] | None:
     """Return what is kept; ``None`` if nothing is, or if it is damaged, which a message says."""
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         with safe_open(path, framework="numpy") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             features: NDArray[np.float32] = file.get_tensor(_NAME)
@@ -167,13 +175,18 @@ def _read(path: Path, header: str) -> NDArray[np.float32] | None:
     return features
 
 
-def _keep(path: Path, header: str, features: NDArray[np.float32]) -> None:
-    """Write a file that appears whole or not at all; a cache that can't be written to is no reason to fail."""
+def _keep(paths: Sequence[Path], header: str, features: NDArray[np.float32]) -> None:
+    """Write the first path, or the next one where writing is not permitted; a cache that is full is no reason to fail."""
+    path, *others = paths
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as fresh:
             save_file({_NAME: features}, fresh, metadata={_HEADER: header, _DIGEST: sha256(features.data)})
     except (SafetensorError, OSError) as error:
+        if others and getattr(error, "errno", None) in _READ_ONLY:
+            logger.info("%s can't be written to (%s); the features are kept in %s.", path.parent, error, others[0])
+            _keep(others, header, features)
+            return
         logger.warning(
             "The features can't be kept in %s (%s). Set ST_PREDICT_CACHE to a folder with space.", path, error
         )
