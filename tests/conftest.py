@@ -22,7 +22,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Scale
 
-from st_predict import checkpoints
+from st_predict import checkpoints, get
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 from st_predict.tl import TrainConfig
@@ -128,6 +128,22 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def link() -> Callable[[SpatialData, str], AnnData]:
+    """Moves a prediction to a table of its own, as earlier versions stored large panels."""
+
+    def move(sdata: SpatialData, key: str) -> AnnData:
+        sdata.tables[key] = get.prediction(sdata, key)
+        table = sdata.tables["table"]
+        for slots in (table.obsm, table.layers):
+            for name in [name for name in slots if str(name).startswith(key)]:
+                del slots[name]
+        del table.uns["st_predict"]
+        return sdata.tables[key]
+
+    return move
 
 
 @pytest.fixture

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata
 from anndata import AnnData
+from safetensors.numpy import save_file
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 
-from st_predict.get import prediction, table_of
+from st_predict._record import Record
+from st_predict._results import Slot, write_bounds
+from st_predict.get import frame, prediction, table_of
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 PANEL = ["ERBB2", "COL1A1", "ACTB"]
 CARD = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
 RECORD = {"card": CARD.to_json(), "version": "0.1.0", "made_by": "somebody"}
+AWKWARD = ("KRT6A/B", "", ".", "..", "_index", "__x", "a b", "HLA-A", "Ä")  # none of them may be the key of a file
 
 
 @pytest.fixture
@@ -35,9 +41,18 @@ def inside(sdata: SpatialData, values: np.ndarray) -> SpatialData:
     table = sdata["table"]
     table.obs["patient"] = "P1"
     table.obsm["spatial"] = np.arange(24.0).reshape(12, 2)
-    table.obsm["pred_m2ost"] = pd.DataFrame(values.copy(), index=table.obs_names, columns=PANEL)
-    table.uns["st_predict"] = {"pred_m2ost": copy.deepcopy(RECORD)}
+    table.obsm["pred_m2ost"] = values.copy()
+    table.uns["st_predict"] = {"pred_m2ost": {**RECORD, "genes": np.array(PANEL)}}
     return sdata
+
+
+@pytest.fixture
+def older(inside: SpatialData, values: np.ndarray) -> SpatialData:
+    """The same prediction as earlier versions stored it: a DataFrame."""
+    table = inside["table"]
+    table.obsm["pred_m2ost"] = pd.DataFrame(values.copy(), index=table.obs_names, columns=PANEL)
+    del table.uns["st_predict"]["pred_m2ost"]["genes"]
+    return inside
 
 
 @pytest.fixture
@@ -63,7 +78,10 @@ def check(result: AnnData, values: np.ndarray) -> None:
     assert list(result.obs_names) == [f"s{i}" for i in range(12)]
     assert set(result.obs["patient"]) == {"P1"}
     np.testing.assert_array_equal(result.obsm["spatial"], np.arange(24.0).reshape(12, 2))
-    assert result.uns["st_predict"] == {"pred_m2ost": RECORD}
+    record = dict(result.uns["st_predict"]["pred_m2ost"])
+    assert list(record.pop("genes", PANEL)) == PANEL
+    assert record == RECORD
+    assert set(result.uns["st_predict"]) == {"pred_m2ost"}
 
 
 def test_reads_obsm(inside: SpatialData, values: np.ndarray) -> None:
@@ -71,6 +89,13 @@ def test_reads_obsm(inside: SpatialData, values: np.ndarray) -> None:
     check(prediction(inside, table_key="table"), values)
     check(prediction(inside["table"]), values)
     assert table_of(inside, "pred_m2ost") == "table"
+
+
+def test_reads_a_dataframe_of_an_earlier_version(older: SpatialData, values: np.ndarray) -> None:
+    check(prediction(older), values)
+    check(prediction(older["table"], genes=PANEL), values)
+    with pytest.raises(ValueError, match="genes= differs from the gene names that are stored"):
+        prediction(older, genes=["a", "b", "c"])
 
 
 def test_reads_a_table_of_its_own_the_same_way(linked: SpatialData, values: np.ndarray) -> None:
@@ -88,14 +113,14 @@ def test_a_slide_without_a_table(linked: SpatialData, values: np.ndarray) -> Non
     assert "spatial" not in result.obsm
 
 
-@pytest.mark.parametrize("storage", ["inside", "linked"])
+@pytest.mark.parametrize("storage", ["inside", "older", "linked"])
 def test_survives_writing(storage: str, request: pytest.FixtureRequest, values: np.ndarray, tmp_path: Path) -> None:
     sdata = request.getfixturevalue(storage)
     sdata.write(tmp_path / "section.zarr")
     check(prediction(read_zarr(tmp_path / "section.zarr")), values)
 
 
-@pytest.mark.parametrize("storage", ["inside", "linked"])
+@pytest.mark.parametrize("storage", ["inside", "older", "linked"])
 def test_changing_the_result_changes_nothing_else(
     storage: str, request: pytest.FixtureRequest, values: np.ndarray
 ) -> None:
@@ -114,8 +139,7 @@ def test_changing_the_result_changes_nothing_else(
 
 def test_changing_the_object_does_not_change_the_result(inside: SpatialData, values: np.ndarray) -> None:
     result = prediction(inside)
-    frame = inside["table"].obsm["pred_m2ost"]
-    frame.iloc[:, :] = 0.0
+    inside["table"].obsm["pred_m2ost"][:] = 0.0
     inside["table"].uns["st_predict"]["pred_m2ost"]["version"] = "x"
     check(result, values)
 
@@ -147,6 +171,14 @@ def test_two_tables_with_the_key(inside: SpatialData, values: np.ndarray) -> Non
     np.testing.assert_array_equal(prediction(inside, table_key="second").X, values + 1)
 
 
+def test_a_table_and_its_linked_table_with_the_key(inside: SpatialData, values: np.ndarray) -> None:
+    add_linked(inside, "pred_m2ost", values + 1)
+    with pytest.raises(ValueError, match=r"pass table_key=, one of \['pred_m2ost', 'table'\]"):
+        prediction(inside)
+    check(prediction(inside, table_key="table"), values)
+    check(prediction(inside, table_key="pred_m2ost"), values + 1)
+
+
 def test_two_tables_of_the_spots(linked: SpatialData, values: np.ndarray) -> None:
     linked.tables["second"] = linked["table"].copy()
     with pytest.raises(ValueError, match=r"one of \['second', 'table'\]"):
@@ -154,17 +186,165 @@ def test_two_tables_of_the_spots(linked: SpatialData, values: np.ndarray) -> Non
     check(prediction(linked, table_key="table"), values)
 
 
-def test_an_array_is_no_prediction(inside: SpatialData) -> None:
-    inside["table"].obsm["X_pca"] = np.zeros((12, 2))
-    with pytest.raises(TypeError, match=r"is a ndarray.*The predictions are \['pred_m2ost'\]"):
+def test_an_array_or_an_embedding_is_not_a_prediction(inside: SpatialData) -> None:
+    table = inside["table"]
+    table.obsm["X_pca"] = table.obsm["X_rgb"] = np.zeros((12, 2))
+    table.uns["st_predict"]["X_rgb"] = {"encoder": "{}"}
+    with pytest.raises(ValueError, match="The gene names of 'X_pca' are unknown"):
         prediction(inside, "X_pca")
+    with pytest.raises(TypeError, match=r"is an embedding.*The predictions are \['pred_m2ost'\]"):
+        prediction(inside, "X_rgb")
 
 
-def test_a_table_that_lost_where_it_came_from(inside: SpatialData, values: np.ndarray) -> None:
-    joined = ad.concat([inside["table"]])
+def test_a_dataframe_that_lost_where_it_came_from(older: SpatialData, values: np.ndarray) -> None:
+    joined = ad.concat([older["table"]])
     result = prediction(joined)
     np.testing.assert_array_equal(result.X, values)
+    assert list(result.var_names) == PANEL
     assert "st_predict" not in result.uns
+
+
+def parts(table: AnnData) -> list[AnnData]:
+    """Two sections, whose predictions were made in different ways."""
+    first, second = table[:5].copy(), table[5:].copy()
+    first.uns["st_predict"]["pred_m2ost"]["params"] = "{}"
+    second.uns["st_predict"]["pred_m2ost"]["params"] = '{"device": "cpu"}'
+    return [first, second]
+
+
+def test_concatenation_keeps_the_names_with_uns_merge(inside: SpatialData, values: np.ndarray) -> None:
+    result = prediction(ad.concat(parts(inside["table"]), uns_merge="same"))
+    np.testing.assert_array_equal(result.X, values)
+    assert list(result.var_names) == PANEL
+    assert result.uns["st_predict"]["pred_m2ost"]["card"] == CARD.to_json()
+
+
+def joined_slides(sdata: SpatialData, **options: object) -> SpatialData:
+    """Two slides as one object, with one table."""
+    table = sdata["table"].copy()
+    second = SpatialData(shapes={"spots": sdata["spots"]}, tables={"table": table})
+    table.obs_names = [f"t{i}" for i in range(12)]
+    first = SpatialData(shapes={"spots": sdata["spots"]}, tables={"table": sdata["table"]})
+    return spatialdata.concatenate({"a": first, "b": second}, concatenate_tables=True, **options)
+
+
+def test_slides_that_are_joined_keep_the_names_with_uns_merge(
+    inside: SpatialData, values: np.ndarray, tmp_path: Path
+) -> None:
+    joined = joined_slides(inside, uns_merge="same")
+    result = prediction(joined)
+    np.testing.assert_array_equal(result.X, np.concatenate([values, values]))
+    assert list(result.var_names) == PANEL
+    joined["pred"] = result
+    joined.write(tmp_path / "joined.zarr")
+    assert list(frame(read_zarr(tmp_path / "joined.zarr"))) == PANEL
+
+
+@pytest.mark.parametrize("joined_by", ["anndata", "spatialdata"])
+def test_names_that_concatenation_lost_may_be_given(
+    inside: SpatialData, values: np.ndarray, tmp_path: Path, joined_by: str
+) -> None:
+    if joined_by == "anndata":
+        joined: AnnData | SpatialData = ad.concat(parts(inside["table"]))
+    else:
+        joined = joined_slides(inside)
+        values = np.concatenate([values, values])
+    with pytest.raises(ValueError, match=r'uns_merge="same".*genes=.* with a list of 3 names'):
+        prediction(joined)
+    with pytest.raises(ValueError, match=r'uns_merge="same"'):
+        frame(joined)
+    path = tmp_path / "net.safetensors"
+    save_file({"x": np.zeros(2)}, path, metadata={"st_predict.card": CARD.to_json()})
+    for genes in (PANEL, tuple(PANEL), pd.Index(PANEL), path, str(path)):
+        result = prediction(joined, genes=genes)
+        np.testing.assert_array_equal(result.X, values)
+        assert list(result.var_names) == PANEL
+    with pytest.raises(ValueError, match=r"genes= names 2 genes, the prediction 'pred_m2ost' has 3 columns"):
+        prediction(joined, genes=PANEL[:2])
+    with pytest.raises(FileNotFoundError, match=r"no file 'ERBB2': genes= is a list of names or the path"):
+        prediction(joined, genes="ERBB2")
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"net\.safetensors' is no complete safetensors file"):
+        prediction(joined, genes=path)
+
+
+def test_columns_that_were_taken_away(inside: SpatialData) -> None:
+    table = inside["table"]
+    table.obsm["pred_m2ost"] = table.obsm["pred_m2ost"][:, :2]
+    with pytest.raises(ValueError, match=r"The record names 3 genes, .* has 2 columns: pass genes="):
+        prediction(inside)
+    assert list(prediction(inside, genes=PANEL[:2]).var_names) == PANEL[:2]
+
+
+def test_names_are_read_without_the_card(inside: SpatialData) -> None:
+    inside["table"].uns["st_predict"]["pred_m2ost"]["card"] = "damaged"
+    assert list(frame(inside)) == PANEL
+
+
+@pytest.mark.parametrize("storage", ["inside", "older", "linked"])
+def test_frame(storage: str, request: pytest.FixtureRequest, values: np.ndarray) -> None:
+    sdata = request.getfixturevalue(storage)
+    expected = pd.DataFrame(values, index=[f"s{i}" for i in range(12)], columns=PANEL)
+    pd.testing.assert_frame_equal(frame(sdata), expected)
+    pd.testing.assert_frame_equal(frame(sdata, "pred_m2ost", table_key="table"), expected)
+    changed = frame(sdata)
+    changed.iloc[:] = 0
+    check(prediction(sdata), values)
+
+
+@pytest.fixture
+def awkward(inside: SpatialData) -> SpatialData:
+    """A prediction of genes whose names cannot be the key of a file, with standard deviations and bounds."""
+    values = np.arange(12 * len(AWKWARD), dtype=np.float32).reshape(12, -1)
+    slot = Slot(sdata=inside, key="p", table_key="table", regions=("spots",))
+    slot.write_prediction(values, Record(card=replace(CARD, genes=AWKWARD)), std=values + 1)
+    write_bounds(inside["table"], "p", values - 1, values + 2, calibration={"coverage": 0.9})
+    return inside
+
+
+def check_awkward(result: AnnData) -> None:
+    values = np.arange(12 * len(AWKWARD), dtype=np.float32).reshape(12, -1)
+    assert tuple(result.var_names) == AWKWARD
+    np.testing.assert_array_equal(result.X, values)
+    for layer, shift in (("std", 1), ("lower", -1), ("upper", 2)):
+        np.testing.assert_array_equal(result.layers[layer], values + shift)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")  # anndata; all others are errors
+def test_any_gene_name_survives_files(awkward: SpatialData, tmp_path: Path) -> None:
+    awkward["table"].write_h5ad(tmp_path / "table.h5ad")
+    awkward["table"].write_zarr(tmp_path / "table.zarr")
+    awkward.write(tmp_path / "section.zarr")
+    read = [ad.read_h5ad(tmp_path / "table.h5ad"), ad.read_zarr(tmp_path / "table.zarr")]
+    for data in (*read, read_zarr(tmp_path / "section.zarr")):
+        check_awkward(prediction(data, "p"))
+        record = Record.read((data["table"] if isinstance(data, SpatialData) else data).uns, "p")
+        assert record is not None
+        assert record.genes == AWKWARD
+        assert "genes" not in record.others
+
+
+def test_a_prediction_is_an_element_of_its_own(awkward: SpatialData, tmp_path: Path) -> None:
+    awkward["pred"] = prediction(awkward, "p")
+    awkward.write(tmp_path / "section.zarr")
+    again = read_zarr(tmp_path / "section.zarr")
+    check_awkward(again["pred"])
+    assert again["pred"].uns["spatialdata_attrs"] == again["table"].uns["spatialdata_attrs"]
+    matched = spatialdata.match_element_to_table(again, "spots", "pred")[1]
+    assert matched.n_obs == 12
+    check_awkward(prediction(again, "p"))
+
+
+def test_links_are_those_of_the_rows(two_regions: SpatialData, tmp_path: Path) -> None:
+    sdata, some = two_regions, two_regions["table"].obs["region"] == "more"
+    sdata["table"].uns["spatialdata_attrs"]["region"] = ["spots", "more"]
+    own = AnnData(np.ones((12, 3), np.float32), obs=sdata["table"].obs[some], var=pd.DataFrame(index=PANEL))
+    own.uns["st_predict"] = {"p": copy.deepcopy(RECORD)}
+    sdata["p"] = TableModel.parse(own, region="more", region_key="region", instance_key="instance")
+    sdata["pred"] = prediction(sdata, "p")
+    assert sdata["pred"].uns["spatialdata_attrs"]["region"] == ["more"]
+    sdata.write(tmp_path / "section.zarr")
+    assert read_zarr(tmp_path / "section.zarr")["pred"].shape == (12, 3)
 
 
 def test_something_else_is_refused(values: np.ndarray) -> None:

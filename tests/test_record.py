@@ -30,7 +30,10 @@ def test_a_record_comes_back() -> None:
         __version__,
     )
     assert Record.keys(uns) == ["other", "p"]
-    assert all(isinstance(value, str) for value in uns["st_predict"]["p"].values())  # which zarr and h5ad can store
+    stored = dict(uns["st_predict"]["p"])
+    assert stored.pop("genes").tolist() == ["a", "b"]
+    assert Record.genes_of(uns, "p") == ("a", "b")
+    assert all(isinstance(value, str) for value in stored.values())  # which zarr and h5ad can store
     Record.remove(uns, "p")
     Record.remove(uns, "other")
     assert uns == {"theirs": 1}
@@ -41,6 +44,8 @@ def test_what_is_not_there() -> None:
     assert Record.keys({"st_predict": "a text of the user"}) == []
     assert Record.kind_of({"st_predict": {"p": {"version": "1"}}}, "p") is None
     assert Record.derived_of({}, "p") == ()
+    assert Record.genes_of({}, "p") is None
+    assert Record.genes_of({"st_predict": {"p": {"card": CARD.to_json()}}}, "p") is None  # of an earlier version
 
 
 def test_an_embedding_has_no_genes() -> None:
@@ -49,6 +54,7 @@ def test_an_embedding_has_no_genes() -> None:
     read = Record.read(uns, "X")
     assert read is not None
     assert (read.kind, read.genes, read.card, read.encoder) == ("embedding", (), None, {"name": "rgb"})
+    assert Record.genes_of(uns, "X") is None
 
 
 def test_fields_of_others_are_kept() -> None:
@@ -64,8 +70,9 @@ def test_fields_of_others_are_kept() -> None:
 
 def test_a_newer_card_is_refused_only_where_it_is_read() -> None:
     card = json.loads(CARD.to_json()) | {"format_version": 99}
-    uns = {"st_predict": {"p": {"card": json.dumps(card), "derived": '["p_std"]'}}}
+    uns = {"st_predict": {"p": {"card": json.dumps(card), "derived": '["p_std"]', "genes": ["a", "b"]}}}
     assert Record.kind_of(uns, "p") == "prediction"
     assert Record.derived_of(uns, "p") == ("p_std",)
+    assert Record.genes_of(uns, "p") == ("a", "b")
     with pytest.raises(ValueError, match="upgrade st_predict"):
         Record.read(uns, "p")

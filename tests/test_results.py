@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from spatialdata import read_zarr
 
 from st_predict import get
 from st_predict._record import Record
@@ -13,7 +14,11 @@ from st_predict._results import Slot
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from spatialdata import SpatialData
+
+    from st_predict._record import Kind
 
 VALUES = np.arange(24, dtype=np.float32).reshape(12, 2)
 
@@ -31,6 +36,28 @@ def slot_of(sdata: SpatialData, key: str = "p", table_key: str | None = "table")
 def test_keys_that_cannot_be_stored(measured: SpatialData, key: str) -> None:
     with pytest.raises(ValueError, match="key_added may have only letters"):
         slot_of(measured, key).check_free("prediction")
+
+
+@pytest.mark.parametrize("kind", ["prediction", "embedding"])
+@pytest.mark.parametrize("key", [".", "..", "__", "__x", "zarr.json", ".zgroup"])
+def test_names_that_are_reserved(measured: SpatialData, key: str, kind: Kind) -> None:
+    with pytest.raises(ValueError, match=rf"must not be .* {key!r} cannot be stored. Choose another name"):
+        slot_of(measured, key).check_free(kind)
+
+
+@pytest.mark.parametrize("key", ["p" * 201, "ä" * 101])
+def test_names_that_are_too_long(measured: SpatialData, key: str) -> None:
+    with pytest.raises(ValueError, match=r"at most 200 characters .* got 20[12]: .* Choose a shorter name"):
+        slot_of(measured, key).check_free("prediction")
+
+
+@pytest.mark.parametrize("key", ["p" * 200, "...", "_x", "ä-1.2"])
+def test_keys_that_can_be_stored(measured: SpatialData, key: str, tmp_path: Path) -> None:
+    slot_of(measured, key).check_free("prediction", derived=[f"{key}_std"])
+    slot_of(measured, key).write_prediction(VALUES, record(), std=VALUES)
+    measured.write(tmp_path / "s.zarr")
+    again = get.prediction(read_zarr(tmp_path / "s.zarr"), key)
+    np.testing.assert_array_equal(again.layers["std"], VALUES)
 
 
 def test_a_prediction_replaces_an_earlier_one_with_all_that_belongs_to_it(measured: SpatialData) -> None:

@@ -8,6 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
+import numpy as np
+
 from st_predict._keys import Keys
 from st_predict._version import __version__
 from st_predict.specs import ModelCard
@@ -16,7 +18,7 @@ __all__ = ["Kind", "Record"]
 
 Kind: TypeAlias = Literal["prediction", "embedding"]
 
-_FIELDS = {"card", "encoder", "params", "derived", "calibration", "version"}
+_FIELDS = {"card", "genes", "encoder", "params", "derived", "calibration", "version"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +103,12 @@ class Record:
         return tuple(json.loads(stored["derived"])) if "derived" in stored else ()
 
     @staticmethod
+    def genes_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+        """Names of the columns of a prediction, without reading the card; ``None`` if they are not stored."""
+        stored = _stored(uns).get(key, {})
+        return tuple(str(gene) for gene in stored["genes"]) if "genes" in stored else None
+
+    @staticmethod
     def copy(source: Mapping[str, Any], target: MutableMapping[str, Any], key: str) -> None:
         """Copy the record of a key, as it is stored, from one ``.uns`` to another; nothing if there is none."""
         if key in _stored(source):
@@ -117,6 +125,7 @@ class Record:
         stored = {**self.others, "version": self.version, "params": json.dumps(dict(self.params))}
         if self.card is not None:
             stored["card"] = self.card.to_json()
+            stored["genes"] = np.array(self.genes, dtype=object)  # stored as an array of strings by h5ad and zarr
         if self.encoder is not None:
             stored["encoder"] = json.dumps(dict(self.encoder))
         if self.derived:

@@ -36,9 +36,10 @@ __all__ = ["Lattice", "Slot", "check_cells", "write_bounds", "write_cells"]
 
 logger = logging.getLogger(__name__)
 
-# A DataFrame in .obsm costs zarr one group per column; above this number a table of its own is far cheaper.
-MAX_OBSM_GENES = 1000
 _CHUNK = 1024  # cells of a chunk on disk
+
+_LONGEST_KEY = 200  # file systems allow names of 255 bytes; some are left for suffixes
+_ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 _A = {"prediction": "a prediction", "embedding": "an embedding"}
 
@@ -95,9 +96,9 @@ class Slot:
     ) -> None:
         """Write a prediction and its record.
 
-        It goes to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table; standard
-        deviations go to ``.obsm[key + "_std"]``. A panel of more than 1000 genes, and a slide without a table, get a linked table
-        ``sdata.tables[key]``, with ``.layers["std"]``.
+        The values go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table;
+        standard deviations go to ``.obsm[key + "_std"]``. The record names the genes. A slide without a table gets a linked
+        table ``sdata.tables[key]``, with ``.layers["std"]``.
 
         Parameters
         ----------
@@ -108,28 +109,28 @@ class Slot:
         std
             ``(n_spots, n_genes)``: standard deviations.
         """
-        frame = pd.DataFrame(values, columns=list(record.genes))
-        linked = self._link(frame) if self.table_key is None or len(record.genes) > MAX_OBSM_GENES else None
-        self._remove_prediction()
-        if linked is not None:
+        if self.table_key is None:
+            linked = self._link(values, record.genes)
             if std is not None:
                 linked.layers[Keys.STD] = std
+            self._remove_prediction()
             self._write_table(linked, record)
             return
+        self._remove_prediction()
         table = self.sdata.tables[self.table_key]
-        frame.index = table.obs_names
         if std is not None:
-            table.obsm[Keys.std(self.key)] = pd.DataFrame(std, columns=frame.columns, index=table.obs_names)
+            table.obsm[Keys.std(self.key)] = std
             record = replace(record, derived=(Keys.std(self.key),))
-        table.obsm[self.key] = frame
-        if table.n_vars and set(table.var_names) <= set(frame.columns):
-            table.layers[self.key] = frame[table.var_names.tolist()].to_numpy()
+        table.obsm[self.key] = values
+        places = {gene: column for column, gene in enumerate(record.genes)}
+        if table.n_vars and set(table.var_names) <= places.keys():
+            table.layers[self.key] = values[:, [places[gene] for gene in table.var_names]]
         record.write(table.uns, self.key)
 
     def write_features(self, features: NDArray[np.float32], record: Record) -> None:
         """Write an embedding ``(n_spots, n_features)`` to ``.obsm[key]``; a slide without a table gets a linked one."""
         if self.table_key is None:
-            linked = self._link(pd.DataFrame(features, columns=[str(i) for i in range(features.shape[1])]))
+            linked = self._link(features, [str(i) for i in range(features.shape[1])])
             if self.key in self.sdata.tables:
                 del self.sdata.tables[self.key]
             self._write_table(linked, record)
@@ -138,12 +139,18 @@ class Slot:
         table.obsm[self.key] = features
         record.write(table.uns, self.key)
 
-    def _link(self, frame: pd.DataFrame) -> AnnData:
-        """Make a table for the same spots, whose values are those of ``frame``."""
-        if self.table_key is None:
-            assert self.xy is not None  # that of a slide without a table is known
-            return _link_to_shapes(self.sdata, self.regions[0], frame, self.xy)
-        return _link_like(self.sdata.tables[self.table_key], frame)
+    def _link(self, values: NDArray[np.float32], names: Sequence[str]) -> AnnData:
+        """Make a table whose rows are the shapes of the region."""
+        assert self.xy is not None  # known for a slide without a table
+        region, shapes = self.regions[0], self.sdata.shapes[self.regions[0]]
+        obs = pd.DataFrame({"region": pd.Categorical([region] * len(shapes)), "instance": shapes.index.to_numpy()})
+        for column in (Keys.ARRAY_ROW, Keys.ARRAY_COL):
+            if column in shapes:
+                obs[column] = shapes[column].to_numpy()
+        obs.index = shapes.index.astype(str)
+        adata = AnnData(values, obs=obs, var=pd.DataFrame(index=list(names)))
+        adata.obsm[Keys.SPATIAL] = self.xy.copy()
+        return TableModel.parse(adata, region=region, region_key="region", instance_key="instance")
 
     def _remove_prediction(self) -> None:
         """Remove an earlier prediction, which may have gone elsewhere: its panel may have been another one."""
@@ -204,16 +211,26 @@ def write_bounds(
             "prediction: rename or delete that first."
         )
     for name, values in zip(names, (lower, upper), strict=True):
-        slots[name] = pd.DataFrame(values, index=table.obs_names, columns=list(record.genes)) if inside else values
+        slots[name] = values
     derived = tuple(sorted({*record.derived, *names})) if inside else record.derived
     replace(record, calibration=calibration, derived=derived).write(table.uns, key)
 
 
 def _check_name(key: str) -> None:
-    """Refuse a key that SpatialData could not store."""
+    """Refuse a key that SpatialData cannot store."""
     if not re.fullmatch(r"[\w.-]+", key):
         raise ValueError(
             f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}."
+        )
+    if key in {".", ".."} or key.startswith("__") or key in _ZARR_FILES:
+        raise ValueError(
+            f"key_added must not be '.', '..' or the name of a zarr file, nor begin with '__': {key!r} cannot be stored. "
+            "Choose another name."
+        )
+    if len(key.encode()) > _LONGEST_KEY:
+        raise ValueError(
+            f"key_added must have at most {_LONGEST_KEY} characters (bytes in UTF-8), else it cannot be stored; got "
+            f"{len(key.encode())}: {key[:20]!r}... Choose a shorter name."
         )
 
 
@@ -240,26 +257,6 @@ def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[
     shared = set(np.atleast_1d(there)) & set(regions)
     if not shared or (kind == "embedding" and shared != set(np.atleast_1d(there)) | set(regions)):
         raise ValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
-
-
-def _link_to_shapes(sdata: SpatialData, region: str, frame: pd.DataFrame, xy: NDArray[np.float64]) -> AnnData:
-    """Make a table whose rows are the shapes of a region, and whose values are those of ``frame``."""
-    shapes = sdata.shapes[region]
-    obs = pd.DataFrame({"region": pd.Categorical([region] * len(shapes)), "instance": shapes.index.to_numpy()})
-    for column in (Keys.ARRAY_ROW, Keys.ARRAY_COL):
-        if column in shapes:
-            obs[column] = shapes[column].to_numpy()
-    obs.index = shapes.index.astype(str)
-    adata = AnnData(frame.to_numpy(), obs=obs, var=pd.DataFrame(index=frame.columns))
-    adata.obsm[Keys.SPATIAL] = xy.copy()
-    return TableModel.parse(adata, region=region, region_key="region", instance_key="instance")
-
-
-def _link_like(table: AnnData, frame: pd.DataFrame) -> AnnData:
-    region, region_key, instance_key = get_table_keys(table)
-    obs = table.obs[[region_key, instance_key]].copy()
-    adata = AnnData(frame.to_numpy(), obs=obs, var=pd.DataFrame(index=frame.columns))
-    return TableModel.parse(adata, region=region, region_key=region_key, instance_key=instance_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

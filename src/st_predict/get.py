@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,21 +14,88 @@ from spatialdata import SpatialData
 
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["prediction", "table_of"]
+__all__ = ["frame", "prediction", "table_of"]
 
 
 _TABLE_ATTRS = "spatialdata_attrs"
 
 
-def prediction(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_key: str | None = None) -> AnnData:
-    """Return a prediction as an object of its own, with the gene panel as variables.
+def prediction(
+    data: AnnData | SpatialData,
+    key: str = "pred_m2ost",
+    *,
+    table_key: str | None = None,
+    genes: Sequence[str] | PathLike[str] | str | None = None,
+) -> AnnData:
+    """Return a prediction as a separate object, with the gene panel as variables.
 
-    Small panels are stored in ``.obsm`` of the table of the spots, large ones as a table of their own; both are read
-    the same way. Nothing is shared with ``data``: changing the result does not change it.
+    Predictions in ``.obsm`` of the spot table and in a linked table are read the same way, including DataFrames written
+    by earlier versions. Nothing is shared with ``data``: changing the result does not change it. The result keeps the
+    links to the spots, so ``sdata["name"] = prediction`` adds it as a table that can be plotted and written.
+
+    Parameters
+    ----------
+    data
+        What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
+    key
+        Key of the prediction, ``pred_{model}`` unless it was given another one.
+    table_key
+        Table of the spots. Needed if several tables have a prediction of this key.
+    genes
+        Gene names of a prediction in ``.obsm`` whose record was lost: a list, or the ``.safetensors`` checkpoint that
+        made the prediction. :func:`anndata.concat` drops the record unless it is given ``uns_merge="same"``.
+
+    Returns
+    -------
+    ``.X`` : ``(n_obs, n_genes)``, float32
+        The prediction; rows of spots that could not be predicted are NaN.
+    ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
+        Standard deviations, if the prediction has any.
+    ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
+        Bounds of its intervals, if :func:`st_predict.tl.calibrate` was applied.
+    ``.obs``, ``.obsm["spatial"]``
+        Copied from the spot table where present.
+    ``.uns["st_predict"][key]``
+        Card and version of the model, if they are known.
+    ``.uns["spatialdata_attrs"]``
+        Links to the spots, copied from the spot table.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction or table; the message lists those that there are.
+    ValueError
+        If several tables have a prediction of this key, the gene names are unknown, or ``genes`` does not fit.
+    FileNotFoundError
+        If ``genes`` is the path of a file that does not exist.
+    TypeError
+        If ``data`` is neither AnnData nor SpatialData, or ``key`` holds an embedding.
+
+    Examples
+    --------
+    >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
+    >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
+    """
+    if isinstance(data, AnnData):
+        return _from_obsm(data, key, genes)
+    if not isinstance(data, SpatialData):
+        raise TypeError(f"data must be AnnData or SpatialData, got {type(data).__name__}.")
+    holder = table_of(data, key, table_key=table_key)
+    if key in data.tables[holder].obsm:
+        return _from_obsm(data.tables[holder], key, genes)
+    spots = spots_table_of(data, holder, table_key=table_key)
+    return _from_table(data.tables[holder], key, genes, spots=None if spots is None else data.tables[spots])
+
+
+def frame(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_key: str | None = None) -> pd.DataFrame:
+    """Return a prediction as a DataFrame.
 
     Parameters
     ----------
@@ -40,78 +108,106 @@ def prediction(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_ke
 
     Returns
     -------
-    ``.X`` : ``(n_obs, n_genes)``, float32
-        The prediction; rows of spots that could not be predicted are NaN.
-    ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
-        Standard deviations, if the prediction has any.
-    ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
-        Bounds of its intervals, if :func:`st_predict.tl.calibrate` was applied.
-    ``.obs``, ``.obsm["spatial"]``
-        As in the table of the spots, as far as there are any.
-    ``.uns["st_predict"][key]``
-        Card and version of the model, if they are known.
+    ``(n_obs, n_genes)``, float32: one row per spot with its name as index, one column per gene. Rows of spots that could
+    not be predicted are NaN. Changing the result does not change ``data``.
 
     Raises
     ------
-    KeyError
-        If there is no such prediction or table; the message lists those that there are.
-    ValueError
-        If several tables have a prediction of this key.
-    TypeError
-        If ``data`` is neither AnnData nor SpatialData, or if what is stored under ``key`` does not name its genes.
+    KeyError, TypeError, ValueError
+        As :func:`prediction`.
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
-    >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
+    >>> st_predict.get.frame(sdata, "pred_m2ost")["ERBB2"]  # doctest: +SKIP
     """
-    if isinstance(data, AnnData):
-        return _from_obsm(data, key)
-    if not isinstance(data, SpatialData):
-        raise TypeError(f"data must be AnnData or SpatialData, got {type(data).__name__}.")
-    holder = table_of(data, key, table_key=table_key)
-    if key in data.tables[holder].obsm:
-        return _from_obsm(data.tables[holder], key)
-    spots = spots_table_of(data, holder, table_key=table_key)
-    return _from_table(data.tables[holder], key, spots=None if spots is None else data.tables[spots])
+    return prediction(data, key, table_key=table_key).to_df()
 
 
-def _from_obsm(table: AnnData, key: str) -> AnnData:
+def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | str | None) -> AnnData:
     if key not in table.obsm:
         raise _unknown(key, _listed(table))
-    frame = table.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(
-            f".obsm[{key!r}] is a {type(frame).__name__}; a prediction is a DataFrame whose columns are the genes. "
-            f"The predictions are {_listed(table)}."
-        )
-    result = _build(frame.to_numpy(np.float32, copy=True), frame.columns, key=key, stored=table, spots=table)
+    if Record.kind_of(table.uns, key) == "embedding":
+        raise TypeError(f".obsm[{key!r}] is an embedding, not a prediction. The predictions are {_listed(table)}.")
+    slot = table.obsm[key]
+    # earlier versions wrote a DataFrame
+    stored = slot.columns.astype(str) if isinstance(slot, pd.DataFrame) else Record.genes_of(table.uns, key)
+    names = _names(key, slot.shape[1], stored=stored, given=genes)
+    result = _build(np.array(slot, np.float32), names, key=key, stored=table, spots=table)
     derived = Record.derived_of(table.uns, key)
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
         if name in derived and name in table.obsm:  # else it was deleted
-            result.layers[layer] = table.obsm[name].to_numpy(np.float32, copy=True)
+            result.layers[layer] = np.array(table.obsm[name], np.float32)
     return result
 
 
-def _from_table(table: AnnData, key: str, *, spots: AnnData | None) -> AnnData:
+def _names(
+    key: str, n_genes: int, *, stored: Sequence[str] | None, given: Sequence[str] | PathLike[str] | str | None
+) -> list[str]:
+    """Gene names of a prediction with ``n_genes`` columns: those that are stored, else those that the caller gives."""
+    if stored is None and given is None:
+        raise ValueError(
+            f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them. Concatenate with "
+            f'uns_merge="same" to keep them, or call st_predict.get.prediction(..., genes=) with a list of {n_genes} '
+            "names or the checkpoint that made the prediction."
+        )
+    known = None if stored is None else [str(gene) for gene in stored]
+    names = known if given is None else _read_names(given)
+    if names is None or len(names) != n_genes:
+        source = "The record" if given is None else "genes="
+        raise ValueError(
+            f"{source} names {len(names or [])} genes, the prediction {key!r} has {n_genes} columns: pass genes=, a list "
+            f"of {n_genes} names or the checkpoint that made it."
+        )
+    if known is not None and len(known) == n_genes and names != known:
+        raise ValueError(f"genes= differs from the gene names that are stored with {key!r}: leave genes= out.")
+    return names
+
+
+def _read_names(genes: Sequence[str] | PathLike[str] | str) -> list[str]:
+    if not isinstance(genes, (str, PathLike)):
+        return [str(gene) for gene in genes]
+    try:
+        return list(ModelCard.of_file(genes).genes)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no file {str(genes)!r}: genes= is a list of names or the path of a .safetensors checkpoint."
+        ) from error
+
+
+def _from_table(
+    table: AnnData,
+    key: str,
+    genes: Sequence[str] | PathLike[str] | str | None,
+    *,
+    spots: AnnData | None,
+) -> AnnData:
     values = table.X.toarray() if sparse.issparse(table.X) else table.X
     # what is known of the spots is in their own table, if the prediction has another one
     described = table if spots is None else spots[table.obs_names]
-    result = _build(np.array(values, np.float32), table.var_names, key=key, stored=table, spots=described)
+    names = _names(key, table.n_vars, stored=table.var_names, given=genes)
+    result = _build(np.array(values, np.float32), names, key=key, stored=table, spots=described)
     for layer in {Keys.STD, Keys.LOWER, Keys.UPPER} & set(table.layers):
         result.layers[layer] = np.array(table.layers[layer], np.float32)
     return result
 
 
-def _build(values: NDArray[np.float32], genes: pd.Index, *, key: str, stored: AnnData, spots: AnnData) -> AnnData:
-    result = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes.astype(str)))
+def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: AnnData, spots: AnnData) -> AnnData:
+    result = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes))
     if Keys.SPATIAL in spots.obsm:
         result.obsm[Keys.SPATIAL] = np.array(spots.obsm[Keys.SPATIAL])
-    # with these the result can be put into a SpatialData object again
     if _TABLE_ATTRS in spots.uns:
-        result.uns[_TABLE_ATTRS] = deepcopy(dict(spots.uns[_TABLE_ATTRS]))
+        result.uns[_TABLE_ATTRS] = _links(spots)
     Record.copy(stored.uns, result.uns, key)
     return result
+
+
+def _links(table: AnnData) -> dict[str, Any]:
+    """Return what a SpatialData object needs to link the rows of a table to shapes: only regions that have rows."""
+    attrs = deepcopy(dict(table.uns[_TABLE_ATTRS]))
+    if not isinstance(attrs["region"], str) and attrs["region_key"] in table.obs:
+        there = set(table.obs[attrs["region_key"]])
+        attrs["region"] = [region for region in attrs["region"] if region in there]
+    return attrs
 
 
 def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> str:
@@ -145,9 +241,9 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
         holders.append(key)
     if not holders:
         raise _unknown(key, _listed_everywhere(sdata))
-    if len(holders) > 1:
+    if len(holders) > 1 and table_key not in holders:
         raise ValueError(f"Several tables have a prediction {key!r}: pass table_key=, one of {sorted(holders)}.")
-    return holders[0]
+    return holders[0]  # table_key, if it is one of them
 
 
 def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = None) -> str | None:
@@ -193,7 +289,7 @@ def _same_spots(sdata: SpatialData, key: str, table_key: str) -> bool:
 
 
 def _listed(table: AnnData) -> list[str]:
-    return sorted(key for key in Record.keys(table.uns) if isinstance(table.obsm.get(key), pd.DataFrame))
+    return sorted(k for k in Record.keys(table.uns) if k in table.obsm and Record.kind_of(table.uns, k) == "prediction")
 
 
 def _listed_everywhere(sdata: SpatialData) -> list[str]:

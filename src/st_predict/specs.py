@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+if TYPE_CHECKING:
+    from os import PathLike
 
 __all__ = ["FORMAT_VERSION", "IMAGENET", "CropSpec", "LevelSpec", "ModelCard", "PixelSpec", "TargetSpec"]
 
@@ -188,6 +192,9 @@ class ModelCard:
     citation: str = ""
     format_version: int = FORMAT_VERSION
 
+    METADATA_KEY: ClassVar[str] = "st_predict.card"
+    """Entry of the metadata of a ``.safetensors`` file that holds the card."""
+
     def to_json(self) -> str:
         """Serialise, with sorted keys so that equal cards are equal strings."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -216,6 +223,50 @@ class ModelCard:
             )
         except (AttributeError, KeyError, TypeError) as error:  # of JSON that has another structure
             raise ValueError(f"This is no card of st_predict ({type(error).__name__}: {error}).") from error
+
+    @classmethod
+    def of_file(cls, path: PathLike[str] | str) -> ModelCard:
+        """Read the card of a checkpoint, without its weights.
+
+        Parameters
+        ----------
+        path
+            A ``.safetensors`` file written by :func:`st_predict.checkpoints.save`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not a safetensors file, or has no card that can be read.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
+        metadata = _metadata(path)
+        if cls.METADATA_KEY not in metadata:
+            raise ValueError(
+                f"{str(path)!r} has no st_predict card: it was not written by st_predict. Weights of published code can "
+                "be converted with the `convert` of models.get_spec(name)."
+            )
+        try:
+            return cls.from_json(metadata[cls.METADATA_KEY])
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} cannot be used. {error}") from error
+
+
+def _metadata(path: PathLike[str] | str) -> dict[str, str]:
+    """Read the metadata of a safetensors file from its header: 8 bytes with its length, then JSON."""
+    size = Path(path).stat().st_size
+    try:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("its header is longer than the file")
+            return dict(json.loads(file.read(length)).get("__metadata__") or {})
+    except (AttributeError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
+        raise ValueError(
+            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
+        ) from error
 
 
 def _check_fields(values: dict[str, Any], names: set[str]) -> None:

@@ -184,6 +184,23 @@ def test_a_file_of_another_kind(tmp_path, content):
         checkpoints.load(tmp_path / "a.safetensors")
 
 
+def test_the_card_is_read_without_the_weights(path):
+    assert ModelCard.of_file(path) == CARD
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])  # the header only
+    assert ModelCard.of_file(path) == CARD
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nope\.safetensors"):
+        ModelCard.of_file(path.with_name("nope.safetensors"))
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{", b"\xff\xff", b'{"__metadata__": "text"}'])
+def test_headers_that_are_not_those_of_safetensors(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"a\.safetensors' is no complete safetensors file"):
+        ModelCard.of_file(path)
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_weights_without_a_card(tmp_path, metadata):
     save_file({"weight": torch.ones(3)}, tmp_path / "a.safetensors", metadata=metadata)

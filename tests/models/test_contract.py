@@ -294,7 +294,7 @@ def test_predict_fills_every_spot_of_a_slide(spec, card, network, sdata, tmp_pat
     )
     assert seen
     assert all([tuple(crop.shape[1:]) for crop in batch.crops] == levels for batch in seen)
-    prediction = sdata.tables["table"].obsm[Keys.prediction(card.model)]
+    prediction = stp.get.frame(sdata, Keys.prediction(card.model))
     assert prediction.shape == (12, len(GENES))
     assert tuple(prediction.columns) == GENES
     assert np.isfinite(prediction.to_numpy()).all()

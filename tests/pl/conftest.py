@@ -40,9 +40,9 @@ def predicted(sdata: SpatialData) -> SpatialData:
     table = AnnData(counts, obs=obs, var=pd.DataFrame(index=MEASURED))
     values = rng.normal(12, 0.2, size=(12, 5)).astype(np.float32)
     values[2] = np.nan
-    table.obsm["pred_m2ost"] = pd.DataFrame(values, index=obs.index, columns=PANEL)
+    table.obsm["pred_m2ost"] = values
     card = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
-    table.uns["st_predict"] = {"pred_m2ost": {"card": card.to_json(), "version": "0.1.0"}}
+    table.uns["st_predict"] = {"pred_m2ost": {"card": card.to_json(), "genes": np.array(PANEL), "version": "0.1.0"}}
     sdata.tables["table"] = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
     return sdata
 

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from st_predict import get
 from st_predict.pl import pca_map
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def test_both_maps_are_projected_on_what_was_observed(predicted: SpatialData, ob
     axes = pca_map(predicted)
     assert axes.shape == (1, 3)
     measured = observed[GENES].to_numpy(np.float64)
-    prediction = predicted["table"].obsm["pred_m2ost"][GENES].dropna().to_numpy(np.float64)
+    prediction = get.frame(predicted)[GENES].dropna().to_numpy(np.float64)
     centre, turned = components(measured)
     reference = (measured - centre) @ turned.T
     for one, expression in ((axes[0, 1], measured), (axes[0, 2], prediction)):
@@ -50,8 +51,9 @@ def test_both_maps_are_projected_on_what_was_observed(predicted: SpatialData, ob
 
 
 def test_the_same_expression_has_the_same_colour(predicted: SpatialData, observed: pd.DataFrame) -> None:
-    frame = predicted["table"].obsm["pred_m2ost"]
+    frame = get.frame(predicted)
     frame.loc[observed.index, GENES] = observed[GENES].to_numpy(np.float32)
+    predicted["table"].obsm["pred_m2ost"] = frame.to_numpy()
     first, second = (one.collections[0].get_facecolors() for one in pca_map(predicted)[0, 1:])
     names = predicted["table"].obs_names
     of_predicted = dict(zip(names[frame[GENES].notna().all(axis=1)], second, strict=True))
@@ -62,7 +64,7 @@ def test_the_same_expression_has_the_same_colour(predicted: SpatialData, observe
 def test_each_map_may_be_scaled_by_itself(predicted: SpatialData, observed: pd.DataFrame) -> None:
     axes = pca_map(predicted, colours="each", tissue=False)
     centre, turned = components(observed[GENES].to_numpy(np.float64))
-    prediction = predicted["table"].obsm["pred_m2ost"][GENES].dropna().to_numpy(np.float64)
+    prediction = get.frame(predicted)[GENES].dropna().to_numpy(np.float64)
     projected = (prediction - centre) @ turned.T
     same_up_to_sign(axes[0, 1].collections[0].get_facecolors()[:, :3], scaled(projected, projected))
 
@@ -71,7 +73,7 @@ def test_without_counts_the_prediction_is_drawn_alone(predicted: SpatialData) ->
     predicted["table"].X = None
     axes = pca_map(predicted)
     assert [one.get_title().split("\n")[0] for one in axes[0]] == ["H&E", "predicted"]
-    prediction = predicted["table"].obsm["pred_m2ost"].dropna().to_numpy(np.float64)
+    prediction = get.frame(predicted).dropna().to_numpy(np.float64)
     centre, turned = components(prediction)
     projected = (prediction - centre) @ turned.T
     same_up_to_sign(axes[0, 1].collections[0].get_facecolors()[:, :3], scaled(projected, projected))
@@ -97,7 +99,7 @@ def test_titles_say_how_much_the_components_explain(predicted: SpatialData, obse
 
 
 def test_a_constant_prediction_has_one_colour(predicted: SpatialData) -> None:
-    predicted["table"].obsm["pred_m2ost"].loc[:, :] = np.float32(10)
+    predicted["table"].obsm["pred_m2ost"][:] = 10
     for colours in ("shared", "each"):
         drawn = pca_map(predicted, colours=colours)[0, 2].collections[0].get_facecolors()
         np.testing.assert_array_equal(drawn, np.broadcast_to(drawn[0], drawn.shape))

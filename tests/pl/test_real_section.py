@@ -34,9 +34,9 @@ def section() -> SpatialData:
     table = sdata["table"]
     counts = table[:, PANEL].to_df()
     target = np.log1p(1e6 * counts.div(counts.sum(axis=1), axis=0))
-    table.obsm["pred_x"] = (target + np.random.default_rng(0).normal(0, 1, target.shape)).astype(np.float32)
+    table.obsm["pred_x"] = (target + np.random.default_rng(0).normal(0, 1, target.shape)).to_numpy(np.float32)
     card = ModelCard(model="m2ost", genes=tuple(PANEL), crop=CropSpec(levels=(LevelSpec(size=224),)))
-    table.uns["st_predict"] = {"pred_x": {"card": card.to_json(), "version": "0"}}
+    table.uns["st_predict"] = {"pred_x": {"card": card.to_json(), "genes": np.array(PANEL), "version": "0"}}
     return sdata
 
 

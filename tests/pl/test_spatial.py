@@ -15,6 +15,7 @@ from shapely import Point, box
 from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
 
+from st_predict import get
 from st_predict.pl import spatial
 from st_predict.specs import ModelCard, TargetSpec
 
@@ -63,7 +64,7 @@ def test_values_are_those_of_the_table_in_the_units_of_the_model(
     predicted: SpatialData, observed: pd.DataFrame
 ) -> None:
     axes = spatial(predicted, ["COL1A1", "VIM"])
-    prediction = predicted["table"].obsm["pred_m2ost"]
+    prediction = get.frame(predicted)
     for row, gene in zip(axes, ["COL1A1", "VIM"], strict=True):
         np.testing.assert_allclose(spots(row[1]).get_array(), observed[gene], rtol=1e-5)
         np.testing.assert_allclose(spots(row[2]).get_array(), prediction[gene].dropna())
@@ -71,7 +72,7 @@ def test_values_are_those_of_the_table_in_the_units_of_the_model(
 
 def test_both_maps_share_one_scale_that_is_written_beside_them(predicted: SpatialData, observed: pd.DataFrame) -> None:
     axes = spatial(predicted, "ERBB2", percentiles=(10, 80))
-    both = np.concatenate([observed["ERBB2"], predicted["table"].obsm["pred_m2ost"]["ERBB2"].dropna()])
+    both = np.concatenate([observed["ERBB2"], get.frame(predicted)["ERBB2"].dropna()])
     low, high = np.percentile(both, (10, 80))
     for one in axes[0, 1:]:
         assert spots(one).get_clim() == pytest.approx((low, high), rel=1e-5)
@@ -87,14 +88,14 @@ def test_title_has_the_correlation_over_the_spots_that_have_both(
     predicted: SpatialData, observed: pd.DataFrame
 ) -> None:
     axes = spatial(predicted, "ACTB")
-    pair = pd.concat([predicted["table"].obsm["pred_m2ost"]["ACTB"], observed["ACTB"]], axis=1).dropna()
+    pair = pd.concat([get.frame(predicted)["ACTB"], observed["ACTB"]], axis=1).dropna()
     assert len(pair) == 10
     r = pearsonr(*pair.to_numpy().T).statistic
     assert [one.get_title() for one in axes[0]] == ["H&E", "ACTB, observed", f"ACTB, predicted, Pearson r = {r:.2f}"]
 
 
 def test_a_constant_prediction_has_no_correlation(predicted: SpatialData) -> None:
-    predicted["table"].obsm["pred_m2ost"]["ACTB"] = np.float32(3)
+    predicted["table"].obsm["pred_m2ost"][:, list(get.frame(predicted)).index("ACTB")] = 3
     assert spatial(predicted, "ACTB")[0, 2].get_title() == "ACTB, predicted, Pearson r undefined"
 
 
@@ -149,11 +150,9 @@ def test_standard_deviations_have_a_map_and_a_scale_of_their_own(predicted: Spat
     with pytest.raises(ValueError, match="'pred_m2ost' has no standard deviations"):
         spatial(predicted, "VIM", std=True)
     table = predicted["table"]
-    std = pd.DataFrame(
-        np.arange(60.0).reshape(12, 5) / 10, index=table.obs_names, columns=table.obsm["pred_m2ost"].columns
-    )
+    std = pd.DataFrame(np.arange(60.0).reshape(12, 5) / 10, index=table.obs_names, columns=get.frame(predicted).columns)
     std.iloc[2] = np.nan
-    table.obsm["pred_m2ost_std"] = std
+    table.obsm["pred_m2ost_std"] = std.to_numpy(np.float32)
     table.uns["st_predict"]["pred_m2ost"]["derived"] = json.dumps(["pred_m2ost_std"])
     axes = spatial(predicted, "VIM", std=True)
     assert axes.shape == (1, 4)
@@ -187,7 +186,8 @@ def test_sum_over_all_genes(predicted: SpatialData) -> None:
 
 def test_a_prediction_in_a_table_of_its_own(predicted: SpatialData, observed: pd.DataFrame) -> None:
     table = predicted["table"]
-    frame = table.obsm.pop("pred_m2ost").iloc[::-1]
+    frame = get.frame(predicted).iloc[::-1]
+    del table.obsm["pred_m2ost"]
     own = table[frame.index, :0].copy()
     own = type(own)(frame.to_numpy(), obs=own.obs, var=pd.DataFrame(index=frame.columns), uns=own.uns)
     del table.uns["st_predict"]
@@ -250,7 +250,7 @@ def test_one_of_several_sections(predicted: SpatialData) -> None:
         spatial(predicted, "VIM")
     axes = spatial(predicted, "VIM", region="other")
     np.testing.assert_allclose(spots(axes[0, 2]).get_offsets(), XY[6:] / (1, 2))
-    np.testing.assert_allclose(spots(axes[0, 2]).get_array(), table.obsm["pred_m2ost"]["VIM"].iloc[6:])
+    np.testing.assert_allclose(spots(axes[0, 2]).get_array(), get.frame(predicted)["VIM"].iloc[6:])
 
 
 def test_scale_bar_is_as_long_as_it_says(predicted: SpatialData) -> None:
@@ -295,9 +295,22 @@ def test_options_out_of_range(predicted: SpatialData) -> None:
 
 
 def test_units_that_are_unknown(predicted: SpatialData) -> None:
+    frame = get.frame(predicted)
     del predicted["table"].uns["st_predict"]
-    with pytest.raises(ValueError, match=r"units of 'pred_m2ost' are unknown"):
+    with pytest.raises(ValueError, match=r"gene names of 'pred_m2ost' are unknown.*uns_merge=\"same\""):
         spatial(predicted, "VIM")
+    predicted["table"].obsm["pred_m2ost"] = frame
+    with pytest.raises(ValueError, match=r"units of 'pred_m2ost' are unknown.*uns_merge=\"same\""):
+        spatial(predicted, "VIM")
+
+
+def test_a_dataframe_of_an_earlier_version(predicted: SpatialData) -> None:
+    drawn = [spots(one).get_array() for one in spatial(predicted, "VIM")[0, 1:]]
+    table = predicted["table"]
+    table.obsm["pred_m2ost"] = get.frame(predicted)
+    del table.uns["st_predict"]["pred_m2ost"]["genes"]
+    for one, values in zip(spatial(predicted, "VIM")[0, 1:], drawn, strict=True):
+        np.testing.assert_array_equal(spots(one).get_array(), values)
 
 
 def test_axes_of_the_user(predicted: SpatialData) -> None:
@@ -337,6 +350,6 @@ def test_the_object_is_not_changed(predicted: SpatialData) -> None:
     before = (table.X.copy(), table.obsm["pred_m2ost"].copy(), table.obs.copy(), predicted["spots"].copy())
     spatial(predicted, ["VIM", "ERBB2"])
     np.testing.assert_array_equal(table.X, before[0])
-    pd.testing.assert_frame_equal(table.obsm["pred_m2ost"], before[1])
+    np.testing.assert_array_equal(table.obsm["pred_m2ost"], before[1])
     pd.testing.assert_frame_equal(table.obs, before[2])
     assert predicted["spots"].equals(before[3])

@@ -55,7 +55,7 @@ def path(card: ModelCard, tmp_path: Path) -> Path:
 
 def predict(slide: SpatialData, path: Path, **options: Any) -> np.ndarray:
     stp.tl.predict(slide, path, **HOW, **options)
-    return slide.tables["table"].obsm[KEY].to_numpy()
+    return slide.tables["table"].obsm[KEY].copy()
 
 
 def test_it_is_read_of_the_spots_that_may_be_read_alone(slide: SpatialData, path: Path) -> None:

@@ -47,8 +47,9 @@ def predict(sdata: SpatialData, mean: Any, card: ModelCard, *, sd: Any = None, *
     for key, values in ((KEY, mean), (f"{KEY}_std", sd)):
         if values is not None:
             array = np.broadcast_to(np.asarray(values, np.float32), (table.n_obs, len(card.genes)))
-            table.obsm[key] = pd.DataFrame(array.copy(), index=table.obs_names, columns=list(card.genes))
-    table.uns[Keys.UNS] = {KEY: {"card": card.to_json(), "version": "0", "params": json.dumps(params)}}
+            table.obsm[key] = array.copy()
+    record = {"card": card.to_json(), "genes": np.array(card.genes), "version": "0", "params": json.dumps(params)}
+    table.uns[Keys.UNS] = {KEY: record}
     if sd is not None:
         table.uns[Keys.UNS][KEY]["derived"] = json.dumps([f"{KEY}_std"])
 
@@ -126,7 +127,7 @@ def test_sections_are_pooled() -> None:
 
 def test_spots_without_prediction_or_counts_are_left_out() -> None:
     sdata = off_by(mixed(12))
-    sdata.tables["table"].obsm[KEY].iloc[3, 0] = np.nan
+    sdata.tables["table"].obsm[KEY][3, 0] = np.nan
     sdata.tables["table"].X[5] = 0
     calibration = stp.tl.calibrate(sdata)
     assert calibration.sections[0]["spots"] == [f"S1-{i}" for i in range(12) if i not in {3, 5}]
@@ -180,7 +181,7 @@ def test_scaled_intervals_cover_quiet_and_loud_spots_alike() -> None:
     shares = {}
     for scaled in (True, False):
         stp.tl.calibrate(sdata, spots="chosen", scaled=scaled).apply(sdata)
-        lower, upper = (sdata.tables["table"].obsm[f"{KEY}_{side}"].to_numpy() for side in ("lower", "upper"))
+        lower, upper = (sdata.tables["table"].obsm[f"{KEY}_{side}"] for side in ("lower", "upper"))
         values = sdata.tables["table"].X
         shares[scaled] = ((lower <= values) & (values <= upper))[1::2].reshape(2, 50, 50).mean(axis=(1, 2))
     assert np.abs(shares[True] - 0.9).max() < 0.02
@@ -205,37 +206,41 @@ def test_some_have_standard_deviations() -> None:
 def test_apply() -> None:
     sdata = off_by(mixed(19))
     table = sdata.tables["table"]
-    table.obsm[KEY] += np.array([0, -995])
+    table.obsm[KEY] += np.array([0, -995], np.float32)
     before = table.copy()
     calibration = stp.tl.calibrate(off_by(mixed(19)))
     calibration.apply(sdata)
     lower, upper = table.obsm[f"{KEY}_lower"], table.obsm[f"{KEY}_upper"]
-    assert lower.iloc[0].tolist() == pytest.approx([982, 0])  # counts are never below zero
-    assert upper.iloc[0].tolist() == pytest.approx([1018, 23])
-    for frame in (lower, upper):
-        assert frame.columns.tolist() == ["g0", "g1"]
-        assert frame.index.equals(table.obs_names)
-        assert set(frame.dtypes) == {np.dtype("float32")}
-    record = table.uns[Keys.UNS][KEY]
-    assert {name: record[name] for name in ("card", "version", "params")} == before.uns[Keys.UNS][KEY]
+    assert lower[0].tolist() == pytest.approx([982, 0])  # counts are never below zero
+    assert upper[0].tolist() == pytest.approx([1018, 23])
+    result = stp.get.prediction(sdata)
+    assert result.var_names.tolist() == ["g0", "g1"]
+    assert result.obs_names.equals(table.obs_names)
+    for side, bounds in (("lower", lower), ("upper", upper)):
+        assert isinstance(bounds, np.ndarray)
+        assert bounds.dtype == np.float32
+        np.testing.assert_array_equal(result.layers[side], bounds)
+    record, earlier = table.uns[Keys.UNS][KEY], before.uns[Keys.UNS][KEY]
+    assert set(record) - set(earlier) == {"calibration", "derived"}
+    assert {name: list(record[name]) for name in earlier} == {name: list(earlier[name]) for name in earlier}
     assert json.loads(record["calibration"]) == {
         "coverage": 0.9,
         "scaled": False,
         "sections": [{"section": "S1", "patients": ["P1"], "spots": 19}],
         "version": stp.__version__,
     }
-    pd.testing.assert_frame_equal(table.obsm[KEY], before.obsm[KEY])
+    np.testing.assert_array_equal(table.obsm[KEY], before.obsm[KEY])
     table.obsm[KEY] += 1
     calibration.apply(sdata)  # its own bounds may be replaced
-    assert table.obsm[f"{KEY}_upper"].iloc[0].tolist() == pytest.approx([1019, 24])
+    assert table.obsm[f"{KEY}_upper"][0].tolist() == pytest.approx([1019, 24])
 
 
 def test_values_on_a_bound_are_covered_and_nan_stays() -> None:
     sdata = section(np.full((30, 2), 7))
     predict(sdata, [0.1, 14.2], card_of(["g0", "g1"]), sd=0.3)
-    sdata.tables["table"].obsm[KEY].iloc[29] = np.nan
+    sdata.tables["table"].obsm[KEY][29] = np.nan
     stp.tl.calibrate(sdata).apply(sdata)
-    lower, upper = (sdata.tables["table"].obsm[f"{KEY}_{side}"].to_numpy() for side in ("lower", "upper"))
+    lower, upper = (sdata.tables["table"].obsm[f"{KEY}_{side}"] for side in ("lower", "upper"))
     assert np.isnan(lower[29]).all()
     assert np.isnan(upper[29]).all()
     assert (upper[:29, 0] >= 7).all()
@@ -264,22 +269,24 @@ def test_bounds_are_values_that_there_can_be(target: TargetSpec, least: Any, lar
     calibration.apply(guess)
     slots = guess.tables["table"].obsm
     values = stp.pp.make_target(sdata.tables["table"], ["g0", "g1"], target).values
-    assert (slots[f"{KEY}_lower"].to_numpy() <= values).all()
-    assert (values <= slots[f"{KEY}_upper"].to_numpy()).all()
+    assert (slots[f"{KEY}_lower"] <= values).all()
+    assert (values <= slots[f"{KEY}_upper"]).all()
     for side, expected in (
         ("lower", np.maximum(-3 - calibration.genes["quantile"], least)),
         ("upper", np.minimum(-3 + calibration.genes["quantile"], largest)),
     ):
-        np.testing.assert_allclose(slots[f"{KEY}_{side}"].iloc[0], expected, rtol=1e-6)
+        np.testing.assert_allclose(slots[f"{KEY}_{side}"][0], expected, rtol=1e-6)
 
 
-def test_linked_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
+def test_linked_table(
+    measured: SpatialData, checkpoint: Callable[..., Path], link: Callable[[SpatialData, str], AnnData]
+) -> None:
     old = measured.tables["table"]
     genes = [f"g{i}" for i in range(1001)]
     counts = np.random.default_rng(0).poisson(5, (12, 1001)).astype(np.float32)
     measured.tables["table"] = type(old)(counts, obs=old.obs, var=pd.DataFrame(index=genes), uns=dict(old.uns))
     stp.tl.predict(measured, checkpoint(tuple(genes)))
-    linked = measured.tables[KEY]
+    linked = link(measured, KEY)
     linked.layers["std"] = np.full((12, 1001), 2.0, np.float32)
     calibration = stp.tl.calibrate(measured)
     truth = np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
@@ -294,6 +301,25 @@ def test_linked_table(measured: SpatialData, checkpoint: Callable[..., Path]) ->
     measured.tables["table"].obs_names = [f"other{i}" for i in range(12)]
     with pytest.raises(ValueError, match="not of the spots whose counts were measured"):
         stp.tl.calibrate(measured)
+
+
+def test_dataframes_of_an_earlier_version() -> None:
+    sdata = off_by(mixed(19), sd=2)
+    calibration = stp.tl.calibrate(sdata)
+    calibration.apply(sdata)
+    table, expected = sdata.tables["table"], stp.get.prediction(sdata)
+    for name, values in ((KEY, expected.X), *((f"{KEY}_{x}", expected.layers[x]) for x in ("std", "lower", "upper"))):
+        table.obsm[name] = pd.DataFrame(values, index=table.obs_names, columns=["g0", "g1"])
+    del table.uns[Keys.UNS][KEY]["genes"]
+    read = stp.get.prediction(sdata)
+    assert read.var_names.tolist() == ["g0", "g1"]
+    assert set(read.layers) == {"std", "lower", "upper"}
+    again = stp.tl.calibrate(sdata)
+    pd.testing.assert_frame_equal(again.genes, calibration.genes)
+    again.apply(sdata)
+    for layer in ("lower", "upper"):
+        np.testing.assert_array_equal(read.layers[layer], expected.layers[layer])
+        np.testing.assert_array_equal(table.obsm[f"{KEY}_{layer}"], expected.layers[layer])
 
 
 def test_bounds_go_with_the_prediction(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
@@ -446,10 +472,14 @@ def test_unfit_input() -> None:
         stp.tl.calibrate(sdata, spots="mine")
     with pytest.raises(KeyError, match="no column 'donor'"):
         stp.tl.calibrate(sdata, group_key="donor")
-    sdata.tables["table"].obsm[KEY].iloc[:] = np.nan
+    sdata.tables["table"].obsm[KEY][:] = np.nan
     with pytest.raises(ValueError, match="No spot of section 'S1' has both counts and a prediction 'pred_m2ost'"):
         stp.tl.calibrate(sdata)
+    frame = stp.get.frame(sdata)
     del sdata.tables["table"].uns[Keys.UNS]
+    with pytest.raises(ValueError, match="gene names of 'pred_m2ost' are unknown"):
+        stp.tl.calibrate(sdata)
+    sdata.tables["table"].obsm[KEY] = frame
     with pytest.raises(KeyError, match="'pred_m2ost' has no card"):
         stp.tl.calibrate(sdata)
 

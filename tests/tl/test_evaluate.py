@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from anndata import AnnData
     from spatialdata import SpatialData
 
     Make = Callable[..., SpatialData]
@@ -33,8 +34,7 @@ def target_of(sdata: SpatialData) -> np.ndarray:
 
 
 def set_prediction(sdata: SpatialData, values: np.ndarray) -> None:
-    frame = sdata.tables["table"].obsm[KEY]
-    sdata.tables["table"].obsm[KEY] = pd.DataFrame(values.astype(np.float32), index=frame.index, columns=frame.columns)
+    sdata.tables["table"].obsm[KEY] = values.astype(np.float32)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def predicted(measured: SpatialData, checkpoint: Callable[..., Path]) -> Spatial
 
 def test_numbers(predicted: SpatialData) -> None:
     evaluation = stp.tl.evaluate(predicted)
-    guess, truth = predicted.tables["table"].obsm[KEY].to_numpy(float), target_of(predicted)
+    guess, truth = predicted.tables["table"].obsm[KEY].astype(float), target_of(predicted)
     pearson = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(4)]
     spearman = [spearmanr(guess[:, i], truth[:, i]).statistic for i in range(4)]
     spots = [pearsonr(guess[i], truth[i]).statistic for i in range(12)]
@@ -115,7 +115,7 @@ def test_no_patient_mean_for_an_unknown_patient(predicted: SpatialData, other: M
 
 
 def test_constants_are_undefined_and_counted(predicted: SpatialData) -> None:
-    values = predicted.tables["table"].obsm[KEY].to_numpy().copy()
+    values = predicted.tables["table"].obsm[KEY].copy()
     values[:, 1] = 3.0
     values[4] = 2.0
     values[4, 1] = 3.0
@@ -170,7 +170,7 @@ def test_sections_of_a_table(two_regions: SpatialData, checkpoint: Callable[...,
     stp.tl.predict(two_regions, checkpoint(), image_key=images)
     evaluation = stp.tl.evaluate(two_regions, image_key=images)
     table, truth = two_regions.tables["table"], target_of(two_regions)
-    guess = table.obsm[KEY].to_numpy(float)
+    guess = table.obsm[KEY].astype(float)
     each = np.array([[pearsonr(guess[k::2, i], truth[k::2, i]).statistic for i in range(4)] for k in (0, 1)])
     rows = evaluation.summary.query("predictor == 'pred_m2ost'")
     assert rows["section"].tolist() == ["S1", "S9"]
@@ -188,33 +188,45 @@ def test_spots_without_prediction_or_counts_are_left_out(
     stp.tl.predict(measured, checkpoint())
     table = measured.tables["table"]
     table.X[6] = 0
-    table.obsm[KEY].loc["s9"] = np.nan  # predicted from a smaller image, say
+    table.obsm[KEY][9] = np.nan  # predicted from a smaller image, say
     evaluation = stp.tl.evaluate(measured, train=training)
     assert (evaluation.summary["n_spots"] == 9).all()
     kept = [i for i in range(12) if i not in {2, 6, 9}]
-    guess, counts = table.obsm[KEY].to_numpy(float)[kept], np.asarray(table.X, float)[kept]
+    guess, counts = table.obsm[KEY].astype(float)[kept], np.asarray(table.X, float)[kept]
     truth = np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
     expected = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(4)]
     np.testing.assert_allclose(table.var[f"{KEY}_pearson"], expected, atol=1e-4)
-    table.obsm[KEY].loc[:] = np.nan
+    table.obsm[KEY][:] = np.nan
     with pytest.raises(ValueError, match="No spot of section 'S1' has both counts and a prediction"):
         stp.tl.evaluate(measured)
 
 
-def test_linked_table(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
+def test_linked_table(
+    measured: SpatialData, checkpoint: Callable[..., Path], link: Callable[[SpatialData, str], AnnData]
+) -> None:
     old = measured.tables["table"]
     genes = [f"g{i}" for i in range(1002)]
     counts = np.random.default_rng(0).poisson(5, (12, 1002)).astype(np.float32)
     measured.tables["table"] = type(old)(counts, obs=old.obs, var=pd.DataFrame(index=genes), uns=dict(old.uns))
     stp.tl.predict(measured, checkpoint(tuple(genes[:1001])))
+    guess = link(measured, KEY).X
     assert KEY not in measured.tables["table"].obsm
     evaluation = stp.tl.evaluate(measured)
-    guess = measured.tables[KEY].X
     truth = np.log1p(1e6 * counts[:, :1001] / counts[:, :1001].sum(axis=1, keepdims=True))
     expected = [pearsonr(guess[:, i], truth[:, i]).statistic for i in range(1001)]
     assert evaluation.genes["pearson"][:1001].to_numpy() == pytest.approx(expected, abs=1e-3)
     var = measured.tables["table"].var
     assert var[f"{KEY}_pearson"].isna().tolist() == [False] * 1001 + [True]
+
+
+def test_a_dataframe_of_an_earlier_version(predicted: SpatialData) -> None:
+    expected = stp.tl.evaluate(predicted)
+    table = predicted.tables["table"]
+    table.obsm[KEY] = stp.get.frame(predicted)
+    del table.uns["st_predict"][KEY]["genes"]
+    evaluation = stp.tl.evaluate(predicted)
+    pd.testing.assert_frame_equal(evaluation.summary, expected.summary)
+    pd.testing.assert_frame_equal(evaluation.genes, expected.genes)
 
 
 def test_genes_known_by_another_column(predicted: SpatialData) -> None:
@@ -279,6 +291,9 @@ def test_unfit_input(predicted: SpatialData, other: Make, checkpoint: Callable[.
     with pytest.raises(ValueError, match="differ in panel or units"):
         stp.tl.evaluate([predicted, second])
     predicted.tables["table"].obsm["foreign"] = predicted.tables["table"].obsm[KEY]
+    with pytest.raises(ValueError, match="gene names of 'foreign' are unknown"):
+        stp.tl.evaluate(predicted, key="foreign")
+    predicted.tables["table"].obsm["foreign"] = stp.get.frame(predicted)
     with pytest.raises(KeyError, match="'foreign' has no card"):
         stp.tl.evaluate(predicted, key="foreign")
     predicted.tables["table"].X[0, 0] = -3

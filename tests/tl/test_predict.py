@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,6 +29,7 @@ from st_predict.io import open_pyramid, read_spots
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anndata import AnnData
     from xarray import DataTree
 
 KEY = "pred_m2ost"
@@ -78,13 +78,13 @@ def test_alone_it_writes_the_slots_that_are_documented_and_no_other(
     assert set(measured.tables) == {"table"}
     assert set(table.obsm) == {"spatial", KEY}
     assert set(filter(None, table.layers)) == {"mine", KEY}
-    frame = table.obsm[KEY]
-    assert isinstance(frame, pd.DataFrame)
-    assert frame.shape == (12, 4)
-    assert (frame.dtypes == np.float32).all()
-    np.testing.assert_array_equal(table.layers[KEY], frame[list(table.var_names)])
+    assert isinstance(table.obsm[KEY], np.ndarray)
+    assert table.obsm[KEY].shape == (12, 4)
+    assert table.obsm[KEY].dtype == np.float32
+    np.testing.assert_array_equal(table.layers[KEY], stp.get.frame(measured)[list(table.var_names)])
     record = table.uns["st_predict"][KEY]
-    assert set(record) == {"card", "version", "params"}
+    assert set(record) == {"card", "genes", "version", "params"}
+    assert record["genes"].tolist() == list("abcd")
     assert stp.specs.ModelCard.from_json(record["card"]) == checkpoints.load(checkpoint())[1]
     section = json.loads(record["params"])["sections"][0]
     assert section == {"region": "spots", "mpp": None, "mpp_source": "unknown", "level_downsamples": [1.0, 2.0, 4.0]}
@@ -114,7 +114,7 @@ def test_numbers_are_those_of_the_network_on_crops_cut_by_hand(
     batch = Batch(crops=tuple(crops), index=torch.tensor([0]))
     with torch.inference_mode():
         expected = network(batch)[0].numpy()
-    np.testing.assert_allclose(measured.tables["table"].obsm[KEY].loc["s6"], expected, atol=1e-5)
+    np.testing.assert_allclose(stp.get.frame(measured).loc["s6"], expected, atol=1e-5)
 
 
 def test_rows_follow_obs_names_whatever_the_order_of_the_shapes(
@@ -122,12 +122,12 @@ def test_rows_follow_obs_names_whatever_the_order_of_the_shapes(
 ) -> None:
     path = checkpoint()
     stp.tl.predict(measured, path)
-    expected = measured.tables["table"].obsm[KEY]
+    expected = stp.get.frame(measured)
     measured.shapes["spots"] = measured.shapes["spots"].sample(frac=1, random_state=1)
     table = measured.tables["table"]
     measured.tables["table"] = table[np.random.default_rng(1).permutation(12)].copy()
     stp.tl.predict(measured, path)
-    got = measured.tables["table"].obsm[KEY]
+    got = stp.get.frame(measured)
     assert list(got.index) == list(measured.tables["table"].obs_names) != list(expected.index)
     np.testing.assert_allclose(got.loc[expected.index], expected, atol=1e-5)
     assert np.ptp(expected.to_numpy(), axis=0).min() > 1e-3  # a wrong order would show
@@ -142,7 +142,7 @@ def test_regions_of_a_table_have_images_of_their_own(
     with pytest.raises(KeyError, match="names no image for region 'more'"):
         stp.tl.predict(two_regions, path, image_key={"spots": "he"})
     stp.tl.predict(two_regions, path, image_key={"spots": "he", "more": "mirrored"})
-    got = two_regions.tables["table"].obsm[KEY].to_numpy()
+    got = two_regions.tables["table"].obsm[KEY]
     stp.tl.predict(measured, path)
     np.testing.assert_allclose(got[::2], measured.tables["table"].obsm[KEY], atol=1e-5)
     alone = SpatialData(
@@ -167,7 +167,7 @@ def test_spots_outside_the_image_are_nan_and_are_reported(
     move(measured, -50, ["s2", "s7"])
     with caplog.at_level(logging.WARNING, logger="st_predict"):
         stp.tl.predict(measured, checkpoint())
-    missing = measured.tables["table"].obsm[KEY].isna()
+    missing = stp.get.frame(measured).isna()
     assert missing.index[missing.all(axis=1)].tolist() == ["s2", "s7"]
     assert missing.to_numpy().sum() == 8
     assert "2 of 12 spots of 'spots' lie outside the image" in caplog.text
@@ -187,18 +187,19 @@ def test_predicting_again_replaces_only_what_is_ours(measured: SpatialData, chec
     kept = measured.tables["table"].obsm["kept"].copy()
     stp.tl.predict(measured, checkpoint(("a", "x")))
     table = measured.tables["table"]
-    assert list(table.obsm[KEY]) == ["a", "x"]
+    assert list(stp.get.frame(measured)) == ["a", "x"]
     assert KEY not in table.layers  # the panel no longer covers the table
-    pd.testing.assert_frame_equal(table.obsm["kept"], kept)
+    np.testing.assert_array_equal(table.obsm["kept"], kept)
     assert set(table.uns["st_predict"]) == {KEY, "kept"}
 
 
-def test_a_prediction_may_move_between_table_and_linked_table(
-    measured: SpatialData, checkpoint: Callable[..., Path]
+def test_a_linked_table_of_an_earlier_version_is_read_and_replaced(
+    measured: SpatialData, checkpoint: Callable[..., Path], link: Callable[[SpatialData, str], AnnData]
 ) -> None:
     before = digest(measured)
-    stp.tl.predict(measured, checkpoint())
     stp.tl.predict(measured, checkpoint(MANY))
+    linked = link(measured, KEY)
+    assert linked.shape == (12, 1001)
     assert KEY not in measured.tables["table"].obsm
     assert KEY not in measured.tables["table"].layers
     assert "st_predict" not in measured.tables["table"].uns
@@ -295,26 +296,24 @@ def test_layer_only_if_the_panel_covers_the_table(measured: SpatialData, checkpo
     assert KEY not in measured.tables["table"].layers
     stp.tl.predict(measured, checkpoint(("d", "x", "c", "b", "a")))
     table = measured.tables["table"]
-    np.testing.assert_array_equal(table.layers[KEY], table.obsm[KEY].to_numpy()[:, [4, 3, 2, 0]])
+    np.testing.assert_array_equal(table.layers[KEY], table.obsm[KEY][:, [4, 3, 2, 0]])
 
 
-def test_more_than_1000_genes_give_a_linked_table(
+def test_a_large_panel_is_stored_in_the_table_too(
     measured: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     before = digest(measured)
     stp.tl.predict(measured, checkpoint(MANY))
     assert digest(measured) == before
-    assert "st_predict" not in measured.tables["table"].uns
-    linked = measured.tables[KEY]
-    assert linked.shape == (12, 1001)
-    assert list(linked.obs_names) == list(measured.tables["table"].obs_names)
+    assert set(measured.tables) == {"table"}
+    assert measured.tables["table"].obsm[KEY].shape == (12, 1001)
     result = stp.get.prediction(measured)
     assert list(result.var_names) == list(MANY)
     assert (result.obs["patient"] == "P1").all()
     measured.write(tmp_path / "s.zarr")
     again = read_zarr(tmp_path / "s.zarr")
     np.testing.assert_array_equal(stp.get.prediction(again).X, result.X)
-    stp.tl.predict(again, checkpoint(MANY))  # the one table that is no prediction is found
+    stp.tl.predict(again, checkpoint(MANY))
     np.testing.assert_allclose(stp.get.prediction(again).X, result.X, atol=1e-5)
 
 
@@ -344,7 +343,7 @@ def test_shapes_may_be_asked_for_beside_a_table(measured: SpatialData, checkpoin
     measured.shapes["circles"] = ShapesModel.parse(circles)
     stp.tl.predict(measured, checkpoint(), key_added="whole")
     stp.tl.predict(measured, checkpoint(), shapes_key="circles")
-    expected = measured.tables["table"].obsm["whole"].loc["s6"]
+    expected = stp.get.frame(measured, "whole").loc["s6"]
     np.testing.assert_allclose(stp.get.prediction(measured, KEY).X[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="not both"):
         stp.tl.predict(measured, checkpoint(), shapes_key="circles", table_key="table")
@@ -361,7 +360,9 @@ def test_the_same_after_writing_and_reading(
     read = stp.get.prediction(again)
     np.testing.assert_array_equal(read.X, expected.X)
     assert list(read.var_names) == list(expected.var_names)
-    assert read.uns["st_predict"] == expected.uns["st_predict"]
+    records = [dict(one.uns["st_predict"][KEY]) for one in (read, expected)]
+    assert [list(record.pop("genes")) for record in records] == [list("abcd")] * 2
+    assert records[0] == records[1]
     stp.tl.predict(again, path)
     np.testing.assert_allclose(again.tables["table"].obsm[KEY], expected.X, atol=1e-5)
 
@@ -401,7 +402,7 @@ def test_counts_do_not_matter(measured: SpatialData, checkpoint: Callable[..., P
     measured.tables["table"].X[:] = 0
     stp.tl.predict(measured, checkpoint(), key_added="second")
     table = measured.tables["table"]
-    pd.testing.assert_frame_equal(table.obsm["first"], table.obsm["second"])
+    np.testing.assert_array_equal(table.obsm["first"], table.obsm["second"])
 
 
 @pytest.mark.data
@@ -551,12 +552,12 @@ def test_a_spot_outside_the_image_is_not_seen_by_the_others_of_its_section(
     how = {"mpp": 0.5, "device": "cpu", "precision": "float32"}
     stp.tl.predict(measured, tmp_path / "tiny.safetensors", **how)
     table = measured.tables["table"]
-    all_spots = table.obsm[f"pred_{model}"].to_numpy()
+    all_spots = table.obsm[f"pred_{model}"]
     inside = np.isfinite(all_spots).all(axis=1)
     assert inside.sum() == 9
     measured.tables["table"] = table[inside].copy()
     stp.tl.predict(measured, tmp_path / "tiny.safetensors", **how)
-    alone = measured.tables["table"].obsm[f"pred_{model}"].to_numpy()
+    alone = measured.tables["table"].obsm[f"pred_{model}"]
     np.testing.assert_allclose(alone, all_spots[inside], rtol=1e-4, atol=1e-5)
 
 

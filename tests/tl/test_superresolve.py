@@ -314,7 +314,7 @@ def test_a_radius_that_is_not_known(slide, checkpoint):
     with pytest.raises(ValueError, match=r"spots of 'spots' are no circles, .* hparams=\{'radius_um': ...\}"):
         stp.tl.predict(slide, checkpoint)
     stp.tl.predict(slide, checkpoint, hparams={"radius_um": 10.0}, device="cpu")
-    assert np.isfinite(slide["table"].obsm["pred_istar"]).all(axis=None)
+    assert np.isfinite(slide["table"].obsm["pred_istar"]).all()
     with pytest.raises(ValueError, match="radius_um must be positive and finite, got -1"):
         stp.tl.predict(slide, checkpoint, hparams={"radius_um": -1})
 

@@ -218,7 +218,7 @@ def test_checkpoint_is_that_of_the_best_epoch(
     config = quick(epochs=6, lr=1e-2, monitor=monitor)
     result = train(measured, tmp_path / "out", config, validation=[held_out])
     stp.tl.predict(held_out, result.checkpoint, precision="float32")
-    predicted = held_out.tables["table"].obsm["pred_m2ost"]
+    predicted = stp.get.frame(held_out)
     counts = np.asarray(held_out.tables["table"].X, float)
     target = np.log1p(1e6 * counts / counts.sum(axis=1, keepdims=True))
     if monitor == "pearson":
@@ -262,7 +262,7 @@ def test_validation_scores_sections_apart(measured: SpatialData, other: Make, tm
         stp.tl.predict(sdata, result.checkpoint, precision="float32")
         table = sdata.tables["table"]
         target = make_target(table, GENES, result.card.target).values
-        each += [pearsonr(table.obsm["pred_m2ost"][gene], target[:, i]).statistic for i, gene in enumerate(GENES)]
+        each += [pearsonr(stp.get.frame(sdata)[gene], target[:, i]).statistic for i, gene in enumerate(GENES)]
     assert np.mean(each) == pytest.approx(result.history["val_pearson"][0], abs=1e-4)
 
 

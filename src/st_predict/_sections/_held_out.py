@@ -87,6 +87,8 @@ def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key:
     ------
     KeyError
         If there is no such prediction, no card, or no standard deviations although ``scaled`` is true.
+    ValueError
+        If the gene names of the prediction are unknown.
     """
     result = prediction(sdata, key, table_key=table_key)
     record = Record.read(result.uns, key)

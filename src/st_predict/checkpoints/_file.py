@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from st_predict.models import SpotModel
 
 __all__ = ["build", "load", "save"]
-
-_METADATA_KEY = "st_predict.card"
 
 
 def build(card: ModelCard) -> SpotModel:
@@ -50,7 +47,7 @@ def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype:
     """
     state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
     with whole(path) as fresh:
-        save_file(state, fresh, metadata={_METADATA_KEY: card.to_json()})
+        save_file(state, fresh, metadata={ModelCard.METADATA_KEY: card.to_json()})
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -83,9 +80,7 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     KeyError
         If there is no model of the name on the card.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
-    card, state = _read(path)
+    card, state = ModelCard.of_file(path), _read_weights(path)
     free = get_spec(card.model).at_prediction
     if fixed := sorted((hparams or {}).keys() - set(free)):
         raise ValueError(
@@ -102,21 +97,11 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     return network.eval(), card
 
 
-def _read(path: PathLike[str] | str) -> tuple[ModelCard, dict[str, Tensor]]:
+def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
         raise ValueError(
             f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
         ) from error
-    if _METADATA_KEY not in metadata:
-        raise ValueError(
-            f"{str(path)!r} has no st_predict card: it was not written by st_predict. Weights of published code can "
-            "be converted with the `convert` of models.get_spec(name)."
-        )
-    try:
-        return ModelCard.from_json(metadata[_METADATA_KEY]), state
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} cannot be used. {error}") from error

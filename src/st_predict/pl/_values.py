@@ -123,8 +123,8 @@ def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
     record = Record.read(prediction.uns, key)
     if record is None or record.card is None:
         raise ValueError(
-            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not say which model made it (concatenation loses "
-            'it unless uns_merge="first").'
+            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold the card of its model. Concatenate with "
+            'uns_merge="same" to keep it, or predict again.'
         )
     return record.card.target
 

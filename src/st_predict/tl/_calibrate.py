@@ -99,12 +99,14 @@ class Calibration:
         -------
         Nothing; adds to the table that holds the prediction:
 
-        ``.obsm["{key}_lower"]``, ``.obsm["{key}_upper"]`` : :class:`~pandas.DataFrame`, ``(n_obs, n_genes)``, float32
+        ``.obsm["{key}_lower"]``, ``.obsm["{key}_upper"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
             Bounds in the units of the prediction, limited to the range of these units. NaN where the prediction is NaN.
         ``.uns["st_predict"][key]["calibration"]``
             JSON: ``coverage``, ``scaled``, and the calibration ``sections`` with their numbers of spots.
 
-        A prediction in a table of its own gets layers ``"lower"`` and ``"upper"`` instead.
+        Columns are the ``genes`` of ``.uns["st_predict"][key]``, as in the prediction;
+        :func:`st_predict.get.prediction` gives the bounds as layers, with the gene names. A prediction in a linked table
+        gets layers ``"lower"`` and ``"upper"`` instead.
 
         Raises
         ------

@@ -94,19 +94,21 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     -------
     Nothing; adds to ``sdata.tables[table_key]``:
 
-    ``.obsm[key_added]`` : :class:`~pandas.DataFrame`, ``(n_obs, n_genes)``, float32
+    ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
         Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
         centre lies outside the image.
-    ``.obsm[key_added + "_std"]`` : :class:`~pandas.DataFrame`, ``(n_obs, n_genes)``, float32
+    ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
         With ``n_samples`` or several checkpoints: standard deviation of what was drawn, over all checkpoints. How far it is
         from an error, :func:`calibrate` measures.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
         The same, if the panel covers every gene of the table.
     ``.uns["st_predict"][key_added]``
-        Card of the model, version, device and precision, and the mpp of each section with its source.
+        Names of the ``genes`` in column order, card of the model, version, device and precision, and the mpp of each
+        section with its source.
 
-    A panel of more than 1000 genes, or a slide without a table, gives a linked table ``sdata.tables[key_added]``
-    instead, with the standard deviation as ``.layers["std"]``. :func:`st_predict.get.prediction` reads either.
+    A slide without a table gets a linked table ``sdata.tables[key_added]`` instead, with the standard deviation as
+    ``.layers["std"]``. :func:`st_predict.get.prediction` reads either as AnnData, :func:`st_predict.get.frame` as a
+    DataFrame, both with the gene names.
 
     Raises
     ------
@@ -116,8 +118,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         If several checkpoints differ in panel or units, ``n_samples`` are asked of a network that has nothing random, or
         ``symmetries=8`` of one that reads no crops; if
         something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
-        8-bit RGB, coordinates are not finite, ``key_added`` holds something else, or there is no such device or
-        precision.
+        8-bit RGB, coordinates are not finite, ``key_added`` cannot be stored or holds something else, or there is no
+        such device or precision.
     MemoryError
         If memory does not suffice for one spot, or for a section that the model reads as a whole.
 
