@@ -257,6 +257,7 @@ def test_names_that_concatenation_lost_may_be_given(
     save_file({"x": np.zeros(2)}, path, metadata={"st_predict.card": CARD.to_json()})
     for genes in (PANEL, tuple(PANEL), pd.Index(PANEL), path, str(path)):
         result = prediction(joined, genes=genes)
+        pd.testing.assert_frame_equal(frame(joined, genes=genes), result.to_df())
         np.testing.assert_array_equal(result.X, values)
         assert list(result.var_names) == PANEL
     with pytest.raises(ValueError, match=r"genes= names 2 genes, the prediction 'pred_m2ost' has 3 columns"):

@@ -94,7 +94,13 @@ def prediction(
     return _from_table(data.tables[holder], key, genes, spots=None if spots is None else data.tables[spots])
 
 
-def frame(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_key: str | None = None) -> pd.DataFrame:
+def frame(
+    data: AnnData | SpatialData,
+    key: str = "pred_m2ost",
+    *,
+    table_key: str | None = None,
+    genes: Sequence[str] | PathLike[str] | str | None = None,
+) -> pd.DataFrame:
     """Return a prediction as a DataFrame.
 
     Parameters
@@ -105,6 +111,8 @@ def frame(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_key: st
         Key of the prediction, ``pred_{model}`` unless it was given another one.
     table_key
         Table of the spots. Needed if several tables have a prediction of this key.
+    genes
+        Gene names, or the checkpoint that made the prediction, if its record was lost; see :func:`prediction`.
 
     Returns
     -------
@@ -113,14 +121,14 @@ def frame(data: AnnData | SpatialData, key: str = "pred_m2ost", *, table_key: st
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        As :func:`prediction`.
+    FileNotFoundError, KeyError, TypeError, ValueError
+        If there is no such prediction, or its gene names are unknown; see :func:`prediction`.
 
     Examples
     --------
     >>> st_predict.get.frame(sdata, "pred_m2ost")["ERBB2"]  # doctest: +SKIP
     """
-    return prediction(data, key, table_key=table_key).to_df()
+    return prediction(data, key, table_key=table_key, genes=genes).to_df()
 
 
 def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | str | None) -> AnnData:
@@ -147,7 +155,7 @@ def _names(
     if stored is None and given is None:
         raise ValueError(
             f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them. Concatenate with "
-            f'uns_merge="same" to keep them, or call st_predict.get.prediction(..., genes=) with a list of {n_genes} '
+            f'uns_merge="same" to keep them, or call st_predict.get.prediction or get.frame(..., genes=) with a list of {n_genes} '
             "names or the checkpoint that made the prediction."
         )
     known = None if stored is None else [str(gene) for gene in stored]
