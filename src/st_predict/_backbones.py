@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -29,7 +31,7 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
     try:
         backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
     except TypeError as error:
-        raise ValueError(f"timm cannot make {name!r} with the arguments {arguments}: {error}") from error
+        raise InvalidValueError(f"timm cannot make {name!r} with the arguments {arguments}: {error}") from error
     return backbone.to(memory_format=torch.channels_last)  # convolutions take half the time
 
 
@@ -58,10 +60,12 @@ def _check_architecture(name: str) -> None:
     timm = import_timm()
     arch, _, tag = name.partition(".")
     if tag:
-        raise ValueError(f"arch is without a tag, got {name!r}; for its weights, arch={arch!r} and weights={tag!r}.")
+        raise InvalidValueError(
+            f"arch is without a tag, got {name!r}; for its weights, arch={arch!r} and weights={tag!r}."
+        )
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(
+        raise InvalidValueError(
             f"timm {timm.__version__} has no architecture {name!r}; near are {near}, and timm.list_models() names all."
         )
 
@@ -112,5 +116,7 @@ def weights_config(name: str) -> Any:
     arch, _, tag = name.partition(".")
     _check_architecture(arch)
     if name not in (known := timm.list_pretrained(f"{arch}.*")):
-        raise ValueError(f"timm has no weights {tag!r} of {arch!r}; it has {[k.partition('.')[2] for k in known]}.")
+        raise InvalidValueError(
+            f"timm has no weights {tag!r} of {arch!r}; it has {[k.partition('.')[2] for k in known]}."
+        )
     return timm.get_pretrained_cfg(name)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
@@ -61,7 +63,7 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
         If it cannot be stored; a :class:`PermissionError` if that is why.
     """
     if (sha256 is None) == (git_blob is None):
-        raise ValueError(f"Exactly one of sha256 and git_blob must say what {url} holds.")
+        raise InvalidValueError(f"Exactly one of sha256 and git_blob must say what {url} holds.")
     path = Path(path)
     if path.exists():
         _check(path, sha256, git_blob, way_out=f"Move it away to get it again from {url}.")
@@ -100,7 +102,9 @@ def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str
     expected, got = sha256 or git_blob, digest.hexdigest()
     if got != expected:
         kind = "SHA-256" if sha256 else "git blob"
-        raise ValueError(f"{name or path} is not the expected file: {kind} {got} instead of {expected}. {way_out}")
+        raise InvalidValueError(
+            f"{name or path} is not the expected file: {kind} {got} instead of {expected}. {way_out}"
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from anndata.io import write_elem
 from spatialdata.models import ShapesModel, TableModel, get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._record import Record
@@ -88,7 +89,7 @@ class Slot:
         if self.table_key is not None:
             _check_slots(self.sdata.tables[self.table_key], self.key, kind, derived)
         if kind == "embedding" and self.table_key is not None and self.key in self.sdata:
-            raise ValueError(f"{self.key!r} is the name of another element of sdata; choose another key_added.")
+            raise InvalidValueError(f"{self.key!r} is the name of another element of sdata; choose another key_added.")
         _check_elements(self.sdata, self.key, kind, self.regions)
 
     def write_prediction(
@@ -206,7 +207,7 @@ def write_bounds(
     names = (Keys.lower(key), Keys.upper(key)) if inside else (Keys.LOWER, Keys.UPPER)
     slots = table.obsm if inside else table.layers
     if foreign := [name for name in names if name in slots and record.calibration is None]:
-        raise ValueError(
+        raise InvalidValueError(
             f"{'.obsm' if inside else '.layers'} has {foreign}, which st_predict did not write for this "
             "prediction: rename or delete that first."
         )
@@ -219,16 +220,16 @@ def write_bounds(
 def _check_name(key: str) -> None:
     """Refuse a key that SpatialData cannot store."""
     if not re.fullmatch(r"[\w.-]+", key):
-        raise ValueError(
+        raise InvalidValueError(
             f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}."
         )
     if key in {".", ".."} or key.startswith("__") or key in _ZARR_FILES:
-        raise ValueError(
+        raise InvalidValueError(
             f"key_added must not be '.', '..' or the name of a zarr file, nor begin with '__': {key!r} cannot be stored. "
             "Choose another name."
         )
     if len(key.encode()) > _LONGEST_KEY:
-        raise ValueError(
+        raise InvalidValueError(
             f"key_added must have at most {_LONGEST_KEY} characters (bytes in UTF-8), else it cannot be stored; got "
             f"{len(key.encode())}: {key[:20]!r}... Choose a shorter name."
         )
@@ -239,24 +240,24 @@ def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -
     if Record.kind_of(table.uns, key) != kind:
         for slot, names in ((".obsm", table.obsm), (".layers", table.layers)):
             if key in names:
-                raise ValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict; choose another key_added.")
+                raise InvalidValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict; choose another key_added.")
     for name in derived:
         if name in table.obsm and name not in Record.derived_of(table.uns, key):
-            raise ValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
+            raise InvalidValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
 
 
 def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[str]) -> None:
     """Refuse a key that is the name of an element which holds something else."""
     if key not in sdata.tables:
         if key in sdata:
-            raise ValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+            raise InvalidValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
         return
     if Record.kind_of(sdata.tables[key].uns, key) != kind:
-        raise ValueError(f"Table {key!r} is not {_A[kind]} of st_predict; choose another key_added.")
+        raise InvalidValueError(f"Table {key!r} is not {_A[kind]} of st_predict; choose another key_added.")
     there, _, _ = get_table_keys(sdata.tables[key])
     shared = set(np.atleast_1d(there)) & set(regions)
     if not shared or (kind == "embedding" and shared != set(np.atleast_1d(there)) | set(regions)):
-        raise ValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
+        raise InvalidValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +294,7 @@ def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -
     _check_name(key)
     _check_elements(sdata, key, "prediction", [shapes_key])
     if shapes_key in sdata and key not in sdata.tables:
-        raise ValueError(f"{shapes_key!r} is the name of another element of sdata; choose another key_added.")
+        raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata; choose another key_added.")
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{str(out)!r} exists; name another folder.")
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import st_predict as stp
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 
@@ -127,7 +128,7 @@ def train(  # noqa: PLR0913  # options of a command line
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:
-        raise ValueError("Give --validation or --hold-out, not both.")
+        raise InvalidValueError("Give --validation or --hold-out, not both.")
     sizes = {"epochs": epochs, "batch_size": batch_size, "regions": regions, "regions_per_step": regions_per_step}
     config = {**sizes, "lr": lr, "schedule": schedule, "patience": patience, "seed": seed, "device": device}
     result = stp.tl.train(
@@ -331,9 +332,11 @@ def _read(paths: Iterable[Path]) -> list[SpatialData]:
 def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:
     """Refuse, before any work is done, intervals that could not be added to the prediction."""
     if key != calibration.key:
-        raise ValueError(f"The calibration is of the prediction {calibration.key!r}, not of {key!r}: leave out --key.")
+        raise InvalidValueError(
+            f"The calibration is of the prediction {calibration.key!r}, not of {key!r}: leave out --key."
+        )
     if calibration.scaled and not spreads:
-        raise ValueError(
+        raise InvalidValueError(
             "These intervals follow standard deviations: predict with --n-samples, or several checkpoints."
         )
 
@@ -342,7 +345,7 @@ def _parse(hparams: str | None) -> dict[str, Any] | None:
     try:
         return None if hparams is None else dict(json.loads(hparams))
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"--hparams must be JSON of an object, '{{\"depth\": 6}}' say; got {hparams!r} ({error})."
         ) from error
 
@@ -350,7 +353,7 @@ def _parse(hparams: str | None) -> dict[str, Any] | None:
 def _check_new(path: Path, *, suffixes: tuple[str, ...]) -> None:
     """Refuse, before any work is done, a result that could not be written."""
     if path.suffix not in suffixes:
-        raise ValueError(f"{str(path)!r} must end in one of {suffixes}.")
+        raise InvalidValueError(f"{str(path)!r} must end in one of {suffixes}.")
     if path.exists():
         raise FileExistsError(f"{str(path)!r} exists; choose another name.")
     try:

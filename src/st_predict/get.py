@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict.specs import ModelCard
@@ -86,7 +87,7 @@ def prediction(
     if isinstance(data, AnnData):
         return _from_obsm(data, key, genes)
     if not isinstance(data, SpatialData):
-        raise TypeError(f"data must be AnnData or SpatialData, got {type(data).__name__}.")
+        raise InvalidTypeError(f"data must be AnnData or SpatialData, got {type(data).__name__}.")
     holder = table_of(data, key, table_key=table_key)
     if key in data.tables[holder].obsm:
         return _from_obsm(data.tables[holder], key, genes)
@@ -135,7 +136,9 @@ def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | 
     if key not in table.obsm:
         raise _unknown(key, _listed(table))
     if Record.kind_of(table.uns, key) == "embedding":
-        raise TypeError(f".obsm[{key!r}] is an embedding, not a prediction. The predictions are {_listed(table)}.")
+        raise InvalidTypeError(
+            f".obsm[{key!r}] is an embedding, not a prediction. The predictions are {_listed(table)}."
+        )
     slot = table.obsm[key]
     # earlier versions wrote a DataFrame
     stored = slot.columns.astype(str) if isinstance(slot, pd.DataFrame) else Record.genes_of(table.uns, key)
@@ -153,7 +156,7 @@ def _names(
 ) -> list[str]:
     """Gene names of a prediction with ``n_genes`` columns: those that are stored, else those that the caller gives."""
     if stored is None and given is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them. Concatenate with "
             f'uns_merge="same" to keep them, or call st_predict.get.prediction or get.frame(..., genes=) with a list of {n_genes} '
             "names or the checkpoint that made the prediction."
@@ -162,12 +165,12 @@ def _names(
     names = known if given is None else _read_names(given)
     if names is None or len(names) != n_genes:
         source = "The record" if given is None else "genes="
-        raise ValueError(
+        raise InvalidValueError(
             f"{source} names {len(names or [])} genes, the prediction {key!r} has {n_genes} columns: pass genes=, a list "
             f"of {n_genes} names or the checkpoint that made it."
         )
     if known is not None and len(known) == n_genes and names != known:
-        raise ValueError(f"genes= differs from the gene names that are stored with {key!r}: leave genes= out.")
+        raise InvalidValueError(f"genes= differs from the gene names that are stored with {key!r}: leave genes= out.")
     return names
 
 
@@ -242,7 +245,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
         If several tables have a prediction of this key.
     """
     if table_key is not None and table_key not in sdata.tables:
-        raise KeyError(f"No table {table_key!r}; there are {sorted(sdata.tables)}.")
+        raise NotFoundError(f"No table {table_key!r}; there are {sorted(sdata.tables)}.")
     searched = list(sdata.tables) if table_key is None else [table_key]
     holders = [name for name in searched if key in sdata.tables[name].obsm]
     if _is_linked(sdata, key) and (table_key is None or table_key == key or _same_spots(sdata, key, table_key)):
@@ -250,7 +253,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     if not holders:
         raise _unknown(key, _listed_everywhere(sdata))
     if len(holders) > 1 and table_key not in holders:
-        raise ValueError(f"Several tables have a prediction {key!r}: pass table_key=, one of {sorted(holders)}.")
+        raise InvalidValueError(f"Several tables have a prediction {key!r}: pass table_key=, one of {sorted(holders)}.")
     return holders[0]  # table_key, if it is one of them
 
 
@@ -282,7 +285,9 @@ def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = N
         return table_key
     others = [name for name in sdata.tables if not _is_linked(sdata, name) and _same_spots(sdata, holder, name)]
     if len(others) > 1:
-        raise ValueError(f"Several tables are of the spots of {holder!r}: pass table_key=, one of {sorted(others)}.")
+        raise InvalidValueError(
+            f"Several tables are of the spots of {holder!r}: pass table_key=, one of {sorted(others)}."
+        )
     return others[0] if others else None
 
 
@@ -307,5 +312,5 @@ def _listed_everywhere(sdata: SpatialData) -> list[str]:
 
 def _unknown(key: str, there: list[str]) -> KeyError:
     if not there:
-        return KeyError(f"No prediction {key!r}; there are none yet. st_predict.tl.predict makes them.")
-    return KeyError(f"No prediction {key!r}; there are {there}.")
+        return NotFoundError(f"No prediction {key!r}; there are none yet. st_predict.tl.predict makes them.")
+    return NotFoundError(f"No prediction {key!r}; there are {there}.")

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.sparse import issparse
 from scipy.stats import rankdata
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -145,24 +147,26 @@ def mae(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.
 
 def _check(pred: ArrayLike, true: ArrayLike, *, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if axis not in {0, 1}:
-        raise ValueError(
+        raise InvalidValueError(
             f"axis must be 0 (over spots, a score a gene) or 1 (over genes, a score a spot), got {axis!r}."
         )
     arrays = _as_float64(pred, "pred"), _as_float64(true, "true")
     if arrays[0].shape != arrays[1].shape:
-        raise ValueError(f"pred and true must have the same shape, got {arrays[0].shape} and {arrays[1].shape}.")
+        raise InvalidValueError(f"pred and true must have the same shape, got {arrays[0].shape} and {arrays[1].shape}.")
     return arrays
 
 
 def _as_float64(values: ArrayLike, name: str) -> NDArray[np.float64]:
     if issparse(values):
-        raise TypeError(f"{name} is sparse ({type(values).__name__}); pass a dense array, {name}.toarray().")
+        raise InvalidTypeError(f"{name} is sparse ({type(values).__name__}); pass a dense array, {name}.toarray().")
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{name} must be (n_spots, n_genes) and not empty, got the shape {array.shape}.")
+        raise InvalidValueError(f"{name} must be (n_spots, n_genes) and not empty, got the shape {array.shape}.")
     n_bad = int((~np.isfinite(array)).sum())
     if n_bad:
-        raise ValueError(f"{name} has {n_bad} NaN or infinite values of {array.size}; leave these spots or genes out.")
+        raise InvalidValueError(
+            f"{name} has {n_bad} NaN or infinite values of {array.size}; leave these spots or genes out."
+        )
     return array
 
 

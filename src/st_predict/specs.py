@@ -8,6 +8,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -38,7 +40,9 @@ class LevelSpec:
 
     def __post_init__(self) -> None:
         if not (0 < self.size < inf and 0 < self.downsample < inf):
-            raise ValueError(f"size and downsample must be positive and finite, got {self.size} and {self.downsample}.")
+            raise InvalidValueError(
+                f"size and downsample must be positive and finite, got {self.size} and {self.downsample}."
+            )
 
     @property
     def fov(self) -> float:
@@ -67,14 +71,14 @@ class CropSpec:
 
     def __post_init__(self) -> None:
         if not self.levels:
-            raise ValueError("A crop needs at least one level.")
+            raise InvalidValueError("A crop needs at least one level.")
         downsamples = [level.downsample for level in self.levels]
         if downsamples != sorted(downsamples):
-            raise ValueError(f"The finest level comes first, got the downsamples {downsamples}.")
+            raise InvalidValueError(f"The finest level comes first, got the downsamples {downsamples}.")
         if self.mpp is not None and not 0 < self.mpp < inf:
-            raise ValueError(f"mpp must be positive and finite, got {self.mpp}.")
+            raise InvalidValueError(f"mpp must be positive and finite, got {self.mpp}.")
         if not 0 <= self.pad_value <= 255:
-            raise ValueError(f"pad_value must be a grey value from 0 to 255, got {self.pad_value}.")
+            raise InvalidValueError(f"pad_value must be a grey value from 0 to 255, got {self.pad_value}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +90,11 @@ class PixelSpec:
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"mean and std have a number for each of 3 colours, got {self.mean} and {self.std}.")
+            raise InvalidValueError(
+                f"mean and std have a number for each of 3 colours, got {self.mean} and {self.std}."
+            )
         if not all(0 < value < inf for value in self.std):
-            raise ValueError(f"std must be positive and finite, got {self.std}.")
+            raise InvalidValueError(f"std must be positive and finite, got {self.std}.")
 
 
 IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -123,16 +129,16 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         if self.transform not in get_args(Transform):
-            raise ValueError(f"transform must be one of {get_args(Transform)}, got {self.transform!r}.")
+            raise InvalidValueError(f"transform must be one of {get_args(Transform)}, got {self.transform!r}.")
         if self.over not in get_args(Over):
-            raise ValueError(f"over must be one of {get_args(Over)}, got {self.over!r}.")
+            raise InvalidValueError(f"over must be one of {get_args(Over)}, got {self.over!r}.")
         if not 0 < self.total < inf:
-            raise ValueError(f"total must be positive and finite, got {self.total}.")
+            raise InvalidValueError(f"total must be positive and finite, got {self.total}.")
         self._check_scale()
 
     def _check_scale(self) -> None:
         if self.scale not in get_args(Scale):
-            raise ValueError(f"scale must be one of {get_args(Scale)}, got {self.scale!r}.")
+            raise InvalidValueError(f"scale must be one of {get_args(Scale)}, got {self.scale!r}.")
         if self.limits is None:
             return
         low, high = (tuple(map(float, values)) for values in self.limits)
@@ -141,7 +147,7 @@ class TargetSpec:
             or len(low) != len(high)
             or not all(-inf < a <= b < inf for a, b in zip(low, high, strict=True))
         ):
-            raise ValueError("limits are a finite least and largest value of each gene, for scale='minmax'.")
+            raise InvalidValueError("limits are a finite least and largest value of each gene, for scale='minmax'.")
         object.__setattr__(self, "limits", (low, high))
 
     @property
@@ -222,7 +228,7 @@ class ModelCard:
                 **values,
             )
         except (AttributeError, KeyError, TypeError) as error:  # of JSON that has another structure
-            raise ValueError(f"This is no card of st_predict ({type(error).__name__}: {error}).") from error
+            raise InvalidValueError(f"This is no card of st_predict ({type(error).__name__}: {error}).") from error
 
     @classmethod
     def of_file(cls, path: PathLike[str] | str) -> ModelCard:
@@ -244,14 +250,14 @@ class ModelCard:
             raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
         metadata = _metadata(path)
         if cls.METADATA_KEY not in metadata:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{str(path)!r} has no st_predict card: it was not written by st_predict. Weights of published code can "
                 "be converted with the `convert` of models.get_spec(name)."
             )
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])
         except ValueError as error:
-            raise ValueError(f"{str(path)!r} cannot be used. {error}") from error
+            raise InvalidValueError(f"{str(path)!r} cannot be used. {error}") from error
 
 
 def _metadata(path: PathLike[str] | str) -> dict[str, str]:
@@ -261,21 +267,21 @@ def _metadata(path: PathLike[str] | str) -> dict[str, str]:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
-                raise ValueError("its header is longer than the file")
+                raise InvalidValueError("its header is longer than the file")
             return dict(json.loads(file.read(length)).get("__metadata__") or {})
     except (AttributeError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
-        raise ValueError(
+        raise InvalidValueError(
             f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
         ) from error
 
 
 def _check_fields(values: dict[str, Any], names: set[str]) -> None:
     if values.get("format_version", 0) > FORMAT_VERSION:
-        raise ValueError(
+        raise InvalidValueError(
             f"The card has format {values['format_version']}, this st_predict reads up to {FORMAT_VERSION}: "
             "upgrade st_predict."
         )
     if unknown := sorted(values.keys() - names):
-        raise ValueError(f"The card has unknown fields {unknown}: it was not written by st_predict.")
+        raise InvalidValueError(f"The card has unknown fields {unknown}: it was not written by st_predict.")
     if missing := sorted(names - values.keys()):
-        raise ValueError(f"The card lacks the fields {missing}: it was not written by st_predict.")
+        raise InvalidValueError(f"The card lacks the fields {missing}: it was not written by st_predict.")

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 
+from st_predict._errors import InvalidValueError
+
 __all__ = ["Precision", "pick_device", "pick_precision"]
 
 Precision: TypeAlias = Literal["bfloat16", "float32"]
@@ -25,7 +27,9 @@ def pick_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"Device {device!r} can't be used here: {error}. 'auto' takes what there is.") from error
+        raise InvalidValueError(
+            f"Device {device!r} can't be used here: {error}. 'auto' takes what there is."
+        ) from error
     return found
 
 
@@ -44,7 +48,7 @@ def pick_precision(precision: str, device: torch.device) -> Precision:
     if precision == "auto":
         return "bfloat16" if _has_bfloat16(device) else "float32"
     if precision not in get_args(Precision):
-        raise ValueError(f"precision must be 'auto' or one of {list(get_args(Precision))}, got {precision!r}.")
+        raise InvalidValueError(f"precision must be 'auto' or one of {list(get_args(Precision))}, got {precision!r}.")
     return cast("Precision", precision)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from st_predict._errors import InvalidValueError
 from st_predict._runtime._device import pick_precision
 from st_predict.crops import N_SYMMETRIES, apply_symmetry
 
@@ -76,9 +77,9 @@ class Inference:
         compile: bool = False,
     ) -> None:
         if working_batch is not None and working_batch < 1:
-            raise ValueError(f"working_batch must be at least 1, got {working_batch}.")
+            raise InvalidValueError(f"working_batch must be at least 1, got {working_batch}.")
         if symmetries not in {1, N_SYMMETRIES}:
-            raise ValueError(f"symmetries must be 1 or {N_SYMMETRIES}, got {symmetries}.")
+            raise InvalidValueError(f"symmetries must be 1 or {N_SYMMETRIES}, got {symmetries}.")
         self.network = network.to(device).eval()
         self.device = device
         self.precision = pick_precision(precision, device)

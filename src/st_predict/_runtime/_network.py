@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from st_predict._errors import InvalidValueError
 from st_predict.specs import PixelSpec
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Network(nn.Module):
         """
         dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
         if not dropping:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
                 "0, if it has one among its hyper-parameters, or predict with several checkpoints."
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import sha256
 from st_predict._runtime import Inference
 from st_predict._sections._cell_grid import CellGrid, cells_of_spots
@@ -42,12 +43,14 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
     """
     if radius_um is not None:
         if not 0 < radius_um < np.inf:
-            raise ValueError(f"radius_um must be positive and finite, got {radius_um}.")
+            raise InvalidValueError(f"radius_um must be positive and finite, got {radius_um}.")
         if section.mpp is None:
-            raise ValueError(f"radius_um={radius_um} needs the mpp of the image of {section.region!r}: pass mpp=.")
+            raise InvalidValueError(
+                f"radius_um={radius_um} needs the mpp of the image of {section.region!r}: pass mpp=."
+            )
         return np.full(len(section.spots), radius_um / section.mpp.value)
     if section.spots.radius is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The spots of {section.region!r} are no circles, so that their radius is not known: give it in micrometres, with "
             "hparams={'radius_um': ...}."
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict.models import get_spec, list_models
 from st_predict.pp import align_panel, make_target
 from st_predict.specs import TargetSpec
@@ -64,13 +65,13 @@ def read_context(
         return None
     if without := sorted({card.model for card in cards if not get_spec(card.model).reads_context}):
         can = [name for name in list_models() if get_spec(name).reads_context]
-        raise ValueError(f"{without} read no counts of other spots: leave out context=; {can} can.")
+        raise InvalidValueError(f"{without} read no counts of other spots: leave out context=; {can} can.")
     if table_key is None:
-        raise ValueError("context= names a column of a table with counts; there is no table.")
+        raise InvalidValueError("context= names a column of a table with counts; there is no table.")
     table = sdata.tables[table_key]
     rows = np.flatnonzero(spots_of(table, column))
     if not len(rows):
-        raise ValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
+        raise InvalidValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
     genes = cards[0].genes
     match = align_panel(table, genes, missing="drop")
     target = make_target(table[rows], match, TargetSpec(transform="counts"))
@@ -92,10 +93,10 @@ def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
         If there is no such column, or it is not of true and false.
     """
     if column not in table.obs:
-        raise KeyError(f"There is no column {column!r} in .obs; there are {sorted(table.obs.columns)}.")
+        raise NotFoundError(f"There is no column {column!r} in .obs; there are {sorted(table.obs.columns)}.")
     values = table.obs[column]
     if values.dtype not in (bool, "boolean") or values.isna().any():
-        raise ValueError(
+        raise InvalidValueError(
             f".obs[{column!r}] must be of true and false, for every spot; it is of {values.dtype}: turn it into that with "
             ".astype(bool)."
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._context import spots_of
@@ -93,10 +94,10 @@ def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key:
     result = prediction(sdata, key, table_key=table_key)
     record = Record.read(result.uns, key)
     if record is None or record.card is None:
-        raise KeyError(f"The prediction {key!r} has no card, so its units and its network are unknown.")
+        raise NotFoundError(f"The prediction {key!r} has no card, so its units and its network are unknown.")
     sd = None if scaled is False else result.layers.get(Keys.STD)
     if scaled and sd is None:
-        raise KeyError(
+        raise NotFoundError(
             f"There are no standard deviations of {key!r} to scale intervals by: predict with n_samples=, or take "
             "scaled=False."
         )
@@ -117,7 +118,7 @@ def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Ma
     """Refuse a prediction by another network or with other settings, whose errors may be larger or smaller."""
     theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
     if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
-        raise ValueError(
+        raise InvalidValueError(
             f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}. "
             "Each needs a calibration of its own."
         )
@@ -133,7 +134,7 @@ def all_have_sd(found: Sequence[StoredPrediction]) -> bool:
     """
     there = [one.sd is not None for one in found]
     if any(there) and not all(there):
-        raise ValueError(
+        raise InvalidValueError(
             f"{sum(there)} of {len(there)} objects have standard deviations of {found[0].key!r}: predict all in one "
             "way, or take scaled=False."
         )
@@ -232,13 +233,13 @@ def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOu
     """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
     rows = found.spots.get_indexer(names)
     if (rows < 0).any():
-        raise ValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
+        raise InvalidValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
     sd = None if found.sd is None else found.sd[rows]
     whole = HeldOutSection(observed=section, spots=names, mean=found.mean[rows], sd=sd)
     known = whole.mean if whole.sd is None else whole.mean + whole.sd
     there = np.asarray(np.isfinite(known).all(axis=1))
     if not there.any():
-        raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {found.key!r}.")
+        raise InvalidValueError(f"No spot of section {section.name!r} has both counts and a prediction {found.key!r}.")
     return whole.take(there)
 
 
@@ -283,7 +284,7 @@ def refuse_duplicates(sections: Sequence[HeldOutSection]) -> None:
     """Raise :class:`ValueError` if two sections have the same patient and name."""
     pairs = [pair for section in sections for pair in section.pairs]
     if twice := sorted({pair for pair in pairs if pairs.count(pair) > 1}):
-        raise ValueError(
+        raise InvalidValueError(
             f"Several sections are called {twice} (patient, section): give each once, and a name of its own in "
             f".obs[{Keys.SECTION!r}]."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict.models import get_spec
 
@@ -33,7 +34,7 @@ def check_needs(sections: Sequence[Section], card: ModelCard) -> None:
     grids = {section.region: section.spots.grid for section in sections if section.spots.grid is not None}
     spec.check(grids, card.hparams)
     if "grid" in spec.needs and (without := [s.region for s in sections if s.region not in grids]):
-        raise ValueError(
+        raise InvalidValueError(
             f"{card.model!r} reads the row and column of each spot on the lattice of the assay, of which nothing is known for "
             f"{without}: add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table, or predict a lattice "
             "of pp.make_grid."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._section import open_slide
@@ -125,12 +126,12 @@ def _patients(sdata: SpatialData, group_key: str) -> pd.Series:
     """Patient of each spot."""
     obs = measured_table(sdata).obs
     if group_key not in obs:
-        raise KeyError(
+        raise NotFoundError(
             f"The table has no column {group_key!r} that says whose tissue each spot is; it has {sorted(obs.columns)}. "
             "Name the right one with group_key=, or add it to .obs."
         )
     if obs[group_key].isna().any():
-        raise ValueError(f"{int(obs[group_key].isna().sum())} spots have no {group_key!r}: whose are they?")
+        raise InvalidValueError(f"{int(obs[group_key].isna().sum())} spots have no {group_key!r}: whose are they?")
     return obs[group_key].astype(str)
 
 
@@ -144,5 +145,5 @@ def measured_table(sdata: SpatialData) -> AnnData:
     """
     table_key = find_table(sdata, None)
     if table_key is None:
-        raise ValueError("There is no table with counts: training and evaluation need measured spots.")
+        raise InvalidValueError("There is no table with counts: training and evaluation need measured spots.")
     return sdata.tables[table_key]

@@ -12,6 +12,7 @@ import torch
 from spatialdata import SpatialData
 from spatialdata.models import get_table_keys
 
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._results import Slot
 from st_predict.crops import plan_crops
 from st_predict.io import (
@@ -96,7 +97,7 @@ class Section:
         """Spots whose centre is not in the image; a message says how many, an error if they all are."""
         outside = spots_outside(self.spots, self.reader.level_shapes[0])
         if outside.all():
-            raise ValueError(
+            raise InvalidValueError(
                 f"All {len(outside)} spots of {self.region!r} lie outside the image of "
                 f"{self.reader.level_shapes[0]} (height, width) px: check the transformations of image and shapes."
             )
@@ -184,7 +185,7 @@ def open_slide(
         If an element does not exist or is ambiguous, the table is empty, or ``need_mpp`` and mpp is unknown.
     """
     if table_key is not None and shapes_key is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Either the rows of table {table_key!r} are the spots, or the shapes {shapes_key!r} are: give table_key or "
             "shapes_key, not both."
         )
@@ -212,7 +213,7 @@ def _image_of(region: str, image_key: str | Mapping[str, str] | None) -> str | N
     if not isinstance(image_key, Mapping):
         return image_key
     if region not in image_key:
-        raise KeyError(f"image_key names no image for region {region!r}; it has {sorted(image_key)}.")
+        raise NotFoundError(f"image_key names no image for region {region!r}; it has {sorted(image_key)}.")
     return image_key[region]
 
 
@@ -221,7 +222,7 @@ def _regions(sdata: SpatialData, table_key: str) -> dict[str, NDArray[np.int64] 
     table = sdata.tables[table_key]
     _, region_key, _ = get_table_keys(table)
     if table.n_obs == 0:
-        raise ValueError(f"Table {table_key!r} is empty: there is no spot to predict.")
+        raise InvalidValueError(f"Table {table_key!r} is empty: there is no spot to predict.")
     column = table.obs[region_key].astype(str).to_numpy()
     return {region: np.flatnonzero(column == region) for region in dict.fromkeys(column)}
 
@@ -259,7 +260,7 @@ def as_list(sdatas: Sections) -> list[SpatialData]:
         return [sdatas]
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
-        raise ValueError("No section was given.")
+        raise InvalidValueError("No section was given.")
     if wrong := [type(s).__name__ for s in found if not isinstance(s, SpatialData)]:
-        raise TypeError(f"Sections must be SpatialData objects, got {sorted(set(wrong))}.")
+        raise InvalidTypeError(f"Sections must be SpatialData objects, got {sorted(set(wrong))}.")
     return found

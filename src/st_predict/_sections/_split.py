@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._sections._observed import measured_table, patients_of
 from st_predict._sections._section import as_list
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["LeakageError", "refuse_same_sections", "split_patients"]
 
 
-class LeakageError(ValueError):
+class LeakageError(InvalidValueError):
     """The same patient is in training and in validation."""
 
 
@@ -82,12 +83,12 @@ def _hold_out(
 ) -> tuple[list[SpatialData], list[SpatialData]]:
     known = set().union(*groups)
     if unknown := sorted(patients - known):
-        raise ValueError(f"No patient {unknown} in the sections; there are {sorted(known)}.")
+        raise InvalidValueError(f"No patient {unknown} in the sections; there are {sorted(known)}.")
     if mixed := [sorted(g) for g in groups if g & patients and g - patients]:
-        raise ValueError(f"A section holds spots of patients to train on and to hold out: {mixed}.")
+        raise InvalidValueError(f"A section holds spots of patients to train on and to hold out: {mixed}.")
     training = [s for s, g in zip(sdatas, groups, strict=True) if not g & patients]
     if not training:
-        raise ValueError(f"Holding out {sorted(patients)} leaves nothing to train on.")
+        raise InvalidValueError(f"Holding out {sorted(patients)} leaves nothing to train on.")
     return training, [s for s, g in zip(sdatas, groups, strict=True) if g & patients]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from st_predict._errors import InvalidValueError
 from st_predict.models import Preset
 
 if TYPE_CHECKING:
@@ -94,33 +95,35 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", Optimizer), ("schedule", Schedule), ("monitor", Monitor)):
             if (value := getattr(self, name)) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
+                raise InvalidValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
         names = ("epochs", "batch_size", "regions", "regions_per_step", "warmup", "seed")
         whole = {name: getattr(self, name) for name in names}
         if not all(isinstance(value, int) for value in whole.values()):
-            raise ValueError(f"{', '.join(names)} are whole numbers, got {whole}.")
+            raise InvalidValueError(f"{', '.join(names)} are whole numbers, got {whole}.")
         if self.regions < 0 or self.regions_per_step < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 "regions must not be negative and regions_per_step be at least 1, got "
                 f"{self.regions} and {self.regions_per_step}."
             )
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"epochs and batch_size must be at least 1 and lr above 0, got {self.epochs}, {self.batch_size}, {self.lr}."
             )
         if self.warmup < 0 or (self.clip is not None and self.clip <= 0):
-            raise ValueError(f"warmup must not be negative and clip be above 0, got {self.warmup} and {self.clip}.")
+            raise InvalidValueError(
+                f"warmup must not be negative and clip be above 0, got {self.warmup} and {self.clip}."
+            )
         if not 0 <= self.level_drop < 1:
-            raise ValueError(f"level_drop is a probability below 1, got {self.level_drop}.")
+            raise InvalidValueError(f"level_drop is a probability below 1, got {self.level_drop}.")
         if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"momentum is below 1, and for optimizer='sgd' alone; got {self.momentum}, {self.optimizer!r}."
             )
         if self.seed < 0 or self.weight_decay < 0 or (self.patience is not None and self.patience < 1):
-            raise ValueError(
+            raise InvalidValueError(
                 "seed and weight_decay must not be negative, and patience must be at least 1 or None, got "
                 f"{self.seed}, {self.weight_decay}, {self.patience}."
             )
@@ -136,7 +139,7 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
     """
     presets = {"paper": Preset(), "original": spec.original}
     if name not in presets:
-        raise ValueError(f"preset must be one of {list(presets)}, got {name!r}.")
+        raise InvalidValueError(f"preset must be one of {list(presets)}, got {name!r}.")
     return presets[name]
 
 
@@ -152,5 +155,5 @@ def configure(preset: Preset, config: TrainConfig | Mapping[str, Any] | None) ->
         return config
     changes = dict(config or {})
     if unknown := sorted(changes.keys() - (names := {f.name for f in fields(TrainConfig)})):
-        raise ValueError(f"config has no fields {unknown}; there are {sorted(names)}.")
+        raise InvalidValueError(f"config has no fields {unknown}; there are {sorted(names)}.")
     return TrainConfig(**{**preset.training, **changes})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from st_predict._errors import InvalidValueError
 from st_predict._training._store import CropStore
 from st_predict.models import get_spec
 
@@ -90,7 +91,7 @@ class SectionLoader:
     def _draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         places = self.store.grid if self.store.xy_um is None else self.store.xy_um
         if places is None:
-            raise ValueError(
+            raise InvalidValueError(
                 "regions= needs to know where spots are: neither the mpp nor the lattice of all sections is known."
             )
         tree = cKDTree(places[rows])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidValueError
 from st_predict._runtime import Inference, pick_device
 from st_predict._training._fit import fit
 from st_predict._training._loader import CropLoader
@@ -45,7 +46,7 @@ def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]
         If there are fewer spots than rounds.
     """
     if not 1 <= rounds <= n_spots:
-        raise ValueError(
+        raise InvalidValueError(
             f"rounds must be at least 1 and at most the number of unlabelled spots, {n_spots}; got {rounds}."
         )
     return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n_spots), rounds)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Run:
             return
         begun = json.loads(path.read_text(encoding="utf-8"))
         if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{str(path.parent)!r} was begun with another {' and '.join(changed)}: resume with the same, or start anew in "
                 "another folder."
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -83,7 +84,7 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     card, state = ModelCard.of_file(path), _read_weights(path)
     free = get_spec(card.model).at_prediction
     if fixed := sorted((hparams or {}).keys() - set(free)):
-        raise ValueError(
+        raise InvalidValueError(
             f"The hyper-parameters {fixed} of {card.model!r} are fixed by training; {list(free)} may change."
         )
     try:
@@ -93,7 +94,7 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     except (RuntimeError, ValueError) as error:  # of weights, of hyper-parameters
         if hparams and isinstance(error, ValueError):  # not of the file
             raise
-        raise ValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
+        raise InvalidValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
     return network.eval(), card
 
 
@@ -102,6 +103,6 @@ def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
         ) from error

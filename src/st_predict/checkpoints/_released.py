@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from st_predict._errors import NotFoundError
 from st_predict._files import cache_dir, download
 from st_predict.models import list_models
 
@@ -100,7 +101,7 @@ def find_weights(model: PathLike[str] | str | Trained) -> Path:
         return Path(text)
     if text.endswith(".safetensors") or os.sep in text:
         raise FileNotFoundError(f"There is no checkpoint {text!r}.")
-    raise KeyError(_unknown(text, released))
+    raise NotFoundError(_unknown(text, released))
 
 
 def _unknown(text: str, released: list[Weights]) -> str:

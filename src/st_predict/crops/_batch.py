@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -81,7 +83,7 @@ class Batch:
         """
         part: Tensor | None = getattr(self, name)
         if part is None:
-            raise ValueError(f"The network reads {name!r} of each spot; the batch has none.")
+            raise InvalidValueError(f"The network reads {name!r} of each spot; the batch has none.")
         return part
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from st_predict._errors import InvalidValueError
 from st_predict.crops._batch import Batch
 from st_predict.crops._cutters import DeviceCutter, HostCutter, Job
 
@@ -70,7 +71,7 @@ def iter_batches(
         If ``batch_size`` or ``n_threads`` is not positive.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, or None for all spots at once; got {batch_size}.")
+        raise InvalidValueError(f"batch_size must be 1 or more, or None for all spots at once; got {batch_size}.")
     order = reading_order(reader, plan[0])
     batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
     jobs = [job for batch in batches for job in batch.jobs]

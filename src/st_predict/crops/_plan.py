@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -79,12 +81,12 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
     if spec.mpp is None:
         return 1.0
     if mpp is None:
-        raise ValueError(f"The model sees {spec.mpp:.4g} um/px, so the mpp of the image is needed: pass mpp=.")
+        raise InvalidValueError(f"The model sees {spec.mpp:.4g} um/px, so the mpp of the image is needed: pass mpp=.")
     if not mpp > 0:
-        raise ValueError(f"mpp must be positive, got {mpp}.")
+        raise InvalidValueError(f"mpp must be positive, got {mpp}.")
     base = spec.mpp / mpp
     if base * (1 + _RTOL) < 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
             "something else than it was trained on: use the full-resolution image, or check mpp. A network can be "
             "trained at a coarser resolution (mpp= of tl.train), an encoder be shown one (at_mpp= of tl.embed)."
@@ -106,7 +108,7 @@ def _best_level(downsample: float, downsamples: Sequence[float]) -> int:
     """Coarsest level that is at least as fine as ``downsample``."""
     fine_enough = [i for i, d in enumerate(downsamples) if d <= downsample * (1 + _RTOL)]
     if not fine_enough:
-        raise ValueError(
+        raise InvalidValueError(
             f"The model needs pixels as wide as {downsample:.3g} pixels of level 0, finer than the image has."
         )
     return fine_enough[-1]

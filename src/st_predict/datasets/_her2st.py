@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import cache_dir, download
 from st_predict.io import read_legacy_st
 
@@ -114,7 +115,7 @@ def _paths(section: str) -> dict[str, str]:
     paths: dict[str, Any] = _registry()["files"]
     known = sorted(Path(path).name.partition(".")[0] for path in paths if path.startswith("data/ST-cnts/"))
     if section not in known:
-        raise ValueError(f"her2st has no section {section!r}; there are {known}.")
+        raise InvalidValueError(f"her2st has no section {section!r}; there are {known}.")
     prefixes = {
         "counts": f"data/ST-cnts/{section}.",
         "spots": f"data/ST-spotfiles/{section}_",

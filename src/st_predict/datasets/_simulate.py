@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
@@ -198,18 +199,20 @@ def _check(
 ) -> None:
     for name, number in {"n_patients": n_patients, "n_sections": n_sections, "n_genes": n_genes}.items():
         if number < 1:
-            raise ValueError(f"{name} must be 1 or more, got {number}.")
+            raise InvalidValueError(f"{name} must be 1 or more, got {number}.")
     if not (np.isfinite(mean_count) and mean_count > 0):
-        raise ValueError(f"mean_count must be positive, got {mean_count}.")
+        raise InvalidValueError(f"mean_count must be positive, got {mean_count}.")
     if not 0 < mpp <= GRID_UM:
-        raise ValueError(f"mpp must be positive and at most {GRID_UM:g}, got {mpp}: in wider pixels nothing is seen.")
+        raise InvalidValueError(
+            f"mpp must be positive and at most {GRID_UM:g}, got {mpp}: in wider pixels nothing is seen."
+        )
     if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}.")
+        raise InvalidValueError(f"seed must not be negative, got {seed}.")
     whole = 2 ** (N_LEVELS - 1)
     if len(shape) != 2 or any(side <= 0 or side % whole for side in shape):
-        raise ValueError(f"shape must be two positive multiples of {whole} (height, width), got {shape}.")
+        raise InvalidValueError(f"shape must be two positive multiples of {whole} (height, width), got {shape}.")
     if min(shape) * mpp < PITCH_UM:
-        raise ValueError(f"{_extent(shape, mpp)} are too small for a spot; make shape or mpp larger.")
+        raise InvalidValueError(f"{_extent(shape, mpp)} are too small for a spot; make shape or mpp larger.")
 
 
 def _extent(shape: tuple[int, int], mpp: float) -> str:
@@ -246,7 +249,7 @@ def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: 
     spots = pd.DataFrame({"x": x, "y": y, Keys.ARRAY_ROW: row + 1, Keys.ARRAY_COL: col + 1}, index=names)
     spots = spots[_within_spot(_cells(tissue.body), spots[["x", "y"]].to_numpy()) * GRID_UM**2 >= 0.5]
     if spots.empty:
-        raise ValueError(f"No spot lies on the tissue of {_extent(shape, mpp)}; make shape or mpp larger.")
+        raise InvalidValueError(f"No spot lies on the tissue of {_extent(shape, mpp)}; make shape or mpp larger.")
     return spots
 
 

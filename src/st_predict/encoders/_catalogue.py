@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from st_predict._backbones import create_backbone, import_timm
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
 from st_predict._runtime import Network
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
@@ -274,7 +275,7 @@ class Encoder(Network):
         """Return the features, ``(n_spots, n_features)`` float32."""
         features_BD = torch.as_tensor(self.backbone(*(self.pixels(crop) for crop in batch.crops)))
         if features_BD.ndim != 2 or len(features_BD) != len(batch):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The encoder {self.spec.name!r} gives {tuple(features_BD.shape)} for {len(batch)} crops; it must give one row "
                 "of features a crop."
             )
@@ -362,12 +363,14 @@ def load_encoder(
         encoder = get_encoder(encoder)
     if isinstance(encoder, EncoderSpec | Encoder):
         if crop is not None or pixels is not None:
-            raise ValueError("crop= and pixels= say what an encoder of your own sees; the others have their own.")
+            raise InvalidValueError(
+                "crop= and pixels= say what an encoder of your own sees; the others have their own."
+            )
         return encoder if isinstance(encoder, Encoder) else Encoder(_load(encoder), encoder)
     if not callable(encoder):
-        raise TypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
+        raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
     if crop is None:
-        raise ValueError(
+        raise InvalidValueError(
             "What does your encoder see? Pass crop=, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)."
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
@@ -400,7 +403,9 @@ def _load_into_arch(spec: EncoderSpec) -> nn.Module:
     try:
         backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"The weights at {spec.url} are not those of the encoder {spec.name!r}: {error}") from error
+        raise InvalidValueError(
+            f"The weights at {spec.url} are not those of the encoder {spec.name!r}: {error}"
+        ) from error
     return backbone
 
 
@@ -469,7 +474,7 @@ def _from_timm(name: str) -> EncoderSpec:
     known = timm.list_pretrained(f"{arch}.*")
     if config is None or not known or (tag and name not in known):
         near = known or timm.list_pretrained(f"{arch.split('_')[0]}*")[:8]
-        raise KeyError(
+        raise NotFoundError(
             f"No encoder {name!r}; there are {list_encoders()} and those of timm{f', such as {near}' if near else ''}."
         )
     name = name if tag else f"{arch}.{config.tag}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._backbones import import_timm
+from st_predict._errors import InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
@@ -163,13 +164,13 @@ def load_cell_encoder(
         backbone: Any = load_encoder(encoder).backbone
         return CellEncoder(PatchTokens(getattr(backbone, "transformer", backbone), halo=spec.halo // spec.cell), spec)
     if weights is None:
-        raise ValueError(
+        raise InvalidValueError(
             "The weights of HIPT do not come with the package: write its vit256_small_dino.pth and vit4k_xs_dino.pth to a file "
             "with st_predict.encoders.save_hipt_weights, and name that with hparams={'weights': path}; or take the encoder "
             f"{RGB_CELLS!r}, which needs none."
         )
     if weights_sha256 is not None and weights_digest(weights) != weights_sha256:
-        raise ValueError(
+        raise InvalidValueError(
             f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}): name "
             "the right file with hparams={'weights': path}."
         )
@@ -196,9 +197,9 @@ def weights_digest(path: PathLike[str] | str) -> str:
 
 def _hipt_spec(cell: int, n_shifts: int) -> CellSpec:
     if cell != CELL:
-        raise ValueError(f"'hipt' has cells of {CELL} px, got cell={cell}.")
+        raise InvalidValueError(f"'hipt' has cells of {CELL} px, got cell={cell}.")
     if not 1 <= n_shifts <= TILE // CELL or TILE // CELL % n_shifts:
-        raise ValueError(f"n_shifts must be a divisor of {TILE // CELL}, got {n_shifts}.")
+        raise InvalidValueError(f"n_shifts must be a divisor of {TILE // CELL}, got {n_shifts}.")
     encoder = EncoderSpec(
         name="hipt",
         source="github.com/mahmoodlab/HIPT",
@@ -214,7 +215,7 @@ def _hipt_spec(cell: int, n_shifts: int) -> CellSpec:
 def _checked(network: Hipt, path: PathLike[str] | str) -> Hipt:
     found = network.narrow.out_features + network.narrow.in_features + 3
     if found != _HIPT_FEATURES:
-        raise ValueError(
+        raise InvalidValueError(
             f"{str(path)!r} describes a cell by {found} features, the weights of HIPT by {_HIPT_FEATURES}."
         )
     return network
@@ -242,7 +243,7 @@ def _vit_spec(name: str, cell: int) -> CellSpec:
     spec = get_encoder(name)
     patch, width = _patch_and_width(spec)
     if patch != cell:
-        raise ValueError(
+        raise InvalidValueError(
             f"The encoder {name!r} has cells of {patch} px, one a patch, and not of {cell} px: set hparams={{'cell': {patch}}}, or "
             "take another encoder."
         )
@@ -254,7 +255,9 @@ def _patch_and_width(spec: EncoderSpec) -> tuple[int, int]:
         network: Any = spec.build() if spec.arch else import_timm().create_model(spec.source, pretrained=False)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is None or not hasattr(network, "num_prefix_tokens"):
-        raise ValueError(f"The encoder {spec.name!r} is no vision transformer, so that it does not describe cells.")
+        raise InvalidValueError(
+            f"The encoder {spec.name!r} is no vision transformer, so that it does not describe cells."
+        )
     return int(patch[0]), int(network.num_features)
 
 
@@ -339,7 +342,7 @@ def _gradient(x_BSHW: Tensor) -> Tensor:
 
 def _rgb_spec(cell: int) -> CellSpec:
     if not isinstance(cell, int) or cell < 1:
-        raise ValueError(f"cell must be a whole number of pixels from 1, got {cell!r}.")
+        raise InvalidValueError(f"cell must be a whole number of pixels from 1, got {cell!r}.")
     encoder = EncoderSpec(
         name=RGB_CELLS,
         source=f"st_predict/{RGB_CELLS}-{_VERSION}",

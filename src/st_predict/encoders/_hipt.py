@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def load_hipt(path: PathLike[str] | str) -> Hipt:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
+        raise InvalidValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
     return _network_of(state)
 
 
@@ -165,7 +166,7 @@ def _network_of(state: dict[str, Tensor]) -> Hipt:
             network = Hipt(dim=dim, depth=depth, section_dim=section_dim, section_depth=section_depth)
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"These are not the weights of HIPT: {error}") from error
+        raise InvalidValueError(f"These are not the weights of HIPT: {error}") from error
     return network.eval().requires_grad_(requires_grad=False)
 
 
@@ -210,5 +211,5 @@ def _renamed(file: Mapping[str, Any], prefix: str, first: Mapping[str, str], *, 
     names |= {f"{a}.{part}": f"{b}.{part}" for a, b in layers.items() for part in ("weight", "bias")}
     missing, unknown = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
     if missing or unknown:
-        raise ValueError(f"Not the state dict of {what} of HIPT: missing {missing[:5]}, unknown {unknown[:5]}.")
+        raise InvalidValueError(f"Not the state dict of {what} of HIPT: missing {missing[:5]}, unknown {unknown[:5]}.")
     return {ours: theirs[published].contiguous() for published, ours in names.items()}

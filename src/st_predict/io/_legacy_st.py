@@ -19,6 +19,7 @@ from scipy.sparse import csr_array, csr_matrix, vstack
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict.io._mpp import Mpp, lattice_pitch
@@ -156,15 +157,15 @@ def _read_spots(path: Path) -> pd.DataFrame:
         named = SPOT_NAME.fullmatch(header[0]) is None
         frame = _of_names(pd.read_csv(path, sep=separator, header=None, skiprows=int(named)), path)
     else:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is no known file of spots: its first line is {header}. Expected the columns x, y, pixel_x and "
             "pixel_y, or a name like 7x13 and two pixel coordinates."
         )
     frame.index = pd.Index(_name(frame["x"], frame["y"]))
     if not frame.index.is_unique:
-        raise ValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
+        raise InvalidValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
     if not np.isfinite(frame.to_numpy(dtype=np.float64)).all():
-        raise ValueError(f"{path} has coordinates that are no numbers.")
+        raise InvalidValueError(f"{path} has coordinates that are no numbers.")
     return frame
 
 
@@ -203,7 +204,7 @@ def _places(names: list[str], path: Path) -> NDArray[np.float64]:
     """``(n, 2)``: x and y of names like 7x13."""
     matches = [SPOT_NAME.fullmatch(name.strip().strip('"')) for name in names]
     if None in matches:
-        raise ValueError(f"{path}: expected names of spots like 7x13, got {names[matches.index(None)]!r}.")
+        raise InvalidValueError(f"{path}: expected names of spots like 7x13, got {names[matches.index(None)]!r}.")
     return np.array([match.groups() for match in matches if match], dtype=np.float64).reshape(-1, 2)
 
 
@@ -223,14 +224,14 @@ def _read_counts(path: Path) -> tuple[pd.Index[str], list[str], csr_matrix]:
             names.append(name)
             rows.append(_row(values.split(separator), name=name, n_genes=len(genes), path=path))
     if not rows or not genes:
-        raise ValueError(f"{path} holds no counts.")
+        raise InvalidValueError(f"{path} holds no counts.")
     repeated = pd.Index(genes)[pd.Index(genes).duplicated()]
     if len(repeated):
         logger.warning("%s has %d genes more than once, the first are %s.", path, len(repeated), list(repeated[:3]))
     place = pd.DataFrame(np.rint(_places(names, path)).astype(np.int64))
     index = pd.Index(_name(place[0], place[1]))
     if not index.is_unique:
-        raise ValueError(f"{path} has spots twice: {sorted(set(index[index.duplicated()]))[:3]}.")
+        raise InvalidValueError(f"{path} has spots twice: {sorted(set(index[index.duplicated()]))[:3]}.")
     return index, genes, csr_matrix(vstack(rows, format="csr"))
 
 
@@ -238,12 +239,14 @@ def _row(cells: list[str], *, name: str, n_genes: int, path: Path) -> csr_array:
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError as error:
-        raise ValueError(f"{path}: spot {name!r} has a count that is no number ({error}).") from None
+        raise InvalidValueError(f"{path}: spot {name!r} has a count that is no number ({error}).") from None
     if len(values) != n_genes:
-        raise ValueError(f"{path}: spot {name!r} has {len(values)} counts for {n_genes} genes.")
+        raise InvalidValueError(f"{path}: spot {name!r} has {len(values)} counts for {n_genes} genes.")
     bad = ~(np.isfinite(values) & (values >= 0) & (values == np.rint(values)))
     if bad.any():
-        raise ValueError(f"{path}: counts must be whole and not negative, but spot {name!r} has {values[bad][0]:g}.")
+        raise InvalidValueError(
+            f"{path}: counts must be whole and not negative, but spot {name!r} has {values[bad][0]:g}."
+        )
     return csr_array(values[None].astype(np.float32))
 
 
@@ -257,7 +260,7 @@ def _with_both(
     """Spots that have counts and a place, in the order of the counts."""
     rows = np.flatnonzero(names.isin(places.index))
     if len(rows) == 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"Section {section}: none of the {len(names)} spots with counts ({list(names[:3])}...) is among the "
             f"{len(places)} selected spots with a place ({list(places.index[:3])}...)."
         )
@@ -281,7 +284,7 @@ def _resolution(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> Mpp
 
 def _read_image(path: Path, *, n_levels: int, mpp: float) -> DataArray | DataTree:
     if n_levels < 1:
-        raise ValueError(f"n_levels must be at least 1, got {n_levels}.")
+        raise InvalidValueError(f"n_levels must be at least 1, got {n_levels}.")
     levels = [_pixels(path)]
     while len(levels) < n_levels and min(levels[-1].shape[:2]) > 1:
         levels.append(halve(levels[-1]))
@@ -297,7 +300,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
     """``(height, width, 3)``."""
     with _open_image(path) as file:
         if file.mode != "RGB":
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: expected an 8-bit RGB image, got mode {file.mode!r} of Pillow. Convert it first."
             )
         return np.asarray(file)
@@ -310,7 +313,7 @@ def _open_image(path: Path) -> ImageFile:
             return reader(path)
         except SyntaxError:
             continue
-    raise ValueError(f"{path} is no JPEG, PNG or TIFF image.")
+    raise InvalidValueError(f"{path} is no JPEG, PNG or TIFF image.")
 
 
 def _obs(places: pd.DataFrame, section: str, patient: str) -> pd.DataFrame:
@@ -333,7 +336,9 @@ def _read_labels(path: Path | None, places: pd.DataFrame) -> pd.Categorical:
         separator = "\t" if "\t" in file.readline() else ","
     frame = pd.read_csv(path, sep=separator).rename(columns={"xcoord": "x", "ycoord": "y", "tumor": "label"})
     if not {"x", "y", "label"} <= set(frame.columns):
-        raise ValueError(f"{path} is no known file of labels: expected x, y and label, got {list(frame.columns)}.")
+        raise InvalidValueError(
+            f"{path} is no known file of labels: expected x, y and label, got {list(frame.columns)}."
+        )
     placed = frame.dropna(subset=["x", "y", "label"])
     index = _name(placed["x"].round().astype(np.int64), placed["y"].round().astype(np.int64))
     labels = pd.Series(placed["label"].astype(str).to_numpy(), index=index)
@@ -347,7 +352,9 @@ def _read_labels(path: Path | None, places: pd.DataFrame) -> pd.Categorical:
             (~found).sum(),
         )
     if not labels.index.is_unique:
-        raise ValueError(f"{path} labels spots twice: {sorted(set(labels.index[labels.index.duplicated()]))[:3]}.")
+        raise InvalidValueError(
+            f"{path} labels spots twice: {sorted(set(labels.index[labels.index.duplicated()]))[:3]}."
+        )
     return pd.Categorical(labels.reindex(places.index))
 
 

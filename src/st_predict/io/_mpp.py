@@ -11,6 +11,7 @@ import numpy as np
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._select import find_image, find_table
@@ -52,7 +53,7 @@ class Mpp:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"mpp must be a positive number, got {self.value} from {self.source}.")
+            raise InvalidValueError(f"mpp must be a positive number, got {self.value} from {self.source}.")
 
 
 @overload
@@ -120,7 +121,7 @@ def find_mpp(
     image_key = find_image(sdata, image_key)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:
-        raise ValueError(
+        raise InvalidValueError(
             f"Nothing says how many micrometres a pixel of image {image_key!r} has. Either pass mpp=..., or set a "
             f"transformation of the image to a coordinate system called {Keys.UM!r}, or set table.uns[{Keys.ASSAY!r}] "
             f"to one of {[*PITCH_UM, 'visium_hd']}, so that the distance between spots says it."
@@ -141,7 +142,7 @@ def _find(
     if mpp == "spots":
         return _from_spots(sdata, image_key, find_table(sdata, table_key), shapes_key)
     if isinstance(mpp, str):
-        raise ValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")
+        raise InvalidValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")
     if mpp is not None:
         return Mpp(float(mpp), "argument")
     found = _from_coordinate_system(sdata.images[image_key]) or _from_attrs(sdata.images[image_key])
@@ -175,7 +176,7 @@ def _from_attrs(image: Any) -> Mpp | None:
 def square_pixels(x: float, y: float, source: str) -> float:
     """Return the side of a pixel, if it is a square."""
     if not abs(x - y) <= ANISOTROPY_TOLERANCE * max(abs(x), abs(y)):
-        raise ValueError(
+        raise InvalidValueError(
             f"Pixels are not square: {x:.6g} by {y:.6g} um, from {source}. Resample the image, or pass mpp=..."
         )
     return (x + y) / 2
@@ -183,10 +184,10 @@ def square_pixels(x: float, y: float, source: str) -> float:
 
 def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, region: str | None) -> Mpp:
     if table_key is None:
-        raise ValueError("mpp='spots' needs a table of spots, and sdata has none.")
+        raise InvalidValueError("mpp='spots' needs a table of spots, and sdata has none.")
     assay = _assay(sdata.tables[table_key])
     if assay is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The distance between the spots of table {table_key!r} is unknown. Set its uns[{Keys.ASSAY!r}] to one of "
             f"{[*PITCH_UM, 'visium_hd']}, or pass mpp=..."
         )
@@ -195,7 +196,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
     region = region if region in _regions(sdata.tables[table_key]) else None
     spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
     if spots.grid is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Table {table_key!r} has no complete columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r}; pass mpp=..."
         )
     pitch = lattice_pitch(spots.xy, spots.grid, hexagonal=assay == "visium")
@@ -237,11 +238,11 @@ def _pitch_um(table: AnnData, assay: str) -> float:
     if assay in PITCH_UM:
         return PITCH_UM[assay]
     if assay != "visium_hd":
-        raise ValueError(
+        raise InvalidValueError(
             f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {[*PITCH_UM, 'visium_hd']}. Pass mpp=... instead."
         )
     if Keys.BIN_UM not in table.uns:
-        raise ValueError(f"Visium HD needs the side of its bins, in micrometres, in uns[{Keys.BIN_UM!r}].")
+        raise InvalidValueError(f"Visium HD needs the side of its bins, in micrometres, in uns[{Keys.BIN_UM!r}].")
     return float(table.uns[Keys.BIN_UM])
 
 
@@ -270,12 +271,12 @@ def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64],
     unit = np.array([math.sqrt(3) / 2, 0.5]) if hexagonal else np.ones(2)
     design = np.column_stack([grid * unit, np.ones(len(grid))])
     if np.linalg.matrix_rank(design - design.mean(axis=0) * [1, 1, 0]) < 3:
-        raise ValueError("The spots lie on one line of the lattice, which does not tell its pitch; pass mpp=...")
+        raise InvalidValueError("The spots lie on one line of the lattice, which does not tell its pitch; pass mpp=...")
     steps, residuals = _fit(design, xy)
     pitch = math.sqrt(abs(np.linalg.det(steps)))
     large, small = np.linalg.svd(steps, compute_uv=False)
     if np.median(residuals) > 0.2 * pitch or large - small > 0.05 * large:
-        raise ValueError(
+        raise InvalidValueError(
             f"The spots lie on no {'hexagonal' if hexagonal else 'square'} lattice: they are {np.median(residuals):.4g} px off "
             f"(median), with steps of {small:.4g} to {large:.4g} px. Is the assay right? Else pass mpp=..."
         )

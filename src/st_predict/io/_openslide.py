@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidValueError
 from st_predict._multiscale import image_of_levels
 from st_predict.io._levels import regular_edges
 from st_predict.io._mpp import Mpp, square_pixels
@@ -125,7 +126,7 @@ def _open(path: Path) -> Any:
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"OpenSlide cannot open {path}: {error}. It may be damaged, or of a format that OpenSlide does not know; "
             "https://openslide.org/formats lists those it does."
         ) from error
@@ -145,7 +146,7 @@ def _number(value: str, source: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"mpp must be a positive number, got {value!r} from {source}. Pass mpp=...") from None
+        raise InvalidValueError(f"mpp must be a positive number, got {value!r} from {source}. Pass mpp=...") from None
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

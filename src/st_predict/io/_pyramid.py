@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 from xarray import DataArray, DataTree
 
+from st_predict._errors import InvalidValueError
 from st_predict.io._levels import level_of
 from st_predict.io._select import find_image
 
@@ -113,14 +114,14 @@ def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
 
 def _cyx(level: DataArray) -> da.Array:
     if set(level.dims) != {"c", "y", "x"}:
-        raise ValueError(f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.")
+        raise InvalidValueError(f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.")
     if level.sizes["c"] != 3:
-        raise ValueError(
+        raise InvalidValueError(
             f"Expected an RGB image, got {level.sizes['c']} channels. Repeat a grey channel three times, "
             "or keep only the red, green and blue channel, and add the result as an image of its own."
         )
     if level.dtype != np.uint8:
-        raise ValueError(
+        raise InvalidValueError(
             f"Expected an 8-bit image (uint8), got {level.dtype}. Scale it to 0-255 and add the result as an image of its own."
         )
     return da.asarray(level.transpose("c", "y", "x").data)  # type: ignore[no-untyped-call]
@@ -152,7 +153,7 @@ def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
 def _downsample(full: tuple[int, int], shape: tuple[int, int], level: int) -> float:
     y, x = (f / s for f, s in zip(full, shape, strict=True))
     if not _one_factor_explains(full, shape):
-        raise ValueError(
+        raise InvalidValueError(
             f"Level {level} is shrunk {x:.6g} times in x and {y:.6g} times in y, from {full[1]} x {full[0]} to "
             f"{shape[1]} x {shape[0]} pixels: more different than whole pixels explain. Make the levels again, by the "
             "same factor in x and y."
@@ -196,4 +197,4 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     try:
         return SpatialDataPyramid(sdata.images[key])
     except ValueError as error:
-        raise ValueError(f"Image {key!r}: {error}") from None
+        raise InvalidValueError(f"Image {key!r}: {error}") from None

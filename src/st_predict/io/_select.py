@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from st_predict._containers import check_slide
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 
@@ -30,15 +32,16 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     ValueError
         If no name is given and there is not exactly one image.
     """
+    check_slide(sdata)
     names = sorted(sdata.images)
     if image_key is not None:
         return _named(image_key, names, what="image")
     if not names:
-        raise ValueError(
+        raise InvalidValueError(
             "There is no image in sdata. Add one to sdata.images, or read one with st_predict.io.read_wsi."
         )
     if len(names) > 1:
-        raise ValueError(f"image_key is needed: sdata has the images {names}.")
+        raise InvalidValueError(f"image_key is needed: sdata has the images {names}.")
     return names[0]
 
 
@@ -65,6 +68,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     ValueError
         If no name is given and several tables could be meant.
     """
+    check_slide(sdata)
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table")
     names = sorted(name for name, table in sdata.tables.items() if name not in Record.keys(table.uns))
@@ -74,7 +78,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
         return names[0]
     if Keys.TABLE in names:
         return Keys.TABLE
-    raise ValueError(f"table_key is needed: sdata has the tables {names}.")
+    raise InvalidValueError(f"table_key is needed: sdata has the tables {names}.")
 
 
 def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
@@ -95,6 +99,7 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     ValueError
         If no name is given and several shapes, or none, could be meant.
     """
+    check_slide(sdata)
     if shapes_key is not None:
         return _named(shapes_key, sorted(sdata.shapes), what="shapes element")
     names = sorted(set(sdata.shapes) - {Keys.cell_grid(table) for table in sdata.tables})
@@ -103,13 +108,13 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     if Keys.GRID in names:
         return Keys.GRID
     if names:
-        raise ValueError(f"shapes_key is needed: sdata has no table, and the shapes {names}.")
-    raise ValueError(
+        raise InvalidValueError(f"shapes_key is needed: sdata has no table, and the shapes {names}.")
+    raise InvalidValueError(
         "There are no spots: sdata has neither a table nor shapes. st_predict.pp.make_grid lays a grid of spots on the tissue."
     )
 
 
 def _named(name: str, names: list[str], *, what: str) -> str:
     if name not in names:
-        raise KeyError(f"No {what} {name!r} in sdata; there are {names}.")
+        raise NotFoundError(f"No {what} {name!r} in sdata; there are {names}.")
     return name

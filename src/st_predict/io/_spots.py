@@ -10,6 +10,7 @@ import pandas as pd
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict.io._select import find_image, find_shapes, find_table
 
@@ -103,7 +104,7 @@ def read_spots(
 def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     element = sdata.shapes[key]
     if len(element) == 0:
-        raise ValueError(f"Shapes {key!r} are empty.")
+        raise InvalidValueError(f"Shapes {key!r} are empty.")
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
     xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
@@ -128,19 +129,19 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
     except ValueError:
         regions = None
     if not regions:
-        raise ValueError(
+        raise InvalidValueError(
             f"Table {table_key!r} does not say which shapes its rows are. Say so with "
             "sdata.set_table_annotates_spatialelement, or name the shapes by shapes_key."
         )
     choices = [regions] if isinstance(regions, str) else list(regions)
     if region is None and len(choices) > 1:
-        raise ValueError(f"region is needed: table {table_key!r} annotates {choices}.")
+        raise InvalidValueError(f"region is needed: table {table_key!r} annotates {choices}.")
     region = region or choices[0]
     if region not in choices:
-        raise KeyError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
+        raise NotFoundError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
     obs = table.obs[table.obs[region_key] == region]
     if obs.empty:
-        raise ValueError(f"Table {table_key!r} has no rows in region {region!r}.")
+        raise InvalidValueError(f"Table {table_key!r} has no rows in region {region!r}.")
     return obs, region, instance_key
 
 
@@ -151,11 +152,11 @@ def _element(sdata: SpatialData, region: str) -> Any:
     if region in sdata.points:
         return sdata.points[region]
     if region in sdata.labels:
-        raise ValueError(
+        raise InvalidValueError(
             f"Region {region!r} is a labels element, and spots must be shapes or points. "
             "spatialdata.to_circles makes shapes of labels."
         )
-    raise KeyError(
+    raise NotFoundError(
         f"No shapes {region!r} in sdata; there are shapes {sorted(sdata.shapes)} and points {sorted(sdata.points)}."
     )
 
@@ -166,7 +167,7 @@ def _find_instances(element: Any, instances: pd.Series, region: str) -> NDArray[
     rows = index.get_indexer(pd.Index(instances))
     missing = instances[rows < 0]
     if len(missing):
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(missing)} of {len(instances)} rows of the table are not in {region!r}, the first are {_first(missing)} "
             f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype})."
         )
@@ -197,7 +198,7 @@ def _to_image(
     system, result = next(iter(mapped.items()))
     for other, centres in mapped.items():
         if np.abs(centres - result).max() > 0.5:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{key!r} and the image share the coordinate systems {system!r} and {other!r}, which put the spots on "
                 f"different pixels. Remove the wrong one with spatialdata.transformations.remove_transformation."
             )
@@ -211,7 +212,7 @@ def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float6
     of_image: dict[str, Any] = get_transformation(image, get_all=True)
     shared = sorted(of_element.keys() & of_image.keys())
     if not shared:
-        raise ValueError(
+        raise InvalidValueError(
             f"{key!r} and the image share no coordinate system: {key!r} is in {sorted(of_element)}, the image in "
             f"{sorted(of_image)}. Add one with spatialdata.transformations.set_transformation."
         )
@@ -226,7 +227,7 @@ def axes_matrix(transformation: Any) -> NDArray[np.float64]:
 def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> None:
     bad = names[~np.isfinite(xy).all(axis=1)]
     if len(bad):
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are no numbers, the first are {_first(bad)}."
         )
 
@@ -234,7 +235,7 @@ def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> No
 def _check_similarity(matrix: NDArray[np.float64], key: str) -> None:
     large, small = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if large - small > SIMILARITY_TOLERANCE * large:
-        raise ValueError(
+        raise InvalidValueError(
             f"The transformation from {key!r} to the image shears, or scales x and y differently (by {large:.6g} and "
             f"{small:.6g} along its main axes). Crops have one resolution, so only scale, rotation, mirroring and "
             "translation are possible; resample the image first, with spatialdata.rasterize or another tool."
@@ -244,7 +245,7 @@ def _check_similarity(matrix: NDArray[np.float64], key: str) -> None:
 def _check_unique(index: pd.Index[Any], *, what: str) -> None:
     if not index.is_unique:
         repeated = index[index.duplicated()]
-        raise ValueError(
+        raise InvalidValueError(
             f"{what} must be unique, but {len(repeated)} entries are repeated, the first are {_first(repeated)}."
         )
 

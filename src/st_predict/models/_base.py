@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict._runtime import Network
 from st_predict.specs import PixelSpec, TargetSpec
 
@@ -199,7 +200,7 @@ class ModelSpec:
         try:
             self._with(partial(self.check_of, grids), hparams)
         except ValueError as error:
-            raise ValueError(f"{self.name!r} cannot read these sections. {error}") from error
+            raise InvalidValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
     def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyper-parameters with what training adds to them; see ``complete_of``."""
@@ -227,7 +228,7 @@ class ModelSpec:
         try:
             return make(**hparams)
         except TypeError as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.name!r} cannot be made with the hyper-parameters {dict(hparams)}: {error}. Those of its publication "
                 f"are {dict(self.hparams)}."
             ) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -24,7 +26,7 @@ def check_whole(config: object, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
+            raise InvalidValueError(f"{name} must be a whole number from {least}, got {value!r}.")
 
 
 def check_rates(config: object, *names: str) -> None:
@@ -37,7 +39,7 @@ def check_rates(config: object, *names: str) -> None:
     """
     for name in names:
         if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(config, name)}.")
+            raise InvalidValueError(f"{name} must be at least 0 and below 1, got {getattr(config, name)}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -50,7 +52,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """
     choices = tuple(choices)
     if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+        raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
 def of_variant(variants: Mapping[str, Config], *, variant: str = "small", **sizes: Any) -> Config:
@@ -96,4 +98,4 @@ def check_names(
     lacking = [*sorted(set(known) - set(names)), *missing]
     unknown = sorted(set(names) - set(known) - set(unused))
     if lacking or unknown:
-        raise ValueError(f"Not a state dict of the published {model}: missing {lacking}, unknown {unknown}.")
+        raise InvalidValueError(f"Not a state dict of the published {model}: missing {lacking}, unknown {unknown}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from st_predict._errors import InvalidValueError
 from st_predict.encoders import get_encoder, load_encoder
 from st_predict.models._base import Reads
 
@@ -33,7 +34,7 @@ def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:
     """
     features_ND = batch.require("features")
     if features_ND.shape[1:] != (n_features,):
-        raise ValueError(
+        raise InvalidValueError(
             f"The network reads {n_features} features of {encoder!r}, the batch has {tuple(features_ND.shape[1:])}."
         )
     return features_ND.float()
@@ -49,5 +50,5 @@ def count_features(encoder: str, n_features: int | None) -> int:
     """
     found = n_features or get_encoder(encoder).n_features
     if found is None:
-        raise ValueError(f"It is not known how many features {encoder!r} has; give n_features.")
+        raise InvalidValueError(f"It is not known how many features {encoder!r} has; give n_features.")
     return found

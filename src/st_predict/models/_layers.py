@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._checks import check_names
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Head(nn.Linear):
 
     def __init__(self, n_features: int, n_genes: int) -> None:
         if n_genes < 1:
-            raise ValueError(f"n_genes must be at least 1, got {n_genes}.")
+            raise InvalidValueError(f"n_genes must be at least 1, got {n_genes}.")
         super().__init__(n_features, n_genes)
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class Positions(nn.Module):
 
     def _check(self, least: int, largest: int) -> None:
         if least < 0 or largest >= self.n_pos:
-            raise ValueError(
+            raise InvalidValueError(
                 f"The network knows n_pos={self.n_pos} rows and columns of the lattice, 0 to {self.n_pos - 1}; those of the "
                 f"spots go from {least} to {largest}. Train it with hparams={{'n_pos': {max(largest, 0) + 1}}} or more"
                 f"{', and count them from 0' if least < 0 else ''}."
@@ -153,7 +154,7 @@ def check_crops(batch: Batch, crop: CropSpec) -> None:
     expected = [f"torch.uint8 {(len(batch), 3, level.size, level.size)}" for level in crop.levels]
     got = [f"{crop.dtype} {tuple(crop.shape)}" for crop in batch.crops]
     if got != expected:
-        raise ValueError(f"The network reads crops {expected}, finest first; the batch has {got}.")
+        raise InvalidValueError(f"The network reads crops {expected}, finest first; the batch has {got}.")
 
 
 def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
@@ -166,7 +167,7 @@ def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
     """
     last = {section: int(grid.max()) for section, grid in grids.items()}
     if wider := {section: place for section, place in last.items() if place >= n_pos}:
-        raise ValueError(
+        raise InvalidValueError(
             f"It knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
             f"are {wider}. Train it with hparams={{'n_pos': {max(wider.values()) + 1}}} or more."
         )

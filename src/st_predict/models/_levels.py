@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from st_predict.crops import Batch
 
@@ -33,10 +35,12 @@ def present_levels(batch: Batch, n_levels: int) -> Tensor | None:
         return None
     mask_BM, shape = batch.level_mask, (len(batch), n_levels)
     if mask_BM.dtype != torch.bool or tuple(mask_BM.shape) != shape:
-        raise ValueError(f"level_mask must be torch.bool of shape {shape}, got {mask_BM.dtype} {tuple(mask_BM.shape)}.")
+        raise InvalidValueError(
+            f"level_mask must be torch.bool of shape {shape}, got {mask_BM.dtype} {tuple(mask_BM.shape)}."
+        )
     n_empty = int((~mask_BM.any(1)).sum())
     if n_empty:
-        raise ValueError(f"{n_empty} of {len(batch)} spots have no level at all; leave them out of the batch.")
+        raise InvalidValueError(f"{n_empty} of {len(batch)} spots have no level at all; leave them out of the batch.")
     return mask_BM
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._attention import digest
 from st_predict.models._checks import check_choice
 from st_predict.models._layers import patch_mlp, patches
@@ -80,16 +81,16 @@ class Ablations:
         for name, value in (("patch", patch), ("dim", dim)):
             if self.dpe and value % 2**coarsest:
                 why = f"to be halved {coarsest} times for level {coarsest}, or set dpe=False"
-                raise ValueError(f"{name} must be a multiple of {2**coarsest} {why}; got {value}.")
+                raise InvalidValueError(f"{name} must be a multiple of {2**coarsest} {why}; got {value}.")
         if len(set(n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
             why = f"equally many tokens a level, got {n_tokens}; set dpe=False"
-            raise ValueError(f"itmm='joint' and ccmm='ffn' need {why}.")
+            raise InvalidValueError(f"itmm='joint' and ccmm='ffn' need {why}.")
         # The border around the smallest central region is a whole number of pixels, too.
         step = lcm(patch, 2 ** (coarsest + 1)) if self.dpe else patch
         below = size // step * step
         if size != below:
             nearest = [good for good in (below, below + step) if good]
-            raise ValueError(f"size must be a multiple of {step}, got {size}; the nearest: {nearest}.")
+            raise InvalidValueError(f"size must be a multiple of {step}, got {size}; the nearest: {nearest}.")
 
 
 class LevelEmbedding(nn.Module):

@@ -7,6 +7,8 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from st_predict._errors import NotFoundError
+
 if TYPE_CHECKING:
     from st_predict.models._base import ModelSpec
 
@@ -32,7 +34,7 @@ def get_spec(name: str) -> ModelSpec:
         return importlib.import_module(f"{_PACKAGE}.{name}").SPEC
     for entry in entry_points(group=_PACKAGE, name=name):
         return entry.load()
-    raise KeyError(f"No model {name!r}; there are {list_models()}.")
+    raise NotFoundError(f"No model {name!r}; there are {list_models()}.")
 
 
 def _built_in() -> set[str]:

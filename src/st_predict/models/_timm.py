@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_config
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import SpotModel
 from st_predict.models._layers import Head
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
@@ -87,10 +88,10 @@ class TimmRegressor(SpotModel):
         stages: Any = self.backbone.feature_info
         coarsest = stages[-1]["reduction"]  # width in pixels of what the last stage sees
         if size < coarsest:
-            raise ValueError(f"size must be at least {coarsest} for {self.arch}, got {size}.")
+            raise InvalidValueError(f"size must be at least {coarsest} for {self.arch}, got {size}.")
         if self.sized and size % coarsest:
             below = size // coarsest * coarsest
-            raise ValueError(
+            raise InvalidValueError(
                 f"size must be a multiple of {coarsest} for {self.arch}, got {size}; the nearest: "
                 f"{[below, below + coarsest]}."
             )
@@ -168,7 +169,7 @@ def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments:
     theirs = {**counters, **state}
     missing, unknown = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
     if missing or unknown:
-        raise ValueError(
+        raise InvalidValueError(
             f"Not a state dict of {arch}, by the names of timm: missing {_some(missing)}, unknown {_some(unknown)}."
         )
     return {ours: theirs[name] for name, ours in names.items()}

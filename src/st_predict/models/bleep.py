@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._backbones import create_backbone, fetch_weights, n_features
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_choice, check_names, check_rates
 from st_predict.models._layers import full_precision, resize_on_load
@@ -95,7 +96,7 @@ class BLEEPConfig:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, get_args(Mode))
         if self.dim < 1 or self.k < 1 or self.temperature <= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"dim and k must be at least 1 and temperature above 0, got {self.dim}, {self.k}, {self.temperature}."
             )
         check_rates(self, "drop")
@@ -111,12 +112,12 @@ class BLEEPConfig:
             If ``encoded`` does not fit the panel, or that has no genes.
         """
         if n_genes < 1:
-            raise ValueError(f"n_genes must be at least 1, got {n_genes}.")
+            raise InvalidValueError(f"n_genes must be at least 1, got {n_genes}.")
         if self.encoded is None:
             return n_genes
         wrong = [i for i, n in Counter(self.encoded).items() if n > 1 or not 0 <= i < n_genes]
         if wrong or not self.encoded:
-            raise ValueError(
+            raise InvalidValueError(
                 f"encoded must hold at least one position in the panel, each once and from 0 to {n_genes - 1}; it has "
                 f"{len(self.encoded)}, of which {wrong[:5]} are wrong."
             )

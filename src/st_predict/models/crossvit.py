@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_whole, of_variant
 from st_predict.models._layers import Head, check_crops, renamed
@@ -82,13 +83,13 @@ class CrossViTConfig:
         for name in ("dims", "depths", "sizes", "patches"):
             pair = tuple(getattr(self, name))
             if len(pair) != 2 or not all(isinstance(value, int) and value > 0 for value in pair):
-                raise ValueError(f"{name} must be two whole numbers from 1, got {pair}.")
+                raise InvalidValueError(f"{name} must be two whole numbers from 1, got {pair}.")
             object.__setattr__(self, name, pair)
         check_whole(self, "heads", "mlp_ratio", "stages")
         if any(dim % self.heads for dim in self.dims):
-            raise ValueError(f"dims must be multiples of the {self.heads} heads, got {self.dims}.")
+            raise InvalidValueError(f"dims must be multiples of the {self.heads} heads, got {self.dims}.")
         if any(size % patch for size, patch in zip(self.sizes, self.patches, strict=True)):
-            raise ValueError(f"sizes must be multiples of the patches {self.patches}, got {self.sizes}.")
+            raise InvalidValueError(f"sizes must be multiples of the patches {self.patches}, got {self.sizes}.")
 
     @property
     def crop(self) -> CropSpec:

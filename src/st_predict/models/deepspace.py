@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import ModelSpec, Preset
 from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, pixels_of
@@ -84,7 +85,7 @@ class DeepSpaCE(TimmRegressor):
     ) -> None:
         check_choice("loss", loss, _LOSSES)
         if frozen and weights is None:
-            raise ValueError("frozen=True keeps the weights of the backbone: name them, weights='tv_in1k' say.")
+            raise InvalidValueError("frozen=True keeps the weights of the backbone: name them, weights='tv_in1k' say.")
         dropout = {"drop_rate": 0.5} if arch.startswith("vgg") else {}
         super().__init__(n_genes, arch=arch, weights=weights, size=size, arch_args={**dropout, **(arch_args or {})})
         self.objective, self.frozen = _LOSSES[loss], frozen
@@ -124,7 +125,7 @@ def crop_of(*, size: int = 224, field: float | None = None, spot_um: float | Non
     if field is None and spot_um is None:
         return CropSpec(levels=(LevelSpec(size=size),))
     if field is None or spot_um is None:
-        raise ValueError(
+        raise InvalidValueError(
             "A crop of so many spot diameters needs both field, 2.5 say, and spot_um, the diameter of a spot in um: 55 for "
             f"Visium, 100 for the older Spatial Transcriptomics; got field={field}, spot_um={spot_um}. "
             "Give them with hparams={'field': ..., 'spot_um': ...}."
@@ -146,7 +147,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = DeepSpaCE(1, arch=arch).state_dict()
     missing, unknown = sorted(ours.keys() - renamed.keys()), sorted(renamed.keys() - ours.keys())
     if missing or unknown:
-        raise ValueError(
+        raise InvalidValueError(
             f"Not a state dict of VGG16 or DenseNet-121: compared with {arch}, by our names, {len(missing)} are missing "
             f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}."
         )

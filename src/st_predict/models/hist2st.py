@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._layers import (
@@ -114,13 +115,13 @@ class Hist2STConfig:
         check_whole(self, *counts)
         check_whole(self, "views", least=0)
         if self.channels % 8 or self.size < 2 * self.patch:
-            raise ValueError(
+            raise InvalidValueError(
                 "channels must be a multiple of 8 and size at least twice patch, got "
                 f"{self.channels}, {self.size} and {self.patch}."
             )
         check_rates(self, "drop")
         if self.zinb < 0 or self.distill < 0 or (self.max_distance is not None and self.max_distance <= 0):
-            raise ValueError(
+            raise InvalidValueError(
                 "zinb and distill must not be negative, and max_distance be above 0 or None, got "
                 f"{self.zinb}, {self.distill} and {self.max_distance}."
             )

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict.encoders import get_cell_encoder, load_cell_encoder, weights_digest
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
 from st_predict.models._layers import full_precision, renamed
@@ -89,7 +90,9 @@ class IStar(SpotModel):
     ) -> None:
         super().__init__()
         if n_fits < 1 or hidden < 1 or n_genes < 1:
-            raise ValueError(f"n_fits, hidden and n_genes must be at least 1, got {n_fits}, {hidden} and {n_genes}.")
+            raise InvalidValueError(
+                f"n_fits, hidden and n_genes must be at least 1, got {n_fits}, {hidden} and {n_genes}."
+            )
         self.n_features = get_cell_encoder(encoder, cell=cell, n_shifts=n_shifts).n_features
         sizes = [self.n_features, *[hidden] * _DEPTH]
         self.layers = nn.ModuleList(Fits(*pair, n_fits=n_fits) for pair in pairwise(sizes))
@@ -117,7 +120,7 @@ class IStar(SpotModel):
         """Return what each fit predicts for each cell, and which of the cells there are."""
         x_BKD = batch.require("features")
         if x_BKD.ndim != 3 or x_BKD.shape[2] != self.n_features:
-            raise ValueError(
+            raise InvalidValueError(
                 f"iStar reads features (n_spots, n_cells, {self.n_features}) of cells, the batch has {tuple(x_BKD.shape)}."
             )
         missing_BK1 = x_BKD[..., :1].isnan()
@@ -138,7 +141,9 @@ class IStar(SpotModel):
         """
         y_EBKG, known_BK1 = self.cells(batch)
         if len(y_EBKG) == 1:
-            raise ValueError("There is a single fit, so all predictions are the same: train with n_fits above 1.")
+            raise InvalidValueError(
+                "There is a single fit, so all predictions are the same: train with n_fits above 1."
+            )
         fit = int(torch.randint(len(y_EBKG), (), generator=torch.Generator().manual_seed(seed)))
         return _mean(y_EBKG[fit], known_BK1)
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_whole, of_variant
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
@@ -77,9 +78,9 @@ class M2ORTConfig:
     def __post_init__(self) -> None:
         check_whole(self, "dim", "depth", "heads", "mlp_dim", "head_dim", "size", "patch")
         if self.patch % 4:
-            raise ValueError(f"patch must be a multiple of 4, to be halved twice, got {self.patch}.")
+            raise InvalidValueError(f"patch must be a multiple of 4, to be halved twice, got {self.patch}.")
         if self.size % self.patch:
-            raise ValueError(f"size must be a multiple of {self.patch}, the side of a patch, got {self.size}.")
+            raise InvalidValueError(f"size must be a multiple of {self.patch}, the side of a patch, got {self.size}.")
 
     @property
     def crop(self) -> CropSpec:
@@ -159,7 +160,7 @@ class M2ORT(SpotModel):
         check_crops(batch, self.config.crop)
         if batch.level_mask is not None and not batch.level_mask.all():
             n_lacking = int((~batch.level_mask).any(1).sum())
-            raise ValueError(
+            raise InvalidValueError(
                 f"{n_lacking} of {len(batch)} spots lack a level, and M2ORT needs all three, as each has another part in "
                 "attention: leave these spots out, and train with level_drop=0."
             )

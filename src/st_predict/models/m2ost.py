@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from st_predict._errors import InvalidValueError
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
 from st_predict.models._base import ModelSpec, SpotModel
 from st_predict.models._checks import check_choice, check_rates, check_whole
@@ -96,7 +97,7 @@ class M2OSTConfig(Ablations):
         check_rates(self, "drop", "attn_drop")
         whole = all(isinstance(k, int) and k >= 0 for k in self.levels)
         if not self.levels or not whole or list(self.levels) != sorted(set(self.levels)):
-            raise ValueError(f"levels must be different whole numbers from 0, finest first, got {self.levels}.")
+            raise InvalidValueError(f"levels must be different whole numbers from 0, finest first, got {self.levels}.")
         self.check_sizes(self.n_tokens, max(self.levels), dim=self.dim, size=self.size, patch=self.patch)
 
     @property

@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from st_predict._errors import InvalidValueError
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._features import features_of
@@ -73,9 +74,9 @@ class Ridge(SpotModel):
     ) -> None:
         super().__init__()
         if n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {n_components}.")
+            raise InvalidValueError(f"n_components must be at least 1, got {n_components}.")
         if alpha not in {"cv", "hest"} and (isinstance(alpha, str) or not 0 <= alpha < inf):
-            raise ValueError(f"alpha must be 'cv', 'hest' or a number from 0, got {alpha!r}.")
+            raise InvalidValueError(f"alpha must be 'cv', 'hest' or a number from 0, got {alpha!r}.")
         self.encoder, self.n_components, self.alpha = encoder, n_components, alpha
         self.register_buffer("weight_DG", torch.zeros(0, n_genes))
         self.register_buffer("bias_G", torch.zeros(n_genes))
@@ -91,7 +92,7 @@ class Ridge(SpotModel):
         """
         n_features, features_BD = len(self.weight_DG), batch.require("features")
         if features_BD.shape[1] != n_features:
-            raise ValueError(
+            raise InvalidValueError(
                 f"The model was fitted to {n_features} features of {self.encoder!r}, the batch has {features_BD.shape[1]}."
             )
         with full_precision(self.weight_DG):
@@ -120,7 +121,7 @@ def gather(batches: Iterable[Batch]) -> tuple[Array, Array, NDArray[np.int64]]:
             [x.cpu().numpy() for x in (batch.require("features").double(), batch.require("target").double(), section)]
         )
     if not parts:
-        raise ValueError("There is no training spot.")
+        raise InvalidValueError("There is no training spot.")
     x_BD, y_BG, section_B = (np.concatenate(part) for part in zip(*parts, strict=True))
     return x_BD, y_BG, section_B
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from st_predict._errors import InvalidValueError
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_choice, check_rates, check_whole
@@ -116,10 +117,10 @@ class STFlowConfig:
         check_whole(self, "steps", least=2)
         for name in ("dim", "edge_dim"):
             if (value := getattr(self, name)) < 1 or value % (2 * self.heads):
-                raise ValueError(f"{name} must be a multiple of {2 * self.heads}, twice the heads, got {value}.")
+                raise InvalidValueError(f"{name} must be a multiple of {2 * self.heads}, twice the heads, got {value}.")
         check_choice("prior", self.prior, _PRIORS)
         if self.theta <= 0 or self.sd <= 0:
-            raise ValueError(f"theta and sd must be above 0, got {self.theta} and {self.sd}.")
+            raise InvalidValueError(f"theta and sd must be above 0, got {self.theta} and {self.sd}.")
         check_rates(self, "drop")
 
 

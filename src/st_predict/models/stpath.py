@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._checks import check_rates, check_whole
@@ -104,13 +105,13 @@ class STPathConfig:
     def __post_init__(self) -> None:
         check_whole(self, "depth", "heads")
         if self.dim < 1 or self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of {self.heads}, the heads, got {self.dim}.")
+            raise InvalidValueError(f"dim must be a multiple of {self.heads}, the heads, got {self.dim}.")
         if self.mlp_ratio * self.dim < 1 or (self.total is not None and self.total <= 0):
-            raise ValueError(f"mlp_ratio and total must be above 0, got {self.mlp_ratio} and {self.total}.")
+            raise InvalidValueError(f"mlp_ratio and total must be above 0, got {self.mlp_ratio} and {self.total}.")
         check_rates(self, "drop")
         for name, choices in (("organ", ORGANS), ("technology", TECHNOLOGIES)):
             if (value := getattr(self, name)) is not None and str(value).casefold() not in map(str.casefold, choices):
-                raise ValueError(f"{name} must be one of {choices} or None, got {value!r}.")
+                raise InvalidValueError(f"{name} must be one of {choices} or None, got {value!r}.")
 
 
 class STPath(SpotModel):
@@ -364,7 +365,7 @@ def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes:
     found = convert(state)
     ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}
     if len(ids) != len(found["head.bias"]):
-        raise ValueError(
+        raise InvalidValueError(
             f"The vocabulary has {len(ids)} genes, the network {len(found['head.bias'])}; take the vocabulary of its release."
         )
     kept = torch.tensor(_rows(genes, ids | {symbol: ids[gene] for symbol, gene in vocabulary.items()}))
@@ -376,14 +377,14 @@ def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
     if missing := [gene for gene in genes if gene not in row_of]:
         folded = {name.casefold(): name for name in row_of}
         near = {gene: [folded[n] for n in get_close_matches(gene.casefold(), folded, n=1)] for gene in missing[:5]}
-        raise KeyError(
+        raise NotFoundError(
             f"{len(missing)} of {len(genes)} genes are not in the vocabulary, which has human symbols and Ensembl ids without "
             f"version; the first, and what is near: {near}. Leave them out of the panel, or call them as there."
         )
     rows = [row_of[gene] for gene in genes]
     times = Counter(rows)
     if twice := [gene for gene, row in zip(genes, rows, strict=True) if times[row] > 1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"{twice} are several names of the same genes in the vocabulary; keep one of each in the panel."
         )
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict.io import find_mpp, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
@@ -152,14 +153,16 @@ def _find_spot(
         row = int(spots.names.get_loc(spot))
     else:
         close = difflib.get_close_matches(spot, list(spots.names), cutoff=0.5) or list(spots.names[:5])
-        raise KeyError(f"No spot {spot!r} among {len(spots)}, which are named like {close}.")
+        raise NotFoundError(f"No spot {spot!r} among {len(spots)}, which are named like {close}.")
     return f"spot {spots.names[row]}", (float(spots.xy[row, 0]), float(spots.xy[row, 1]))
 
 
 def _check_inside(reader: PyramidReader, xy: tuple[float, float], name: str) -> None:
     (x, y), (height, width) = xy, reader.level_shapes[0]
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"There is no image at {name}: x {x:g}, y {y:g} lies outside its {width} x {height} px.")
+        raise InvalidValueError(
+            f"There is no image at {name}: x {x:g}, y {y:g} lies outside its {width} x {height} px."
+        )
 
 
 def _draw_around(

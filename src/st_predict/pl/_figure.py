@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import whole
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def make_axes(
         return figure.subplots(n_rows, n_cols, squeeze=False)
     given = [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
     if not all(isinstance(one, Axes) for one in given):
-        raise TypeError(f"ax must be one matplotlib Axes or a sequence of them, got {ax!r}.")
+        raise InvalidTypeError(f"ax must be one matplotlib Axes or a sequence of them, got {ax!r}.")
     if len(given) != n_rows * n_cols:
-        raise ValueError(
+        raise InvalidValueError(
             f"This plot has {n_rows} x {n_cols} panels, so ax needs {n_rows * n_cols} Axes, got {len(given)}."
         )
     return np.array(given, dtype=object).reshape(n_rows, n_cols)
@@ -106,6 +107,8 @@ def _save(figure: Figure, path: Path, *, dpi: int) -> None:
     choices = figure.canvas.get_supported_filetypes()
     kind = path.suffix.removeprefix(".").lower()
     if kind not in choices:
-        raise ValueError(f"Cannot save {path.name!r}: its name must end in one of {sorted('.' + c for c in choices)}.")
+        raise InvalidValueError(
+            f"Cannot save {path.name!r}: its name must end in one of {sorted('.' + c for c in choices)}."
+        )
     with whole(path) as fresh:
         figure.savefig(fresh, format=kind, dpi=dpi)

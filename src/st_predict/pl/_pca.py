@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from sklearn.decomposition import PCA
 
+from st_predict._errors import InvalidValueError
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
@@ -102,7 +103,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
         if counts are not raw, or if ``ax`` has not one Axes a panel.
     """
     if colours not in {"shared", "each"}:
-        raise ValueError(f'colours must be "shared" or "each", got {colours!r}.')
+        raise InvalidValueError(f'colours must be "shared" or "each", got {colours!r}.')
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles)
     section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
     values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
@@ -134,7 +135,9 @@ def _project(values: Values) -> tuple[dict[str, NDArray[np.float64]], NDArray[np
     fitted_on = complete[next(iter(sources))]
     n_spots, n_genes = fitted_on.shape
     if n_spots < 4 or n_genes < 3:
-        raise ValueError(f"Three components need 4 spots and 3 genes with values, there are {n_spots} and {n_genes}.")
+        raise InvalidValueError(
+            f"Three components need 4 spots and 3 genes with values, there are {n_spots} and {n_genes}."
+        )
     pca = PCA(n_components=3, svd_solver="full").fit(fitted_on.astype(np.float64))
     return {name: _transform(pca, expression) for name, expression in sources.items()}, pca.explained_variance_ratio_
 

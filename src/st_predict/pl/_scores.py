@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pandas as pd
 
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict.pl._figure import FONT, figure_of, finish, make_axes
 
 if TYPE_CHECKING:
@@ -108,19 +109,19 @@ def _check(frame: pd.DataFrame, *, metric: str, sort_by: str | None) -> list[str
     """Predictors, the one that orders the genes first."""
     missing = [column for column in ("section", "predictor", "gene", metric) if column not in frame]
     if missing:
-        raise KeyError(f"The table of scores has no column {missing[0]!r}; it has {list(frame)}.")
+        raise NotFoundError(f"The table of scores has no column {missing[0]!r}; it has {list(frame)}.")
     if frame.empty:
-        raise ValueError("The table of scores is empty.")
+        raise InvalidValueError("The table of scores is empty.")
     repeated = frame.duplicated(["section", "predictor", "gene"])
     if repeated.any():
         row = frame.loc[repeated, ["section", "predictor", "gene"]].iloc[0].tolist()
-        raise ValueError(
+        raise InvalidValueError(
             f"{int(repeated.sum())} rows are of a section, predictor and gene that were there, such as {row}."
         )
     predictors = [str(name) for name in frame["predictor"].unique()]
     first = predictors[0] if sort_by is None else sort_by
     if first not in predictors:
-        raise KeyError(f"No predictor {first!r} in the table of scores; there are {predictors}.")
+        raise NotFoundError(f"No predictor {first!r} in the table of scores; there are {predictors}.")
     return [first, *(name for name in predictors if name != first)]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from matplotlib.colors import Normalize
 
+from st_predict._errors import InvalidValueError
 from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
@@ -115,7 +116,9 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
     columns = values.columns(genes)
     if std and values.std is None:
-        raise ValueError(f"{key!r} has no standard deviations: predict with n_samples=, or with several checkpoints.")
+        raise InvalidValueError(
+            f"{key!r} has no standard deviations: predict with n_samples=, or with several checkpoints."
+        )
     observed = bool(values.is_observed[columns].any())
     n_maps = observed + 1
     n_panels = tissue + n_maps + std

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict import get, metrics, pp
+from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 
@@ -61,10 +62,10 @@ class Values:
     def columns(self, genes: Sequence[str]) -> list[int]:
         """Places of genes in the panel."""
         if not genes:
-            raise ValueError("genes is empty: name one at least.")
+            raise InvalidValueError("genes is empty: name one at least.")
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown:
-            raise KeyError(
+            raise NotFoundError(
                 f"No gene {unknown[0]!r} in the panel of {len(self.genes)} genes{_suggest(unknown[0], list(self.genes))}."
             )
         return [int(self.genes.get_loc(gene)) for gene in genes]
@@ -122,7 +123,7 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
 def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
     record = Record.read(prediction.uns, key)
     if record is None or record.card is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold the card of its model. Concatenate with "
             'uns_merge="same" to keep it, or predict again.'
         )
@@ -172,7 +173,9 @@ def _counts(table: AnnData, layer: str | None) -> Any:
     if layer is None:
         return table.X
     if layer not in table.layers:
-        raise KeyError(f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}, and X (layer=None).")
+        raise NotFoundError(
+            f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}, and X (layer=None)."
+        )
     return table.layers[layer]
 
 

@@ -13,6 +13,7 @@ from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
 from st_predict import get
+from st_predict._errors import InvalidValueError
 from st_predict.io import find_image, find_mpp, open_pyramid, read_spots
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def read_section(
         Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
     """
     if margin is not None and margin < 0:
-        raise ValueError(f"margin must be 0 or more, or None for the whole image, got {margin}.")
+        raise InvalidValueError(f"margin must be 0 or more, or None for the whole image, got {margin}.")
     image_key = find_image(sdata, image_key)
     reader = open_pyramid(sdata, image_key)
     holder = get.table_of(sdata, key, table_key=table_key)
@@ -116,7 +117,7 @@ def _view(reader: PyramidReader, spots: Spots, margin: float | None) -> tuple[fl
     around = max(margin * float((high - low).max()), 0.01 * width)
     (left, top), (right, bottom) = low - around, high + around
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise ValueError(
+        raise InvalidValueError(
             f"All spots lie outside the image, which is {width} x {height} px; they are around {spots.xy[0]}."
         )
     return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
@@ -199,12 +200,12 @@ def _corners(shape: Any) -> NDArray[np.float64]:
 def check_style(*, strength: float, scale: float, percentiles: tuple[float, float]) -> None:
     """Refuse what cannot be drawn, before a figure is made."""
     if not 0 <= strength <= 1:
-        raise ValueError(f"tissue_strength must be from 0 to 1, got {strength}.")
+        raise InvalidValueError(f"tissue_strength must be from 0 to 1, got {strength}.")
     if not scale > 0:
-        raise ValueError(f"spot_scale must be positive, got {scale}.")
+        raise InvalidValueError(f"spot_scale must be positive, got {scale}.")
     low, high = percentiles
     if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
+        raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
 
 
 def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -17,10 +19,12 @@ __all__ = ["check_counts", "dense", "read_counts"]
 def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | csr_array:
     """Counts of ``adata.X``, or of a layer, ``(n_spots, n_vars)``; never a copy that is written to."""
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"No layer {layer!r}; the table has {sorted(filter(None, adata.layers))}, and X (layer=None).")
+        raise NotFoundError(
+            f"No layer {layer!r}; the table has {sorted(filter(None, adata.layers))}, and X (layer=None)."
+        )
     counts = adata.X if layer is None else adata.layers[layer]
     if counts is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The table has no X; name the layer with the counts, layer=, one of {sorted(filter(None, adata.layers))}."
         )
     return check_counts(counts)
@@ -30,12 +34,12 @@ def check_counts(counts: Any) -> NDArray[Any] | csr_array:
     """Return counts as an array or a CSR array; refuse what cannot be counts."""
     matrix: Any = csr_array(counts) if issparse(counts) else np.asarray(counts)
     if matrix.ndim != 2:
-        raise ValueError(f"Counts must be (n_spots, n_vars), got the shape {matrix.shape}.")
+        raise InvalidValueError(f"Counts must be (n_spots, n_vars), got the shape {matrix.shape}.")
     values = matrix.data if issparse(matrix) else matrix
     if values.dtype.kind in "ub":
         return matrix
     if values.dtype.kind not in "if":
-        raise TypeError(f"Counts must be numbers, got the dtype {values.dtype}.")
+        raise InvalidTypeError(f"Counts must be numbers, got the dtype {values.dtype}.")
     _check_values(values)
     return matrix
 
@@ -48,7 +52,7 @@ def _check_values(values: NDArray[Any]) -> None:
         ("not a whole number", values != np.rint(values)),
     ):
         if bad.any():
-            raise ValueError(f"{bad.sum()} counts are {what}, the first is {values[bad][0]}. {hint}")
+            raise InvalidValueError(f"{bad.sum()} counts are {what}, the first is {values[bad][0]}. {hint}")
 
 
 def dense(counts: Any) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, csr_matrix
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._keys import Keys
 from st_predict.io import find_table
 from st_predict.pp._counts import read_counts
@@ -79,9 +80,9 @@ def select_panel(
     variance are broken by name, so the order of the genes in a table does not matter.
     """
     if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}.")
+        raise InvalidValueError(f"method must be one of {get_args(Method)}, got {method!r}.")
     if n_genes < 1 or n_variable < 1:
-        raise ValueError(f"n_genes and n_variable must be positive, got {n_genes} and {n_variable}.")
+        raise InvalidValueError(f"n_genes and n_variable must be positive, got {n_genes} and {n_variable}.")
     sections = _read_sections(adatas, layer=layer, table_key=table_key)
     if method == "m2ost":
         return _m2ost(sections, n_genes=n_genes, n_variable=n_variable, seed=seed)
@@ -95,22 +96,24 @@ def _read_sections(
 ) -> list[tuple[pd.Index, csr_array]]:
     """Names and counts of the genes of each section."""
     if isinstance(adatas, anndata.AnnData | SpatialData):
-        raise TypeError(f"adatas must be a list, one table a section, got one {type(adatas).__name__}: write [adata].")
+        raise InvalidTypeError(
+            f"adatas must be a list, one table a section, got one {type(adatas).__name__}: write [adata]."
+        )
     sections = []
     for number, data in enumerate(adatas):
         adata = _table(data, table_key)
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         if len(repeated):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Table {number} has {len(repeated)} genes more than once: {list(repeated[:5])}. Sum them first, or make "
                 "them different with adata.var_names_make_unique()."
             )
         counts = csr_array(read_counts(adata, layer=layer))
         if not counts.sum():
-            raise ValueError(f"Table {number} has no counts ({adata.n_obs} spots, {adata.n_vars} genes).")
+            raise InvalidValueError(f"Table {number} has no counts ({adata.n_obs} spots, {adata.n_vars} genes).")
         sections.append((adata.var_names, counts))
     if not sections:
-        raise ValueError("adatas is empty; give at least one table.")
+        raise InvalidValueError("adatas is empty; give at least one table.")
     return sections
 
 
@@ -119,7 +122,7 @@ def _table(data: AnnData | SpatialData, table_key: str | None) -> AnnData:
         return data
     found = find_table(data, table_key)
     if found is None:
-        raise ValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
+        raise InvalidValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
     return data.tables[found]
 
 
@@ -173,4 +176,4 @@ def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
 
 def _check_enough(n: int, n_genes: int, what: str) -> None:
     if n < n_genes:
-        raise ValueError(f"Asked for {n_genes} genes, but only {n} {what}.")
+        raise InvalidValueError(f"Asked for {n_genes} genes, but only {n} {what}.")

@@ -12,6 +12,7 @@ import shapely
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict.io import find_image, find_mpp, open_pyramid
 from st_predict.pp._tissue import find_tissue
@@ -85,7 +86,7 @@ def make_grid(
     """
     _check_arguments(pitch_um, diameter_um, min_tissue=min_tissue, layout=layout)
     if key_added in sdata:
-        raise ValueError(f"{key_added!r} is in sdata already; choose another key_added, or delete it first.")
+        raise InvalidValueError(f"{key_added!r} is in sdata already; choose another key_added, or delete it first.")
     image_key = find_image(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
     shape = open_pyramid(sdata, image_key).level_shapes[0]
@@ -106,25 +107,27 @@ def make_grid(
 def _check_arguments(pitch_um: float, diameter_um: float, *, min_tissue: float, layout: str) -> None:
     for name, value in {"pitch_um": pitch_um, "diameter_um": diameter_um}.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number of micrometres, got {value}.")
+            raise InvalidValueError(f"{name} must be a positive number of micrometres, got {value}.")
     if not 0 < min_tissue <= 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"min_tissue must be above 0 and at most 1, got {min_tissue}; for spots everywhere, tissue_only=False."
         )
     if layout not in get_args(Layout):
-        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}.")
+        raise InvalidValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}.")
 
 
 def _lattice(shape: tuple[int, int], pitch: float, *, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Row and column, and x and y, of every place of a lattice that is centred on the image."""
     height, width = shape
     if pitch < 1:
-        raise ValueError(f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image; raise pitch_um.")
+        raise InvalidValueError(
+            f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image; raise pitch_um."
+        )
     # In Visium's way of counting, a step to the right is two columns and every second place is free.
     step_y, step_x = (pitch, pitch) if layout == "square" else (pitch * math.sqrt(3) / 2, pitch / 2)
     n_rows, n_columns = int(height // step_y), int(width // step_x)
     if min(height, width) < pitch:
-        raise ValueError(
+        raise InvalidValueError(
             f"The pitch, {pitch:.0f} px, is larger than the image, {width} x {height} px; lower pitch_um, or check mpp."
         )
     grid = np.stack(np.meshgrid(np.arange(n_rows), np.arange(n_columns), indexing="ij"), axis=-1).reshape(-1, 2)
@@ -148,7 +151,7 @@ def _share(tissue: Tissue, xy: NDArray[np.float64], radius: float) -> NDArray[np
 
 def _check_any(kept: NDArray[np.bool_], tissue: Tissue, *, image_key: str, min_tissue: float) -> None:
     if not kept.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"No tissue found in image {image_key!r}: {100 * tissue.mask.mean():.2g} % of it is tissue (contrast above "
             f"{tissue.threshold:.3g}), and none of {len(kept)} spots is to at least {min_tissue:g} on it. Lower "
             "min_tissue, or take spots everywhere with tissue_only=False."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict.pp._counts import dense
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     for number, line in enumerate(lines, start=1):
         if re.search(r"[\s,;]", line):
-            raise ValueError(f"Line {number} of {path} is not one gene: {line[:60]!r}. Write one gene a line.")
+            raise InvalidValueError(f"Line {number} of {path} is not one gene: {line[:60]!r}. Write one gene a line.")
     genes = [line for line in lines if line]
     if not genes:
-        raise ValueError(f"{path} holds no gene. Write one gene a line.")
+        raise InvalidValueError(f"{path} holds no gene. Write one gene a line.")
     _check_unique(genes, where=str(path))
     return genes
 
@@ -64,7 +65,7 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
 def _check_unique(genes: Iterable[str], *, where: str) -> None:
     repeated = [gene for gene, n in Counter(genes).items() if n > 1]
     if repeated:
-        raise ValueError(f"{where} has {len(repeated)} genes more than once: {_some(repeated)}.")
+        raise InvalidValueError(f"{where} has {len(repeated)} genes more than once: {_some(repeated)}.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -124,7 +125,7 @@ class PanelMatch:
         ``(n_spots, n_matched)``.
         """
         if counts.shape[1] != len(self.var_names):
-            raise ValueError(f"Expected counts of {len(self.var_names)} genes, got {counts.shape[1]}.")
+            raise InvalidValueError(f"Expected counts of {len(self.var_names)} genes, got {counts.shape[1]}.")
         taken = dense(counts[:, [columns[0] for columns in self.columns]])
         for gene, (_, *others) in enumerate(self.columns):
             for column in others:
@@ -193,17 +194,17 @@ def align_panel(
 
 def _panel(panel: Sequence[str]) -> list[str]:
     if isinstance(panel, str):
-        raise TypeError(f"panel must be a list of genes, got the string {panel!r}; read_panel reads a file.")
+        raise InvalidTypeError(f"panel must be a list of genes, got the string {panel!r}; read_panel reads a file.")
     genes = [str(gene) for gene in panel]
     if not genes:
-        raise ValueError("The panel is empty.")
+        raise InvalidValueError("The panel is empty.")
     _check_unique(genes, where="The panel")
     return genes
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+        raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
 def _id_type(ids: Iterable[str]) -> GeneIdType:
@@ -214,7 +215,7 @@ def _id_type(ids: Iterable[str]) -> GeneIdType:
 def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, id_column: str | None) -> str:
     if id_column is not None:
         if id_column not in adata.var:
-            raise KeyError(f"No column {id_column!r} in var; it has {list(adata.var)}.")
+            raise NotFoundError(f"No column {id_column!r} in var; it has {list(adata.var)}.")
         return id_column
     if _id_type(adata.var_names) == id_type:
         return "var_names"
@@ -223,8 +224,10 @@ def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, id_co
     if len(columns) == 1:
         return columns[0]
     if columns:
-        raise ValueError(f"Several columns of var have genes of the panel: {columns}; choose one with id_column=.")
-    raise ValueError(
+        raise InvalidValueError(
+            f"Several columns of var have genes of the panel: {columns}; choose one with id_column=."
+        )
+    raise InvalidValueError(
         f"The panel holds ids of the type {id_type!r} ({_some(genes)}), var_names hold another "
         f"({_some(list(adata.var_names))}), and no column of var has genes of the panel; var has {list(adata.var)}. "
         f"Add a column of {id_type} ids to var, or map the panel to the ids of the table."
@@ -292,9 +295,11 @@ def _to_match(
 
 def _refuse(match: PanelMatch, ids: list[str], *, duplicates: Duplicates, missing: Missing) -> None:
     if match.missing and (missing == "error" or not match.matched):
-        raise KeyError(f"{len(match.missing)} panel genes are missing: {_some(match.missing)}. {_way_out(match, ids)}")
+        raise NotFoundError(
+            f"{len(match.missing)} panel genes are missing: {_some(match.missing)}. {_way_out(match, ids)}"
+        )
     if match.duplicated and duplicates == "error":
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(match.duplicated)} panel genes are in {match.source} more than once: {_some(match.duplicated)}. "
             'Choose duplicates="sum" or duplicates="first".'
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 
@@ -89,10 +90,10 @@ def make_target(
         ``panel`` was matched with another table, or ``spec`` lacks limits that it needs.
     """
     if not adata.n_obs:
-        raise ValueError("The table has no spots.")
+        raise InvalidValueError("The table has no spots.")
     match = panel if isinstance(panel, PanelMatch) else align_panel(adata, panel)
     if not match.var_names.equals(adata.var_names):
-        raise ValueError("This PanelMatch was made with a table of other genes; call align_panel on this table.")
+        raise InvalidValueError("This PanelMatch was made with a table of other genes; call align_panel on this table.")
     counts = read_counts(adata, layer=layer)
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
@@ -114,7 +115,9 @@ def make_target(
 def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec) -> None:
     genes = "the panel" if spec.over == "panel" else "all genes"
     if len(dropped) == n_spots:
-        raise ValueError(f"All {n_spots} spots have a sum of zero over {genes}: is this the table with the counts?")
+        raise InvalidValueError(
+            f"All {n_spots} spots have a sum of zero over {genes}: is this the table with the counts?"
+        )
     if dropped:
         logger.warning("Dropped %d of %d spots with a sum of zero over %s.", len(dropped), n_spots, genes)
 
@@ -166,7 +169,7 @@ def _transform(
 ) -> NDArray[np.float32]:
     empty = rows[totals[rows] == 0]
     if spec.transform == "log1p_total" and len(empty):
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(empty)} of {len(rows)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
             f"{spec.units} cannot divide by; leave them out, as make_target does."
         )
@@ -201,13 +204,13 @@ def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]
 
 def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if spec.limits is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"TargetSpec(scale={spec.scale!r}) has no limits: training sets them; fit_limits computes them from targets "
             "that are not scaled."
         )
     low, high = np.array(spec.limits, dtype=np.float64)
     if len(low) != n_genes:
-        raise ValueError(f"The TargetSpec has limits of {len(low)} genes, for a panel of {n_genes}.")
+        raise InvalidValueError(f"The TargetSpec has limits of {len(low)} genes, for a panel of {n_genes}.")
     return low, high - low
 
 
@@ -230,7 +233,7 @@ def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not len(array):
-        raise ValueError(f"Limits need (n_spots, n_genes) with at least one spot, got {array.shape}.")
+        raise InvalidValueError(f"Limits need (n_spots, n_genes) with at least one spot, got {array.shape}.")
     return tuple(array.min(axis=0).tolist()), tuple(array.max(axis=0).tolist())
 
 
@@ -262,9 +265,9 @@ def from_target(
     """
     values, sums = np.asarray(target, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or sums.shape != values.shape[:1]:
-        raise ValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {values.shape} and {sums.shape}.")
+        raise InvalidValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {values.shape} and {sums.shape}.")
     if not (np.isfinite(sums) & (sums >= 0)).all():
-        raise ValueError("totals must be finite and not negative.")
+        raise InvalidValueError("totals must be finite and not negative.")
     if spec.scale != "none":
         low, span = _low_and_span(spec, values.shape[1])
         values = low + span * values
@@ -281,5 +284,7 @@ def _n_summed(n_summed: int | None, n_genes: int, spec: TargetSpec) -> int:
     if n_summed is not None:
         return n_summed
     if spec.over == "all":
-        raise ValueError(f"{spec.units} needs n_summed=, the number of genes of the table; Target.n_summed has it.")
+        raise InvalidValueError(
+            f"{spec.units} needs n_summed=, the number of genes of the table; Target.n_summed has it."
+        )
     return n_genes

@@ -12,6 +12,7 @@ from skimage.filters import gaussian, sobel, threshold_li
 from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import downscale_local_mean
 
+from st_predict._errors import InvalidValueError
 from st_predict.io import find_image, open_pyramid
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def find_tissue(
     of the image. The time does, if the image has no coarse level.
     """
     if size < 1 or not 0 <= min_area < 1 or (threshold is not None and threshold <= 0):
-        raise ValueError(
+        raise InvalidValueError(
             f"size and threshold must be positive and min_area from 0 to 1, got {size}, {threshold} and {min_area}."
         )
     key = find_image(sdata, image_key)

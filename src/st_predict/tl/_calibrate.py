@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._results import write_bounds
@@ -196,7 +197,9 @@ class Calibration:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["format_version"] > _FORMAT_VERSION:
-                raise ValueError(f"its format {content['format_version']} is newer than this st_predict: upgrade it.")
+                raise InvalidValueError(
+                    f"its format {content['format_version']} is newer than this st_predict: upgrade it."
+                )
             return cls(
                 genes=pd.DataFrame(content["genes"]).set_index("gene"),
                 sections=tuple(content["sections"]),
@@ -209,7 +212,7 @@ class Calibration:
                 settings=content["settings"],
             )
         except (KeyError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
-            raise ValueError(f"{str(path)!r} is no calibration that can be read: {error}") from error
+            raise InvalidValueError(f"{str(path)!r} is no calibration that can be read: {error}") from error
 
     @property
     def _intervals(self) -> Intervals:
@@ -326,7 +329,7 @@ def calibrate(
     >>> calibration.report(others).groupby(["section", "shared"])["coverage"].mean()  # doctest: +SKIP
     """
     if not 0 < coverage < 1:
-        raise ValueError(f"coverage must be between 0 and 1, got {coverage}.")
+        raise InvalidValueError(f"coverage must be between 0 and 1, got {coverage}.")
     slides = as_list(held_out)
     found = [read_stored(sdata, key, scaled=scaled) for sdata in slides]
     card, settings = found[0].card, found[0].settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import pick_device, pick_precision
@@ -123,12 +124,12 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     144
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise InvalidValueError(f"batch_size must be at least 1, got {batch_size}.")
     wanted = _wanted(encoder, crop, pixels)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
     if key_added is None and spec.name == "<lambda>":
-        raise ValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
+        raise InvalidValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
     slide = open_slide(
         sdata,
         image_key=image_key,

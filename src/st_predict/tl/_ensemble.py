@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Inference, Moments, pick_device
@@ -51,9 +52,9 @@ class Draws:
             If there are too few to have a spread, or the seed is negative.
         """
         if n is not None and n < 2:
-            raise ValueError(f"n_samples must be at least 2, to have a standard deviation; got {n}.")
+            raise InvalidValueError(f"n_samples must be at least 2, to have a standard deviation; got {n}.")
         if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}.")
+            raise InvalidValueError(f"seed must not be negative, got {seed}.")
         return None if n is None else cls(n=n, seed=seed)
 
 
@@ -116,14 +117,14 @@ class Ensemble:
         given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
         names = [checkpoints.name_of(model) for model in given]
         if not names:
-            raise ValueError("model must name a checkpoint, or several; got none.")
+            raise InvalidValueError("model must name a checkpoint, or several; got none.")
         where = pick_device(device)
         members: list[Member] = []
         for i, name in enumerate(names):
             path = checkpoints.find_weights(name)
             digest = sha256_of_file(path)
             if same := [member.name for member in members if member.sha256 == digest]:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
                 )
             network, card = checkpoints.load(path, hparams=hparams)
@@ -217,7 +218,7 @@ def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: st
     """How many symmetries to average; only crops have more than one."""
     kind = spec.reads(card.hparams).kind
     if kind != "crops" and asked == N_SYMMETRIES:
-        raise ValueError(
+        raise InvalidValueError(
             f"symmetries={asked} has no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be turned and "
             "mirrored. Leave out symmetries=; in an ensemble, each member then has its default."
         )
@@ -231,7 +232,7 @@ def _refuse_different(members: Sequence[Member]) -> None:
     first, *others = members
     for other in others:
         if (other.card.genes, other.card.target) != (first.card.genes, first.card.target):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{first.name!r} and {other.name!r} differ in panel or units ({first.card.target.units}; "
                 f"{other.card.target.units}), so their predictions have no mean."
             )

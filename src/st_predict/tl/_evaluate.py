@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from st_predict import metrics
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._runtime import Inference
 from st_predict._sections import (
@@ -125,7 +126,7 @@ def evaluate(
         a baseline.
     """
     if key in PREDICTORS:
-        raise ValueError(
+        raise InvalidValueError(
             f"key={key!r} is the name of a baseline, so the scores of both could not be told apart: store the prediction under "
             "another key (key_added of st_predict.tl.predict)."
         )
@@ -238,13 +239,13 @@ def _check_sections(sections: Sequence[HeldOutSection], key: str) -> None:
     """Refuse sections without a spot to score, and sections of the same name."""
     names = [section.name for section in sections]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
+        raise InvalidValueError(
             f"Several sections are called {twice}, so their scores could not be told apart: give each a name of its own "
             f"in .obs[{Keys.SECTION!r}]."
         )
     for section in sections:
         if not len(section.spots):
-            raise ValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
+            raise InvalidValueError(f"No spot of section {section.name!r} has both counts and a prediction {key!r}.")
 
 
 def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
@@ -252,7 +253,7 @@ def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
     first, *others = [prediction.card for prediction in stored]
     for card in others:
         if (card.genes, card.target) != (first.genes, first.target):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The predictions {key!r} differ in panel or units, so their scores can't stand side by side: "
                 "evaluate the sections one by one."
             )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from st_predict._errors import InvalidValueError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -93,7 +95,7 @@ def _rank(n_spots: int, coverage: float) -> int:
     rank = math.ceil((n_spots + 1) * share)
     if rank > n_spots:
         needed = math.ceil(share / (1 - share))
-        raise ValueError(
+        raise InvalidValueError(
             f"Intervals that cover {coverage:g} need at least {needed} spots to calibrate on, there are {n_spots}."
         )
     return rank

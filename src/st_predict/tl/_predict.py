@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections import open_slide, read_context
@@ -137,7 +138,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     250
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise InvalidValueError(f"batch_size must be at least 1, got {batch_size}.")
     ensemble = Ensemble.open(
         model,
         hparams=hparams,

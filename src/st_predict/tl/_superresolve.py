@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
@@ -165,7 +166,7 @@ def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict
 def _cell_encoder(card: ModelCard) -> CellEncoder:
     encoder = encoder_of(card)
     if not isinstance(encoder, CellEncoder):
-        raise ValueError(
+        raise InvalidValueError(
             f"{card.model!r} predicts spots from the image around them, and not cells. For a fine map of it, lay a lattice of spots "
             "with st_predict.pp.make_grid(sdata, pitch_um=...), and predict these with st_predict.tl.predict."
         )
@@ -178,7 +179,7 @@ def _on_tissue(grid: CellGrid, tissue: Tissue | None) -> NDArray[np.int64]:
         return np.concatenate(list(grid.bands()))
     cells = np.concatenate([band[tissue.at(grid.centres(band))] for band in grid.bands()])
     if not len(cells):
-        raise ValueError(
+        raise InvalidValueError(
             f"No tissue found: {100 * tissue.mask.mean():.2g} % of the image is tissue (contrast above {tissue.threshold:.3g}). For "
             "cells everywhere, tissue_only=False."
         )

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._sections import as_list, encoder_of, observe, open_unlabelled, split_patients, store_of
@@ -204,7 +205,7 @@ class _Data:
 def _check_config(config: TrainConfig, spec: ModelSpec) -> None:
     """Refuse settings that do not fit the model or the machine."""
     if config.regions and spec.scope == "spot":
-        raise ValueError(
+        raise InvalidValueError(
             f"regions={config.regions} is for networks that see sections; {spec.name!r} sees single spots."
         )
     pick_precision(config.precision, pick_device(config.device))
@@ -243,7 +244,7 @@ def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(json.dumps(hparams, default=lambda value: value.tolist()))
     except (AttributeError, TypeError) as error:
-        raise TypeError(
+        raise InvalidTypeError(
             f"hparams are numbers, texts, lists and mappings, which a card can keep; got {hparams}."
         ) from error
     return plain
@@ -251,7 +252,7 @@ def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], *, method: Any) -> tuple[str, ...]:
     if isinstance(panel, str):
-        raise TypeError(f"panel must be a list of genes or how many to select, got {panel!r}.")
+        raise InvalidTypeError(f"panel must be a list of genes or how many to select, got {panel!r}.")
     return tuple(select_panel(training, n_genes=panel, method=method) if isinstance(panel, int) else panel)
 
 
@@ -277,7 +278,7 @@ def _open_unlabelled(
         return []
     spec = get_spec(card.model)
     if spec.closed_form or spec.scope == "section":
-        raise ValueError(
+        raise InvalidValueError(
             f"unlabelled= is for networks that see single spots and learn by gradients, not for {card.model!r}."
         )
     return open_unlabelled(

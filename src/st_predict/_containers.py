@@ -1,0 +1,54 @@
+"""What to do with a first argument of another type."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from st_predict._errors import InvalidTypeError
+
+__all__ = ["check_slide"]
+
+
+def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
+    """Refuse what is not a :class:`~spatialdata.SpatialData` object, and say how to make one of it.
+
+    Parameters
+    ----------
+    sdata
+        What was given.
+    argument
+        Name of the argument, for the message.
+
+    Raises
+    ------
+    InvalidTypeError
+        If it is something else.
+    """
+    if isinstance(sdata, SpatialData):
+        return
+    found = f"{argument} should be a SpatialData object, got {_described(sdata)}."
+    if isinstance(sdata, AnnData):
+        raise InvalidTypeError(
+            f"{found} Image and spots are needed as well:",
+            'put them together with spatialdata.SpatialData(images=..., shapes=..., tables={"table": adata})',
+            "read the sample anew with a reader of spatialdata-io",
+        )
+    if isinstance(sdata, str | PathLike):
+        raise InvalidTypeError(
+            found, "read a .zarr store with spatialdata.read_zarr", "read a slide with st_predict.io.read_wsi"
+        )
+    if isinstance(sdata, list | tuple | dict):
+        raise InvalidTypeError(found, "call this function once for each of its members")
+    raise InvalidTypeError(found)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, str | PathLike):
+        return f"the path {str(value)!r}"
+    if isinstance(value, list | tuple | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"

@@ -1,0 +1,114 @@
+"""Errors of the package: what was found, what is accepted, and the ways out that the called function has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from types import TracebackType
+
+__all__ = ["Advice", "InvalidTypeError", "InvalidValueError", "NotFoundError", "StPredictError"]
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A way out of an error by an argument of the called function.
+
+    Parameters
+    ----------
+    text
+        Clause with ``{}`` where the argument is written, such as ``"leave them out with {}"``.
+    argument
+        Name of the argument. Functions without it do not give this advice.
+    value
+        Value to pass; ``None`` if the caller has to choose one.
+    """
+
+    text: str
+    argument: str
+    value: str | float | None = None
+
+
+class StPredictError(Exception):
+    """An error whose message names only arguments of the function that the user called.
+
+    The function is found in the traceback: it is the outermost one of this package. What raises the error does not need to
+    know which function that is, and no function needs to translate the errors of those that it calls.
+
+    Parameters
+    ----------
+    found
+        What was found, and what is accepted, in full sentences.
+    advice
+        Alternative ways out, as clauses: plain text, or :class:`Advice` that depends on an argument.
+    """
+
+    def __init__(self, found: str, *advice: str | Advice) -> None:
+        super().__init__(found)
+        self.found = found
+        self.advice = advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.found, *self.advice)
+
+    def __str__(self) -> str:
+        arguments = _arguments_of_called(self.__traceback__)
+        return self.say(lambda way: _keyword(way) if arguments is None or way.argument in arguments else None)
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """Names of the arguments that the advice is about."""
+        return frozenset(way.argument for way in self.advice if isinstance(way, Advice))
+
+    def say(self, write: Callable[[Advice], str | None]) -> str:
+        """Return the message, with each argument written by ``write``; advice for which that is ``None`` is left out."""
+        ways = [_clause(way, write) for way in self.advice]
+        joined = ", or ".join(way for way in ways if way)
+        return f"{self.found} {joined[0].upper()}{joined[1:]}." if joined else self.found
+
+    def about(self, what: str) -> Self:
+        """Return the same error with a sentence in front that says what it is about."""
+        return type(self)(f"{what} {self.found}", *self.advice)
+
+    def without(self, arguments: Collection[str]) -> Self:
+        """Return the same error without advice about some arguments, which mean something else to the caller."""
+        kept = (way for way in self.advice if not isinstance(way, Advice) or way.argument not in arguments)
+        return type(self)(self.found, *kept)
+
+
+class InvalidValueError(StPredictError, ValueError):
+    """A value, an element or a file that cannot be used."""
+
+
+class NotFoundError(StPredictError, KeyError):
+    """A name that does not exist; the message lists those that do."""
+
+
+class InvalidTypeError(StPredictError, TypeError):
+    """An object of a type that cannot be used."""
+
+
+def _clause(way: str | Advice, write: Callable[[Advice], str | None]) -> str | None:
+    if isinstance(way, str):
+        return way
+    written = write(way)
+    return None if written is None else way.text.replace("{}", written)
+
+
+def _keyword(way: Advice) -> str:
+    if way.value is None:
+        return f"{way.argument}="
+    return f'{way.argument}="{way.value}"' if isinstance(way.value, str) else f"{way.argument}={way.value}"
+
+
+def _arguments_of_called(traceback: TracebackType | None) -> tuple[str, ...] | None:
+    """Arguments of the outermost function of this package; ``None`` if the error was not raised by one."""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__:
+            code = frame.f_code
+            return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        traceback = traceback.tb_next
+    return None

@@ -1,0 +1,107 @@
+"""Frozen data whose fields are checked when it is made, by pydantic."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence  # noqa: TC003
+from dataclasses import field, fields
+from numbers import Integral, Real
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from st_predict._errors import InvalidValueError, StPredictError
+
+__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "check", "validated"]
+
+T = TypeVar("T")
+
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def _whole(value: Any) -> Any:
+    """Integers of numpy become those of Python; truth values and texts are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError("should be a whole number")
+    return int(value)
+
+
+def _real(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError("should be a number")
+    return float(value)
+
+
+Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_real)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, lt=1)]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
+def validated(cls: type[T]) -> type[T]:
+    """Make a frozen keyword-only dataclass that refuses unknown fields, wrong types, NaN and infinity.
+
+    Types of the annotations have to be imported at run time, as pydantic reads them.
+    """
+    made: Any = dataclass(cls, frozen=True, kw_only=True, slots=True, config=_CONFIG)
+    make = made.__init__
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            make(self, *args, **values)
+        except ValidationError as error:
+            raise _translated(error, made) from None
+
+    made.__init__ = init
+    return made
+
+
+def check(argument: str, value: Any, kind: Any) -> Any:
+    """Return an argument of a function as ``kind``, one of the types above.
+
+    Raises
+    ------
+    InvalidValueError
+        If it is not of this kind; the message names the argument.
+    """
+    try:
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        raise InvalidValueError(f"{_sentence(argument, error.errors())}.") from None
+
+
+def _translated(error: ValidationError, cls: Any) -> StPredictError:
+    """Turn what pydantic found into one sentence per field."""
+    found = error.errors()
+    own = found[0].get("ctx", {}).get("error")
+    if isinstance(own, StPredictError):
+        return own.with_traceback(None)
+    names = [f.name for f in fields(cls)]
+    if unknown := [one["loc"][0] for one in found if one["loc"][0] not in names]:
+        return InvalidValueError(f"{cls.__name__} has no fields {sorted(map(str, unknown))}; there are {names}.")
+    # of a union, pydantic reports each member
+    places = {str(one["loc"][0]): [other for other in found if other["loc"][0] == one["loc"][0]] for one in found}
+    return InvalidValueError("; ".join(_sentence(place, errors) for place, errors in places.items()) + ".")
+
+
+def _sentence(name: str, errors: Sequence[Any]) -> str:
+    first = errors[0]
+    parts = [str(part) for part in first["loc"][1:] if not re.search(r"[\[(]", str(part))] if len(errors) == 1 else []
+    place = ".".join([name, *parts])
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{place} is not a field"
+    said = " or ".join(dict.fromkeys(_said(one).removeprefix("should be ") for one in errors))
+    value = repr(first["input"])
+    return f"{place} should be {said}, got {value if len(value) <= 200 else value[:200] + '...'}"
+
+
+def _said(found: Any) -> str:
+    return str(found.get("ctx", {}).get("error") or found["msg"].removeprefix("Input "))

@@ -1,0 +1,57 @@
+"""Where the data of a slide is: elements, counts, genes, patients, resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003  # read by pydantic
+from dataclasses import field
+from typing import Any, Literal, TypeAlias
+
+from st_predict._keys import Keys
+from st_predict._validated import Positive, validated
+
+__all__ = ["Duplicates", "GeneMatching", "Missing", "Where"]
+
+Duplicates: TypeAlias = Literal["error", "sum", "first"]
+Missing: TypeAlias = Literal["error", "drop"]
+
+
+@validated
+class GeneMatching:
+    """How the genes of a panel are found in a table; see :func:`st_predict.pp.align_panel`."""
+
+    missing: Missing = "error"
+    duplicates: Duplicates = "error"
+    ignore_case: bool = False
+    id_column: str | None = None
+    aliases: Any = None
+
+
+@validated
+class Where:
+    """Which elements of a slide are meant.
+
+    Parameters
+    ----------
+    image_key
+        Image, or a mapping from region to image.
+    table_key
+        Table of the spots.
+    shapes_key
+        Shapes of the spots.
+    layer
+        Layer of the table with the raw counts; ``None`` for ``.X``.
+    mpp
+        Micrometres per pixel of level 0 of the image, if the caller knows.
+    group_key
+        Column of ``.obs`` that names the patient.
+    genes
+        How the genes of a panel are found in the table.
+    """
+
+    image_key: str | Mapping[str, str] | None = None
+    table_key: str | None = None
+    shapes_key: str | None = None
+    layer: str | None = None
+    mpp: Positive | Literal["spots"] | None = None
+    group_key: str = Keys.PATIENT
+    genes: GeneMatching = field(default_factory=GeneMatching)
