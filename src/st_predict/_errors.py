@@ -28,7 +28,7 @@ class Advice:
 
     text: str
     argument: str
-    value: str | float | None = None
+    value: Any = None
 
 
 class StPredictError(Exception):

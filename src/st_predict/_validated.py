@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from st_predict._errors import InvalidValueError, StPredictError
 
-__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "check", "validated"]
+__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "Share", "check", "validated"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ Number = Annotated[float, BeforeValidator(_real)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))

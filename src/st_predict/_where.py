@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003  # read by pydantic
+from collections.abc import Mapping  # read by pydantic
 from dataclasses import field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
+from pydantic import InstanceOf
+
+from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._validated import Positive, validated
 
@@ -17,13 +20,27 @@ Missing: TypeAlias = Literal["error", "drop"]
 
 @validated
 class GeneMatching:
-    """How the genes of a panel are found in a table; see :func:`st_predict.pp.align_panel`."""
+    """How the genes of a panel are found in a table; see :func:`st_predict.pp.align_panel`.
+
+    Parameters
+    ----------
+    missing
+        Whether genes that a table lacks are an error or are dropped.
+    duplicates
+        What to do with a gene that several columns of a table carry.
+    ignore_case
+        Whether symbols that differ in case are the same.
+    id_column
+        Column of ``.var`` with the identifiers; ``None`` finds it.
+    aliases
+        Old symbols.
+    """
 
     missing: Missing = "error"
     duplicates: Duplicates = "error"
     ignore_case: bool = False
     id_column: str | None = None
-    aliases: Any = None
+    aliases: InstanceOf[GeneAliases] | None = None
 
 
 @validated

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 
 __all__ = ["Precision", "pick_device", "pick_precision"]
 
@@ -28,7 +28,7 @@ def pick_device(device: str) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(
-            f"Device {device!r} can't be used here: {error}. 'auto' takes what there is."
+            f"Device {device!r} cannot be used here: {error}.", Advice("take what there is with {}", "device", "auto")
         ) from error
     return found
 

@@ -10,18 +10,22 @@ from st_predict._sections._held_out import (
     HeldOutSection,
     StoredPrediction,
     all_have_sd,
+    common_key,
+    join_held_out,
+    measure_held_out,
     pairs_of,
-    read_held_out,
     read_stored,
     refuse_duplicates,
     refuse_other_networks,
     refuse_trained,
     trained_pairs,
+    warn_of_missing,
     warn_of_validation,
 )
 from st_predict._sections._inputs import encoder_of, inputs_of
+from st_predict._sections._measured import Measured, keep_common, measure, measured_table_key, select_genes
 from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._observed import Observed, measured_table, observe
+from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, open_slide
 from st_predict._sections._split import LeakageError, refuse_same_sections, split_patients
 from st_predict._sections._store import store_of
@@ -33,6 +37,7 @@ __all__ = [
     "Context",
     "HeldOutSection",
     "LeakageError",
+    "Measured",
     "Observed",
     "Section",
     "Sections",
@@ -41,24 +46,30 @@ __all__ = [
     "all_have_sd",
     "as_list",
     "check_needs",
+    "common_key",
     "encoder_of",
     "inputs_of",
-    "measured_table",
+    "join_held_out",
+    "keep_common",
+    "measure",
+    "measure_held_out",
+    "measured_table_key",
     "needs_mpp",
     "observe",
     "open_slide",
     "open_unlabelled",
     "pairs_of",
     "read_context",
-    "read_held_out",
     "read_stored",
     "refuse_duplicates",
     "refuse_other_networks",
     "refuse_same_sections",
     "refuse_trained",
     "section_features",
+    "select_genes",
     "split_patients",
     "store_of",
     "trained_pairs",
+    "warn_of_missing",
     "warn_of_validation",
 ]

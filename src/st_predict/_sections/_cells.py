@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import sha256
+from st_predict._keys import Keys
 from st_predict._runtime import Inference
 from st_predict._sections._cell_grid import CellGrid, cells_of_spots
 from st_predict._sections._cell_map import describe_section, section_tiles
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from st_predict._runtime import Compute
     from st_predict._sections._cell_map import SectionNetwork
     from st_predict._sections._section import Section
     from st_predict.crops import Batch, LevelPlan
@@ -46,13 +48,15 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
             raise InvalidValueError(f"radius_um must be positive and finite, got {radius_um}.")
         if section.mpp is None:
             raise InvalidValueError(
-                f"radius_um={radius_um} needs the mpp of the image of {section.region!r}: pass mpp=."
+                f"A radius of {radius_um} um needs the mpp of the image of {section.region!r}.",
+                Advice("give it with {}", "mpp"),
+                f"set a transformation of the image to a coordinate system called {Keys.UM!r}",
             )
         return np.full(len(section.spots), radius_um / section.mpp.value)
     if section.spots.radius is None:
         raise InvalidValueError(
-            f"The spots of {section.region!r} are no circles, so that their radius is not known: give it in micrometres, with "
-            "hparams={'radius_um': ...}."
+            f"The spots of {section.region!r} are not circles, so their radius is unknown.",
+            Advice("give it in micrometres as 'radius_um' in {}", "hparams"),
         )
     return section.spots.radius
 
@@ -70,8 +74,8 @@ class CellReader:
         Tiles that it is shown.
     mpp
         Micrometres per pixel of level 0; ``None`` if unknown.
-    device, precision
-        As in :class:`~st_predict._runtime.Inference`.
+    compute
+        Device and precision.
     """
 
     def __init__(
@@ -81,17 +85,16 @@ class CellReader:
         crop: CropSpec,
         *,
         mpp: float | None,
-        device: torch.device,
-        precision: str,
+        compute: Compute,
     ) -> None:
         self.reader, self.encoder, self.crop, self.mpp = reader, encoder, crop, mpp
         self.grid = CellGrid.of(reader, encoder, crop, mpp=mpp)
         self.batch_size = max(1, _PIXELS // crop.levels[0].size ** 2)
         self.inference = Inference(
             encoder,
-            device=device,
-            precision="float32" if encoder.spec.float32 else precision,
-            working_batch=1 if device.type == "cpu" and self.batch_size < 8 else None,
+            device=compute.place,
+            precision="float32" if encoder.spec.float32 else compute.precision,
+            working_batch=1 if compute.place.type == "cpu" and self.batch_size < 8 else None,
         )
 
     def describe(self, cells: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -140,8 +143,7 @@ def spot_cells(
     *,
     crop: CropSpec,
     radius_um: float | None,
-    device: torch.device,
-    precision: str,
+    compute: Compute,
 ) -> NDArray[np.float32]:
     """Describe the cells of every spot.
 
@@ -157,8 +159,8 @@ def spot_cells(
         Tiles that it is shown.
     radius_um
         Radius of the spots in micrometres, if it is not to be that of their circles.
-    device, precision
-        As in :class:`~st_predict._runtime.Inference`.
+    compute
+        Device and precision.
 
     Returns
     -------
@@ -170,14 +172,13 @@ def spot_cells(
         If the radius of the spots is not known.
     """
     radius = spot_radius(section, radius_um)
-    outside = section.outside()
     mpp = None if section.mpp is None else section.mpp.value
-    reader = CellReader(section.reader, encoder, crop, mpp=mpp, device=device, precision=precision)
+    reader = CellReader(section.reader, encoder, crop, mpp=mpp, compute=compute)
     cells = cells_of_spots(reader.grid, section.spots.xy, radius)
-    cells[outside] = -1
+    cells[section.outside] = -1
     wanted, which = np.unique(cells[cells >= 0], return_inverse=True)
 
-    def compute() -> NDArray[np.float32]:
+    def describe() -> NDArray[np.float32]:
         values = np.empty((len(wanted), encoder.cells.n_features), dtype=np.float32)
         for places, described in reader.describe(wanted):
             values[places] = described
@@ -189,7 +190,7 @@ def spot_cells(
         "precision": reader.inference.precision,
         "grid": asdict(reader.grid),
     }
-    values = kept_features(encoder, {**header, "pixels": reader.digest(wanted)}, compute)
+    values = kept_features(encoder, {**header, "pixels": reader.digest(wanted)}, describe)
     features = np.full((*cells.shape, values.shape[1]), np.nan, dtype=np.float32)
     features[cells >= 0] = values[which]
     return features

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._sections._measured import match_genes
 from st_predict.models import get_spec, list_models
-from st_predict.pp import align_panel, make_target
+from st_predict.pp import make_target
 from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict._where import Where
     from st_predict.specs import ModelCard
 
 __all__ = ["Context", "read_context", "spots_of"]
@@ -31,9 +33,9 @@ class Context:
     Parameters
     ----------
     column
-        Of ``.obs``, that says of which spots.
+        Boolean column of ``.obs`` that selects the context spots.
     spots
-        Names of these.
+        Names of the context spots.
     counts
         ``(n_obs, n_genes)``: raw counts of the panel, NaN for all other spots.
     """
@@ -48,7 +50,7 @@ class Context:
 
 
 def read_context(
-    sdata: SpatialData, column: str | None, cards: Sequence[ModelCard], *, table_key: str | None
+    sdata: SpatialData, column: str | None, cards: Sequence[ModelCard], where: Where, *, table_key: str | None
 ) -> Context | None:
     """Read raw counts of the panel that networks, of one panel, may read; ``None`` if none are to be read.
 
@@ -65,16 +67,20 @@ def read_context(
         return None
     if without := sorted({card.model for card in cards if not get_spec(card.model).reads_context}):
         can = [name for name in list_models() if get_spec(name).reads_context]
-        raise InvalidValueError(f"{without} read no counts of other spots: leave out context=; {can} can.")
+        raise InvalidValueError(
+            f"{without} read no counts of other spots; {can} can.", Advice("leave out {}", "context")
+        )
     if table_key is None:
-        raise InvalidValueError("context= names a column of a table with counts; there is no table.")
+        raise InvalidValueError(
+            f"There is no table that could have the column {column!r}.", Advice("leave out {}", "context")
+        )
     table = sdata.tables[table_key]
     rows = np.flatnonzero(spots_of(table, column))
     if not len(rows):
         raise InvalidValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
     genes = cards[0].genes
-    match = align_panel(table, genes, missing="drop")
-    target = make_target(table[rows], match, TargetSpec(transform="counts"))
+    match = match_genes(table, cards[0], where, drop=True)
+    target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer)
     place = {gene: i for i, gene in enumerate(genes)}
     counts = np.full((table.n_obs, len(genes)), np.nan, dtype=np.float32)
     read = rows[target.rows]
@@ -97,7 +103,7 @@ def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
     values = table.obs[column]
     if values.dtype not in (bool, "boolean") or values.isna().any():
         raise InvalidValueError(
-            f".obs[{column!r}] must be of true and false, for every spot; it is of {values.dtype}: turn it into that with "
-            ".astype(bool)."
+            f".obs[{column!r}] should be true or false for every spot; its type is {values.dtype}.",
+            "convert it with .astype(bool)",
         )
     return values.to_numpy(dtype=bool)

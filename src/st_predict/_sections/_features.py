@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from numpy.typing import NDArray
 
+    from st_predict._runtime import Compute
     from st_predict._sections._section import Section
     from st_predict.crops import Batch
     from st_predict.encoders import Encoder
@@ -45,9 +45,7 @@ def section_features(
     encoder: Encoder,
     *,
     crop: CropSpec | None = None,
-    device: torch.device,
-    precision: str = "auto",
-    batch_size: int | None = None,
+    compute: Compute,
     cache: bool = True,
 ) -> NDArray[np.float32]:
     """Describe the crop of every spot.
@@ -64,8 +62,8 @@ def section_features(
         What describes them.
     crop
         What it is shown, if that is not what it was trained with.
-    device, precision, batch_size
-        As in :class:`~st_predict._runtime.Inference`.
+    compute
+        Device, precision and number of spots at a time.
     cache
         Whether to look in the cache, and to keep the result there.
 
@@ -74,12 +72,11 @@ def section_features(
     ``(n_spots, n_features)``; NaN for spots outside the image.
     """
     crop = crop or encoder.spec.crop
-    outside = section.outside()
     inference = Inference(
         encoder,
-        device=device,
-        precision="float32" if encoder.spec.float32 else precision,
-        working_batch=batch_size,
+        device=compute.place,
+        precision="float32" if encoder.spec.float32 else compute.precision,
+        working_batch=compute.batch_size,
     )
     if cache and encoder.fingerprint is not None:
         header = {
@@ -91,7 +88,7 @@ def section_features(
         features = kept_features(encoder, header, partial(_compute, section, crop, inference))
     else:
         features = _compute(section, crop, inference)
-    features[outside] = np.nan
+    features[section.outside] = np.nan
     return features
 
 

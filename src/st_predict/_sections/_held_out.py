@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._context import spots_of
-from st_predict._sections._observed import measured_table, observe
+from st_predict._sections._measured import describe_measured, measure, select_genes
+from st_predict._sections._observed import observe
 from st_predict._sections._split import LeakageError
-from st_predict.get import prediction, table_of
+from st_predict.get import only_key, prediction, spots_table_of, table_of
 from st_predict.models import get_spec
+from st_predict.pp import from_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,20 +26,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict._sections._measured import Measured
     from st_predict._sections._observed import Observed
+    from st_predict._where import Where
     from st_predict.specs import ModelCard
 
 __all__ = [
     "HeldOutSection",
     "StoredPrediction",
     "all_have_sd",
+    "common_key",
+    "join_held_out",
+    "measure_held_out",
     "pairs_of",
-    "read_held_out",
     "read_stored",
     "refuse_duplicates",
     "refuse_other_networks",
     "refuse_trained",
     "trained_pairs",
+    "warn_of_missing",
     "warn_of_validation",
 ]
 
@@ -57,6 +64,8 @@ class StoredPrediction:
         Key of the prediction.
     holder
         Name of the table that holds it.
+    table_key
+        Name of the table of the spots; ``None`` if there is none but ``holder``.
     spots
         Names of the spots.
     mean
@@ -73,12 +82,36 @@ class StoredPrediction:
 
     key: str
     holder: str
+    table_key: str | None
     spots: pd.Index
     mean: NDArray[np.float32]
     sd: NDArray[np.float32] | None
     card: ModelCard
     settings: dict[str, Any]
     context: tuple[str, ...]
+
+    def only(self, genes: Sequence[str]) -> StoredPrediction:
+        """Return the prediction of some of the genes."""
+        if tuple(genes) == self.card.genes:
+            return self
+        places = {gene: i for i, gene in enumerate(self.card.genes)}
+        kept = [places[gene] for gene in genes]
+        sd = None if self.sd is None else self.sd[:, kept]
+        return replace(self, mean=self.mean[:, kept], sd=sd, card=select_genes(self.card, kept))
+
+
+def common_key(slides: Sequence[SpatialData], key: str | None, where: Where) -> str:
+    """Return the key of the prediction, which by default is the only one that all slides have.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a slide has no prediction, or several, or slides have different ones.
+    """
+    keys = list(dict.fromkeys(only_key(sdata, key, table_key=where.table_key) for sdata in slides))
+    if len(keys) > 1:
+        raise InvalidValueError(f"The slides have different predictions: {keys}.", Advice("name one with {}", "key"))
+    return keys[0]
 
 
 def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> StoredPrediction:
@@ -94,17 +127,24 @@ def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key:
     result = prediction(sdata, key, table_key=table_key)
     record = Record.read(result.uns, key)
     if record is None or record.card is None:
-        raise NotFoundError(f"The prediction {key!r} has no card, so its units and its network are unknown.")
+        raise NotFoundError(
+            f"The prediction {key!r} has no card, so its units and its network are unknown.",
+            'concatenate tables with uns_merge="same"',
+            "predict again",
+        )
     sd = None if scaled is False else result.layers.get(Keys.STD)
     if scaled and sd is None:
         raise NotFoundError(
-            f"There are no standard deviations of {key!r} to scale intervals by: predict with n_samples=, or take "
-            "scaled=False."
+            f"There are no standard deviations of {key!r} to scale intervals by.",
+            "predict with several checkpoints or samples: st_predict.tl.predict(..., n_samples=...)",
+            Advice("take intervals of one width with {}", "scaled", value=False),
         )
     members = [{k: v for k, v in member.items() if k not in _FREE} for member in record.params.get("members", [])]
+    holder = table_of(sdata, key, table_key=table_key)
     return StoredPrediction(
         key=key,
-        holder=table_of(sdata, key, table_key=table_key),
+        holder=holder,
+        table_key=spots_table_of(sdata, holder, table_key=table_key),
         spots=result.obs_names,
         mean=result.X,
         sd=sd,
@@ -119,8 +159,8 @@ def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Ma
     theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
     if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
         raise InvalidValueError(
-            f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}. "
-            "Each needs a calibration of its own."
+            f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}.",
+            "calibrate each on its own",
         )
 
 
@@ -135,8 +175,9 @@ def all_have_sd(found: Sequence[StoredPrediction]) -> bool:
     there = [one.sd is not None for one in found]
     if any(there) and not all(there):
         raise InvalidValueError(
-            f"{sum(there)} of {len(there)} objects have standard deviations of {found[0].key!r}: predict all in one "
-            "way, or take scaled=False."
+            f"{sum(there)} of {len(there)} objects have standard deviations of {found[0].key!r}.",
+            "predict all in one way",
+            Advice("take intervals of one width with {}", "scaled", value=False),
         )
     return all(there)
 
@@ -192,26 +233,25 @@ class HeldOutSection:
         return {"section": self.name, "patients": list(self.patients), "spots": self.spots.tolist()}
 
 
-def read_held_out(
-    sdata: SpatialData,
-    found: StoredPrediction,
-    *,
-    group_key: str,
-    image_key: Mapping[str, str] | str | None,
-    spots: str | None = None,
+def measure_held_out(sdata: SpatialData, found: StoredPrediction, where: Where) -> Measured:
+    """Open the slide of a prediction for its counts, in the table of the predicted spots."""
+    table_key = where.table_key or (found.table_key if where.shapes_key is None else None)
+    return measure(sdata, found.card, replace(where, table_key=table_key), crops=False)
+
+
+def join_held_out(
+    measured: Measured, found: StoredPrediction, card: ModelCard, *, spots: str | None = None
 ) -> list[HeldOutSection]:
     """Join a prediction and the measured values per section, without spots whose counts the network has read.
 
     Parameters
     ----------
-    sdata
-        Measured slide that holds the prediction.
+    measured
+        Slide that holds the prediction.
     found
         The prediction.
-    group_key
-        Column of ``.obs`` that names the patient.
-    image_key
-        RGB image of the sections.
+    card
+        Card of the network, with the genes to compare.
     spots
         Boolean column of ``.obs`` that selects the spots; all by default.
 
@@ -220,20 +260,45 @@ def read_held_out(
     KeyError, ValueError
         If counts or columns are unfit, or a section has no spot with both counts and a prediction.
     """
-    table = measured_table(sdata)
+    table = measured.table
     use = np.ones(table.n_obs, dtype=bool) if spots is None else spots_of(table, spots)
     use = use & ~table.obs_names.isin(found.context)
     names, used = table.obs_names, table.obs_names[use]
-    observed = observe(sdata, found.card, group_key=group_key, image_key=image_key, crops=False)
-    sections = [_join(section, names[section.section.rows[section.rows]], found) for section in observed]
+    compared = found.only(card.genes)
+    sections = [
+        _join(section, names[section.section.rows[section.rows]], compared) for section in observe(measured, card)
+    ]
     return [section.take(section.spots.isin(used)) for section in sections]
+
+
+def warn_of_missing(found: Sequence[StoredPrediction], card: ModelCard) -> None:
+    """Warn if genes are missing in a table and the units depend on the sum over the panel."""
+    everything = found[0].card
+    if len(card.genes) == len(everything.genes) or everything.target.over == "all":
+        return
+    if everything.target.transform in {"log1p", "counts"}:
+        return
+    kept = set(card.genes)
+    missing = np.array([gene not in kept for gene in everything.genes])
+    mean = np.concatenate([one.mean for one in found])
+    mean = mean[np.isfinite(mean).all(axis=1)]
+    counts = np.maximum(from_target(mean, everything.target, np.full(len(mean), 1e4)), 0)
+    share = float(counts[:, missing].sum() / counts.sum()) if counts.sum() else 0.0
+    logger.warning(
+        "Measured values are relative to the sum over the %d panel genes that every table has, predictions to that over all %d. "
+        "The missing genes make up %.2g %% of the predicted counts.",
+        *(len(card.genes), len(everything.genes), 100 * share),
+    )
 
 
 def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOutSection:
     """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
     rows = found.spots.get_indexer(names)
     if (rows < 0).any():
-        raise InvalidValueError(f"The prediction {found.key!r} is not of the spots whose counts were measured.")
+        raise InvalidValueError(
+            f"The prediction {found.key!r} is not of the spots whose counts were measured.",
+            Advice("name the table of its spots with {}", "table_key"),
+        )
     sd = None if found.sd is None else found.sd[rows]
     whole = HeldOutSection(observed=section, spots=names, mean=found.mean[rows], sd=sd)
     known = whole.mean if whole.sd is None else whole.mean + whole.sd
@@ -248,23 +313,17 @@ def pairs_of(described: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
     return {(patient, name) for one in described for patient in one["patients"] for name in one["section"].split("+")}
 
 
-def trained_pairs(
-    card: ModelCard, train: Sequence[SpatialData], *, group_key: str, image_key: Mapping[str, str] | str | None
-) -> set[tuple[str, str]]:
+def trained_pairs(card: ModelCard, train: Sequence[SpatialData], where: Where) -> set[tuple[str, str]]:
     """Patient and name of the sections that a network was trained on, from its card and from ``train``."""
     if not train and not all("sections" in training for training in _trainings(card)):
         logger.warning(
-            "The card does not say what the network was trained on; name that with train=, else calibration on the "
-            "same sections would not be noticed."
+            "The card does not say what the network was trained on, so calibration on the same sections would not be noticed. "
+            "Name them as train."
         )
-    known = pairs_of(
-        section.describe()
-        for sdata in train
-        for section in observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
-    )
+    known = pairs_of(section for sdata in train for section in describe_measured(sdata, where))
     for training in _trainings(card):
         pairs = pairs_of(section for role in ("sections", "unlabelled") for section in training.get(role, []))
-        same = training.get("group_key", group_key) == group_key
+        same = training.get("group_key", where.group_key) == where.group_key
         known |= pairs if same else {(_ANY_PATIENT, name) for _, name in pairs}
     return known
 
@@ -275,8 +334,9 @@ def refuse_trained(sections: Sequence[HeldOutSection], trained: Iterable[tuple[s
     trained = set(trained)
     if known := sorted(pair for pair in pairs if pair in trained or (_ANY_PATIENT, pair[1]) in trained):
         raise LeakageError(
-            f"The network was trained on {known} (patient, section), where its errors are smaller than elsewhere: take "
-            f"other sections. If these are others, give them names of their own in .obs[{Keys.SECTION!r}]."
+            f"The network was trained on {known} (patient, section), where its errors are smaller than elsewhere.",
+            "take other sections",
+            f"if these are others, give them names of their own in .obs[{Keys.SECTION!r}]",
         )
 
 
@@ -285,8 +345,8 @@ def refuse_duplicates(sections: Sequence[HeldOutSection]) -> None:
     pairs = [pair for section in sections for pair in section.pairs]
     if twice := sorted({pair for pair in pairs if pairs.count(pair) > 1}):
         raise InvalidValueError(
-            f"Several sections are called {twice} (patient, section): give each once, and a name of its own in "
-            f".obs[{Keys.SECTION!r}]."
+            f"Several sections are called {twice} (patient, section).",
+            f"give each once, and a name of its own in .obs[{Keys.SECTION!r}]",
         )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from st_predict._runtime import Compute
     from st_predict._sections._section import Section
     from st_predict.encoders import Encoder
     from st_predict.specs import ModelCard
@@ -36,13 +37,12 @@ def inputs_of(
     card: ModelCard,
     encoder: Encoder | None,
     *,
+    compute: Compute,
     batch_size: int | None,
-    device: torch.device,
-    precision: str,
 ) -> Iterator[Batch]:
-    """Give what the network of ``card`` reads of a section, in batches; ``None`` gives all spots at once."""
+    """Give what the network of ``card`` reads of a section, ``batch_size`` spots at a time; ``None`` for all at once."""
     if encoder is not None:
-        features = features_of(section, card, encoder, device=device, precision=precision)
+        features = features_of(section, card, encoder, compute=compute)
         yield from _split(section, batch_size, features)
     elif get_spec(card.model).reads(card.hparams).kind == "nothing":
         yield from _split(section, batch_size)
@@ -52,7 +52,7 @@ def inputs_of(
             section.plan(card.crop),
             batch_size=batch_size,
             pad_value=card.crop.pad_value,
-            device=device if device.type == "cuda" else None,
+            device=compute.place if compute.place.type == "cuda" else None,
         )
         yield from map(section.place, batches)
 
@@ -66,11 +66,9 @@ def _split(section: Section, batch_size: int | None, features: NDArray[np.float3
         yield section.place(Batch(crops=(), features=values, index=index))
 
 
-def features_of(
-    section: Section, card: ModelCard, encoder: Encoder, *, device: torch.device, precision: str
-) -> NDArray[np.float32]:
+def features_of(section: Section, card: ModelCard, encoder: Encoder, *, compute: Compute) -> NDArray[np.float32]:
     """Return the features of each spot, ``(n_spots, n_features)``, or of its cells, ``(n_spots, n_cells, n_features)``."""
     if isinstance(encoder, CellEncoder):
         radius_um = get_spec(card.model).reads(card.hparams).radius_um
-        return spot_cells(section, encoder, crop=card.crop, radius_um=radius_um, device=device, precision=precision)
-    return section_features(section, encoder, crop=card.crop, device=device, precision=precision)
+        return spot_cells(section, encoder, crop=card.crop, radius_um=radius_um, compute=compute)
+    return section_features(section, encoder, crop=card.crop, compute=compute)

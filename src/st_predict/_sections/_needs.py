@@ -36,6 +36,7 @@ def check_needs(sections: Sequence[Section], card: ModelCard) -> None:
     if "grid" in spec.needs and (without := [s.region for s in sections if s.region not in grids]):
         raise InvalidValueError(
             f"{card.model!r} reads the row and column of each spot on the lattice of the assay, of which nothing is known for "
-            f"{without}: add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table, or predict a lattice "
-            "of pp.make_grid."
+            f"{without}.",
+            f"add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table",
+            "predict a lattice of st_predict.pp.make_grid",
         )

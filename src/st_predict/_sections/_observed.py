@@ -5,26 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import InvalidValueError, NotFoundError
-from st_predict._keys import Keys
-from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._section import open_slide
-from st_predict.io import find_table
+from st_predict._sections._measured import section_name
 from st_predict.pp import make_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
-    import pandas as pd
-    from anndata import AnnData
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
+    from st_predict._sections._measured import Measured
     from st_predict._sections._section import Section
     from st_predict.specs import ModelCard
 
-__all__ = ["Observed", "measured_table", "observe", "patients_of"]
+__all__ = ["Observed", "observe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +26,17 @@ class Observed:
     Parameters
     ----------
     name
-        Of the section.
+        Name of the section.
     patients
-        Whose spots it holds.
+        Patients whose spots it holds.
     section
         Its image and all of its spots.
     rows
-        ``(n_spots,)``: which of those have a target: they have counts and lie in the image.
+        ``(n_spots,)``: rows of the section with a target, that is with counts and inside the image.
     target
         ``(n_spots, n_genes)`` float32.
     counts
-        The raw counts of these, for a model whose loss reads them.
+        ``(n_spots, n_genes)``: raw counts, for a model whose loss reads them.
     """
 
     name: str
@@ -72,78 +64,37 @@ class Observed:
         }
 
 
-def observe(
-    sdata: SpatialData,
-    card: ModelCard,
-    *,
-    group_key: str,
-    image_key: Mapping[str, str] | str | None = None,
-    crops: bool = True,
-    counts: bool = False,
-) -> list[Observed]:
-    """Open the sections of a measured slide, with targets as ``card`` defines them.
+def observe(measured: Measured, card: ModelCard, *, counts: bool = False) -> list[Observed]:
+    """Return the sections of a measured slide, with targets as ``card`` defines them.
 
-    If no ``crops`` are to be cut, it does not matter what is known of the image and of places. ``counts`` keeps the raw
-    counts of the panel beside the targets.
+    Parameters
+    ----------
+    measured
+        The slide, in whose table the genes of the card were found.
+    card
+        Panel and units.
+    counts
+        Whether to keep the raw counts of the panel beside the targets.
 
     Raises
     ------
     KeyError, ValueError
-        If there is no table, no column ``group_key``, genes of the panel are missing, or counts are none.
+        If there is no such layer, or counts are unfit.
     """
-    obs = _patients(sdata, group_key)
-    table = measured_table(sdata)
-    sections = open_slide(sdata, image_key=image_key, need_mpp=crops and needs_mpp(card)).sections
-    if crops:
-        check_needs(sections, card)
-    return [_observe(s, table[s.rows], obs.iloc[s.rows], card, counts=counts) for s in sections]
+    return [_observe(section, measured, card, counts=counts) for section in measured.slide.sections]
 
 
-def _observe(section: Section, table: AnnData, patients: pd.Series, card: ModelCard, *, counts: bool) -> Observed:
-    target = make_target(table, card.genes, card.target)
-    inside = ~section.outside()[target.rows]
-    names = sorted(set(table.obs[Keys.SECTION].astype(str))) if Keys.SECTION in table.obs else [section.region]
+def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool) -> Observed:
+    table, layer = measured.table[section.rows], measured.where.layer
+    match = measured.match.only(card.genes)
+    target = make_target(table, match, card.target, layer=layer)
+    inside = ~section.outside[target.rows]
+    raw = replace(card.target, transform="counts", scale="none", limits=None)
     return Observed(
-        name="+".join(names),
-        patients=tuple(sorted(set(patients))),
+        name=section_name(table.obs, section.region),
+        patients=tuple(sorted(set(measured.patients.iloc[section.rows]))),
         section=section,
         rows=target.rows[inside],
         target=target.values[inside],
-        counts=_counts(table[target.rows[inside]], card) if counts else None,
+        counts=make_target(table[target.rows[inside]], match, raw, layer=layer).values if counts else None,
     )
-
-
-def _counts(table: AnnData, card: ModelCard) -> NDArray[np.float32]:
-    return make_target(table, card.genes, replace(card.target, transform="counts", scale="none", limits=None)).values
-
-
-def patients_of(sdata: SpatialData, group_key: str) -> set[str]:
-    """Return the patients whose spots a slide holds."""
-    return set(_patients(sdata, group_key))
-
-
-def _patients(sdata: SpatialData, group_key: str) -> pd.Series:
-    """Patient of each spot."""
-    obs = measured_table(sdata).obs
-    if group_key not in obs:
-        raise NotFoundError(
-            f"The table has no column {group_key!r} that says whose tissue each spot is; it has {sorted(obs.columns)}. "
-            "Name the right one with group_key=, or add it to .obs."
-        )
-    if obs[group_key].isna().any():
-        raise InvalidValueError(f"{int(obs[group_key].isna().sum())} spots have no {group_key!r}: whose are they?")
-    return obs[group_key].astype(str)
-
-
-def measured_table(sdata: SpatialData) -> AnnData:
-    """Return the table of the counts.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    table_key = find_table(sdata, None)
-    if table_key is None:
-        raise InvalidValueError("There is no table with counts: training and evaluation need measured spots.")
-    return sdata.tables[table_key]

@@ -12,7 +12,8 @@ import torch
 from spatialdata import SpatialData
 from spatialdata.models import get_table_keys
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._results import Slot
 from st_predict.crops import plan_crops
 from st_predict.io import (
@@ -28,13 +29,15 @@ from st_predict.io import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
+    from st_predict._where import Where
     from st_predict.crops import Batch, LevelPlan
     from st_predict.io import Mpp, PyramidReader, Spots
     from st_predict.specs import CropSpec
 
-__all__ = ["Section", "Sections", "Slide", "as_list", "open_slide"]
+__all__ = ["Section", "Sections", "Slide", "as_list", "open_slide", "open_table", "region_key_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class Section:
         ``(n_spots,)``: rows of the table (of the shapes, where there is no table).
     spots
         Centres in level-0 pixels.
+    outside
+        ``(n_spots,)``: true for spots whose centre lies outside the image.
     reader
         Its image.
     mpp
@@ -64,6 +69,7 @@ class Section:
     region: str
     rows: NDArray[np.int64]
     spots: Spots
+    outside: NDArray[np.bool_]
     reader: PyramidReader
     mpp: Mpp | None
 
@@ -92,22 +98,6 @@ class Section:
             "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
             "level_downsamples": list(self.reader.downsamples),
         }
-
-    def outside(self) -> NDArray[np.bool_]:
-        """Spots whose centre is not in the image; a message says how many, an error if they all are."""
-        outside = spots_outside(self.spots, self.reader.level_shapes[0])
-        if outside.all():
-            raise InvalidValueError(
-                f"All {len(outside)} spots of {self.region!r} lie outside the image of "
-                f"{self.reader.level_shapes[0]} (height, width) px: check the transformations of image and shapes."
-            )
-        if outside.any():
-            first = self.spots.names[outside][:5].tolist()
-            logger.warning(
-                "%d of %d spots of %r lie outside the image and are left out: %s.",
-                *(outside.sum(), len(outside), self.region, first),
-            )
-        return outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,78 +143,123 @@ class Slide:
         return [section.describe() for section in self.sections]
 
 
-def open_slide(
-    sdata: SpatialData,
-    *,
-    image_key: str | Mapping[str, str] | None = None,
-    table_key: str | None = None,
-    shapes_key: str | None = None,
-    mpp: float | Literal["spots"] | None = None,
-    need_mpp: bool = False,
-) -> Slide:
+def open_slide(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> Slide:
     """Find the table and, for each region that it annotates, the image and the spots.
 
     Parameters
     ----------
     sdata
         Holds images, shapes and tables.
-    image_key
-        Image of the spots, or a mapping from region to image.
-    table_key
-        Table of the spots.
-    shapes_key
-        Shapes that are the spots, on a slide without a table or without regard to it.
-    mpp
-        Micrometres per pixel of level 0, if the caller knows.
+    where
+        Elements that are meant; shapes are the spots of a slide without a table, or without regard to it.
     need_mpp
         Whether an unknown mpp is an error.
 
     Raises
     ------
     KeyError, ValueError
-        If an element does not exist or is ambiguous, the table is empty, or ``need_mpp`` and mpp is unknown.
+        If an element does not exist or is ambiguous, the table is empty, all spots of a section lie outside its image, or
+        ``need_mpp`` and mpp is unknown.
     """
-    if table_key is not None and shapes_key is not None:
+    check_slide(sdata)
+    if where.table_key is not None and where.shapes_key is not None:
         raise InvalidValueError(
-            f"Either the rows of table {table_key!r} are the spots, or the shapes {shapes_key!r} are: give table_key or "
-            "shapes_key, not both."
+            f"Either the rows of table {where.table_key!r} are the spots, or the shapes {where.shapes_key!r} are, not both.",
+            Advice("leave out {}", "table_key"),
+            Advice("leave out {}", "shapes_key"),
         )
-    table_key = find_table(sdata, table_key) if shapes_key is None else None
-    regions = _regions(sdata, table_key) if table_key is not None else {find_shapes(sdata, shapes_key): None}
+    table_key = find_table(sdata, where.table_key) if where.shapes_key is None else None
+    if table_key is not None:
+        return open_table(sdata, table_key, where, need_mpp=need_mpp)
+    region = find_shapes(sdata, where.shapes_key)
+    spots = read_spots(sdata, image_key=find_image(sdata, _image_of(region, where.image_key)), shapes_key=region)
+    section = _open_section(sdata, region, np.arange(len(spots)), spots, table_key=None, where=where, need_mpp=need_mpp)
+    return Slide(sdata=sdata, table_key=None, sections=(section,))
+
+
+def open_table(sdata: SpatialData, table_key: str, where: Where, *, need_mpp: bool, region: str | None = None) -> Slide:
+    """Open the sections of a table, or the one of a region."""
     sections = []
-    for region, rows in regions.items():
-        image = find_image(sdata, _image_of(region, image_key))
-        if table_key is None:
-            spots = read_spots(sdata, image_key=image, shapes_key=region)
-        else:
-            spots = read_spots(sdata, image_key=image, table_key=table_key, region=region)
-        section = Section(
-            region=region,
-            rows=np.arange(len(spots.names)) if rows is None else rows,
-            spots=spots,
-            reader=open_pyramid(sdata, image),
-            mpp=_mpp_of(sdata, image_key=image, table_key=table_key, region=region, mpp=mpp, need_mpp=need_mpp),
-        )
+    for name, rows in _regions(sdata, table_key, region).items():
+        image_key = find_image(sdata, _image_of(name, where.image_key))
+        spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=name)
+        section = _open_section(sdata, name, rows, spots, table_key=table_key, where=where, need_mpp=need_mpp)
         sections.append(section)
     return Slide(sdata=sdata, table_key=table_key, sections=tuple(sections))
+
+
+def _open_section(
+    sdata: SpatialData,
+    region: str,
+    rows: NDArray[np.int64],
+    spots: Spots,
+    *,
+    table_key: str | None,
+    where: Where,
+    need_mpp: bool,
+) -> Section:
+    image_key = find_image(sdata, _image_of(region, where.image_key))
+    reader = open_pyramid(sdata, image_key)
+    return Section(
+        region=region,
+        rows=rows,
+        spots=spots,
+        outside=_outside(region, spots, reader.level_shapes[0]),
+        reader=reader,
+        mpp=_mpp_of(sdata, image_key=image_key, table_key=table_key, region=region, mpp=where.mpp, need_mpp=need_mpp),
+    )
+
+
+def _outside(region: str, spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which spots have their centre outside the image; a message says how many, an error if they all have."""
+    outside = spots_outside(spots, shape)
+    if outside.all():
+        raise InvalidValueError(
+            f"All {len(outside)} spots of {region!r} lie outside the image of {shape} (height, width) px.",
+            "check the transformations of image and shapes",
+        )
+    if outside.any():
+        logger.warning(
+            "%d of %d spots of %r lie outside the image and are left out: %s.",
+            *(outside.sum(), len(outside), region, spots.names[outside][:5].tolist()),
+        )
+    return outside
 
 
 def _image_of(region: str, image_key: str | Mapping[str, str] | None) -> str | None:
     if not isinstance(image_key, Mapping):
         return image_key
     if region not in image_key:
-        raise NotFoundError(f"image_key names no image for region {region!r}; it has {sorted(image_key)}.")
+        raise NotFoundError(
+            f"The mapping from region to image has no region {region!r}; it has {sorted(image_key)}.",
+            Advice("add it to {}", "image_key"),
+        )
     return image_key[region]
 
 
-def _regions(sdata: SpatialData, table_key: str) -> dict[str, NDArray[np.int64] | None]:
-    """Rows of the table for each region that it annotates."""
+def _regions(sdata: SpatialData, table_key: str, region: str | None) -> dict[str, NDArray[np.int64]]:
+    """Rows of the table for each region that it annotates, or for one of them."""
     table = sdata.tables[table_key]
-    _, region_key, _ = get_table_keys(table)
     if table.n_obs == 0:
-        raise InvalidValueError(f"Table {table_key!r} is empty: there is no spot to predict.")
-    column = table.obs[region_key].astype(str).to_numpy()
-    return {region: np.flatnonzero(column == region) for region in dict.fromkeys(column)}
+        raise InvalidValueError(f"Table {table_key!r} is empty: it has no spots.")
+    column = table.obs[region_key_of(table, table_key)].astype(str).to_numpy()
+    names = dict.fromkeys(column) if region is None else [region]
+    return {name: np.flatnonzero(column == name) for name in names}
+
+
+def region_key_of(table: AnnData, table_key: str) -> str:
+    """Return the column of ``.obs`` that names the shapes of each row."""
+    try:
+        regions, region_key, _ = get_table_keys(table)
+    except ValueError:
+        regions = None
+    if not regions:
+        raise InvalidValueError(
+            f"Table {table_key!r} does not say which shapes its rows are.",
+            "say so with sdata.set_table_annotates_spatialelement",
+            Advice("name another table with {}", "table_key"),
+        )
+    return str(region_key)
 
 
 def _mpp_of(
@@ -246,21 +281,23 @@ def _mpp_of(
         return None
 
 
-def as_list(sdatas: Sections) -> list[SpatialData]:
+def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
     """One section, some, or a mapping from their names: as a list.
 
     Raises
     ------
     TypeError
-        If anything among them is no :class:`~spatialdata.SpatialData`.
+        If anything among them is not a :class:`~spatialdata.SpatialData`.
     ValueError
         If there is none.
     """
     if isinstance(sdatas, SpatialData):
         return [sdatas]
+    if not isinstance(sdatas, Mapping | Sequence) or isinstance(sdatas, str):
+        check_slide(sdatas, argument=argument)
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
-        raise InvalidValueError("No section was given.")
-    if wrong := [type(s).__name__ for s in found if not isinstance(s, SpatialData)]:
-        raise InvalidTypeError(f"Sections must be SpatialData objects, got {sorted(set(wrong))}.")
+        raise InvalidValueError(f"{argument} is empty: no section was given.")
+    for sdata in found:
+        check_slide(sdata, argument=f"Each member of {argument}")
     return found

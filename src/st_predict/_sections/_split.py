@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
-from st_predict._sections._observed import measured_table, patients_of
+from st_predict._sections._measured import measured_obs, patients_of
 from st_predict._sections._section import as_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spatialdata import SpatialData
+
+    from st_predict._where import Where
 
 __all__ = ["LeakageError", "refuse_same_sections", "split_patients"]
 
@@ -23,7 +25,7 @@ class LeakageError(InvalidValueError):
 
 
 def split_patients(
-    sdatas: list[SpatialData], validation: Any, *, group_key: str, allow_shared: Sequence[str]
+    sdatas: list[SpatialData], validation: Any, *, where: Where, allow_shared: Sequence[str]
 ) -> tuple[list[SpatialData], list[SpatialData]]:
     """Return training and validation sections, which share no patient but those that may be shared.
 
@@ -33,8 +35,8 @@ def split_patients(
         Sections to train on.
     validation
         Sections, or names of patients among ``sdatas`` to hold out, or nothing.
-    group_key
-        Column of ``.obs`` that names the patient.
+    where
+        Table of each section, and column of the patients.
     allow_shared
         Patients that may be on both sides.
 
@@ -45,27 +47,29 @@ def split_patients(
     KeyError, ValueError
         If a section does not say whose it is, or there is no such patient.
     """
-    groups = [patients_of(sdata, group_key) for sdata in sdatas]
+    groups = [patients_of(sdata, where) for sdata in sdatas]
     if validation is None:
         return sdatas, []
     if patients := _patient_names(validation):
         return _hold_out(sdatas, groups, patients)
-    held_out = as_list(validation)
-    refuse_same_sections(held_out, sdatas, group_key=group_key, what="in training and in validation")
-    shared = set().union(*groups) & set().union(*(patients_of(sdata, group_key) for sdata in held_out))
+    held_out = as_list(validation, "validation")
+    refuse_same_sections(held_out, sdatas, where=where, what="in training and in validation")
+    shared = set().union(*groups) & set().union(*(patients_of(sdata, where) for sdata in held_out))
     if leaking := sorted(shared - set(allow_shared)):
         raise LeakageError(
             f"Patients {leaking} are in training and in validation, so the validation would not show how the network "
-            f"does on new patients. Validate on others, or say that this is meant: allow_shared={leaking}."
+            "does on new patients.",
+            "validate on others",
+            Advice("say that this is meant with {}", "allow_shared", leaking),
         )
     return sdatas, held_out
 
 
 def refuse_same_sections(
-    slides: Sequence[SpatialData], others: Sequence[SpatialData], *, group_key: str, what: str
+    slides: Sequence[SpatialData], others: Sequence[SpatialData], *, where: Where, what: str
 ) -> None:
     """Raise :class:`LeakageError` if a section is on both sides, as the same object or by patient and name."""
-    twice = _names(slides, group_key) & _names(others, group_key)
+    twice = _names(slides, where) & _names(others, where)
     if twice or any(one is other for one in slides for other in others):
         raise LeakageError(f"The same section is {what}: {sorted(twice) or 'the same object'}.")
 
@@ -92,11 +96,11 @@ def _hold_out(
     return training, [s for s, g in zip(sdatas, groups, strict=True) if g & patients]
 
 
-def _names(sdatas: Iterable[SpatialData], group_key: str) -> set[tuple[str, str]]:
+def _names(sdatas: Iterable[SpatialData], where: Where) -> set[tuple[str, str]]:
     """Which sections of which patients these are, as far as the tables say so."""
     found: set[tuple[str, str]] = set()
-    for obs in (measured_table(sdata).obs for sdata in sdatas):
+    for obs in (measured_obs(sdata, where) for sdata in sdatas):
         if Keys.SECTION in obs:
-            named = obs[[group_key, Keys.SECTION]].dropna().astype(str).drop_duplicates()
+            named = obs[[where.group_key, Keys.SECTION]].dropna().astype(str).drop_duplicates()
             found |= set(named.itertuples(index=False, name=None))
     return found

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
     from numpy.typing import NDArray
 
+    from st_predict._runtime import Compute
     from st_predict._sections._observed import Observed
     from st_predict.encoders import Encoder
     from st_predict.specs import CropSpec, ModelCard
@@ -33,14 +33,13 @@ def store_of(
     encoder: Encoder | None,
     *,
     folder: Path,
-    device: torch.device,
-    precision: str,
+    compute: Compute,
 ) -> CropStore:
     """Gather what a network learns from: the crops of measured sections in ``folder``, or features by ``encoder``."""
     if encoder is None:
         nothing = get_spec(card.model).reads(card.hparams).kind == "nothing"
         return keep_targets(observed) if nothing else cut_crops(observed, card.crop, folder=folder)
-    features = [features_of(o.section, card, encoder, device=device, precision=precision) for o in observed]
+    features = [features_of(o.section, card, encoder, compute=compute) for o in observed]
     return keep_features(observed, join_cells(features))
 
 

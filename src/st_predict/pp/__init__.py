@@ -5,7 +5,7 @@ from __future__ import annotations
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
-from st_predict.pp._target import Target, fit_limits, from_target, make_target, to_target
+from st_predict.pp._target import Target, apply_limits, fit_limits, from_target, make_target, to_target
 from st_predict.pp._tissue import Tissue, find_tissue
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Target",
     "Tissue",
     "align_panel",
+    "apply_limits",
     "find_tissue",
     "fit_limits",
     "from_target",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,14 +18,16 @@ __all__ = ["check_counts", "dense", "read_counts"]
 
 def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | csr_array:
     """Counts of ``adata.X``, or of a layer, ``(n_spots, n_vars)``; never a copy that is written to."""
+    layers = sorted(filter(None, adata.layers))
     if layer is not None and layer not in adata.layers:
         raise NotFoundError(
-            f"No layer {layer!r}; the table has {sorted(filter(None, adata.layers))}, and X (layer=None)."
+            f"No layer {layer!r}; the table has {layers}, and .X.", Advice("choose one with {}", "layer")
         )
     counts = adata.X if layer is None else adata.layers[layer]
     if counts is None:
         raise InvalidValueError(
-            f"The table has no X; name the layer with the counts, layer=, one of {sorted(filter(None, adata.layers))}."
+            f"The table has no .X; it has the layers {layers}.",
+            Advice("name the one with the raw counts with {}", "layer"),
         )
     return check_counts(counts)
 
@@ -45,14 +47,16 @@ def check_counts(counts: Any) -> NDArray[Any] | csr_array:
 
 
 def _check_values(values: NDArray[Any]) -> None:
-    hint = "Raw counts are needed; if they are in a layer, name it with layer=."
     for what, bad in (
         ("NaN or infinite", ~np.isfinite(values)),
         ("negative", values < 0),
         ("not a whole number", values != np.rint(values)),
     ):
         if bad.any():
-            raise InvalidValueError(f"{bad.sum()} counts are {what}, the first is {values[bad][0]}. {hint}")
+            raise InvalidValueError(
+                f"{bad.sum()} counts are {what}, the first is {values[bad][0]}. Raw counts are needed.",
+                Advice("if they are in a layer, name it with {}", "layer"),
+            )
 
 
 def dense(counts: Any) -> NDArray[np.float64]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Iterable
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
 
 import anndata
 import numpy as np
@@ -12,8 +14,11 @@ from scipy.sparse import csr_array, csr_matrix
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from spatialdata import SpatialData
 
-from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
+from st_predict._validated import Count, Natural, check
+from st_predict._where import Duplicates
 from st_predict.io import find_table
 from st_predict.pp._counts import read_counts
 
@@ -36,6 +41,8 @@ def select_panel(
     n_variable: int = 1500,
     layer: str | None = None,
     table_key: str | None = None,
+    id_column: str | None = None,
+    duplicates: Duplicates = "error",
 ) -> list[str]:
     """Choose a gene panel from raw counts.
 
@@ -52,13 +59,17 @@ def select_panel(
         ``"hvg"`` takes the highly variable genes of scanpy (flavor ``"seurat"``, on ``log1p`` of counts scaled to 10 000
         a spot, with the section as batch) among the genes that all sections have.
     seed
-        For ``"m2ost"``.
+        Random seed for the draw of ``"m2ost"``.
     n_variable
-        For ``"m2ost"``.
+        Number of variable genes per section, for ``"m2ost"``.
     layer
-        Layer with the raw counts; by default ``X``.
+        Layer with the raw counts; by default ``.X``.
     table_key
         Table of each :class:`~spatialdata.SpatialData` object; may be left out if it has one.
+    id_column
+        Column of ``.var`` with the identifiers of the genes; by default ``var_names``.
+    duplicates
+        What to do with a gene that several columns carry: refuse, ``"sum"`` their counts, or take the ``"first"``.
 
     Returns
     -------
@@ -68,7 +79,7 @@ def select_panel(
     Raises
     ------
     KeyError
-        If there is no such table or layer.
+        If there is no such table, layer or column.
     ValueError
         If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
         ``n_genes`` genes are left, or an argument is not one of its choices.
@@ -79,11 +90,14 @@ def select_panel(
     drawn with :func:`numpy.random.default_rng`, so a seed always gives the same panel, but not the published one. Ties in
     variance are broken by name, so the order of the genes in a table does not matter.
     """
-    if method not in get_args(Method):
-        raise InvalidValueError(f"method must be one of {get_args(Method)}, got {method!r}.")
-    if n_genes < 1 or n_variable < 1:
-        raise InvalidValueError(f"n_genes and n_variable must be positive, got {n_genes} and {n_variable}.")
-    sections = _read_sections(adatas, layer=layer, table_key=table_key)
+    method, duplicates = check("method", method, Method), check("duplicates", duplicates, Duplicates)
+    n_genes, n_variable = check("n_genes", n_genes, Count), check("n_variable", n_variable, Count)
+    seed = check("seed", seed, Natural)
+    tables = [_table(data, table_key) for data in _as_list(adatas)]
+    sections = [
+        _read_section(number, table, layer=layer, id_column=id_column, duplicates=duplicates)
+        for number, table in enumerate(tables)
+    ]
     if method == "m2ost":
         return _m2ost(sections, n_genes=n_genes, n_variable=n_variable, seed=seed)
     if method == "mean":
@@ -91,45 +105,60 @@ def select_panel(
     return _highly_variable(sections, n_genes=n_genes)
 
 
-def _read_sections(
-    adatas: Sequence[AnnData | SpatialData], *, layer: str | None, table_key: str | None
-) -> list[tuple[pd.Index, csr_array]]:
-    """Names and counts of the genes of each section."""
+def _as_list(adatas: Sequence[AnnData | SpatialData]) -> list[AnnData | SpatialData]:
     if isinstance(adatas, anndata.AnnData | SpatialData):
         raise InvalidTypeError(
-            f"adatas must be a list, one table a section, got one {type(adatas).__name__}: write [adata]."
+            f"adatas should be a list, one table per section, got one {type(adatas).__name__}.", "write [adata]"
         )
-    sections = []
-    for number, data in enumerate(adatas):
-        adata = _table(data, table_key)
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        if len(repeated):
-            raise InvalidValueError(
-                f"Table {number} has {len(repeated)} genes more than once: {list(repeated[:5])}. Sum them first, or make "
-                "them different with adata.var_names_make_unique()."
-            )
-        counts = csr_array(read_counts(adata, layer=layer))
-        if not counts.sum():
-            raise InvalidValueError(f"Table {number} has no counts ({adata.n_obs} spots, {adata.n_vars} genes).")
-        sections.append((adata.var_names, counts))
-    if not sections:
+    if isinstance(adatas, str | PathLike) or not isinstance(adatas, Iterable):
+        raise InvalidTypeError(f"adatas should be a list of AnnData or SpatialData, got {adatas!r}.")
+    found = list(adatas)
+    if not found:
         raise InvalidValueError("adatas is empty; give at least one table.")
-    return sections
+    return found
 
 
 def _table(data: AnnData | SpatialData, table_key: str | None) -> AnnData:
-    if not isinstance(data, SpatialData):
+    if isinstance(data, anndata.AnnData):
         return data
+    check_slide(data, argument="Each member of adatas")
     found = find_table(data, table_key)
     if found is None:
         raise InvalidValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
     return data.tables[found]
 
 
+def _read_section(
+    number: int, table: AnnData, *, layer: str | None, id_column: str | None, duplicates: Duplicates
+) -> tuple[pd.Index, csr_array]:
+    """Names and counts of the genes of a section."""
+    if id_column is not None and id_column not in table.var:
+        raise NotFoundError(f"No column {id_column!r} in .var; it has {list(table.var)}.")
+    names = pd.Index(table.var_names if id_column is None else table.var[id_column]).astype(str)
+    counts = csr_array(read_counts(table, layer=layer))
+    if not counts.sum():
+        raise InvalidValueError(f"Table {number} has no counts ({table.n_obs} spots, {table.n_vars} genes).")
+    if names.is_unique:
+        return names, counts
+    repeated = names[names.duplicated()].unique()
+    if duplicates == "error":
+        raise InvalidValueError(
+            f"Table {number} has {len(repeated)} genes more than once: {list(repeated[:5])}.",
+            Advice("sum their counts with {}", "duplicates", "sum"),
+            Advice("take the first column with {}", "duplicates", "first"),
+        )
+    if duplicates == "first":
+        first = np.flatnonzero(~names.duplicated())
+        return names[first], csr_array(counts[:, first])
+    codes, unique = pd.factorize(names)
+    summing = csr_array((np.ones(len(codes), dtype=counts.dtype), (np.arange(len(codes)), codes)))
+    return pd.Index(unique), csr_array(counts @ summing)
+
+
 def _m2ost(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int, n_variable: int, seed: int) -> list[str]:
     common = sorted(set.intersection(*(_most_variable(*section, n_variable) for section in sections)))
     what = f"genes are among the {n_variable} most variable of each of {len(sections)} sections"
-    _check_enough(len(common), n_genes, f"{what}; take more with n_variable=")
+    _check_enough(len(common), n_genes, what, Advice("take more with {}", "n_variable"))
     drawn = np.random.default_rng(seed).choice(len(common), size=n_genes, replace=False)
     return [common[i] for i in sorted(drawn)]
 
@@ -174,6 +203,11 @@ def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
     return adata
 
 
-def _check_enough(n: int, n_genes: int, what: str) -> None:
+def _check_enough(n: int, n_genes: int, what: str, *ways: Advice) -> None:
     if n < n_genes:
-        raise InvalidValueError(f"Asked for {n_genes} genes, but only {n} {what}.")
+        raise InvalidValueError(
+            f"Asked for {n_genes} genes, but only {n} {what}.",
+            *ways,
+            Advice("ask for fewer with {}", "n_genes"),
+            Advice("ask for fewer with {}, or name them", "panel"),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import geopandas as gpd
 import numpy as np
@@ -12,8 +12,10 @@ import shapely
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import InvalidValueError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
+from st_predict._validated import Positive, Share, check
 from st_predict.io import find_image, find_mpp, open_pyramid
 from st_predict.pp._tissue import find_tissue
 
@@ -84,9 +86,13 @@ def make_grid(
         If ``key_added`` is taken; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
         no tissue; or an argument is not one of its choices.
     """
-    _check_arguments(pitch_um, diameter_um, min_tissue=min_tissue, layout=layout)
+    check_slide(sdata)
+    pitch_um, diameter_um = check("pitch_um", pitch_um, Positive), check("diameter_um", diameter_um, Positive)
+    min_tissue, layout = check("min_tissue", min_tissue, Share), check("layout", layout, Layout)
     if key_added in sdata:
-        raise InvalidValueError(f"{key_added!r} is in sdata already; choose another key_added, or delete it first.")
+        raise InvalidValueError(
+            f"{key_added!r} is in sdata already.", Advice("choose another name with {}", "key_added"), "delete it first"
+        )
     image_key = find_image(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
     shape = open_pyramid(sdata, image_key).level_shapes[0]
@@ -104,31 +110,22 @@ def make_grid(
     )
 
 
-def _check_arguments(pitch_um: float, diameter_um: float, *, min_tissue: float, layout: str) -> None:
-    for name, value in {"pitch_um": pitch_um, "diameter_um": diameter_um}.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InvalidValueError(f"{name} must be a positive number of micrometres, got {value}.")
-    if not 0 < min_tissue <= 1:
-        raise InvalidValueError(
-            f"min_tissue must be above 0 and at most 1, got {min_tissue}; for spots everywhere, tissue_only=False."
-        )
-    if layout not in get_args(Layout):
-        raise InvalidValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}.")
-
-
 def _lattice(shape: tuple[int, int], pitch: float, *, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Row and column, and x and y, of every place of a lattice that is centred on the image."""
     height, width = shape
     if pitch < 1:
         raise InvalidValueError(
-            f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image; raise pitch_um."
+            f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image.",
+            Advice("give a larger one with {}", "pitch_um"),
         )
     # In Visium's way of counting, a step to the right is two columns and every second place is free.
     step_y, step_x = (pitch, pitch) if layout == "square" else (pitch * math.sqrt(3) / 2, pitch / 2)
     n_rows, n_columns = int(height // step_y), int(width // step_x)
     if min(height, width) < pitch:
         raise InvalidValueError(
-            f"The pitch, {pitch:.0f} px, is larger than the image, {width} x {height} px; lower pitch_um, or check mpp."
+            f"The pitch, {pitch:.0f} px, is larger than the image, {width} x {height} px.",
+            Advice("give a smaller one with {}", "pitch_um"),
+            "check the mpp of the image",
         )
     grid = np.stack(np.meshgrid(np.arange(n_rows), np.arange(n_columns), indexing="ij"), axis=-1).reshape(-1, 2)
     if layout == "hex":
@@ -153,8 +150,9 @@ def _check_any(kept: NDArray[np.bool_], tissue: Tissue, *, image_key: str, min_t
     if not kept.any():
         raise InvalidValueError(
             f"No tissue found in image {image_key!r}: {100 * tissue.mask.mean():.2g} % of it is tissue (contrast above "
-            f"{tissue.threshold:.3g}), and none of {len(kept)} spots is to at least {min_tissue:g} on it. Lower "
-            "min_tissue, or take spots everywhere with tissue_only=False."
+            f"{tissue.threshold:.3g}), and none of {len(kept)} spots is to at least {min_tissue:g} on it.",
+            Advice("ask for less tissue with {}", "min_tissue"),
+            Advice("take spots everywhere with {}", "tissue_only", value=False),
         )
 
 

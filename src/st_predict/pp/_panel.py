@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._identifiers import GeneAliases, GeneIdType, gene_id_type_of, unversioned
+from st_predict._validated import check
+from st_predict._where import Duplicates, GeneMatching, Missing
 from st_predict.pp._counts import dense
+from st_predict.pp._organism import refuse_other_organism
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from os import PathLike
 
     import numpy as np
@@ -25,11 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PanelMatch", "align_panel", "read_panel"]
 
-GeneIdType = Literal["symbol", "ensembl"]
-Duplicates = Literal["error", "sum", "first"]
-Missing = Literal["error", "drop"]
-
-ENSEMBL = re.compile(r"(?P<stem>ENS[A-Z]{0,4}G\d{11})(?P<version>\.\d+)?", flags=re.ASCII)
+Way: TypeAlias = Literal["exact", "version", "case", "alias"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class PanelMatch:
     duplicated
         Matched genes that more than one column of the table carries.
     how
-        For each matched gene, ``"exact"``, ``"version"`` (Ensembl ids equal but for the version) or ``"case"``.
+        For each matched gene, ``"exact"``, ``"version"`` (Ensembl identifiers equal but for the version), ``"case"`` or
+        ``"alias"`` (another name of the gene in the table of aliases).
     source
         Where the ids of the table were read: ``"var_names"`` or the name of a column of ``.var``.
     columns
@@ -97,19 +98,41 @@ class PanelMatch:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     duplicated: tuple[str, ...]
-    how: tuple[Literal["exact", "version", "case"], ...]
+    how: tuple[Way, ...]
     source: str
     columns: tuple[tuple[int, ...], ...]
     var_names: pd.Index = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         ways = Counter(self.how)
-        inexact = "".join(f", {ways[way]} by {way}" for way in ("version", "case") if ways[way])
+        inexact = "".join(f", {ways[way]} by {way}" for way in get_args(Way)[1:] if ways[way])
         where = "var_names" if self.source == "var_names" else f"var[{self.source!r}]"
         n_panel = len(self.matched) + len(self.missing)
         return (
             f"{len(self.matched)} of {n_panel} panel genes found in {where} "
             f"({ways['exact']} exactly{inexact}); {len(self.missing)} missing, {len(self.duplicated)} duplicated."
+        )
+
+    def only(self, genes: Sequence[str]) -> PanelMatch:
+        """Return the match of some of the matched genes, in the order given.
+
+        Parameters
+        ----------
+        genes
+            Genes among ``matched``.
+        """
+        if tuple(genes) == self.matched:
+            return self
+        places = {gene: i for i, gene in enumerate(self.matched)}
+        if unknown := [gene for gene in genes if gene not in places]:
+            raise NotFoundError(f"{len(unknown)} genes are not among those that were matched: {_some(unknown)}.")
+        kept = [places[gene] for gene in genes]
+        return replace(
+            self,
+            matched=tuple(genes),
+            duplicated=tuple(gene for gene in self.duplicated if gene in set(genes)),
+            how=tuple(self.how[i] for i in kept),
+            columns=tuple(self.columns[i] for i in kept),
         )
 
     def take(self, counts: NDArray[Any] | csr_array) -> NDArray[np.float64]:
@@ -142,30 +165,40 @@ def align_panel(
     duplicates: Duplicates = "error",
     missing: Missing = "error",
     ignore_case: bool = False,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
+    organism: str = "unknown",
 ) -> PanelMatch:
     """Find the genes of a panel in a table.
 
-    Ids are compared as they are, then, for Ensembl ids, without their version (``ENSG00000141510.12``).
+    Identifiers are compared as they are; then, for Ensembl identifiers, without their version
+    (``ENSG00000141510.12``); then without regard to case, and by ``aliases``, if these are given.
 
     Parameters
     ----------
     adata
         Table; only ``.var`` is read.
     panel
-        Symbols or Ensembl ids.
+        Symbols or Ensembl identifiers.
     id_column
-        Column of ``.var`` with ids like those of the panel. By default ``var_names`` if they are of the same type as the
-        panel, and otherwise the one column of ``.var`` that has genes of the panel.
+        Column of ``.var`` with identifiers like those of the panel. By default ``var_names`` if they are of the same type
+        as the panel, and otherwise the one column of ``.var`` that has genes of the panel.
     gene_id_type
-        What the panel holds; by default, Ensembl ids if most of it looks so.
+        Type of the identifiers of the panel; by default Ensembl if most of them look so.
     duplicates
         What to do with a gene of the panel that several columns carry: refuse, ``"sum"`` their counts, or take the
         ``"first"``.
     missing
-        What to do if genes of the panel are not in the table: refuse, or ``"drop"`` them from the panel.
+        What to do with genes of the panel that are not in the table: refuse, or ``"drop"`` them from the panel.
     ignore_case
-        Whether ``"MIR205HG"`` and ``"mir205hg"`` are the same symbol. Off by default, as case is what tells a symbol of
-        mouse from one of man.
+        Whether ``"MIR205HG"`` and ``"mir205hg"`` are the same symbol. Off by default, as case tells a symbol of mouse from
+        one of human.
+    aliases
+        Table of old and current symbols, in the form of HGNC's complete set: path of the tab-separated file, or a data
+        frame with ``symbol`` and at least one of ``prev_symbol``, ``alias_symbol`` and ``ensembl_gene_id``. Several names are
+        separated by ``|``. Names that belong to several genes do not count.
+    organism
+        Organism of the panel, by its common or scientific name. Ensembl prefixes and the case of symbols show whether the
+        table is of another one.
 
     Returns
     -------
@@ -176,18 +209,30 @@ def align_panel(
     KeyError
         If ``id_column`` does not exist, or genes are missing.
     ValueError
-        If the panel is empty or names a gene twice, its genes are duplicated in the table, the table has ids of another
-        type only, several columns could be meant, or an argument is not one of its choices.
+        If the panel is empty or names a gene twice, its genes are duplicated in the table, the table is of another organism
+        or has identifiers of another type only, several columns could be meant, or an argument is not one of its choices.
+    FileNotFoundError
+        If there is no file ``aliases``.
     """
+    matching = GeneMatching(
+        missing=missing,
+        duplicates=duplicates,
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=GeneAliases.of(aliases),
+    )
     genes = _panel(panel)
-    _check_choice("duplicates", duplicates, get_args(Duplicates))
-    _check_choice("missing", missing, get_args(Missing))
-    id_type = _id_type(genes) if gene_id_type is None else gene_id_type
-    _check_choice("gene_id_type", id_type, get_args(GeneIdType))
-    source = _find_source(adata, genes, id_type=id_type, id_column=id_column)
-    found = _look_up(genes, _ids(adata, source), ignore_case=ignore_case)
-    match = _to_match(genes, found, source=source, duplicates=duplicates, var_names=adata.var_names)
-    _refuse(match, _ids(adata, source), duplicates=duplicates, missing=missing)
+    id_type = check("gene_id_type", gene_id_type, GeneIdType | None) or gene_id_type_of(genes)
+    source = _find_source(adata, genes, id_type=id_type, matching=matching)
+    ids = _ids(adata, source)
+    found = _look_up(genes, ids, matching)
+    exact = any(way == "exact" for way, _ in found.values())
+    for named in {source, "var_names"}:
+        refuse_other_organism(
+            genes, _ids(adata, named), organism=organism, ignore_case=matching.ignore_case, found_some=exact
+        )
+    match = _to_match(genes, found, source=source, duplicates=matching.duplicates, var_names=adata.var_names)
+    _refuse(match, ids, matching)
     logger.info("%s", match)
     return match
 
@@ -202,35 +247,29 @@ def _panel(panel: Sequence[str]) -> list[str]:
     return genes
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}.")
-
-
-def _id_type(ids: Iterable[str]) -> GeneIdType:
-    looks = [ENSEMBL.fullmatch(name) is not None for name in ids]
-    return "ensembl" if 2 * sum(looks) > len(looks) else "symbol"
-
-
-def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, id_column: str | None) -> str:
-    if id_column is not None:
-        if id_column not in adata.var:
-            raise NotFoundError(f"No column {id_column!r} in var; it has {list(adata.var)}.")
-        return id_column
-    if _id_type(adata.var_names) == id_type:
+def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, matching: GeneMatching) -> str:
+    if matching.id_column is not None:
+        if matching.id_column not in adata.var:
+            raise NotFoundError(f"No column {matching.id_column!r} in .var; it has {list(adata.var)}.")
+        return matching.id_column
+    if gene_id_type_of(adata.var_names) == id_type:
         return "var_names"
-    wanted = {_key(gene) for gene in genes}
-    columns = [c for c in _text_columns(adata.var) if wanted & {_key(name) for name in _ids(adata, c)}]
+    wanted = {unversioned(gene) for gene in genes}
+    columns = [c for c in _text_columns(adata.var) if wanted & {unversioned(name) for name in _ids(adata, c)}]
     if len(columns) == 1:
         return columns[0]
     if columns:
         raise InvalidValueError(
-            f"Several columns of var have genes of the panel: {columns}; choose one with id_column=."
+            f"Several columns of .var have genes of the panel: {columns}.", Advice("choose one with {}", "id_column")
         )
+    if matching.aliases is not None:
+        return "var_names"
     raise InvalidValueError(
-        f"The panel holds ids of the type {id_type!r} ({_some(genes)}), var_names hold another "
-        f"({_some(list(adata.var_names))}), and no column of var has genes of the panel; var has {list(adata.var)}. "
-        f"Add a column of {id_type} ids to var, or map the panel to the ids of the table."
+        f"The panel holds identifiers of the type {id_type!r} ({_some(genes)}), var_names hold another "
+        f"({_some(list(adata.var_names))}), and no column of .var has genes of the panel; .var has {list(adata.var)}.",
+        f"add a column of {id_type} identifiers to .var",
+        "give a panel with the identifiers of the table",
+        Advice("give a table that translates them (columns 'symbol' and 'ensembl_gene_id') with {}", "aliases"),
     )
 
 
@@ -243,27 +282,37 @@ def _ids(adata: AnnData, source: str) -> list[str]:
     return [str(name) for name in ids]
 
 
-def _key(name: str) -> str:
-    """Id without its version; only Ensembl ids have one, names of clones such as ``RP11-34P13.7`` do not."""
-    parts = ENSEMBL.fullmatch(name)
-    return name if parts is None else parts["stem"]
-
-
-def _look_up(
-    genes: list[str], ids: list[str], *, ignore_case: bool
-) -> dict[str, tuple[Literal["exact", "version", "case"], list[int]]]:
+def _look_up(genes: list[str], ids: list[str], matching: GeneMatching) -> dict[str, tuple[Way, list[int]]]:
     """Way and columns of each gene that is found."""
-    exact, folded = _columns_of(ids), _columns_of(_key(name) for name in ids)
-    upper = _columns_of(name.upper() for name in ids) if ignore_case else {}
-    found: dict[str, tuple[Literal["exact", "version", "case"], list[int]]] = {}
+    exact, stems = _columns_of(ids), _columns_of(map(unversioned, ids))
+    upper = _columns_of(name.upper() for name in ids) if matching.ignore_case else {}
+    found: dict[str, tuple[Way, list[int]]] = {}
     for gene in genes:
         if gene in exact:
             found[gene] = ("exact", exact[gene])
-        elif (key := _key(gene)) in folded:
-            found[gene] = ("version", folded[key])
+        elif (stem := unversioned(gene)) in stems:
+            found[gene] = ("version", stems[stem])
         elif gene.upper() in upper:
             found[gene] = ("case", upper[gene.upper()])
-    return found
+    aliases = {} if matching.aliases is None else _by_alias(genes, ids, matching.aliases, found)
+    return {gene: (found | aliases)[gene] for gene in genes if gene in found or gene in aliases}
+
+
+def _by_alias(
+    genes: list[str], ids: list[str], aliases: GeneAliases, found: Mapping[str, tuple[Way, list[int]]]
+) -> dict[str, tuple[Way, list[int]]]:
+    """Columns of the genes that have another name in the table; columns of other genes of the panel are not taken."""
+    taken = {column for _, columns in found.values() for column in columns}
+    columns: dict[int, list[int]] = {}
+    for column, name in enumerate(ids):
+        if column not in taken and (number := aliases.gene(name)) is not None:
+            columns.setdefault(number, []).append(column)
+    numbers = {gene: aliases.gene(gene) for gene in genes if gene not in found}
+    return {
+        gene: ("alias", columns[number])
+        for gene, number in numbers.items()
+        if number in columns and list(numbers.values()).count(number) == 1
+    }
 
 
 def _columns_of(ids: Iterable[str]) -> dict[str, list[int]]:
@@ -275,7 +324,7 @@ def _columns_of(ids: Iterable[str]) -> dict[str, list[int]]:
 
 def _to_match(
     genes: list[str],
-    found: dict[str, tuple[Literal["exact", "version", "case"], list[int]]],
+    found: Mapping[str, tuple[Way, list[int]]],
     *,
     source: str,
     duplicates: Duplicates,
@@ -293,22 +342,33 @@ def _to_match(
     )
 
 
-def _refuse(match: PanelMatch, ids: list[str], *, duplicates: Duplicates, missing: Missing) -> None:
-    if match.missing and (missing == "error" or not match.matched):
+def _refuse(match: PanelMatch, ids: list[str], matching: GeneMatching) -> None:
+    if match.missing and (matching.missing == "error" or not match.matched):
+        n_panel = len(match.missing) + len(match.matched)
         raise NotFoundError(
-            f"{len(match.missing)} panel genes are missing: {_some(match.missing)}. {_way_out(match, ids)}"
+            f"{len(match.missing)} of {n_panel} panel genes are missing: {_some(match.missing)}.",
+            *_ways_out(match, ids, matching),
         )
-    if match.duplicated and duplicates == "error":
+    if match.duplicated and matching.duplicates == "error":
         raise InvalidValueError(
-            f"{len(match.duplicated)} panel genes are in {match.source} more than once: {_some(match.duplicated)}. "
-            'Choose duplicates="sum" or duplicates="first".'
+            f"{len(match.duplicated)} panel genes are in {match.source} more than once: {_some(match.duplicated)}.",
+            Advice("sum their counts with {}", "duplicates", "sum"),
+            Advice("take the first column with {}", "duplicates", "first"),
         )
 
 
-def _way_out(match: PanelMatch, ids: list[str]) -> str:
-    n_other_case = len({gene.upper() for gene in match.missing} & {name.upper() for name in ids})
-    if n_other_case:
-        return f"{n_other_case} of them are there in another case; take them with ignore_case=True."
-    if not match.matched:
-        return f"The table has none of the panel; its genes are {_some(ids)} (in {match.source})."
-    return 'Leave them out with missing="drop", or name the column of var with other ids, id_column=.'
+def _ways_out(match: PanelMatch, ids: list[str], matching: GeneMatching) -> list[str | Advice]:
+    ways: list[str | Advice] = []
+    if n_other_case := len({gene.upper() for gene in match.missing} & {name.upper() for name in ids}):
+        ways.append(
+            Advice(f"take the {n_other_case} that are there in another case with {{}}", "ignore_case", value=True)
+        )
+    if match.matched:
+        ways.append(Advice("leave them out with {}", "missing", "drop"))
+    else:
+        ways.append(f"look for the right table or layer: the genes of this one are {_some(ids)} (in {match.source})")
+    if matching.id_column is None:
+        ways.append(Advice("name the column of .var with other identifiers with {}", "id_column"))
+    if matching.aliases is None:
+        ways.append(Advice("give a table of old symbols with {}", "aliases"))
+    return ways

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
+from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-    from st_predict.specs import TargetSpec
-
-__all__ = ["Target", "fit_limits", "from_target", "make_target", "to_target"]
+__all__ = ["Target", "apply_limits", "fit_limits", "from_target", "make_target", "to_target"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +88,7 @@ def make_target(
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
         ``panel`` was matched with another table, or ``spec`` lacks limits that it needs.
     """
+    _check_spec(spec)
     if not adata.n_obs:
         raise InvalidValueError("The table has no spots.")
     match = panel if isinstance(panel, PanelMatch) else align_panel(adata, panel)
@@ -112,11 +112,20 @@ def make_target(
     )
 
 
+def _check_spec(spec: TargetSpec) -> None:
+    if not isinstance(spec, TargetSpec):
+        raise InvalidTypeError(
+            f"spec should be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec"
+        )
+
+
 def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec) -> None:
     genes = "the panel" if spec.over == "panel" else "all genes"
     if len(dropped) == n_spots:
         raise InvalidValueError(
-            f"All {n_spots} spots have a sum of zero over {genes}: is this the table with the counts?"
+            f"All {n_spots} spots have a sum of zero over {genes}: this is not the table with their counts.",
+            Advice("name the layer with the raw counts with {}", "layer"),
+            Advice("name the table of the counts with {}", "table_key"),
         )
     if dropped:
         logger.warning("Dropped %d of %d spots with a sum of zero over %s.", len(dropped), n_spots, genes)
@@ -145,6 +154,7 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
         If counts are negative, not whole or not finite, a spot has a sum of zero where one divides by it, or ``spec``
         lacks limits that it needs.
     """
+    _check_spec(spec)
     counts = check_counts(counts)
     panel_counts = dense(counts if panel_index is None else counts[:, np.asarray(panel_index, dtype=np.int64)])
     totals, n_summed = _totals(counts, panel_counts, spec)
@@ -205,8 +215,8 @@ def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]
 def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if spec.limits is None:
         raise InvalidValueError(
-            f"TargetSpec(scale={spec.scale!r}) has no limits: training sets them; fit_limits computes them from targets "
-            "that are not scaled."
+            f"The scale of the target is {spec.scale!r}, and it has no limits: training sets them, and "
+            "st_predict.pp.fit_limits computes them from targets that are not scaled."
         )
     low, high = np.array(spec.limits, dtype=np.float64)
     if len(low) != n_genes:
@@ -235,6 +245,33 @@ def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]
     if array.ndim != 2 or not len(array):
         raise InvalidValueError(f"Limits need (n_spots, n_genes) with at least one spot, got {array.shape}.")
     return tuple(array.min(axis=0).tolist()), tuple(array.max(axis=0).tolist())
+
+
+def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
+    """Scale targets as ``spec`` says, by the limits of :func:`fit_limits`.
+
+    Parameters
+    ----------
+    values
+        ``(n_spots, n_genes)`` targets that are not scaled.
+    spec
+        Units of the result.
+
+    Returns
+    -------
+    ``(n_spots, n_genes)``: the limits of each gene become 0 and 1, values outside of them stay outside. Unchanged if
+    ``spec`` is not scaled.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` is scaled and has no limits, or those of another number of genes.
+    """
+    _check_spec(spec)
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim != 2:
+        raise InvalidValueError(f"values should be (n_spots, n_genes), got the shape {array.shape}.")
+    return _scale(array, spec)
 
 
 def from_target(
@@ -285,6 +322,7 @@ def _n_summed(n_summed: int | None, n_genes: int, spec: TargetSpec) -> int:
         return n_summed
     if spec.over == "all":
         raise InvalidValueError(
-            f"{spec.units} needs n_summed=, the number of genes of the table; Target.n_summed has it."
+            f"{spec.units} depends on the number of genes of the table.",
+            Advice("give it with {} (Target.n_summed)", "n_summed"),
         )
     return n_genes

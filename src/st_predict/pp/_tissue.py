@@ -12,7 +12,8 @@ from skimage.filters import gaussian, sobel, threshold_li
 from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import downscale_local_mean
 
-from st_predict._errors import InvalidValueError
+from st_predict._containers import check_slide
+from st_predict._validated import Count, Positive, Probability, check
 from st_predict.io import find_image, open_pyramid
 
 if TYPE_CHECKING:
@@ -123,10 +124,9 @@ def find_tissue(
     The coarsest level with ``size`` pixels or more is read, block by block, so that memory does not depend on the size
     of the image. The time does, if the image has no coarse level.
     """
-    if size < 1 or not 0 <= min_area < 1 or (threshold is not None and threshold <= 0):
-        raise InvalidValueError(
-            f"size and threshold must be positive and min_area from 0 to 1, got {size}, {threshold} and {min_area}."
-        )
+    check_slide(sdata)
+    size, min_area = check("size", size, Count), check("min_area", min_area, Probability)
+    threshold = check("threshold", threshold, Positive | None)
     key = find_image(sdata, image_key)
     grey, downsample = _read_grey(open_pyramid(sdata, key), size=size)
     contrast = gaussian(sobel(grey), BLUR)  # type: ignore[no-untyped-call]

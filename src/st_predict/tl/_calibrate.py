@@ -5,29 +5,38 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
+from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._results import write_bounds
 from st_predict._sections import (
     LeakageError,
     all_have_sd,
     as_list,
+    common_key,
+    join_held_out,
+    keep_common,
+    measure_held_out,
     pairs_of,
-    read_held_out,
     read_stored,
     refuse_duplicates,
     refuse_other_networks,
     refuse_trained,
+    select_genes,
     trained_pairs,
+    warn_of_missing,
     warn_of_validation,
 )
+from st_predict._validated import Positive, check
 from st_predict._version import __version__
+from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.specs import ModelCard
 from st_predict.tl._intervals import Intervals
 
@@ -118,10 +127,23 @@ class Calibration:
             of the bounds.
         """
         found = self._read(sdata, table_key=table_key)
-        lower, upper = self._intervals.bounds(found.mean, found.sd)
+        lower, upper = self._intervals(self.card.genes).bounds(found.mean, found.sd)
         write_bounds(sdata.tables[found.holder], self.key, lower, upper, calibration=self._describe())
 
-    def report(self, sdatas: Sections, *, image_key: Mapping[str, str] | str | None = None) -> pd.DataFrame:
+    def report(  # noqa: PLR0913  # every one is a keyword
+        self,
+        sdatas: Sections,
+        *,
+        image_key: Mapping[str, str] | str | None = None,
+        table_key: str | None = None,
+        shapes_key: str | None = None,
+        layer: str | None = None,
+        missing: Missing = "error",
+        duplicates: Duplicates = "error",
+        ignore_case: bool = False,
+        id_column: str | None = None,
+        aliases: pd.DataFrame | PathLike[str] | str | None = None,
+    ) -> pd.DataFrame:
         """Measure the coverage of the intervals per section and gene.
 
         Calibration spots are left out. The intervals need not have been applied.
@@ -131,7 +153,27 @@ class Calibration:
         sdatas
             Measured sections that hold the prediction.
         image_key
-            RGB image of the sections, as in :func:`st_predict.tl.evaluate`.
+            RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of
+            several sections.
+        table_key
+            Table of the counts; by default that of the predicted spots.
+        shapes_key
+            Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+        layer
+            Layer of the table with the raw counts; by default ``.X``.
+        missing
+            What to do with genes of the panel that a table lacks: refuse, or ``"drop"`` them from the report.
+        duplicates
+            What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
+            ``"first"``.
+        ignore_case
+            Whether symbols that differ in case are the same gene.
+        id_column
+            Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+            genes of the panel.
+        aliases
+            Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+            :func:`st_predict.pp.align_panel`.
 
         Returns
         -------
@@ -147,14 +189,26 @@ class Calibration:
         KeyError, ValueError
             If predictions or measured values are unfit; see :meth:`apply` and :func:`st_predict.tl.evaluate`.
         """
-        sections = [
-            section
-            for sdata in as_list(sdatas)
-            for section in read_held_out(sdata, self._read(sdata), group_key=self.group_key, image_key=image_key)
-        ]
+        where = Where(
+            image_key=image_key,
+            table_key=table_key,
+            shapes_key=shapes_key,
+            layer=layer,
+            group_key=self.group_key,
+            genes=GeneMatching(
+                missing=missing,
+                duplicates=duplicates,
+                ignore_case=ignore_case,
+                id_column=id_column,
+                aliases=GeneAliases.of(aliases),
+            ),
+        )
+        slides = as_list(sdatas)
+        found = [self._read(sdata, table_key=table_key) for sdata in slides]
+        sections, card = _join(slides, found, where)
         refuse_trained(sections, self.trained)
         refuse_duplicates(sections)
-        return pd.concat([self._report_section(section) for section in sections], ignore_index=True)
+        return pd.concat([self._report_section(section, card.genes) for section in sections], ignore_index=True)
 
     def save(self, path: PathLike[str] | str) -> None:
         """Write the calibration to a JSON file, which appears whole or not at all.
@@ -170,7 +224,11 @@ class Calibration:
             "key": self.key,
             "coverage": self.coverage,
             "scaled": self.scaled,
-            "genes": {"gene": self.genes.index.tolist(), **self.genes.to_dict("list")},
+            # JSON has no NaN
+            "genes": {
+                "gene": self.genes.index.tolist(),
+                **self.genes.astype(object).where(self.genes.notna(), None).to_dict("list"),
+            },
             "sections": [dict(section) for section in self.sections],
             "trained": sorted(self.trained),
             "group_key": self.group_key,
@@ -201,7 +259,7 @@ class Calibration:
                     f"its format {content['format_version']} is newer than this st_predict: upgrade it."
                 )
             return cls(
-                genes=pd.DataFrame(content["genes"]).set_index("gene"),
+                genes=pd.DataFrame(content["genes"]).set_index("gene").astype(np.float64),
                 sections=tuple(content["sections"]),
                 trained=frozenset((patient, section) for patient, section in content["trained"]),
                 card=ModelCard.from_json(content["card"]),
@@ -214,9 +272,11 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
             raise InvalidValueError(f"{str(path)!r} is no calibration that can be read: {error}") from error
 
-    @property
-    def _intervals(self) -> Intervals:
-        return Intervals(genes=self.genes, units=self.card.target)
+    def _intervals(self, genes: Sequence[str]) -> Intervals:
+        return Intervals(
+            genes=self.genes.loc[list(genes)],
+            units=select_genes(self.card, [self.card.genes.index(gene) for gene in genes]).target,
+        )
 
     def _read(self, sdata: SpatialData, *, table_key: str | None = None) -> StoredPrediction:
         found = read_stored(sdata, self.key, scaled=self.scaled, table_key=table_key)
@@ -232,22 +292,24 @@ class Calibration:
             "version": __version__,
         }
 
-    def _report_section(self, section: HeldOutSection) -> pd.DataFrame:
+    def _report_section(self, section: HeldOutSection, genes: Sequence[str]) -> pd.DataFrame:
         used = [spot for known in self.sections if pairs_of([known]) & section.pairs for spot in known["spots"]]
         patients = {patient for known in self.sections for patient in known["patients"]}
         rest = section.take(~section.spots.isin(used))
         if not len(rest.spots):
             raise LeakageError(
                 f"No spot of section {section.name!r} is left to report on, as all were calibrated on or read by the "
-                "network: report on other sections, or calibrate on some of the spots alone, with spots=."
+                "network.",
+                "report on other sections",
+                "calibrate on some of the spots only: st_predict.tl.calibrate(..., spots=...)",
             )
-        measured = self._intervals.coverage(rest.target, rest.mean, rest.sd)
+        measured = self._intervals(genes).coverage(rest.target, rest.mean, rest.sd)
         return pd.DataFrame(
             {
                 "section": rest.name,
                 "patient": "+".join(rest.patients),
                 "shared": "section" if used else "patient" if patients.issuperset(rest.patients) else "none",
-                "gene": self.genes.index,
+                "gene": list(genes),
                 "n_spots": len(rest.spots),
                 "coverage": measured["coverage"].to_numpy(),
                 "width": measured["width"].to_numpy(),
@@ -255,16 +317,24 @@ class Calibration:
         )
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913  # every one is a keyword
     held_out: Sections,
     *,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     coverage: float = 0.9,
     spots: str | None = None,
     scaled: bool | None = None,
     train: Sections | None = None,
     group_key: str = Keys.PATIENT,
     image_key: Mapping[str, str] | str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    layer: str | None = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
 ) -> Calibration:
     """Calibrate split-conformal prediction intervals per gene :cite:p:`Lei2018`.
 
@@ -276,7 +346,7 @@ def calibrate(
     held_out
         Measured sections that hold the prediction and that the network was not trained on.
     key
-        Key of the prediction.
+        Key of the prediction; by default the only one that there is.
     coverage
         Share of the measured values that the intervals should cover, between 0 and 1.
     spots
@@ -290,7 +360,28 @@ def calibrate(
     group_key
         Column of ``.obs`` that names the patient.
     image_key
-        RGB image of the sections, as in :func:`st_predict.tl.evaluate`.
+        RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of several
+        sections.
+    table_key
+        Table of the counts; by default that of the predicted spots.
+    shapes_key
+        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+    layer
+        Layer of the table with the raw counts; by default ``.X``.
+    missing
+        What to do with genes of the panel that a table lacks: refuse, or ``"drop"`` them, as in
+        :func:`st_predict.tl.evaluate`. Their intervals are NaN.
+    duplicates
+        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
+        ``"first"``.
+    ignore_case
+        Whether symbols that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
 
     Returns
     -------
@@ -328,21 +419,31 @@ def calibrate(
     >>> calibration.apply(slide)  # doctest: +SKIP
     >>> calibration.report(others).groupby(["section", "shared"])["coverage"].mean()  # doctest: +SKIP
     """
-    if not 0 < coverage < 1:
-        raise InvalidValueError(f"coverage must be between 0 and 1, got {coverage}.")
-    slides = as_list(held_out)
-    found = [read_stored(sdata, key, scaled=scaled) for sdata in slides]
+    where = Where(
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        group_key=group_key,
+        genes=GeneMatching(
+            missing=missing,
+            duplicates=duplicates,
+            ignore_case=ignore_case,
+            id_column=id_column,
+            aliases=GeneAliases.of(aliases),
+        ),
+    )
+    coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
+    slides = as_list(held_out, "held_out")
+    key = common_key(slides, key, where)
+    found = [read_stored(sdata, key, scaled=scaled, table_key=table_key) for sdata in slides]
     card, settings = found[0].card, found[0].settings
     for other in found:
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
-    sections = [
-        section
-        for sdata, stored in zip(slides, found, strict=True)
-        for section in read_held_out(sdata, stored, spots=spots, group_key=group_key, image_key=image_key)
-    ]
-    known = [] if train is None else as_list(train)
-    trained = trained_pairs(card, known, group_key=group_key, image_key=image_key)
+    sections, kept = _join(slides, found, where, spots=spots)
+    known = [] if train is None else as_list(train, "train")
+    trained = trained_pairs(card, known, where)
     refuse_trained(sections, trained)
     refuse_duplicates(sections)
     warn_of_validation(sections, card)
@@ -350,13 +451,24 @@ def calibrate(
         key=key,
         coverage=float(coverage),
         scaled=scaled,
-        genes=_fit(sections, card, coverage=coverage).genes,
+        genes=_fit(sections, kept, coverage=coverage).genes.reindex(pd.Index(card.genes, name="gene")),
         sections=tuple(section.describe() for section in sections if len(section.spots)),
         trained=frozenset(trained),
         group_key=group_key,
         card=card,
         settings=settings,
     )
+
+
+def _join(
+    slides: Sequence[SpatialData], found: Sequence[StoredPrediction], where: Where, *, spots: str | None = None
+) -> tuple[list[HeldOutSection], ModelCard]:
+    """Join predictions and measured values; the card has the genes that every table has."""
+    held_out = [measure_held_out(sdata, stored, where) for sdata, stored in zip(slides, found, strict=True)]
+    card = keep_common(found[0].card, held_out)
+    warn_of_missing(found, card)
+    joined = [join_held_out(slide, stored, card, spots=spots) for slide, stored in zip(held_out, found, strict=True)]
+    return [section for sections in joined for section in sections], card
 
 
 def _fit(sections: Sequence[HeldOutSection], card: ModelCard, *, coverage: float) -> Intervals:

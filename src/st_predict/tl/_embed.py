@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
-from st_predict._errors import InvalidValueError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._runtime import pick_device, pick_precision
+from st_predict._runtime import Compute, pick_precision
 from st_predict._sections import open_slide, section_features
+from st_predict._validated import Positive, check
+from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder
 
 if TYPE_CHECKING:
@@ -123,32 +126,26 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     >>> sdata["table"].obsm["X_rgb"].shape[1]
     144
     """
-    if batch_size is not None and batch_size < 1:
-        raise InvalidValueError(f"batch_size must be at least 1, got {batch_size}.")
+    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
+    compute = Compute(device=device, precision=precision, batch_size=batch_size)
+    check_slide(sdata)
+    at_mpp = check("at_mpp", at_mpp, Positive | None)
     wanted = _wanted(encoder, crop, pixels)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
     if key_added is None and spec.name == "<lambda>":
-        raise InvalidValueError("An encoder that is a lambda has no name to call its result by: give key_added.")
-    slide = open_slide(
-        sdata,
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        mpp=mpp,
-        need_mpp=shown.mpp is not None,
-    )
+        raise InvalidValueError(
+            "An encoder that is a lambda has no name to call its result by.", Advice("give one with {}", "key_added")
+        )
+    slide = open_slide(sdata, where, need_mpp=shown.mpp is not None)
     slot = slide.slot(key_added or Keys.embedding(spec.name))
     slot.check_free("embedding")
-    where = pick_device(device)
-    how = pick_precision(precision, where)  # refuses what does not exist
-    how = "float32" if spec.float32 else how
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
     features = slide.gather(
-        section_features(s, loaded, crop=shown, device=where, precision=how, batch_size=batch_size, cache=cache)
-        for s in slide.sections
+        section_features(section, loaded, crop=shown, compute=compute, cache=cache) for section in slide.sections
     )
-    params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(where), "precision": how}
+    how = "float32" if spec.float32 else pick_precision(precision, compute.place)
+    params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(compute.place), "precision": how}
     described = {**loaded.describe(), "license": spec.license, "citation": spec.citation}
     slot.write_features(features, Record(encoder=described, params=params))
 

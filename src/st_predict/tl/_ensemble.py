@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from st_predict import checkpoints
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
-from st_predict._runtime import Inference, Moments, pick_device
+from st_predict._runtime import Compute, Inference, Moments
 from st_predict._sections import check_needs, encoder_of, inputs_of, needs_mpp
+from st_predict._validated import Count, Natural, check
 from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
 
@@ -51,10 +54,8 @@ class Draws:
         ValueError
             If there are too few to have a spread, or the seed is negative.
         """
-        if n is not None and n < 2:
-            raise InvalidValueError(f"n_samples must be at least 2, to have a standard deviation; got {n}.")
-        if seed < 0:
-            raise InvalidValueError(f"seed must not be negative, got {seed}.")
+        n = check("n_samples", n, Annotated[Count, Field(ge=2)] | None)  # one sample has no standard deviation
+        seed = check("seed", seed, Natural)
         return None if n is None else cls(n=n, seed=seed)
 
 
@@ -67,6 +68,7 @@ class Member:
     card: ModelCard
     encoder: Encoder | None
     inference: Inference
+    compute: Compute
     draws: Draws | None
 
     @property
@@ -102,9 +104,7 @@ class Ensemble:
         hparams: Mapping[str, Any] | None = None,
         draws: Draws | None = None,
         symmetries: int | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int | None = None,
+        compute: Compute,
     ) -> Ensemble:
         """Load checkpoints.
 
@@ -115,17 +115,21 @@ class Ensemble:
             nothing random, or ``symmetries=8`` is asked of one that reads no crops.
         """
         given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
+        if not isinstance(given, Iterable):
+            raise InvalidTypeError(
+                f"model should be a name, a path, the result of a training, or a list of these, got {given!r}."
+            )
         names = [checkpoints.name_of(model) for model in given]
         if not names:
-            raise InvalidValueError("model must name a checkpoint, or several; got none.")
-        where = pick_device(device)
+            raise InvalidValueError("model should name a checkpoint, or several; got an empty list.")
+        symmetries = check("symmetries", symmetries, Literal[1, 8] | None)
         members: list[Member] = []
         for i, name in enumerate(names):
             path = checkpoints.find_weights(name)
             digest = sha256_of_file(path)
             if same := [member.name for member in members if member.sha256 == digest]:
                 raise InvalidValueError(
-                    f"{name!r} is the same checkpoint as {same[0]!r}: name each member of an ensemble once."
+                    f"{name!r} is the same checkpoint as {same[0]!r}.", "name each member of an ensemble once"
                 )
             network, card = checkpoints.load(path, hparams=hparams)
             if draws is not None and type(network).sample is SpotModel.sample:
@@ -135,13 +139,23 @@ class Ensemble:
                 network,
                 scope=spec.scope,
                 symmetries=_symmetries(spec, card, symmetries, name=name),
-                device=where,
-                precision=precision,
-                working_batch=batch_size,
+                device=compute.place,
+                precision=compute.precision,
+                working_batch=compute.batch_size,
             )
             own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
             encoder = encoder_of(card)
-            members.append(Member(name=name, sha256=digest, card=card, encoder=encoder, inference=inference, draws=own))
+            members.append(
+                Member(
+                    name=name,
+                    sha256=digest,
+                    card=card,
+                    encoder=encoder,
+                    inference=inference,
+                    compute=Compute(device=compute.device, precision=inference.precision),
+                    draws=own,
+                )
+            )
         _refuse_different(members)
         return cls(members=tuple(members))
 
@@ -202,7 +216,7 @@ class Ensemble:
         Mean and, if there is more than one prediction of a spot, their standard deviation: ``(n_spots, n_genes)``, NaN for
         spots outside the image.
         """
-        outside, moments = section.outside(), Moments()
+        outside, moments = section.outside, Moments()
         for member in self.members:
             mean, squares = _predict(member, section, ~outside, counts=counts)
             moments.add(mean, squares, member.n_draws)
@@ -219,8 +233,9 @@ def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: st
     kind = spec.reads(card.hparams).kind
     if kind != "crops" and asked == N_SYMMETRIES:
         raise InvalidValueError(
-            f"symmetries={asked} has no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be turned and "
-            "mirrored. Leave out symmetries=; in an ensemble, each member then has its default."
+            f"{asked} symmetries have no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be turned and "
+            "mirrored.",
+            Advice("leave out {}; in an ensemble, each member then has its default", "symmetries"),
         )
     if asked is None:
         return spec.symmetries if kind == "crops" else 1
@@ -247,9 +262,8 @@ def _predict(
         section,
         member.card,
         member.encoder,
+        compute=member.compute,
         batch_size=None if inference.scope == "section" else max(inference.working_batch, _READ),
-        device=inference.device,
-        precision=inference.precision,
     )
     if inference.scope == "section" and not inside.all():  # spots outside the image must not act as neighbours
         batches = (batch.take(torch.from_numpy(inside)[batch.index]) for batch in batches)

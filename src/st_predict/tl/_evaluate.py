@@ -5,39 +5,43 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from st_predict import metrics
 from st_predict._errors import InvalidValueError
+from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
-from st_predict._runtime import Inference
+from st_predict._runtime import Compute, Inference
 from st_predict._sections import (
     as_list,
+    common_key,
     encoder_of,
     inputs_of,
-    measured_table,
+    join_held_out,
+    keep_common,
+    measure,
+    measure_held_out,
     observe,
-    read_held_out,
     read_stored,
     refuse_same_sections,
     store_of,
+    warn_of_missing,
 )
 from st_predict._training import TrainConfig, solve
+from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
-from st_predict.pp import align_panel
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from os import PathLike
 
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
-    from st_predict._sections import HeldOutSection, Observed, Sections, StoredPrediction
+    from st_predict._sections import HeldOutSection, Measured, Observed, Sections, StoredPrediction
     from st_predict.encoders import Encoder
     from st_predict.models import SpotModel
 
@@ -45,7 +49,7 @@ __all__ = ["Evaluation", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-_CPU = torch.device("cpu")
+_CPU = Compute(device="cpu", precision="float32")
 
 PREDICTORS = {
     "global_mean": "Mean of each gene over all spots of the training sections: the model 'mean'.",
@@ -77,13 +81,22 @@ class Evaluation:
     definitions: Mapping[str, str]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  # every one is a keyword
     sdatas: Sections,
     *,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     train: Sections | None = None,
     group_key: str = Keys.PATIENT,
     image_key: Mapping[str, str] | str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    layer: str | None = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
+    mpp: float | Literal["spots"] | None = None,
 ) -> Evaluation:
     """Compare a prediction with what was measured, beside the baselines.
 
@@ -95,7 +108,7 @@ def evaluate(
     sdatas
         Measured sections that hold the prediction.
     key
-        Key of the prediction.
+        Key of the prediction; by default the only one that there is.
     train
         Sections that the model was trained on. Baselines learn from these and from nothing else; without them, only
         the mean of the section itself is given. Features for the baseline ``ridge`` are kept on disk, as by :func:`embed`.
@@ -104,6 +117,30 @@ def evaluate(
     image_key
         RGB image of the sections, for the baseline ``ridge``; may be left out where there is one. A mapping from region to
         image, for tables of several sections.
+    table_key
+        Table of the counts; by default that of the predicted spots.
+    shapes_key
+        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+    layer
+        Layer of the table with the raw counts; by default ``.X``.
+    missing
+        What to do with genes of the panel that a table of ``sdatas`` or ``train`` lacks: refuse, or ``"drop"`` them from the
+        scores. Units that are relative to the sum over the panel then run over the genes that are left; a message says how
+        much that may matter.
+    duplicates
+        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
+        ``"first"``.
+    ignore_case
+        Whether symbols that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
+    mpp
+        Micrometres per pixel of level 0 of the images, for the baseline ``ridge``; by default found as by
+        :func:`st_predict.io.find_mpp`.
 
     Returns
     -------
@@ -118,36 +155,53 @@ def evaluate(
     Raises
     ------
     KeyError
-        If a section has no such prediction, or does not name its patients.
+        If a section has no such prediction, table, layer or column, or genes are missing.
     LeakageError
         If a section is to be scored and is in ``train`` as well.
     ValueError
-        If a table holds no counts, sections were predicted by networks with different panels or units, or ``key`` is the name of
-        a baseline.
+        If a table holds no counts, there are several predictions and ``key`` names none, sections were predicted by networks
+        with different panels or units, or ``key`` is the name of a baseline.
+    TypeError
+        If a section is not a SpatialData object.
     """
+    where = Where(
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        mpp=mpp,
+        group_key=group_key,
+        genes=GeneMatching(
+            missing=missing,
+            duplicates=duplicates,
+            ignore_case=ignore_case,
+            id_column=id_column,
+            aliases=GeneAliases.of(aliases),
+        ),
+    )
+    slides = as_list(sdatas)
+    key = common_key(slides, key, where)
     if key in PREDICTORS:
         raise InvalidValueError(
-            f"key={key!r} is the name of a baseline, so the scores of both could not be told apart: store the prediction under "
-            "another key (key_added of st_predict.tl.predict)."
+            f"The key {key!r} is the name of a baseline, so the scores of both could not be told apart.",
+            "store the prediction under another key: st_predict.tl.predict(..., key_added=...)",
         )
-    slides = as_list(sdatas)
-    stored = [read_stored(sdata, key, scaled=False) for sdata in slides]
+    stored = [read_stored(sdata, key, scaled=False, table_key=table_key) for sdata in slides]
     card = _common_card(stored, key)
-    known: list[Observed] = []
-    if train is not None:
-        refuse_same_sections(slides, as_list(train), group_key=group_key, what="in train and to be scored")
-        for sdata in as_list(train):
-            known += observe(sdata, card, group_key=group_key, image_key=image_key, crops=False)
-    measured = [
-        read_held_out(sdata, found, group_key=group_key, image_key=image_key)
-        for sdata, found in zip(slides, stored, strict=True)
-    ]
+    learned = [] if train is None else as_list(train, "train")
+    refuse_same_sections(slides, learned, where=where, what="in train and to be scored")
+    known = [measure(sdata, card, where, crops=False) for sdata in learned]
+    held_out = [measure_held_out(sdata, found, where) for sdata, found in zip(slides, stored, strict=True)]
+    card = keep_common(card, [*known, *held_out])
+    warn_of_missing(stored, card)
+    measured = [join_held_out(slide, found, card) for slide, found in zip(held_out, stored, strict=True)]
     _check_sections([section for sections in measured for section in sections], key)
-    baselines = _fit_baselines(known, card, scored=[s.observed for sections in measured for s in sections])
+    training = [section for slide in known for section in observe(slide, card)]
+    baselines = _fit_baselines(training, card, scored=[s.observed for sections in measured for s in sections])
     genes, summary = [], []
-    for sdata, sections in zip(slides, measured, strict=True):
+    for slide, sections in zip(held_out, measured, strict=True):
         scored = [_score_section(section, card, key=key, baselines=baselines) for section in sections]
-        _write_scores(sdata, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
+        _write_scores(slide, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
         genes += [scores for scores, _ in scored]
         summary += [row for _, rows in scored for row in rows]
     return Evaluation(
@@ -190,16 +244,14 @@ class _Baseline:
             hparams=dict(spec.hparams),
         )
         encoder = encoder_of(card)
-        store = store_of(sections, card, encoder, folder=Path(), device=_CPU, precision="float32")
+        store = store_of(sections, card, encoder, folder=Path(), compute=_CPU)
         network, _ = solve(card, store, config=TrainConfig(device="cpu", precision="float32"))
         return cls(name=name, card=card, network=network, encoder=encoder, patient=patient)
 
     def predict(self, observed: Observed) -> NDArray[np.float32]:
         """Predict the measured spots of a section, ``(n_spots, n_genes)``."""
-        batches = inputs_of(
-            observed.section, self.card, self.encoder, batch_size=None, device=_CPU, precision="float32"
-        )
-        inference = Inference(self.network, device=_CPU, precision="float32", scope="section")
+        batches = inputs_of(observed.section, self.card, self.encoder, compute=_CPU, batch_size=None)
+        inference = Inference(self.network, device=_CPU.place, precision=_CPU.precision, scope="section")
         ((_, prediction),) = inference.over(batches)
         return prediction.numpy()[observed.rows]
 
@@ -226,7 +278,7 @@ def _unfit_for_ridge(observed: Observed) -> str:
     if mpp is None:
         return (
             f"the mpp of the image of {observed.name!r} is unknown. A transformation of the image to a coordinate system "
-            f"called {Keys.UM!r} says it."
+            f"called {Keys.UM!r} gives it, or the argument mpp."
         )
     try:
         observed.section.plan(crop)
@@ -240,8 +292,8 @@ def _check_sections(sections: Sequence[HeldOutSection], key: str) -> None:
     names = [section.name for section in sections]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidValueError(
-            f"Several sections are called {twice}, so their scores could not be told apart: give each a name of its own "
-            f"in .obs[{Keys.SECTION!r}]."
+            f"Several sections are called {twice}, so their scores could not be told apart.",
+            f"give each a name of its own in .obs[{Keys.SECTION!r}]",
         )
     for section in sections:
         if not len(section.spots):
@@ -254,8 +306,8 @@ def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
     for card in others:
         if (card.genes, card.target) != (first.genes, first.target):
             raise InvalidValueError(
-                f"The predictions {key!r} differ in panel or units, so their scores can't stand side by side: "
-                "evaluate the sections one by one."
+                f"The predictions {key!r} differ in panel or units, so their scores cannot stand side by side.",
+                "evaluate the sections one by one",
             )
     return first
 
@@ -302,10 +354,9 @@ def _mean_defined(scores: NDArray[np.float64]) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _write_scores(sdata: SpatialData, scores: Sequence[pd.DataFrame], genes: Sequence[str], *, key: str) -> None:
-    """Add the scores of the sections of a table to its ``.var``; genes outside the panel get NaN."""
-    table = measured_table(sdata)
-    columns = align_panel(table, genes).columns
+def _write_scores(slide: Measured, scores: Sequence[pd.DataFrame], genes: Sequence[str], *, key: str) -> None:
+    """Add the scores of the sections of a table to its ``.var``; genes that were not scored get NaN."""
+    table, columns = slide.table, slide.match.only(genes).columns
     mean = pd.concat(scores).groupby("gene", sort=False)[["pearson", "spearman"]].mean()
     for metric in mean:
         values = np.full(table.n_vars, np.nan)

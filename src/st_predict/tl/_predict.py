@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from st_predict._errors import InvalidValueError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._runtime import Compute
 from st_predict._sections import open_slide, read_context
+from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.tl._ensemble import Draws, Ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    import pandas as pd
     from spatialdata import SpatialData
 
     from st_predict._sections import Context, Slide
     from st_predict.checkpoints import Trained
 
 __all__ = ["predict"]
+
+_UNSET = (None, False, "error")
 
 
 def predict(  # noqa: PLR0913  # every one is a keyword
@@ -36,6 +43,11 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     n_samples: int | None = None,
     seed: int = 0,
     context: str | None = None,
+    layer: str | None = None,
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
     hparams: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -77,11 +89,24 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Draw so many predictions of each spot at random, and write their mean and standard deviation. A generative model
         draws from what it has learned; any other is applied with its dropout left on :cite:p:`Gal2016`.
     seed
-        Of what is drawn. What is dropped also depends on ``batch_size``, and anything that is drawn on the order of the spots in
-        the table.
+        Random seed for sampling. Dropout samples also depend on ``batch_size``; all samples depend on row order.
     context
         Column of ``.obs`` that is true for spots whose counts may be read to predict the others, by a network that can
-        (:attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots out.
+        (:attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots out. Genes of the panel
+        that the table lacks count as 0.
+    layer
+        Layer of the table with the raw counts of the ``context``; by default ``.X``.
+    duplicates
+        What to do with genes of the ``context`` that several columns of the table carry: refuse, ``"sum"`` their counts, or
+        take the ``"first"``.
+    ignore_case
+        Whether symbols of the ``context`` that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with the identifiers of the genes of the ``context``; by default ``var_names``, or the one column
+        that has genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers of genes of the ``context``, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
     hparams
         Hyper-parameters to change, of those that the weights do not depend on
         (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
@@ -121,6 +146,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
         8-bit RGB, coordinates are not finite, ``key_added`` cannot be stored or holds something else, or there is no
         such device or precision.
+    TypeError
+        If ``sdata`` is not a SpatialData object.
     MemoryError
         If memory does not suffice for one spot, or for a section that the model reads as a whole.
 
@@ -137,29 +164,21 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     >>> sdata["table"].obsm["pred_m2ost"].shape[1]
     250
     """
-    if batch_size is not None and batch_size < 1:
-        raise InvalidValueError(f"batch_size must be at least 1, got {batch_size}.")
+    genes = GeneMatching(
+        duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=GeneAliases.of(aliases)
+    )
+    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, mpp=mpp, genes=genes)
+    compute = Compute(device=device, precision=precision, batch_size=batch_size)
+    check_slide(sdata)
+    _refuse_without_effect(where, context)
     ensemble = Ensemble.open(
-        model,
-        hparams=hparams,
-        draws=Draws.of(n_samples, seed),
-        symmetries=symmetries,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
+        model, hparams=hparams, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
-    slide = open_slide(
-        sdata,
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        mpp=mpp,
-        need_mpp=ensemble.needs_mpp,
-    )
+    slide = open_slide(sdata, where, need_mpp=ensemble.needs_mpp)
     ensemble.check(slide)
     slot = slide.slot(key_added or ensemble.key)
     slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
-    known = read_context(sdata, context, ensemble.cards, table_key=slide.table_key)
+    known = read_context(sdata, context, ensemble.cards, where, table_key=slide.table_key)
     predicted = [
         ensemble.predict(section, counts=None if known is None else known.counts[section.rows])
         for section in slide.sections
@@ -167,6 +186,23 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     mean = slide.gather([mean for mean, _ in predicted])
     std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None
     slot.write_prediction(mean, Record(card=ensemble.card, params=_params(ensemble, slide, known)), std=std)
+
+
+def _refuse_without_effect(where: Where, context: str | None) -> None:
+    """Refuse arguments about counts where no counts are read."""
+    if context is not None:
+        return
+    given = [
+        name
+        for name in ("duplicates", "ignore_case", "id_column", "aliases")
+        if getattr(where.genes, name) not in _UNSET
+    ]
+    if given := [*given, *(["layer"] if where.layer is not None else [])]:
+        raise InvalidValueError(
+            f"{given} are about the counts of context spots, and none are named.",
+            Advice("name their column of .obs with {}", "context"),
+            *(Advice("leave out {}", name) for name in given),
+        )
 
 
 def _params(ensemble: Ensemble, slide: Slide, context: Context | None) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from st_predict import checkpoints
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
-from st_predict._runtime import Inference, pick_device
+from st_predict._runtime import Compute, Inference
 from st_predict._sections import CellReader, encoder_of
+from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
 from st_predict.io import find_image, find_mpp, open_pyramid
@@ -74,7 +75,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     table_key
         Table of spots, if the mpp of the image is to be had from its assay.
     mpp
-        As in :func:`predict`.
+        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay.
     tissue_only
         Whether to leave out cells whose centre is not on the tissue (:func:`st_predict.pp.find_tissue`).
     out
@@ -86,8 +87,10 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
         Hyper-parameters to change, as in :func:`predict`.
     batch_size
         Cells that the network predicts at a time.
-    device, precision
-        As in :func:`predict`.
+    device
+        ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    precision
+        ``"auto"`` computes in bfloat16 where the device does so natively; ``"float32"``, ``"bfloat16"``.
 
     Returns
     -------
@@ -116,22 +119,27 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     MemoryError
         If memory does not suffice for one tile.
     """
+    where = Where(image_key=image_key, table_key=table_key, mpp=mpp)
+    compute = Compute(device=device, precision=precision, batch_size=batch_size)
+    image_key = find_image(sdata, image_key)
     network, card = checkpoints.load(checkpoints.find_weights(model), hparams=hparams)
     encoder = _cell_encoder(card)
-    image_key = find_image(sdata, image_key)
     required = card.crop.mpp is not None
-    found = find_mpp(sdata, image_key=image_key, table_key=table_key, mpp=mpp, required=required)
+    found = find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=where.mpp, required=required)
     key = key_added or Keys.cells(card.model)
     check_cells(sdata, key, out)
-    where = pick_device(device)
-    inference = Inference(network, working_batch=batch_size or _TOGETHER, device=where, precision=precision)
+    inference = Inference(
+        network,
+        working_batch=compute.batch_size or _TOGETHER,
+        device=compute.place,
+        precision=compute.precision,
+    )
     reader = CellReader(
         open_pyramid(sdata, image_key),
         encoder,
         card.crop,
         mpp=None if found is None else found.value,
-        device=where,
-        precision=precision,
+        compute=compute,
     )
     cells = _on_tissue(reader.grid, find_tissue(sdata, image_key) if tissue_only else None)
     params = {
@@ -167,8 +175,9 @@ def _cell_encoder(card: ModelCard) -> CellEncoder:
     encoder = encoder_of(card)
     if not isinstance(encoder, CellEncoder):
         raise InvalidValueError(
-            f"{card.model!r} predicts spots from the image around them, and not cells. For a fine map of it, lay a lattice of spots "
-            "with st_predict.pp.make_grid(sdata, pitch_um=...), and predict these with st_predict.tl.predict."
+            f"{card.model!r} predicts spots from the image around them, and not cells.",
+            "for a fine map, lay a lattice of spots with st_predict.pp.make_grid(sdata, pitch_um=...), and predict these with "
+            "st_predict.tl.predict",
         )
     return encoder
 
@@ -180,8 +189,8 @@ def _on_tissue(grid: CellGrid, tissue: Tissue | None) -> NDArray[np.int64]:
     cells = np.concatenate([band[tissue.at(grid.centres(band))] for band in grid.bands()])
     if not len(cells):
         raise InvalidValueError(
-            f"No tissue found: {100 * tissue.mask.mean():.2g} % of the image is tissue (contrast above {tissue.threshold:.3g}). For "
-            "cells everywhere, tissue_only=False."
+            f"No tissue found: {100 * tissue.mask.mean():.2g} % of the image is tissue (contrast above {tissue.threshold:.3g}).",
+            Advice("take cells everywhere with {}", "tissue_only", value=False),
         )
     return cells
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,27 @@ import pandas as pd
 import torch
 
 from st_predict import checkpoints
-from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._identifiers import GeneAliases, gene_id_type_of
 from st_predict._keys import Keys
-from st_predict._runtime import pick_device, pick_precision
-from st_predict._sections import as_list, encoder_of, observe, open_unlabelled, split_patients, store_of
+from st_predict._runtime import Compute
+from st_predict._sections import (
+    as_list,
+    encoder_of,
+    keep_common,
+    measure,
+    measured_table_key,
+    observe,
+    open_unlabelled,
+    split_patients,
+    store_of,
+)
 from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
+from st_predict._validated import Positive, check
 from st_predict._version import __version__
+from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
-from st_predict.pp import fit_limits, select_panel
+from st_predict.pp import apply_limits, fit_limits, select_panel
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
@@ -30,7 +45,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from st_predict._sections import Observed, Sections
+    from st_predict._sections import Measured, Observed, Sections
     from st_predict._training import TrainConfig
     from st_predict.models import ModelSpec, Preset, SpotModel
 
@@ -58,6 +73,14 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     group_key: str = Keys.PATIENT,
     allow_shared: Sequence[str] = (),
     image_key: Mapping[str, str] | str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    layer: str | None = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
     mpp: float | None = None,
     preset: str = "paper",
     hparams: Mapping[str, Any] | None = None,
@@ -92,6 +115,25 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     image_key
         RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of
         several sections.
+    table_key
+        Table of the counts; may be left out where there is one, or one called ``"table"``.
+    shapes_key
+        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+    layer
+        Layer of the table with the raw counts; by default ``.X``.
+    missing
+        What to do with genes of ``panel`` that a table lacks: refuse, or ``"drop"`` them from the panel of the network.
+    duplicates
+        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
+        ``"first"``.
+    ignore_case
+        Whether symbols that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with identifiers like those of ``panel``. By default ``var_names``, or the one column that has
+        genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
     mpp
         Resolution to train at, in um/px of the finest level; the mpp of every image must then be known.
         By default that of the model, for most ``None``: pixels as they are.
@@ -113,7 +155,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     resume
         Go on from the last epoch that ``out`` holds.
     card
-        More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``...
+        More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``, ``gene_id_type``,
+        ``training``. Tables of another ``organism`` are refused.
 
     Returns
     -------
@@ -127,25 +170,43 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     FileExistsError
         If ``out`` holds results and ``resume`` is false.
     KeyError
-        If the model or a column does not exist.
+        If the model, an element, a layer or a column does not exist, or genes are missing.
     ValueError
         If the preset, the panel, the counts, the patients, the images or the settings are unfit; the message says how.
+    TypeError
+        If a section is not a SpatialData object, or ``panel`` is neither a list nor a number.
     ModuleNotFoundError
         If the model needs timm and that is not installed.
     ConnectionError
         If the hyper-parameters ask for weights that are not in the cache and cannot be got.
     """
+    where = Where(
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        group_key=group_key,
+        genes=GeneMatching(
+            missing=missing,
+            duplicates=duplicates,
+            ignore_case=ignore_case,
+            id_column=id_column,
+            aliases=GeneAliases.of(aliases),
+        ),
+    )
     spec = get_spec(model)
     setting = get_preset(spec, preset)
     config = configure(setting, config)
     _check_config(config, spec)
-    training, held_out = split_patients(as_list(sdatas), validation, group_key=group_key, allow_shared=allow_shared)
-    where = _Where(group_key=group_key, image_key=image_key)
-    model_card = _write_card(spec, setting, panel, training, hparams=hparams, mpp=mpp, extra=card or {})
-    model_card = _with_limits(model_card, training, where)
+    training, held_out = split_patients(as_list(sdatas), validation, where=where, allow_shared=allow_shared)
+    model_card = _write_card(
+        spec, setting, _panel(panel, training, where, method=setting.panel), hparams=hparams, mpp=mpp, extra=card
+    )
+    measured = [_measure(sdata, model_card, where) for sdata in (*training, *held_out)]
+    model_card, observed = _observe(measured, len(training), keep_common(model_card, measured))
     data = _Data(
-        training=[o for sdata in training for o in where.observe(sdata, model_card)],
-        validation=[o for sdata in held_out for o in where.observe(sdata, model_card)],
+        training=[section for slide in observed[: len(training)] for section in slide],
+        validation=[section for slide in observed[len(training) :] for section in slide],
         unlabelled=_open_unlabelled(
             unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
         ),
@@ -163,19 +224,6 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     return TrainResult(
         checkpoint=run.save(network, model_card, history), history=pd.DataFrame(history), card=model_card
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Where:
-    """How to find the patients and the images of the sections."""
-
-    group_key: str
-    image_key: Mapping[str, str] | str | None
-
-    def observe(self, sdata: SpatialData, card: ModelCard) -> list[Observed]:
-        """Open the measured sections of a slide."""
-        counts = "counts" in get_spec(card.model).needs
-        return observe(sdata, card, group_key=self.group_key, image_key=self.image_key, counts=counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,22 +254,41 @@ def _check_config(config: TrainConfig, spec: ModelSpec) -> None:
     """Refuse settings that do not fit the model or the machine."""
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
-            f"regions={config.regions} is for networks that see sections; {spec.name!r} sees single spots."
+            f"{config.regions} regions per section are for networks that see sections; {spec.name!r} sees single spots.",
+            Advice("leave out 'regions' in {}", "config"),
         )
-    pick_precision(config.precision, pick_device(config.device))
+    Compute(device=config.device, precision=config.precision)  # refuses what does not exist
+
+
+def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
+    """Genes to predict: those that are named, or as many as asked for."""
+    if isinstance(panel, Integral) and not isinstance(panel, bool):
+        tables = [sdata.tables[measured_table_key(sdata, where)] for sdata in training]
+        chosen = select_panel(
+            tables,
+            n_genes=int(panel),
+            method=method,
+            layer=where.layer,
+            id_column=where.genes.id_column,
+            duplicates=where.genes.duplicates,
+        )
+        return tuple(chosen)
+    if isinstance(panel, str | bool) or not isinstance(panel, Iterable):
+        raise InvalidTypeError(f"panel should be a list of genes, or the number of genes to select, got {panel!r}.")
+    return tuple(str(gene) for gene in panel)
 
 
 def _write_card(
     spec: ModelSpec,
     setting: Preset,
-    panel: Sequence[str] | int,
-    training: list[SpatialData],
+    genes: tuple[str, ...],
     *,
     hparams: Mapping[str, Any] | None,
     mpp: float | None,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, Any] | None,
 ) -> ModelCard:
     """Write the card of the network to train, as far as it is known before the sections are opened."""
+    mpp = check("mpp", mpp, Positive | None)
     settled = spec.complete(_plain({**spec.hparams, **setting.hparams, **(hparams or {})}))
     crop = spec.crop_for(settled)
     if mpp is not None and crop.mpp not in {None, mpp}:
@@ -230,12 +297,12 @@ def _write_card(
         )
     return ModelCard(
         model=spec.name,
-        genes=_panel(panel, training, method=setting.panel),
+        genes=genes,
         crop=crop if mpp is None else replace(crop, mpp=mpp),
         pixels=spec.pixels_for(settled),
         target=setting.target or spec.target,
         hparams=settled,
-        **extra,
+        **{"gene_id_type": gene_id_type_of(genes), **(extra or {})},
     )
 
 
@@ -250,25 +317,31 @@ def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _panel(panel: Sequence[str] | int, training: list[SpatialData], *, method: Any) -> tuple[str, ...]:
-    if isinstance(panel, str):
-        raise InvalidTypeError(f"panel must be a list of genes or how many to select, got {panel!r}.")
-    return tuple(select_panel(training, n_genes=panel, method=method) if isinstance(panel, int) else panel)
+def _measure(sdata: SpatialData, card: ModelCard, where: Where) -> Measured:
+    try:
+        return measure(sdata, card, where)
+    except StPredictError as error:
+        raise error.without({"mpp"}) from None  # the mpp of an image is not the one to train at
 
 
-def _with_limits(card: ModelCard, training: list[SpatialData], where: _Where) -> ModelCard:
-    """Add to a card the limits of each gene among the training spots, if its target is scaled to them."""
+def _observe(measured: Sequence[Measured], n_training: int, card: ModelCard) -> tuple[ModelCard, list[list[Observed]]]:
+    """Read targets; a card whose target is scaled gets the limits of each gene among the spots of training."""
+    counts = "counts" in get_spec(card.model).needs
+    unscaled = replace(card, target=replace(card.target, scale="none", limits=None))
+    slides = [observe(slide, unscaled, counts=counts) for slide in measured]
     if card.target.scale == "none":
-        return card
-    plain = replace(card, target=replace(card.target, scale="none", limits=None))
-    values = [o.target for sdata in training for o in where.observe(sdata, plain)]
-    return replace(card, target=replace(card.target, limits=fit_limits(np.concatenate(values))))
+        return card, slides
+    values = np.concatenate([section.target for slide in slides[:n_training] for section in slide])
+    card = replace(card, target=replace(card.target, limits=fit_limits(values)))
+    return card, [
+        [replace(section, target=apply_limits(section.target, card.target)) for section in slide] for slide in slides
+    ]
 
 
 def _open_unlabelled(
     unlabelled: Sections | None,
     card: ModelCard,
-    where: _Where,
+    where: Where,
     *,
     training: list[SpatialData],
     held_out: list[SpatialData],
@@ -279,16 +352,16 @@ def _open_unlabelled(
     spec = get_spec(card.model)
     if spec.closed_form or spec.scope == "section":
         raise InvalidValueError(
-            f"unlabelled= is for networks that see single spots and learn by gradients, not for {card.model!r}."
+            f"Unlabelled slides are for networks that see single spots and learn by gradients, not for {card.model!r}.",
+            Advice("leave out {}", "unlabelled"),
         )
     return open_unlabelled(
-        as_list(unlabelled),
+        as_list(unlabelled, "unlabelled"),
         card,
         training=training,
         held_out=held_out,
-        group_key=where.group_key,
+        where=where,
         allow_shared=allow_shared,
-        image_key=where.image_key,
     )
 
 
@@ -296,12 +369,10 @@ def _learn(
     card: ModelCard, data: _Data, run: Run, *, config: TrainConfig, rounds: int
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Cut what the network reads, and train it; return the card with what was measured for it."""
-    device, encoder = pick_device(config.device), encoder_of(card)
+    compute, encoder = Compute(device=config.device, precision=config.precision), encoder_of(card)
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".crops-") as crops:
         stores = {
-            name: store_of(
-                sections, card, encoder, folder=Path(crops) / name, device=device, precision=config.precision
-            )
+            name: store_of(sections, card, encoder, folder=Path(crops) / name, compute=compute)
             for name, sections in (
                 ("training", data.training),
                 ("validation", data.validation),

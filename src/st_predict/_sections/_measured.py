@@ -1,0 +1,238 @@
+"""Measured slides: where their counts are, and where the genes of a panel are among these."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._keys import Keys
+from st_predict._record import Record
+from st_predict._sections._needs import check_needs, needs_mpp
+from st_predict._sections._section import open_table, region_key_of
+from st_predict.io import find_table
+from st_predict.pp import align_panel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from st_predict._sections._section import Slide
+    from st_predict._where import Where
+    from st_predict.pp import PanelMatch
+    from st_predict.specs import ModelCard
+
+__all__ = [
+    "Measured",
+    "describe_measured",
+    "keep_common",
+    "match_genes",
+    "measure",
+    "measured_obs",
+    "measured_table_key",
+    "patients_of",
+    "section_name",
+    "select_genes",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measured:
+    """A measured slide, opened once.
+
+    Parameters
+    ----------
+    slide
+        Its sections.
+    match
+        Where the genes of a panel are in its table.
+    where
+        Elements, layer and gene matching.
+    patients
+        ``(n_obs,)``: patient of each row of the table.
+    """
+
+    slide: Slide
+    match: PanelMatch
+    where: Where
+    patients: pd.Series
+
+    @property
+    def table(self) -> AnnData:
+        """The table of the counts."""
+        return self.slide.sdata.tables[self.slide.table_key]
+
+
+def measure(sdata: SpatialData, card: ModelCard, where: Where, *, crops: bool = True) -> Measured:
+    """Open a measured slide, and find the genes of a card in its table.
+
+    Parameters
+    ----------
+    sdata
+        Holds images, shapes and tables.
+    card
+        Panel to be found, and what its network needs of a section.
+    where
+        Elements, layer, column of the patients and gene matching.
+    crops
+        Whether crops will be cut; if not, it does not matter what is known of the image and of places.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no table, no column of patients, or genes of the panel are missing.
+    """
+    table_key = measured_table_key(sdata, where)
+    slide = open_table(sdata, table_key, where, need_mpp=crops and needs_mpp(card), region=where.shapes_key)
+    if crops:
+        check_needs(slide.sections, card)
+    table = sdata.tables[table_key]
+    return Measured(
+        slide=slide,
+        match=match_genes(table, card, where),
+        where=where,
+        patients=_patients(table.obs, where.group_key, rows=np.concatenate([s.rows for s in slide.sections])),
+    )
+
+
+def match_genes(table: AnnData, card: ModelCard, where: Where, *, drop: bool = False) -> PanelMatch:
+    """Find the genes of a card in a table; ``drop`` leaves out missing ones, whatever ``where`` says."""
+    return align_panel(
+        table,
+        card.genes,
+        id_column=where.genes.id_column,
+        duplicates=where.genes.duplicates,
+        missing="drop" if drop else where.genes.missing,
+        ignore_case=where.genes.ignore_case,
+        aliases=where.genes.aliases,
+        organism=card.organism,
+    )
+
+
+def keep_common(card: ModelCard, slides: Sequence[Measured]) -> ModelCard:
+    """Return a card without the genes that a slide lacks; only where missing genes are to be dropped is there any."""
+    there = [set(slide.match.matched) for slide in slides]
+    kept = [i for i, gene in enumerate(card.genes) if all(gene in genes for genes in there)]
+    if len(kept) == len(card.genes):
+        return card
+    if not kept:
+        raise InvalidValueError(f"No gene of the panel of {len(card.genes)} is in the tables of all slides.")
+    lost = [gene for i, gene in enumerate(card.genes) if i not in set(kept)]
+    logger.warning(
+        "%d of %d panel genes are not in every table and are left out: %s.", len(lost), len(card.genes), lost
+    )
+    return select_genes(card, kept)
+
+
+def select_genes(card: ModelCard, kept: Sequence[int]) -> ModelCard:
+    """Return a card with some of the genes."""
+    limits = card.target.limits
+    if limits is not None:
+        limits = (tuple(limits[0][i] for i in kept), tuple(limits[1][i] for i in kept))
+    return replace(card, genes=tuple(card.genes[i] for i in kept), target=replace(card.target, limits=limits))
+
+
+def measured_table_key(sdata: SpatialData, where: Where) -> str:
+    """Return the name of the table of the counts: the one that is named, or that annotates the shapes that are named.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is none, or several could be meant.
+    """
+    check_slide(sdata)
+    if where.shapes_key is None or where.table_key is not None:
+        table_key = find_table(sdata, where.table_key)
+        if table_key is None:
+            raise InvalidValueError("There is no table with counts: training and evaluation need measured spots.")
+        if where.shapes_key is not None and where.shapes_key not in _annotated(sdata, table_key):
+            raise NotFoundError(
+                f"Table {table_key!r} annotates {sorted(_annotated(sdata, table_key))}, and not {where.shapes_key!r}.",
+                Advice("name shapes that it annotates with {}", "shapes_key"),
+            )
+        return table_key
+    there = [name for name in sdata.tables if where.shapes_key in _annotated(sdata, name)]
+    counted = [name for name in there if name in _spot_tables(sdata)]
+    if len(counted) == 1:
+        return counted[0]
+    if not counted:
+        raise NotFoundError(
+            f"No table annotates the shapes {where.shapes_key!r}; the shapes are {sorted(sdata.shapes)}.",
+            Advice("name others with {}", "shapes_key"),
+            Advice("name the table instead with {}", "table_key"),
+        )
+    raise InvalidValueError(
+        f"Several tables annotate the shapes {where.shapes_key!r}: {sorted(counted)}.",
+        Advice("name one with {}", "table_key"),
+    )
+
+
+def measured_obs(sdata: SpatialData, where: Where) -> pd.DataFrame:
+    """Return ``.obs`` of the measured spots that are meant."""
+    table_key = measured_table_key(sdata, where)
+    table = sdata.tables[table_key]
+    if where.shapes_key is None:
+        return table.obs
+    return table.obs[table.obs[region_key_of(table, table_key)].astype(str) == where.shapes_key]
+
+
+def patients_of(sdata: SpatialData, where: Where) -> set[str]:
+    """Return the patients whose spots a slide holds."""
+    obs = measured_obs(sdata, where)
+    return set(_patients(obs, where.group_key, rows=np.arange(len(obs))))
+
+
+def section_name(obs: pd.DataFrame, region: str) -> str:
+    """Return the name of a section; the names of sections that share a region are joined by a plus sign."""
+    return "+".join(sorted(set(obs[Keys.SECTION].astype(str)))) if Keys.SECTION in obs else region
+
+
+def describe_measured(sdata: SpatialData, where: Where) -> list[dict[str, Any]]:
+    """Return name and patients of each section of a measured slide, without opening its image."""
+    obs, table_key = measured_obs(sdata, where), measured_table_key(sdata, where)
+    patients = _patients(obs, where.group_key, rows=np.arange(len(obs)))
+    regions = obs[region_key_of(sdata.tables[table_key], table_key)].astype(str)
+    return [
+        {"section": section_name(obs[regions == region], region), "patients": sorted(set(patients[regions == region]))}
+        for region in dict.fromkeys(regions)
+    ]
+
+
+def _patients(obs: pd.DataFrame, group_key: str, *, rows: NDArray[np.int64]) -> pd.Series:
+    """Patient of each spot; only some rows have to have one."""
+    if group_key not in obs:
+        raise NotFoundError(
+            f"The table has no column {group_key!r} that says whose tissue each spot is; it has {sorted(obs.columns)}.",
+            Advice("name the right one with {}", "group_key"),
+            "add it to .obs",
+        )
+    if n_unknown := int(obs[group_key].iloc[rows].isna().sum()):
+        raise InvalidValueError(
+            f"{n_unknown} spots have no {group_key!r}, so it is unknown whose tissue they are.",
+            "fill the column of .obs",
+            Advice("name another one with {}", "group_key"),
+        )
+    return obs[group_key].astype(str)
+
+
+def _annotated(sdata: SpatialData, table_key: str) -> set[str]:
+    table = sdata.tables[table_key]
+    try:
+        return set(table.obs[region_key_of(table, table_key)].astype(str))
+    except InvalidValueError:
+        return set()
+
+
+def _spot_tables(sdata: SpatialData) -> set[str]:
+    """Tables that are not results of st_predict."""
+    return {name for name, table in sdata.tables.items() if name not in Record.keys(table.uns)}

@@ -1,0 +1,127 @@
+"""Whose genes these are, as far as identifiers tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._identifiers import ENSEMBL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["refuse_other_organism"]
+
+ENSEMBL_PREFIXES = {
+    "ENSG": "human",
+    "ENSMUSG": "mouse",
+    "ENSRNOG": "rat",
+    "ENSDARG": "zebrafish",
+    "ENSSSCG": "pig",
+    "ENSBTAG": "cattle",
+    "ENSGALG": "chicken",
+    "ENSMMUG": "macaque",
+    "ENSCAFG": "dog",
+    "ENSOCUG": "rabbit",
+}
+
+SCIENTIFIC = {
+    "homo sapiens": "human",
+    "mus musculus": "mouse",
+    "rattus norvegicus": "rat",
+    "danio rerio": "zebrafish",
+    "sus scrofa": "pig",
+    "bos taurus": "cattle",
+    "gallus gallus": "chicken",
+    "macaca mulatta": "macaque",
+    "canis lupus familiaris": "dog",
+    "oryctolagus cuniculus": "rabbit",
+}
+
+TITLE_CASE = {"mouse", "rat"}
+"""Organisms whose symbols are written as ``Erbb2``; those of the others known here are not."""
+
+_MOST = 0.8  # share of the names that has to agree
+
+
+def refuse_other_organism(
+    genes: Sequence[str], ids: Sequence[str], *, organism: str, ignore_case: bool, found_some: bool
+) -> None:
+    """Refuse a table of another organism than the panel.
+
+    Parameters
+    ----------
+    genes
+        The panel.
+    ids
+        Identifiers of the table.
+    organism
+        Organism of the panel; ``"unknown"`` if nobody says.
+    ignore_case
+        Whether case tells nothing; it is believed unless the organism is known.
+    found_some
+        Whether genes of the panel are in the table as they are written; if so, case alone is no evidence.
+
+    Raises
+    ------
+    InvalidValueError
+        If Ensembl identifiers are of another organism, or the case of the symbols is that of another organism.
+    """
+    known = _common_name(organism)
+    expected, there = known or _by_prefix(genes), _by_prefix(ids)
+    if expected is not None and there is not None and expected != there:
+        raise InvalidValueError(
+            f"The panel is of {expected}, and the Ensembl identifiers of the table are of {there}, such as {_first(ids)}. "
+            "Genes of another organism have to be translated to their orthologues first."
+        )
+    theirs = _is_title_case(ids)
+    if known is not None:
+        ours: bool | None = known in TITLE_CASE if known in ENSEMBL_PREFIXES.values() else None
+    else:
+        ours = None if ignore_case or found_some else _is_title_case(genes)
+    if ours is None or theirs is None or ours == theirs:
+        return
+    what = f"The panel is of {known}" if known else f"Symbols of the panel are written as {_first(genes)}"
+    ways = (
+        ()
+        if known
+        else (Advice("for the same organism, ignore the case of letters with {}", "ignore_case", value=True),)
+    )
+    raise InvalidValueError(
+        f"{what}, and symbols of the table are written as {_first(ids)}, as in "
+        f"{'mouse and rat' if theirs else 'human'}: this is another organism. Genes of another organism have to be translated "
+        "to their orthologues first.",
+        *ways,
+    )
+
+
+def _common_name(organism: str) -> str | None:
+    name = organism.strip().lower()
+    return None if name in {"", "unknown"} else SCIENTIFIC.get(name, name)
+
+
+def _by_prefix(names: Iterable[str]) -> str | None:
+    """Organism of Ensembl identifiers; ``None`` if most of the names are something else."""
+    matches = [ENSEMBL.fullmatch(name) for name in names]
+    prefixes = Counter(match["prefix"] for match in matches if match is not None)
+    if not prefixes:
+        return None
+    prefix, n = prefixes.most_common(1)[0]
+    return ENSEMBL_PREFIXES.get(prefix, prefix) if n > _MOST * len(matches) else None
+
+
+def _is_title_case(names: Iterable[str]) -> bool | None:
+    """Whether symbols are written as ``Erbb2`` (true) or ``ERBB2`` (false); ``None`` if neither is the rule."""
+    letters = ["".join(filter(str.isalpha, name)) for name in names if ENSEMBL.fullmatch(name) is None]
+    symbols = [name for name in letters if len(name) > 1]
+    if not symbols:
+        return None
+    for answer, fits in ((True, str.istitle), (False, str.isupper)):
+        if sum(map(fits, symbols)) > _MOST * len(symbols):
+            return answer
+    return None
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3])
