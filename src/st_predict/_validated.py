@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence  # noqa: TC003
 from dataclasses import field, fields
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,7 +16,19 @@ from pydantic.dataclasses import dataclass
 
 from st_predict._errors import InvalidValueError, StPredictError
 
-__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "Share", "check", "validated"]
+__all__ = [
+    "Count",
+    "FilePath",
+    "Name",
+    "Natural",
+    "NotNegative",
+    "Number",
+    "Positive",
+    "Probability",
+    "Share",
+    "check",
+    "validated",
+]
 
 T = TypeVar("T")
 
@@ -34,6 +48,18 @@ def _real(value: Any) -> Any:
     return float(value)
 
 
+def _path(value: Any) -> Any:
+    if not isinstance(value, str | PathLike):
+        raise ValueError("should be a path")
+    return Path(value)
+
+
+def _name(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value) or value in {".", ".."} or value[:2] == "__":
+        raise ValueError("should be a name of letters, digits, _, - and .")
+    return value
+
+
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_real)]
@@ -41,6 +67,9 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
+FilePath = Annotated[Any, BeforeValidator(_path)]
+Name = Annotated[Any, BeforeValidator(_name)]
+"""Name of an element that SpatialData can store."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))

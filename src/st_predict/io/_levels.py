@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,7 @@ class ZarrLevel:
         try:
             pixels = np.frombuffer(data if codec is None else codec.decode(data), np.uint8)
             return pixels.reshape(shape)
-        except (RuntimeError, ValueError) as error:
+        except (EOFError, RuntimeError, ValueError, zlib.error) as error:
             raise OSError(f"{str(path)!r} is damaged: {error}") from error
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from st_predict._containers import check_slide
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["find_image", "find_shapes", "find_table"]
@@ -38,17 +39,20 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
         return _named(image_key, names, what="image")
     if not names:
         raise InvalidValueError(
-            "There is no image in sdata. Add one to sdata.images, or read one with st_predict.io.read_wsi."
+            "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_wsi"
         )
     if len(names) > 1:
-        raise InvalidValueError(f"image_key is needed: sdata has the images {names}.")
+        raise InvalidValueError(
+            f"There are several images in sdata: {names}.", Advice("choose one with {}", "image_key")
+        )
     return names[0]
 
 
 def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     """Name of the table of the spots.
 
-    Tables that st_predict itself has written, that is predictions, are not taken for one unless they are named.
+    Predictions in tables of their own, and those that :func:`st_predict.get.prediction` has returned, are only taken if
+    they are named.
 
     Parameters
     ----------
@@ -71,14 +75,18 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     check_slide(sdata)
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table")
-    names = sorted(name for name, table in sdata.tables.items() if name not in Record.keys(table.uns))
+    names = sorted(name for name, table in sdata.tables.items() if not _is_result(name, table))
     if not names:
         return None
     if len(names) == 1:
         return names[0]
     if Keys.TABLE in names:
         return Keys.TABLE
-    raise InvalidValueError(f"table_key is needed: sdata has the tables {names}.")
+    raise InvalidValueError(f"There are several tables in sdata: {names}.", Advice("choose one with {}", "table_key"))
+
+
+def _is_result(name: str, table: AnnData) -> bool:
+    return name in Record.keys(table.uns) or Record.is_copy(table.uns)
 
 
 def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
@@ -108,9 +116,12 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     if Keys.GRID in names:
         return Keys.GRID
     if names:
-        raise InvalidValueError(f"shapes_key is needed: sdata has no table, and the shapes {names}.")
+        raise InvalidValueError(
+            f"There is no table in sdata, and several shapes: {names}.", Advice("choose one with {}", "shapes_key")
+        )
     raise InvalidValueError(
-        "There are no spots: sdata has neither a table nor shapes. st_predict.pp.make_grid lays a grid of spots on the tissue."
+        "There are no spots: sdata has neither a table nor shapes.",
+        "lay a grid of spots on the tissue with st_predict.pp.make_grid",
     )
 
 
