@@ -72,7 +72,7 @@ class GeneAliases:
             table = _read(table)
         if not isinstance(table, pd.DataFrame):
             raise InvalidTypeError(
-                f"aliases should be the path of a tab-separated file or a data frame, got {type(table).__name__}."
+                f"aliases must be the path of a tab-separated file or a data frame, got {type(table).__name__}."
             )
         return cls(genes=_genes(table, source))
 

@@ -38,25 +38,25 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowe
 def _whole(value: Any) -> Any:
     """Integers of numpy become those of Python; truth values and texts are no numbers."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError("should be a whole number")
+        raise ValueError("must be a whole number")
     return int(value)
 
 
 def _real(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError("should be a number")
+        raise ValueError("must be a number")
     return float(value)
 
 
 def _path(value: Any) -> Any:
     if not isinstance(value, str | PathLike):
-        raise ValueError("should be a path")
+        raise ValueError("must be a path")
     return Path(value)
 
 
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value) or value in {".", ".."} or value[:2] == "__":
-        raise ValueError("should be a name of letters, digits, _, - and .")
+        raise ValueError("must be a name of letters, digits, _, - and .")
     return value
 
 
@@ -128,10 +128,25 @@ def _sentence(name: str, errors: Sequence[Any]) -> str:
         return f"{place} is missing"
     if first["type"] == "unexpected_keyword_argument":
         return f"{place} is not a field"
-    said = " or ".join(dict.fromkeys(_said(one).removeprefix("should be ") for one in errors))
+    said = " or ".join(dict.fromkeys(_said(one).removeprefix("must be ") for one in errors))
     value = repr(first["input"])
-    return f"{place} should be {said}, got {value if len(value) <= 200 else value[:200] + '...'}"
+    return f"{place} must be {said}, got {value if len(value) <= 200 else value[:200] + '...'}"
+
+
+_PLAIN = {
+    "Input should be": "must be",
+    "should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid string": "a string",
+    "a valid dictionary": "a mapping",
+}
 
 
 def _said(found: Any) -> str:
-    return str(found.get("ctx", {}).get("error") or found["msg"].removeprefix("Input "))
+    said = str(found.get("ctx", {}).get("error") or found["msg"])
+    for theirs, ours in _PLAIN.items():
+        said = said.replace(theirs, ours)
+    return said

@@ -103,7 +103,7 @@ def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
     values = table.obs[column]
     if values.dtype not in (bool, "boolean") or values.isna().any():
         raise InvalidValueError(
-            f".obs[{column!r}] should be true or false for every spot; its type is {values.dtype}.",
+            f".obs[{column!r}] must be true or false for every spot; its type is {values.dtype}.",
             "convert it with .astype(bool)",
         )
     return values.to_numpy(dtype=bool)

@@ -108,10 +108,10 @@ def select_panel(
 def _as_list(adatas: Sequence[AnnData | SpatialData]) -> list[AnnData | SpatialData]:
     if isinstance(adatas, anndata.AnnData | SpatialData):
         raise InvalidTypeError(
-            f"adatas should be a list, one table per section, got one {type(adatas).__name__}.", "write [adata]"
+            f"adatas must be a list, one table per section, got one {type(adatas).__name__}.", "write [adata]"
         )
     if isinstance(adatas, str | PathLike) or not isinstance(adatas, Iterable):
-        raise InvalidTypeError(f"adatas should be a list of AnnData or SpatialData, got {adatas!r}.")
+        raise InvalidTypeError(f"adatas must be a list of AnnData or SpatialData, got {adatas!r}.")
     found = list(adatas)
     if not found:
         raise InvalidValueError("adatas is empty; give at least one table.")

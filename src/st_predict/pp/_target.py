@@ -115,7 +115,7 @@ def make_target(
 def _check_spec(spec: TargetSpec) -> None:
     if not isinstance(spec, TargetSpec):
         raise InvalidTypeError(
-            f"spec should be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec"
+            f"spec must be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec"
         )
 
 
@@ -270,7 +270,7 @@ def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
     _check_spec(spec)
     array = np.asarray(values, dtype=np.float32)
     if array.ndim != 2:
-        raise InvalidValueError(f"values should be (n_spots, n_genes), got the shape {array.shape}.")
+        raise InvalidValueError(f"values must be (n_spots, n_genes), got the shape {array.shape}.")
     return _scale(array, spec)
 
 

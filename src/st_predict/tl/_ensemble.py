@@ -117,7 +117,7 @@ class Ensemble:
         given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
         if not isinstance(given, Iterable):
             raise InvalidTypeError(
-                f"model should be a name, a path, the result of a training, or a list of these, got {given!r}."
+                f"model must be a name, a path, the result of a training, or a list of these, got {given!r}."
             )
         names = [checkpoints.name_of(model) for model in given]
         if not names:

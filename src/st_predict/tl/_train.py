@@ -274,7 +274,7 @@ def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where
         )
         return tuple(chosen)
     if isinstance(panel, str | bool) or not isinstance(panel, Iterable):
-        raise InvalidTypeError(f"panel should be a list of genes, or the number of genes to select, got {panel!r}.")
+        raise InvalidTypeError(f"panel must be a list of genes, or the number of genes to select, got {panel!r}.")
     return tuple(str(gene) for gene in panel)
 
 
