@@ -1,0 +1,307 @@
+"""Counts in a layer, in one of several tables, under other names: train, evaluate and calibrate find them."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from spatialdata.models import TableModel
+from spatialdata.transformations import Identity, set_transformation
+
+import st_predict as stp
+from st_predict import checkpoints
+from st_predict.models import get_spec
+from st_predict.pp import make_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    Make = Callable[[str], SpatialData]
+    Change = Callable[[SpatialData], None]
+
+GENES = ["a", "b", "c", "d"]
+KEY = "pred_mean"
+
+
+@pytest.fixture
+def pair(other: Make) -> tuple[SpatialData, SpatialData]:
+    """Sections of two patients."""
+    return other("P1"), other("P2")
+
+
+def fit(sdatas: Any, out: Path, **options: Any) -> stp.tl.TrainResult:
+    return stp.tl.train(sdatas, "mean", **{"panel": GENES, "out": out, **options})
+
+
+def run(pair: tuple[SpatialData, SpatialData], out: Path, change: Change, **options: Any) -> list[pd.DataFrame]:
+    """Train, predict, evaluate, calibrate and report on changed tables; return everything that can be compared."""
+    for sdata in pair:
+        change(sdata)
+    table_key = options.get("table_key") or options.get("shapes_key", "table").replace("spots", "table")
+    result = fit(pair[0], out, **options)
+    for sdata in pair:
+        stp.tl.predict(sdata, result, table_key=table_key)
+    scores = stp.tl.evaluate(pair[1], key=KEY, train=pair[0], **options)
+    calibration = stp.tl.calibrate(pair[1], key=KEY, coverage=0.5, spots="some", **options)
+    report = calibration.report(pair[1], **options)
+    frame = stp.get.frame(pair[1], KEY, table_key=table_key)
+    return [frame, scores.summary, scores.genes, calibration.genes, report]
+
+
+def mark(sdata: SpatialData) -> None:
+    sdata.tables["table"].obs["some"] = np.arange(12) < 6
+
+
+def to_layer(sdata: SpatialData) -> None:
+    """Normalise and log, with the counts in a layer, as scanpy's tutorials do."""
+    mark(sdata)
+    table = sdata.tables["table"]
+    table.layers["counts"] = table.X.copy()
+    table.X = np.log1p(table.X / 3)
+
+
+def to_three_tables(sdata: SpatialData) -> None:
+    """Tables of three bin sizes, each of shapes of its own, as those of Visium HD."""
+    mark(sdata)
+    counted = sdata.tables.pop("table")
+    for i, size in enumerate(("002um", "008um", "016um")):
+        sdata.shapes[f"spots_{size}"] = sdata.shapes["spots"].copy()
+        table = counted.copy()
+        if size != "008um":
+            table.X = table.X * 0 + i + 1
+        table.obs["region"] = pd.Categorical([f"spots_{size}"] * table.n_obs)
+        table.uns.pop("spatialdata_attrs", None)
+        sdata.tables[f"table_{size}"] = TableModel.parse(
+            table, region=f"spots_{size}", region_key="region", instance_key="instance"
+        )
+
+
+def with_names(names: list[str]) -> Change:
+    def change(sdata: SpatialData) -> None:
+        mark(sdata)
+        sdata.tables["table"].var_names = names
+
+    return change
+
+
+def with_column(sdata: SpatialData) -> None:
+    mark(sdata)
+    sdata.tables["table"].var_names = [f"ENSG0000000000{i}" for i in range(4)]
+    sdata.tables["table"].var["symbol"] = GENES
+    sdata.tables["table"].var["old"] = ["d", "x", "y", "z"]
+
+
+def split_in_two(sdata: SpatialData) -> None:
+    """Carry gene b in two columns that sum to its counts."""
+    mark(sdata)
+    table = sdata.tables["table"]
+    half = np.floor(table.X[:, 1] / 2)
+    counts = np.column_stack([table.X[:, 0], half, table.X[:, 2:], table.X[:, 1] - half])
+    with warnings.catch_warnings(action="ignore"):  # anndata, of names that are not unique
+        sdata.tables["table"] = AnnData(
+            counts, obs=table.obs, var=pd.DataFrame(index=[*GENES, "b"]), uns=dict(table.uns), obsm=dict(table.obsm)
+        )
+
+
+def hgnc(folder: Path) -> Path:
+    """A table in the form of HGNC's complete set."""
+    path = folder / "complete_set.txt.gz"
+    rows = "hgnc_id\tsymbol\talias_symbol\tprev_symbol\tensembl_gene_id\n1\ta\t\t\t\n2\tb\tB2|both\told_b\t\n3\tc\tboth\t\t\n4\td\t\t\t\n"
+    with gzip.open(path, "wt") as file:
+        file.write(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (to_layer, {"layer": "counts"}),
+        (to_three_tables, {"table_key": "table_008um"}),
+        (to_three_tables, {"shapes_key": "spots_008um"}),
+        (with_names(["A", "b", "C", "d"]), {"ignore_case": True}),
+        (with_column, {"id_column": "symbol"}),
+        (with_names(["a", "old_b", "c", "d"]), {"aliases": "hgnc"}),
+        (split_in_two, {"duplicates": "sum"}),
+    ],
+    ids=["layer", "table", "shapes", "case", "column", "alias", "duplicate"],
+)
+def test_the_same_counts_elsewhere_give_the_same(
+    pair: tuple[SpatialData, SpatialData], other: Make, tmp_path: Path, change: Change, options: dict[str, Any]
+) -> None:
+    if "aliases" in options:
+        options = {"aliases": hgnc(tmp_path)}
+    plain = run((other("P1"), other("P2")), tmp_path / "plain", mark)
+    elsewhere = run(pair, tmp_path / "elsewhere", change, **options)
+    for one, same in zip(plain, elsewhere, strict=True):
+        pd.testing.assert_frame_equal(one, same)
+
+
+@pytest.mark.parametrize(
+    ("change", "way_out"),
+    [
+        (to_layer, "layer="),
+        (to_three_tables, "table_key="),
+        (with_names(["A", "b", "C", "d"]), "ignore_case=True"),
+        (with_names(["a", "other", "c", "d"]), 'missing="drop"'),
+        (with_names(["a", "other", "c", "d"]), "aliases="),
+        (split_in_two, 'duplicates="sum"'),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "evaluate", "calibrate", "report"])
+def test_advice_can_be_followed(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path, change: Change, way_out: str, verb: str
+) -> None:
+    result = fit(pair[0], tmp_path / "model")
+    for sdata in pair:
+        stp.tl.predict(sdata, result)
+        mark(sdata)
+    calibration = stp.tl.calibrate(pair[1], key=KEY, coverage=0.5, spots="some")
+    change(pair[1])
+    call = {
+        "train": lambda: fit(pair[1], tmp_path / "other"),
+        "evaluate": lambda: stp.tl.evaluate(pair[1], key=KEY),
+        "calibrate": lambda: stp.tl.calibrate(pair[1], key=KEY, coverage=0.5),
+        "report": lambda: calibration.report(pair[1]),
+    }[verb]
+    with pytest.raises((KeyError, ValueError), match=re.escape(way_out)):
+        call()
+
+
+def test_genes_that_a_table_lacks_are_left_out(
+    pair: tuple[SpatialData, SpatialData], other: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sdata in pair:
+        mark(sdata)
+    pair[0].tables["table"] = pair[0].tables["table"][:, ["a", "c", "d"]].copy()
+    result = fit(pair, tmp_path / "model", missing="drop")
+    assert result.card.genes == ("a", "c", "d")
+    assert "1 of 4 panel genes" in caplog.text
+    whole = fit(other("P3"), tmp_path / "whole")
+    stp.tl.predict(pair[1], whole)
+    pair[1].tables["table"] = pair[1].tables["table"][:, ["a", "c", "d"]].copy()
+    caplog.clear()
+    scores = stp.tl.evaluate(pair[1], key=KEY, train=pair[0], missing="drop")
+    assert scores.genes["gene"].unique().tolist() == ["a", "c", "d"]
+    assert set(pair[1].tables["table"].var) >= {f"{KEY}_pearson"}
+    # a mean of ln(1 + 1e6 / 4) for each gene: what is left out is a quarter
+    assert float(re.search(r"make up (\S+) %", caplog.text)[1]) == pytest.approx(25, abs=3)
+    calibration = stp.tl.calibrate(pair[1], key=KEY, coverage=0.5, spots="some", missing="drop")
+    assert calibration.genes["quantile"].isna().tolist() == [False, True, False, False]
+    calibration.save(tmp_path / "c.json")
+    again = stp.tl.Calibration.load(tmp_path / "c.json")
+    pd.testing.assert_frame_equal(again.genes, calibration.genes)
+    again.apply(pair[1])
+    lower = pair[1].tables["table"].obsm[f"{KEY}_lower"]
+    assert np.isnan(lower[:, 1]).all()
+    assert np.isfinite(lower[:, [0, 2, 3]]).all()
+    report = again.report(pair[1], missing="drop")
+    assert report["gene"].unique().tolist() == ["a", "c", "d"]
+
+
+def test_sums_over_all_genes_do_not_depend_on_the_panel(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = fit(pair[0], tmp_path / "model")
+    network, card = checkpoints.load(result.checkpoint)
+    path = tmp_path / "all.safetensors"
+    checkpoints.save(path, network, replace(card, target=replace(card.target, over="all")))
+    stp.tl.predict(pair[1], path)
+    pair[1].tables["table"].var_names = ["a", "x", "c", "d"]
+    stp.tl.evaluate(pair[1], missing="drop")
+    assert "make up" not in caplog.text
+
+
+def test_a_number_of_genes_is_chosen_from_the_layer_by_its_ids(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path
+) -> None:
+    for sdata in pair:
+        with_column(sdata)
+        to_layer(sdata)
+    result = fit(pair, tmp_path / "m", panel=np.int64(3), layer="counts", id_column="symbol", preset="original")
+    assert len(result.card.genes) == 3
+    assert set(result.card.genes) < set(GENES)
+    assert result.card.gene_id_type == "symbol"
+    ensembl = fit(pair, tmp_path / "e", panel=3, layer="counts", preset="original")
+    assert all(gene.startswith("ENSG") for gene in ensembl.card.genes)
+    assert ensembl.card.gene_id_type == "ensembl"
+
+
+def test_a_section_of_a_table_of_several(two_regions: SpatialData, tmp_path: Path) -> None:
+    images = {"spots": "he", "more": "mirrored"}
+    result = fit(two_regions, tmp_path / "m", image_key=images, shapes_key="more")
+    assert [section["patients"] for section in result.card.training["sections"]] == [["P2"]]
+    assert result.card.training["sections"][0]["n_spots"] == 12
+    with pytest.raises(KeyError, match=r"No table annotates the shapes 'nope'.*shapes_key="):
+        fit(two_regions, tmp_path / "n", image_key=images, shapes_key="nope")
+
+
+@pytest.mark.parametrize("organism", ["human", "Homo sapiens"])
+def test_another_organism_is_refused(pair: tuple[SpatialData, SpatialData], tmp_path: Path, organism: str) -> None:
+    human = ["ERBB2", "GNAS", "ACTB", "CD74"]
+    for sdata in pair:
+        sdata.tables["table"].var_names = human
+    result = fit(pair[0], tmp_path / "model", panel=human, card={"organism": organism})
+    stp.tl.predict(pair[1], result)
+    pair[1].tables["table"].var_names = ["Erbb2", "Gnas", "Actb", "Cd74"]
+    for ignore_case in (False, True):
+        with pytest.raises(ValueError, match=r"The panel is of human.*Erbb2.*another organism"):
+            stp.tl.evaluate(pair[1], ignore_case=ignore_case)
+    pair[1].tables["table"].var_names = [f"ENSMUSG0000000000{i}" for i in range(4)]
+    pair[1].tables["table"].var["symbol"] = human
+    with pytest.raises(ValueError, match="of human, and the Ensembl identifiers of the table are of mouse"):
+        stp.tl.evaluate(pair[1])
+
+
+def test_what_nobody_reads_is_refused(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(
+        ValueError, match=r"\['layer'\] are about the counts of context spots.*context=.*leave out layer="
+    ):
+        stp.tl.predict(measured, checkpoint(), layer="mine")
+
+
+def test_a_minmax_target_is_read_once(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path, quick: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    pair[0].tables["table"].X[0] = 0
+    with caplog.at_level(logging.INFO, logger="st_predict"):
+        result = stp.tl.train(
+            pair[0],
+            "deepspace",
+            panel=GENES,
+            out=tmp_path / "m",
+            preset="original",
+            hparams={**get_spec("deepspace").tiny, "weights": None, "field": None},
+            config=quick(epochs=1),
+        )
+    assert caplog.text.count("panel genes found") == 1
+    assert caplog.text.count("Dropped 1 of 12 spots") == 1
+    plain = make_target(pair[0].tables["table"], GENES, replace(result.card.target, scale="none", limits=None))
+    assert np.array_equal(result.card.target.limits, [plain.values.min(axis=0), plain.values.max(axis=0)])
+
+
+def test_a_spot_outside_the_image_is_told_once(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sdata in pair:
+        shapes = sdata.shapes["spots"].copy()
+        geometry = shapes.geometry.to_numpy().copy()
+        geometry[0] = type(geometry[0])(-50, -50)
+        shapes["geometry"] = geometry
+        sdata.shapes["spots"] = shapes
+        set_transformation(sdata.images["he"], Identity(), "um")
+    result = stp.tl.train(pair[0], "ridge", panel=GENES, out=tmp_path / "m")
+    assert caplog.text.count("outside the image") == 1
+    caplog.clear()
+    stp.tl.predict(pair[1], result)
+    assert caplog.text.count("outside the image") == 1
