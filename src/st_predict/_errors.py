@@ -69,8 +69,8 @@ class StPredictError(Exception):
         return f"{self.found} {joined[0].upper()}{joined[1:]}." if joined else self.found
 
     def about(self, what: str) -> Self:
-        """Return the same error with a sentence in front that says what it is about."""
-        return type(self)(f"{what} {self.found}", *self.advice)
+        """Return the same error with a sentence, or a name with a colon, in front that says what it is about."""
+        return type(self)(f"{what} {self.found}".strip(), *self.advice)
 
     def without(self, arguments: Collection[str]) -> Self:
         """Return the same error without advice about some arguments, which mean something else to the caller."""

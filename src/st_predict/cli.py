@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,15 +15,16 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 
 import st_predict as stp
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._keys import Keys
+from st_predict._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     import pandas as pd
     from spatialdata import SpatialData
@@ -31,30 +33,93 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Says what was wrong with the input in a line instead of a traceback."""
+    """Says what was wrong with the input in a line, and how to report what is a fault of the program."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (KeyError, ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-            if os.environ.get("ST_PREDICT_DEBUG"):
+        except Exception as error:
+            # typer shows its own: wrong options, exits
+            if os.environ.get("ST_PREDICT_DEBUG") or type(error).__module__.partition(".")[0] in {"typer", "click"}:
                 raise
-            text = error.args[0] if isinstance(error, KeyError) else error
-            typer.secho(f"Error: {text}", fg="red", err=True)
+            typer.secho(f"Error: {self._explain(error, ctx.invoked_subcommand)}", fg="red", err=True)
             raise typer.Exit(1) from error
+
+    def _explain(self, error: Exception, command: str | None) -> str:
+        if isinstance(error, StPredictError):
+            params = self.commands[str(command)].params
+            options = {str(p.name): p.opts[0] for p in params if isinstance(p, TyperOption)}
+            return " ".join(_in_files(error).say(lambda way: _option(way, options)).split())
+        if isinstance(error, OSError | MemoryError | ImportError):
+            return " ".join(str(error).split())
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return (
+            f"This is a fault of st_predict {__version__} ({what}). Please report it to the developers, with the command and what "
+            "it prints with ST_PREDICT_DEBUG=1 in front."
+        )
+
+
+_CODE = re.compile(r"\b(?:sdata|spatialdata|st_predict)\.|\.(?:obs|var|uns)\b|uns_merge=")
+
+_CALL = re.compile(
+    r"st_predict\.tl\.(?P<verb>train|predict|embed|evaluate|calibrate|superresolve)(?:\(\.\.\., (?P<option>\w+)=[^)]*\))?"
+)
+
+_NAMES = {"key_added": "key", "checkpoints": "model", "sdatas": "sections"}
+"""Options that have another name than the argument of the function."""
+
+
+def _in_files(error: StPredictError) -> StPredictError:
+    """Speak of files instead of objects; what only Python can do is said to be so."""
+    ways = [_in_shell(way) if isinstance(way, str) else way for way in error.advice]
+    return type(error)(re.sub(r"\bsdata\b", "the file", _commands(error.found)), *ways)
+
+
+def _in_shell(way: str) -> str:
+    way = _commands(way)
+    return f"in Python, {way}" if _CODE.search(way) else way
+
+
+def _commands(text: str) -> str:
+    """Write verbs as commands: ``st_predict.tl.predict(..., n_samples=...)`` is ``st-predict predict --n-samples``."""
+
+    def command(call: re.Match[str]) -> str:
+        option = "" if call["option"] is None else f" --{call['option'].replace('_', '-')}"
+        return f"st-predict {call['verb']}{option}"
+
+    return _CALL.sub(command, text)
+
+
+def _option(way: Advice, options: Mapping[str, str]) -> str | None:
+    """Write an argument as the option of a command; ``None`` if it has no such option."""
+    option = options.get(_NAMES.get(way.argument, way.argument))
+    if option is None or way.value is False:
+        return None
+    if isinstance(way.value, list):
+        return " ".join(f"{option} {value}" for value in way.value)
+    return option if way.value is None or way.value is True else f"{option} {way.value}"
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Spatial gene expression from H&E images.")
 
 Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), a section each.")]
 Out = Annotated[Path, typer.Option(help="Where results go; nothing that exists is overwritten.")]
-Key = Annotated[str, typer.Option(help="Key of the prediction.")]
+Key = Annotated[str | None, typer.Option(help="Key of the prediction; by default the only one.")]
 Preset = Annotated[str, typer.Option(help="paper: all models alike; original: as the model was published.")]
 Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
 Checkpoints = Annotated[
     list[str] | None,
     typer.Option(help="Released checkpoint (default: m2ost) or path of a .safetensors file; several are an ensemble."),
 ]
+ImageKey = Annotated[str | None, typer.Option(help="Image, if there are several.")]
+TableKey = Annotated[str | None, typer.Option(help="Table of the spots, if there are several.")]
+ShapesKey = Annotated[str | None, typer.Option(help="Shapes of the spots: takes the table that annotates them.")]
+Layer = Annotated[str | None, typer.Option(help="Layer of the table with the raw counts; by default X.")]
+MissingGenes = Annotated[str, typer.Option("--missing", help="Genes that a table lacks: error, or drop.")]
+DuplicateGenes = Annotated[str, typer.Option("--duplicates", help="Genes in several columns: error, sum or first.")]
+IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Take symbols that differ in case for the same.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column of .var with the identifiers of the genes.")]
+Aliases = Annotated[Path | None, typer.Option(help="Table of old symbols, in the form of HGNC's complete set.")]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw; their standard deviation is kept.")]
 
 
@@ -110,6 +175,15 @@ def train(  # noqa: PLR0913  # options of a command line
     hold_out: Annotated[list[str] | None, typer.Option(help="Patients among the sections that do so instead.")] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
     allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
+    shapes_key: ShapesKey = None,
+    layer: Layer = None,
+    missing: MissingGenes = "error",
+    duplicates: DuplicateGenes = "error",
+    ignore_case: IgnoreCase = False,  # noqa: FBT002
+    id_column: IdColumn = None,
+    aliases: Aliases = None,
     mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
     preset: Preset = "paper",
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
@@ -128,7 +202,7 @@ def train(  # noqa: PLR0913  # options of a command line
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:
-        raise InvalidValueError("Give --validation or --hold-out, not both.")
+        raise InvalidValueError("Both --validation and --hold-out are given; they exclude each other.")
     sizes = {"epochs": epochs, "batch_size": batch_size, "regions": regions, "regions_per_step": regions_per_step}
     config = {**sizes, "lr": lr, "schedule": schedule, "patience": patience, "seed": seed, "device": device}
     result = stp.tl.train(
@@ -139,6 +213,15 @@ def train(  # noqa: PLR0913  # options of a command line
         validation=_read(validation) if validation else hold_out or None,
         group_key=group_key,
         allow_shared=allow_shared or (),
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        missing=missing,  # type: ignore[arg-type]  # checked by the function
+        duplicates=duplicates,  # type: ignore[arg-type]
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
         mpp=mpp,
         preset=preset,
         hparams=_parse(hparams),
@@ -155,8 +238,8 @@ def predict(  # noqa: PLR0913  # options of a command line
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
     model: Checkpoints = None,
-    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
-    table_key: Annotated[str | None, typer.Option(help="If there are several tables.")] = None,
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     pitch_um: Annotated[float, typer.Option(help="Distance of spots on a slide that has none.")] = 100.0,
     shapes_key: Annotated[str | None, typer.Option(help="Shapes to predict, without regard to tables.")] = None,
@@ -168,6 +251,11 @@ def predict(  # noqa: PLR0913  # options of a command line
     n_samples: Samples = None,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
+    layer: Layer = None,
+    duplicates: DuplicateGenes = "error",
+    ignore_case: IgnoreCase = False,  # noqa: FBT002
+    id_column: IdColumn = None,
+    aliases: Aliases = None,
     calibration: Annotated[Path | None, typer.Option(help="File of st-predict calibrate: adds intervals.")] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
@@ -176,7 +264,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     if intervals is not None:
         key = key or intervals.key
         _check_intervals(intervals, key, spreads=n_samples is not None or len(model or []) > 1)
-    sdata = _read([slide])[0]
+    sdata = _read_one(slide)
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
     checkpoints = [stp.checkpoints.find_weights(name) for name in model or ["m2ost"]]
@@ -197,6 +285,11 @@ def predict(  # noqa: PLR0913  # options of a command line
         n_samples=n_samples,
         seed=seed,
         context=context,
+        layer=layer,
+        duplicates=duplicates,  # type: ignore[arg-type]  # checked by the function
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
     )
     if intervals is not None:
         intervals.apply(sdata, table_key=table_key)
@@ -208,40 +301,65 @@ def embed(
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with spots.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything.")],
     encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or a name of timm.")] = "rgb",
-    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
+    image_key: ImageKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     at_mpp: Annotated[float | None, typer.Option(help="Resolution to show the encoder, if not its own.")] = None,
     device: str = "auto",
 ) -> None:
     """Describe the image around each spot by the features of an encoder."""
     _check_new(out, suffixes=(".zarr",))
-    sdata = _read([slide])[0]
+    sdata = _read_one(slide)
     stp.tl.embed(sdata, encoder, image_key=image_key, mpp=mpp, at_mpp=at_mpp, device=device)
     _write_whole(out, sdata.write)
     typer.echo(f"Wrote {out}")
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913  # options of a command line
     sections: Sections,
     out: Annotated[Path, typer.Option(help="New .csv with a row a section and predictor.")],
-    key: Key = "pred_m2ost",
+    key: Key = None,
     train: Annotated[list[Path] | None, typer.Option(help="Training sections, for the baselines.")] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
+    shapes_key: ShapesKey = None,
+    layer: Layer = None,
+    missing: MissingGenes = "error",
+    duplicates: DuplicateGenes = "error",
+    ignore_case: IgnoreCase = False,  # noqa: FBT002
+    id_column: IdColumn = None,
+    aliases: Aliases = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the images, for the baselines.")] = None,
 ) -> None:
     """Score the predictions that sections hold, beside the baselines."""
     _check_new(out, suffixes=(".csv",))
-    evaluation = stp.tl.evaluate(_read(sections), key=key, train=_read(train) if train else None, group_key=group_key)
+    evaluation = stp.tl.evaluate(
+        _read(sections),
+        key=key,
+        train=_read(train) if train else None,
+        group_key=group_key,
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        missing=missing,  # type: ignore[arg-type]  # checked by the function
+        duplicates=duplicates,  # type: ignore[arg-type]
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
+        mpp=mpp,
+    )
     _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
     _show(evaluation.summary)
     typer.echo(f"Wrote {out}")
 
 
 @app.command()
-def calibrate(
+def calibrate(  # noqa: PLR0913  # options of a command line
     sections: Sections,
     out: Annotated[Path, typer.Option(help="New .json, for st-predict predict --calibration.")],
-    key: Key = "pred_m2ost",
+    key: Key = None,
     coverage: Annotated[float, typer.Option(help="Share of the values that intervals are to cover.")] = 0.9,
     spots: Annotated[str | None, typer.Option(help="Column of .obs: spots to calibrate on; by default all.")] = None,
     scaled: Annotated[  # noqa: FBT002
@@ -249,6 +367,15 @@ def calibrate(
     ] = True,
     train: Annotated[list[Path] | None, typer.Option(help="Training sections, if the card names none.")] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
+    shapes_key: ShapesKey = None,
+    layer: Layer = None,
+    missing: MissingGenes = "error",
+    duplicates: DuplicateGenes = "error",
+    ignore_case: IgnoreCase = False,  # noqa: FBT002
+    id_column: IdColumn = None,
+    aliases: Aliases = None,
 ) -> None:
     """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
     _check_new(out, suffixes=(".json",))
@@ -260,6 +387,15 @@ def calibrate(
         scaled=None if scaled else False,
         train=_read(train) if train else None,
         group_key=group_key,
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        missing=missing,  # type: ignore[arg-type]  # checked by the function
+        duplicates=duplicates,  # type: ignore[arg-type]
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
     )
     calibration.save(out)
     typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
@@ -270,14 +406,14 @@ def superresolve(
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the cells alone.")],
     model: Annotated[str, typer.Option(help="Path of a .safetensors file of a network of cells (istar).")],
-    image_key: Annotated[str | None, typer.Option(help="If there are several images.")] = None,
+    image_key: ImageKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     key: Annotated[str | None, typer.Option(help="Name of the table; by default cells_ and the model.")] = None,
     device: str = "auto",
 ) -> None:
     """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
-    sdata = _read([slide])[0]
+    sdata = _read_one(slide)
     checkpoint = stp.checkpoints.find_weights(model)
     key = key or Keys.cells(stp.checkpoints.load(checkpoint)[1].model)
     stp.tl.superresolve(sdata, checkpoint, image_key=image_key, mpp=mpp, key_added=key, device=device)
@@ -321,12 +457,22 @@ def download(
             typer.echo(f"{name}: {stp.checkpoints.find_weights(name)}")
 
 
-def _read(paths: Iterable[Path]) -> list[SpatialData]:
+def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
+    """Read slides; errors name their files."""
+    return {str(path): _read_one(path) for path in paths}
+
+
+def _read_one(path: Path) -> SpatialData:
     import spatialdata
 
-    if missing := [str(path) for path in paths if not path.exists()]:
-        raise FileNotFoundError(f"There is no {missing}.")
-    return [spatialdata.read_zarr(path) if path.suffix == ".zarr" else stp.io.read_wsi(path) for path in paths]
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if path.suffix != ".zarr":
+        return stp.io.read_wsi(path)
+    try:
+        return spatialdata.read_zarr(path)
+    except Exception as error:  # whatever zarr and the elements raise
+        raise OSError(f"{str(path)!r} is not a SpatialData store that can be read ({error}).") from error
 
 
 def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:
@@ -337,7 +483,9 @@ def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool
         )
     if calibration.scaled and not spreads:
         raise InvalidValueError(
-            "These intervals follow standard deviations: predict with --n-samples, or several checkpoints."
+            "These intervals follow standard deviations.",
+            Advice("predict with {}", "n_samples"),
+            "predict with several checkpoints",
         )
 
 

@@ -14,6 +14,7 @@ from st_predict._record import Record
 from st_predict._sections._context import spots_of
 from st_predict._sections._measured import describe_measured, measure, select_genes
 from st_predict._sections._observed import observe
+from st_predict._sections._section import each
 from st_predict._sections._split import LeakageError
 from st_predict.get import only_key, prediction, spots_table_of, table_of
 from st_predict.models import get_spec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from st_predict._sections._measured import Measured
     from st_predict._sections._observed import Observed
+    from st_predict._sections._section import Sections
     from st_predict._where import Where
     from st_predict.specs import ModelCard
 
@@ -233,10 +235,18 @@ class HeldOutSection:
         return {"section": self.name, "patients": list(self.patients), "spots": self.spots.tolist()}
 
 
-def measure_held_out(sdata: SpatialData, found: StoredPrediction, where: Where) -> Measured:
-    """Open the slide of a prediction for its counts, in the table of the predicted spots."""
-    table_key = where.table_key or (found.table_key if where.shapes_key is None else None)
-    return measure(sdata, found.card, replace(where, table_key=table_key), crops=False)
+def measure_held_out(
+    slides: Sequence[SpatialData], stored: Sequence[StoredPrediction], where: Where, *, named: Sections
+) -> list[Measured]:
+    """Open the slides of predictions for their counts, in the tables of the predicted spots."""
+    found = {id(sdata): prediction for sdata, prediction in zip(slides, stored, strict=True)}
+
+    def open_one(sdata: SpatialData) -> Measured:
+        own = found[id(sdata)]
+        table_key = where.table_key or (own.table_key if where.shapes_key is None else None)
+        return measure(sdata, own.card, replace(where, table_key=table_key), crops=False)
+
+    return each(slides, open_one, named=named)
 
 
 def join_held_out(

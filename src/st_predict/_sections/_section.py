@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from spatialdata.models import get_table_keys
 
 from st_predict._containers import check_slide
-from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._results import Slot
 from st_predict.crops import plan_crops
 from st_predict.io import (
@@ -27,7 +27,7 @@ from st_predict.io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from st_predict.io import Mpp, PyramidReader, Spots
     from st_predict.specs import CropSpec
 
-__all__ = ["Section", "Sections", "Slide", "as_list", "open_slide", "open_table", "region_key_of"]
+__all__ = ["Section", "Sections", "Slide", "as_list", "each", "open_slide", "open_table", "region_key_of"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=np.generic)
+R = TypeVar("R")
 
 Sections: TypeAlias = SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData]
 
@@ -301,3 +302,23 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
     for sdata in found:
         check_slide(sdata, argument=f"Each member of {argument}")
     return found
+
+
+def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named: Sections | None) -> list[R]:
+    """Apply a function to each slide; errors say which slide it was, by its name or place in ``named``."""
+    results = []
+    for slide in slides:
+        try:
+            results.append(do(slide))
+        except StPredictError as error:
+            raise error.about(name_of(slide, named)) from None
+    return results
+
+
+def name_of(slide: SpatialData, named: Sections | None) -> str:
+    """Return how a message begins that is about one of several slides."""
+    if isinstance(named, Mapping):
+        return next((f"{name}:" for name, value in named.items() if value is slide), "")
+    if isinstance(named, Sequence) and len(named) > 1:
+        return next((f"Slide {i} of {len(named)}:" for i, value in enumerate(named, start=1) if value is slide), "")
+    return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._sections._measured import measured_obs, patients_of
-from st_predict._sections._section import as_list
+from st_predict._sections._section import as_list, each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,14 +47,16 @@ def split_patients(
     KeyError, ValueError
         If a section does not say whose it is, or there is no such patient.
     """
-    groups = [patients_of(sdata, where) for sdata in sdatas]
+    groups = each(sdatas, lambda sdata: patients_of(sdata, where), named=sdatas)
     if validation is None:
         return sdatas, []
     if patients := _patient_names(validation):
         return _hold_out(sdatas, groups, patients)
     held_out = as_list(validation, "validation")
     refuse_same_sections(held_out, sdatas, where=where, what="in training and in validation")
-    shared = set().union(*groups) & set().union(*(patients_of(sdata, where) for sdata in held_out))
+    shared = set().union(*groups) & set().union(
+        *each(held_out, lambda sdata: patients_of(sdata, where), named=validation)
+    )
     if leaking := sorted(shared - set(allow_shared)):
         raise LeakageError(
             f"Patients {leaking} are in training and in validation, so the validation would not show how the network "

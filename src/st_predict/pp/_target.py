@@ -114,9 +114,7 @@ def make_target(
 
 def _check_spec(spec: TargetSpec) -> None:
     if not isinstance(spec, TargetSpec):
-        raise InvalidTypeError(
-            f"spec must be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec"
-        )
+        raise InvalidTypeError(f"spec must be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec")
 
 
 def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec) -> None:

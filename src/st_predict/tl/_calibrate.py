@@ -21,6 +21,7 @@ from st_predict._sections import (
     all_have_sd,
     as_list,
     common_key,
+    each,
     join_held_out,
     keep_common,
     measure_held_out,
@@ -204,8 +205,8 @@ class Calibration:
             ),
         )
         slides = as_list(sdatas)
-        found = [self._read(sdata, table_key=table_key) for sdata in slides]
-        sections, card = _join(slides, found, where)
+        found = each(slides, lambda sdata: self._read(sdata, table_key=table_key), named=sdatas)
+        sections, card = _join(slides, found, where, named=sdatas)
         refuse_trained(sections, self.trained)
         refuse_duplicates(sections)
         return pd.concat([self._report_section(section, card.genes) for section in sections], ignore_index=True)
@@ -436,12 +437,12 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
     slides = as_list(held_out, "held_out")
     key = common_key(slides, key, where)
-    found = [read_stored(sdata, key, scaled=scaled, table_key=table_key) for sdata in slides]
+    found = each(slides, lambda sdata: read_stored(sdata, key, scaled=scaled, table_key=table_key), named=held_out)
     card, settings = found[0].card, found[0].settings
     for other in found:
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
-    sections, kept = _join(slides, found, where, spots=spots)
+    sections, kept = _join(slides, found, where, named=held_out, spots=spots)
     known = [] if train is None else as_list(train, "train")
     trained = trained_pairs(card, known, where)
     refuse_trained(sections, trained)
@@ -461,10 +462,15 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
 
 
 def _join(
-    slides: Sequence[SpatialData], found: Sequence[StoredPrediction], where: Where, *, spots: str | None = None
+    slides: Sequence[SpatialData],
+    found: Sequence[StoredPrediction],
+    where: Where,
+    *,
+    named: Sections,
+    spots: str | None = None,
 ) -> tuple[list[HeldOutSection], ModelCard]:
     """Join predictions and measured values; the card has the genes that every table has."""
-    held_out = [measure_held_out(sdata, stored, where) for sdata, stored in zip(slides, found, strict=True)]
+    held_out = measure_held_out(slides, found, where, named=named)
     card = keep_common(found[0].card, held_out)
     warn_of_missing(found, card)
     joined = [join_held_out(slide, stored, card, spots=spots) for slide, stored in zip(held_out, found, strict=True)]

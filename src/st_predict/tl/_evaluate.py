@@ -18,6 +18,7 @@ from st_predict._runtime import Compute, Inference
 from st_predict._sections import (
     as_list,
     common_key,
+    each,
     encoder_of,
     inputs_of,
     join_held_out,
@@ -186,12 +187,12 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
             f"The key {key!r} is the name of a baseline, so the scores of both could not be told apart.",
             "store the prediction under another key: st_predict.tl.predict(..., key_added=...)",
         )
-    stored = [read_stored(sdata, key, scaled=False, table_key=table_key) for sdata in slides]
+    stored = each(slides, lambda sdata: read_stored(sdata, key, scaled=False, table_key=table_key), named=sdatas)
     card = _common_card(stored, key)
     learned = [] if train is None else as_list(train, "train")
     refuse_same_sections(slides, learned, where=where, what="in train and to be scored")
-    known = [measure(sdata, card, where, crops=False) for sdata in learned]
-    held_out = [measure_held_out(sdata, found, where) for sdata, found in zip(slides, stored, strict=True)]
+    known = each(learned, lambda sdata: measure(sdata, card, where, crops=False), named=train)
+    held_out = measure_held_out(slides, stored, where, named=sdatas)
     card = keep_common(card, [*known, *held_out])
     warn_of_missing(stored, card)
     measured = [join_held_out(slide, found, card) for slide, found in zip(held_out, stored, strict=True)]

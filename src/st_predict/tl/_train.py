@@ -22,6 +22,7 @@ from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
+    each,
     encoder_of,
     keep_common,
     measure,
@@ -202,7 +203,11 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     model_card = _write_card(
         spec, setting, _panel(panel, training, where, method=setting.panel), hparams=hparams, mpp=mpp, extra=card
     )
-    measured = [_measure(sdata, model_card, where) for sdata in (*training, *held_out)]
+    apart = not any(sdata is held_out[0] for sdata in as_list(sdatas)) if held_out else False
+    measured = [
+        *each(training, lambda sdata: _measure(sdata, model_card, where), named=sdatas),
+        *each(held_out, lambda sdata: _measure(sdata, model_card, where), named=validation if apart else sdatas),
+    ]
     model_card, observed = _observe(measured, len(training), keep_common(model_card, measured))
     data = _Data(
         training=[section for slide in observed[: len(training)] for section in slide],
