@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from st_predict._sections._section import Sections
     from st_predict._where import Where
 
 __all__ = ["LeakageError", "refuse_same_sections", "split_patients"]
@@ -25,7 +26,7 @@ class LeakageError(InvalidValueError):
 
 
 def split_patients(
-    sdatas: list[SpatialData], validation: Any, *, where: Where, allow_shared: Sequence[str]
+    sdatas: Sections, validation: Any, *, where: Where, allow_shared: Sequence[str]
 ) -> tuple[list[SpatialData], list[SpatialData]]:
     """Return training and validation sections, which share no patient but those that may be shared.
 
@@ -47,13 +48,14 @@ def split_patients(
     KeyError, ValueError
         If a section does not say whose it is, or there is no such patient.
     """
-    groups = each(sdatas, lambda sdata: patients_of(sdata, where), named=sdatas)
+    slides = as_list(sdatas)
+    groups = each(slides, lambda sdata: patients_of(sdata, where), named=sdatas)
     if validation is None:
-        return sdatas, []
+        return slides, []
     if patients := _patient_names(validation):
-        return _hold_out(sdatas, groups, patients)
+        return _hold_out(slides, groups, patients)
     held_out = as_list(validation, "validation")
-    refuse_same_sections(held_out, sdatas, where=where, what="in training and in validation")
+    refuse_same_sections(held_out, slides, where=where, what="in training and in validation")
     shared = set().union(*groups) & set().union(
         *each(held_out, lambda sdata: patients_of(sdata, where), named=validation)
     )
@@ -64,7 +66,7 @@ def split_patients(
             "validate on others",
             Advice("say that this is meant with {}", "allow_shared", leaking),
         )
-    return sdatas, held_out
+    return slides, held_out
 
 
 def refuse_same_sections(

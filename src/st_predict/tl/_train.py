@@ -199,7 +199,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     setting = get_preset(spec, preset)
     config = configure(setting, config)
     _check_config(config, spec)
-    training, held_out = split_patients(as_list(sdatas), validation, where=where, allow_shared=allow_shared)
+    training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
     model_card = _write_card(
         spec, setting, _panel(panel, training, where, method=setting.panel), hparams=hparams, mpp=mpp, extra=card
     )
