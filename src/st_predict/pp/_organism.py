@@ -115,12 +115,11 @@ def _is_title_case(names: Iterable[str]) -> bool | None:
     """Whether symbols are written as ``Erbb2`` (true) or ``ERBB2`` (false); ``None`` if neither is the rule."""
     letters = ["".join(filter(str.isalpha, name)) for name in names if ENSEMBL.fullmatch(name) is None]
     symbols = [name for name in letters if len(name) > 1]
-    if not symbols:
+    n_title, n_upper = sum(map(str.istitle, symbols)), sum(map(str.isupper, symbols))
+    decided = n_title + n_upper
+    if 2 * decided < len(symbols) or not decided or max(n_title, n_upper) <= _MOST * decided:
         return None
-    for answer, fits in ((True, str.istitle), (False, str.isupper)):
-        if sum(map(fits, symbols)) > _MOST * len(symbols):
-            return answer
-    return None
+    return n_title > n_upper
 
 
 def _first(names: Sequence[str]) -> str:
