@@ -42,7 +42,7 @@ SCIENTIFIC = {
 TITLE_CASE = {"mouse", "rat"}
 """Organisms whose symbols are written as ``Erbb2``; those of the others known here are not."""
 
-_MOST = 0.8  # share of the names that has to agree
+_MOST = 0.75  # share of the names that has to agree; human genes such as C1orf112 do not
 
 
 def refuse_other_organism(
