@@ -171,7 +171,7 @@ def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path,
     assert (samples[0] != samples[1]).any()
     refused = ["predict", section, "--out", tmp_path / "no.h5ad", "--model", model]
     check_refused(run(*refused, "--n-samples", 3), "M2OST has no dropout")
-    check_refused(run(*refused, "--context", "known"), "['m2ost'] read no counts of other spots")
+    check_refused(run(*refused, "--context", "known"), "['m2ost'] cannot read counts of other spots")
     check_refused(run(*refused, "--model", model), "is the same checkpoint as")
 
 

@@ -19,7 +19,7 @@ from anndata.io import write_elem
 from spatialdata.models import ShapesModel, TableModel, get_table_keys
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._record import Record
@@ -41,6 +41,8 @@ _CHUNK = 1024  # cells of a chunk on disk
 
 _LONGEST_KEY = 200  # file systems allow names of 255 bytes; some are left for suffixes
 _ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
+
+_ANOTHER_KEY = Advice("choose another name with {}", "key_added")
 
 _A = {"prediction": "a prediction", "embedding": "an embedding"}
 
@@ -89,7 +91,7 @@ class Slot:
         if self.table_key is not None:
             _check_slots(self.sdata.tables[self.table_key], self.key, kind, derived)
         if kind == "embedding" and self.table_key is not None and self.key in self.sdata:
-            raise InvalidValueError(f"{self.key!r} is the name of another element of sdata; choose another key_added.")
+            raise InvalidValueError(f"{self.key!r} is the name of another element of sdata.", _ANOTHER_KEY)
         _check_elements(self.sdata, self.key, kind, self.regions)
 
     def write_prediction(
@@ -240,24 +242,24 @@ def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -
     if Record.kind_of(table.uns, key) != kind:
         for slot, names in ((".obsm", table.obsm), (".layers", table.layers)):
             if key in names:
-                raise InvalidValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict; choose another key_added.")
+                raise InvalidValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict.", _ANOTHER_KEY)
     for name in derived:
         if name in table.obsm and name not in Record.derived_of(table.uns, key):
-            raise InvalidValueError(f".obsm[{name!r}] was not written by st_predict; choose another key_added.")
+            raise InvalidValueError(f".obsm[{name!r}] was not written by st_predict.", _ANOTHER_KEY)
 
 
 def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[str]) -> None:
     """Refuse a key that is the name of an element which holds something else."""
     if key not in sdata.tables:
         if key in sdata:
-            raise InvalidValueError(f"{key!r} is the name of another element of sdata; choose another key_added.")
+            raise InvalidValueError(f"{key!r} is the name of another element of sdata.", _ANOTHER_KEY)
         return
     if Record.kind_of(sdata.tables[key].uns, key) != kind:
-        raise InvalidValueError(f"Table {key!r} is not {_A[kind]} of st_predict; choose another key_added.")
+        raise InvalidValueError(f"Table {key!r} is not {_A[kind]} of st_predict.", _ANOTHER_KEY)
     there, _, _ = get_table_keys(sdata.tables[key])
     shared = set(np.atleast_1d(there)) & set(regions)
     if not shared or (kind == "embedding" and shared != set(np.atleast_1d(there)) | set(regions)):
-        raise InvalidValueError(f"Table {key!r} is {_A[kind]} for other spots; choose another key_added.")
+        raise InvalidValueError(f"Table {key!r} is {_A[kind]} for other spots.", _ANOTHER_KEY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +296,7 @@ def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -
     _check_name(key)
     _check_elements(sdata, key, "prediction", [shapes_key])
     if shapes_key in sdata and key not in sdata.tables:
-        raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata; choose another key_added.")
+        raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata.", _ANOTHER_KEY)
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{str(out)!r} exists; name another folder.")
 

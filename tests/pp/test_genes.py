@@ -124,17 +124,20 @@ def test_layers_spatialdata_dense_and_nothing_is_changed(method):
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_bad_input():
     adata = section(1)
-    with pytest.raises(ValueError, match=r"method must be one of \('m2ost', 'mean', 'hvg'\), got 'best'"):
+    with pytest.raises(ValueError, match="method must be 'm2ost', 'mean' or 'hvg', got 'best'"):
         pp.select_panel([adata], method="best")
-    with pytest.raises(ValueError, match="n_genes and n_variable must be positive"):
-        pp.select_panel([adata], n_genes=0)
-    with pytest.raises(TypeError, match=r"got one AnnData: write \[adata\]"):
+    for name in ("n_genes", "n_variable"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            pp.select_panel([adata], **{name: 0})
+    with pytest.raises(TypeError, match=r"got one AnnData\. Write \[adata\]"):
         pp.select_panel(adata)
+    with pytest.raises(TypeError, match="Each member of adatas should be AnnData or SpatialData, got an int"):
+        pp.select_panel([3])
     with pytest.raises(ValueError, match="adatas is empty"):
         pp.select_panel([])
     with pytest.raises(ValueError, match=r"Table 1 has no counts \(0 spots, 120 genes\)"):
         pp.select_panel([adata, adata[:0].copy()])
-    with pytest.raises(ValueError, match=r"Table 0 has 1 genes more than once: \['a'\]"):
+    with pytest.raises(ValueError, match=r'Table 0 has 1 of its genes more than once: .*\ba\b.*"sum".*"first"'):
         pp.select_panel([table([[1, 2]], ["a", "a"])])
     with pytest.raises(ValueError, match="has no table"):
         pp.select_panel([SpatialData()])

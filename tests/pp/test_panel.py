@@ -46,7 +46,7 @@ def test_versions_of_ensembl_ids_do_not_count(panel, var_names):
 def test_a_dot_in_a_symbol_is_no_version():
     match = pp.align_panel(table(["RP11-34P13.7", "RP11-34P13.8", "TP53"]), ["RP11-34P13.8", "TP53"])
     assert columns(match) == [1, 2]
-    with pytest.raises(KeyError, match=r"1 panel genes are missing: RP11-34P13\.9"):
+    with pytest.raises(KeyError, match=r"lacks 1 of the 2 panel genes: RP11-34P13\.9\. .*aliases="):
         pp.align_panel(table(["RP11-34P13.7", "TP53"]), ["TP53", "RP11-34P13.9"])
 
 
@@ -72,23 +72,25 @@ def test_ids_of_the_other_type_only():
 
 def test_several_columns_could_be_meant():
     adata = table(["TP53", "ESR1"], gene_ids=[TP53, ESR1], old_ids=[ESR1, TP53])
-    with pytest.raises(ValueError, match=r"\['gene_ids', 'old_ids'\]; choose one with id_column="):
+    with pytest.raises(ValueError, match=r"\['gene_ids', 'old_ids'\]\. Choose one with id_column="):
         pp.align_panel(adata, [ESR1])
     assert columns(pp.align_panel(adata, [ESR1], id_column="old_ids")) == [0]
-    with pytest.raises(KeyError, match=r"No column 'nope' in var; it has \['gene_ids', 'old_ids'\]"):
+    with pytest.raises(KeyError, match=r"No column 'nope' in \.var; it has \['gene_ids', 'old_ids'\]"):
         pp.align_panel(adata, [ESR1], id_column="nope")
 
 
 def test_gene_id_type_says_what_cannot_be_seen():
     adata = table(["Act5C", "tim"], ids=["FBgn0000042", "FBgn0014396"])
-    with pytest.raises(KeyError, match="missing"):  # ids of flies look like symbols
+    with pytest.raises(KeyError, match="has none of the 1 panel genes: FBgn0014396"):  # ids of flies look like symbols
         pp.align_panel(adata, ["FBgn0014396"])
     assert columns(pp.align_panel(adata, ["FBgn0014396"], gene_id_type="ensembl")) == [1]
 
 
 def test_case_is_only_ignored_on_request():
     adata = table(["TP53", "Esr1", "C1orf159"])
-    with pytest.raises(KeyError, match=r"2 panel genes are missing: ESR1, C1ORF159\. 2 of them .*ignore_case=True"):
+    with pytest.raises(
+        KeyError, match=r"lacks 2 of the 3 panel genes: ESR1, C1ORF159\. .*the 2 that .*ignore_case=True"
+    ):
         pp.align_panel(adata, ["TP53", "ESR1", "C1ORF159"])
     match = pp.align_panel(adata, ["TP53", "ESR1", "C1ORF159"], ignore_case=True)
     assert (columns(match), match.how) == ([0, 1, 2], ("exact", "case", "case"))
@@ -98,11 +100,13 @@ def test_case_is_only_ignored_on_request():
 def test_missing_genes():
     adata = table(["TP53", "ESR1"])
     panel = ["A", "B", "ESR1", "C", "D", "E", "F"]
-    with pytest.raises(KeyError, match=r'6 panel genes are missing: A, B, C, D, E and 1 more\. .*missing="drop"'):
+    with pytest.raises(KeyError, match=r'lacks 6 of the 7 panel genes: A, B, C, D, E and 1 more\. .*missing="drop"'):
         pp.align_panel(adata, panel)
     match = pp.align_panel(adata, panel, missing="drop")
     assert (match.matched, match.missing) == (("ESR1",), ("A", "B", "C", "D", "E", "F"))
-    with pytest.raises(KeyError, match="The table has none of the panel; its genes are TP53, ESR1"):
+    with pytest.raises(
+        KeyError, match=r"has none of the 2 panel genes: A, B\. .*genes .*are TP53, ESR1 \(in var_names"
+    ):
         pp.align_panel(adata, ["A", "B"], missing="drop")
 
 
@@ -110,7 +114,7 @@ def test_missing_genes():
 def test_duplicated_genes():
     adata = table(["TP53", "ESR1", "GAPDH", "ESR1", "GAPDH", "ESR1"])  # counts 0 to 5 and 6 to 11
     panel = ["ESR1", "TP53"]
-    with pytest.raises(ValueError, match=r'1 panel genes are in var_names more than once: ESR1\. .*"sum".*"first"'):
+    with pytest.raises(ValueError, match=r'var_names has 1 of the panel genes more than once: ESR1\. .*"sum".*"first"'):
         pp.align_panel(adata, panel)
     match = pp.align_panel(adata, panel, duplicates="sum")
     assert (match.columns, match.duplicated) == (((1, 3, 5), (0,)), ("ESR1",))
@@ -130,18 +134,20 @@ def test_versions_can_make_duplicates():
 
 def test_bad_arguments():
     adata = table(["TP53"])
-    with pytest.raises(ValueError, match=r"duplicates must be one of \('error', 'sum', 'first'\), got 'mean'"):
+    with pytest.raises(ValueError, match="duplicates must be 'error', 'sum' or 'first', got 'mean'"):
         pp.align_panel(adata, ["TP53"], duplicates="mean")
-    with pytest.raises(ValueError, match="missing must be one of"):
+    with pytest.raises(ValueError, match="missing must be 'error' or 'drop', got 'zero'"):
         pp.align_panel(adata, ["TP53"], missing="zero")
-    with pytest.raises(ValueError, match="gene_id_type must be one of"):
+    with pytest.raises(ValueError, match=r"gene_id_type must be .*'ensembl'.*, got 'entrez'"):
         pp.align_panel(adata, ["TP53"], gene_id_type="entrez")
     with pytest.raises(ValueError, match="The panel is empty"):
         pp.align_panel(adata, [])
-    with pytest.raises(ValueError, match="The panel has 1 genes more than once: TP53"):
+    with pytest.raises(ValueError, match="The panel has 1 of its genes more than once: TP53"):
         pp.align_panel(adata, ["TP53", "TP53"])
-    with pytest.raises(TypeError, match="got the string 'TP53'"):
+    with pytest.raises(TypeError, match=r"got 'TP53'\. .*read_panel"):
         pp.align_panel(adata, "TP53")
+    with pytest.raises(TypeError, match="panel must be a list of genes, got 3"):
+        pp.align_panel(adata, 3)
     with pytest.raises(ValueError, match="Expected counts of 1 genes, got 3"):
         pp.align_panel(adata, ["TP53"]).take(np.ones((2, 3)))
 
@@ -157,7 +163,7 @@ def test_read_panel(tmp_path):
     [
         ("", "holds no gene"),
         ("\n \n", "holds no gene"),
-        ("TP53\nESR1\nTP53\n", "has 1 genes more than once: TP53"),
+        ("TP53\nESR1\nTP53\n", "has 1 of its genes more than once: TP53"),
         ("TP53\nESR1\tENSG1\n", r"Line 2 of .* is not one gene: 'ESR1\\tENSG1'"),
         ("TP53, ESR1", "Line 1 of .* is not one gene"),
     ],

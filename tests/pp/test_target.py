@@ -114,20 +114,30 @@ def test_log1p_total_adds_up(counts):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (-2.0, r"1 counts are negative, the first is -2\.0\. .*layer="),
-        (0.5, r"1 counts are not a whole number, the first is 0\.5\. .*layer="),
-        (np.nan, "1 counts are NaN or infinite, the first is nan"),
-        (np.inf, "1 counts are NaN or infinite, the first is inf"),
+        (-2.0, r"1 count is negative, the first is -2\.0\. Raw counts"),
+        (0.5, r"1 count is not a whole number, the first is 0\.5\. Raw counts"),
+        (np.nan, "1 count is NaN or infinite, the first is nan"),
+        (np.inf, "1 count is NaN or infinite, the first is inf"),
     ],
 )
 @pytest.mark.parametrize("spec", SPECS[::2], ids=lambda spec: spec.transform)
 def test_what_is_no_count_is_refused(as_matrix, value, message, spec):
     counts = random_counts().astype(np.float64)
     counts[3, 7] = value  # not even in the panel
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         pp.to_target(as_matrix(counts), spec, panel_index=INDEX)
-    with pytest.raises(ValueError, match=message):
+    assert "layer=" not in str(error.value)
+    with pytest.raises(ValueError, match=rf"{message}.*layer="):
         pp.make_target(table(as_matrix(counts)), ["g1"], spec)
+
+
+def test_genes_that_are_not_found_are_matched_by_align_panel():
+    adata = table(random_counts())
+    with pytest.raises(KeyError, match=r"lacks 1 of the 2 panel genes: nope\. .*pp\.align_panel") as error:
+        pp.make_target(adata, ["g1", "nope"], TargetSpec())
+    assert "missing=" not in str(error.value)
+    match = pp.align_panel(adata, ["g1", "nope"], missing="drop")
+    assert pp.make_target(adata, match, TargetSpec()).genes == ("g1",)
 
 
 def test_bad_shapes_and_types():
@@ -139,7 +149,7 @@ def test_bad_shapes_and_types():
         pp.from_target(np.ones((2, 3)), TargetSpec(), np.ones(3))
     with pytest.raises(ValueError, match="totals must be finite and not negative"):
         pp.from_target(np.ones((2, 3)), TargetSpec(), [1, -1])
-    with pytest.raises(ValueError, match="needs n_summed="):
+    with pytest.raises(ValueError, match=r"all genes.*n_summed="):
         pp.from_target(np.ones((2, 3)), TargetSpec(transform="log_proportion", over="all"), [1, 1])
 
 
@@ -194,7 +204,7 @@ def test_make_target_reads_a_layer():
     with pytest.raises(KeyError, match=r"No layer 'raw'; the table has \['counts'\]"):
         pp.make_target(adata, ["g4"], TargetSpec(), layer="raw")
     adata.X = None
-    with pytest.raises(ValueError, match=r"has no X; name the layer .* \['counts'\]"):
+    with pytest.raises(ValueError, match=r"no \.X; it has the layers \['counts'\]\. .*layer="):
         pp.make_target(adata, ["g4"], TargetSpec())
 
 

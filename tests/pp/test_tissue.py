@@ -120,9 +120,9 @@ def test_threshold_and_area_are_those_that_were_asked_for():
 
 def test_bad_arguments():
     sdata = as_sdata(slide()[0])
-    for wrong in ({"size": 0}, {"threshold": 0}, {"min_area": 1}):
-        with pytest.raises(ValueError, match="size and threshold must be positive and min_area from 0 to 1"):
-            pp.find_tissue(sdata, **wrong)
+    for name, value, must in (("size", 0, "at least 1"), ("threshold", 0, "above 0"), ("min_area", 1, "below 1")):
+        with pytest.raises(ValueError, match=f"{name} must be {must}, got {value}"):
+            pp.find_tissue(sdata, **{name: value})
     with pytest.raises(KeyError, match="nope"):
         pp.find_tissue(sdata, "nope")
 

@@ -9,6 +9,7 @@ import pytest
 from spatialdata import SpatialData, read_zarr
 
 from st_predict._sections._split import split_patients
+from st_predict._where import Where
 from st_predict.tl import LeakageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def split(
     training: list[SpatialData], validation: object, allow_shared: tuple[str, ...] = (), group_key: str = "patient"
 ) -> tuple[list[SpatialData], list[SpatialData]]:
-    return split_patients(training, validation, group_key=group_key, allow_shared=allow_shared)
+    return split_patients(training, validation, where=Where(group_key=group_key), allow_shared=allow_shared)
 
 
 def test_other_patients_are_fine(measured: SpatialData, other: Make) -> None:
@@ -87,7 +88,7 @@ def test_patients_are_held_out_by_name(measured: SpatialData, other: Make) -> No
     [
         (["P2", "P7"], r"No patient \['P7'\] in the sections; there are \['P1', 'P2'\]"),
         (["P1", "P2"], "leaves nothing to train on"),
-        ([], "No section was given"),
+        ([], "validation is empty: no section"),
     ],
 )
 def test_unfit_names(measured: SpatialData, other: Make, validation: list[str], message: str) -> None:
@@ -105,8 +106,13 @@ def test_every_section_must_say_whose_it_is(measured: SpatialData, other: Make) 
         split([measured], None, group_key="donor")
     second = other("P2")
     second.tables["table"].obs.loc[["s3", "s5"], "patient"] = np.nan
-    with pytest.raises(ValueError, match="2 spots have no 'patient': whose are they"):
+    with pytest.raises(ValueError, match=r"2 of 12 spots have no 'patient'.*Fill the column"):
         split([measured], [second])
+
+
+def test_validation_is_sections_or_names(measured: SpatialData) -> None:
+    with pytest.raises(TypeError, match="validation must be sections, or names of patients to hold out, got 5"):
+        split([measured], 5)
 
 
 def test_the_column_may_have_another_name(measured: SpatialData, other: Make) -> None:

@@ -103,7 +103,9 @@ def test_half_width_is_the_error_of_the_rank(n: int, coverage: float, rank: int)
 @pytest.mark.parametrize(("n", "coverage", "needed"), [(8, 0.9, 9), (18, 0.95, 19), (98, 0.99, 99), (0, 0.5, 1)])
 def test_too_few_spots(n: int, coverage: float, needed: int) -> None:
     sdata = off_by(mixed(100), n_chosen=n)
-    with pytest.raises(ValueError, match=f"cover {coverage:g} need at least {needed} spots .* there are {n}"):
+    with pytest.raises(
+        ValueError, match=rf"cover {coverage:g} need at least {needed} spots .* there are {n}\. .*coverage="
+    ):
         stp.tl.calibrate(sdata, coverage=coverage, spots="chosen")
 
 
@@ -456,10 +458,24 @@ def test_report_leaves_out_what_was_calibrated_on() -> None:
         calibration.report([sdata, off_by(errors)])
 
 
+def test_genes_that_were_not_measured_have_no_interval_and_no_coverage() -> None:
+    sdata, whole = off_by(mixed(12)), off_by(mixed(12), name="S2")
+    measured = sdata.tables["table"][:, ["g1"]].copy()
+    del sdata.tables["table"]
+    sdata.tables["table"] = measured
+    with pytest.raises(KeyError, match=r"lacks 1 of the 2 panel genes: g0\. .*missing=\"drop\""):
+        stp.tl.calibrate(sdata)
+    calibration = stp.tl.calibrate(sdata, missing="drop")
+    assert calibration.genes["quantile"].isna().tolist() == [True, False]
+    report = calibration.report(whole).set_index("gene")
+    assert np.isnan(report.loc["g0", ["coverage", "width"]].astype(float)).all()
+    assert report.loc["g1", "coverage"] == 1
+
+
 def test_unfit_input() -> None:
     sdata = off_by(mixed(12))
-    for coverage in (0, 1, 90, float("nan")):
-        with pytest.raises(ValueError, match="coverage must be between 0 and 1"):
+    for coverage, must in ((0, "above 0"), (1, "below 1"), (90, "below 1"), (float("nan"), "a finite number")):
+        with pytest.raises(ValueError, match=f"coverage must be {must}, got {coverage}"):
             stp.tl.calibrate(sdata, coverage=coverage)
     with pytest.raises(ValueError, match=r"Several sections are called \[\('P1', 'S1'\)\]"):
         stp.tl.calibrate([sdata, off_by(mixed(12))])
@@ -468,7 +484,7 @@ def test_unfit_input() -> None:
     with pytest.raises(KeyError, match="no column 'mine'"):
         stp.tl.calibrate(sdata, spots="mine")
     sdata.tables["table"].obs["mine"] = "True"
-    with pytest.raises(ValueError, match=r"'mine'\] must be of true and false"):
+    with pytest.raises(ValueError, match=r"'mine'\] must be true or false"):
         stp.tl.calibrate(sdata, spots="mine")
     with pytest.raises(KeyError, match="no column 'donor'"):
         stp.tl.calibrate(sdata, group_key="donor")
@@ -477,11 +493,14 @@ def test_unfit_input() -> None:
         stp.tl.calibrate(sdata)
     frame = stp.get.frame(sdata)
     del sdata.tables["table"].uns[Keys.UNS]
-    with pytest.raises(ValueError, match="gene names of 'pred_m2ost' are unknown"):
+    with pytest.raises(KeyError, match="no prediction yet") as error:
         stp.tl.calibrate(sdata)
+    assert "key=" not in str(error.value)
+    with pytest.raises(ValueError, match="gene names of 'pred_m2ost' are unknown"):
+        stp.tl.calibrate(sdata, key=KEY)
     sdata.tables["table"].obsm[KEY] = frame
     with pytest.raises(KeyError, match="'pred_m2ost' has no card"):
-        stp.tl.calibrate(sdata)
+        stp.tl.calibrate(sdata, key=KEY)
 
 
 # files

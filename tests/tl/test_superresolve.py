@@ -17,8 +17,10 @@ from spatialdata.transformations import Scale, get_transformation, set_transform
 
 import st_predict as stp
 from st_predict import checkpoints
+from st_predict._runtime import Compute
 from st_predict._sections._cells import CellGrid, CellReader, cells_of_spots, join_cells, spot_cells
 from st_predict._sections._section import open_slide
+from st_predict._where import Where
 from st_predict.encoders._cells import _TYPICAL, CELL_NAMES, CellEncoder, RgbCells, get_cell_encoder, load_cell_encoder
 from st_predict.encoders._hipt import Hipt, save_hipt_weights
 from st_predict.io import open_pyramid
@@ -27,7 +29,7 @@ from st_predict.specs import ModelCard
 
 GENES = ("a", "b")
 SLOPE = 0.25  # of the gene a with red, in units of the encoder
-CPU = {"device": torch.device("cpu"), "precision": "float32"}
+CPU = Compute(device="cpu", precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -279,8 +281,8 @@ def test_sections_with_more_cells_a_spot():
 
 
 def cells_of(sdata: SpatialData, encoder: CellEncoder, *, radius_um: float | None = None) -> np.ndarray:
-    (section,) = open_slide(sdata, need_mpp=True).sections
-    return spot_cells(section, encoder, crop=encoder.cells.crop, radius_um=radius_um, **CPU)
+    (section,) = open_slide(sdata, Where(), need_mpp=True).sections
+    return spot_cells(section, encoder, crop=encoder.cells.crop, radius_um=radius_um, compute=CPU)
 
 
 def test_features_of_spots_are_kept(slide, monkeypatch):
@@ -311,7 +313,7 @@ def test_a_radius_that_is_not_known(slide, checkpoint):
     corners = [box(c.x - 9, c.y - 9, c.x + 9, c.y + 9) for c in slide["spots"].geometry]
     squares = gpd.GeoDataFrame(geometry=corners, index=slide["spots"].index)
     slide["spots"] = ShapesModel.parse(squares, transformations=get_transformation(slide["spots"], get_all=True))
-    with pytest.raises(ValueError, match=r"spots of 'spots' are no circles, .* hparams=\{'radius_um': ...\}"):
+    with pytest.raises(ValueError, match=r"spots of 'spots' are not circles.*'radius_um' in hparams="):
         stp.tl.predict(slide, checkpoint)
     stp.tl.predict(slide, checkpoint, hparams={"radius_um": 10.0}, device="cpu")
     assert np.isfinite(slide["table"].obsm["pred_istar"]).all()
@@ -326,7 +328,7 @@ def test_tiles_leave_no_seam():
     image = np.random.default_rng(0).integers(0, 256, (3, 301, 403), dtype=np.uint8)
     sdata = SpatialData(images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))})
     encoder = load_cell_encoder("rgb-cells", cell=2)
-    reader = CellReader(open_pyramid(sdata), encoder, encoder.cells.crop, mpp=0.5, **CPU)
+    reader = CellReader(open_pyramid(sdata), encoder, encoder.cells.crop, mpp=0.5, compute=CPU)
     assert reader.grid == CellGrid(width=2.0, shape=(150, 201), n=64)
     cells = np.concatenate(list(reader.grid.bands()))
     described = np.full((len(cells), len(CELL_NAMES)), np.nan, np.float32)
@@ -350,7 +352,7 @@ def hipt() -> CellEncoder:
 
 @torch.no_grad()
 def test_the_map_of_hipt(sdata, hipt):
-    reader = CellReader(open_pyramid(sdata), hipt, hipt.cells.crop, mpp=0.5, **CPU)
+    reader = CellReader(open_pyramid(sdata), hipt, hipt.cells.crop, mpp=0.5, compute=CPU)
     assert reader.grid.shape == (25, 37)
     image = np.full((3, 1024, 1024), 255, np.uint8)
     image[:, :400, :600] = np.asarray(sdata["he"]["scale0"]["image"])

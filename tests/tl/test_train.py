@@ -310,7 +310,7 @@ def test_sections_in_a_table_with_images_of_their_own(two_regions: SpatialData, 
     images = {"spots": "he", "more": "mirrored"}
     result = train(two_regions, tmp_path / "out", quick(epochs=1), image_key=images)
     assert [s["patients"] for s in result.card.training["sections"]] == [["P1"], ["P2"]]
-    with pytest.raises(ValueError, match="image_key is needed"):
+    with pytest.raises(ValueError, match=r"several images in sdata: \['he', 'mirrored'\].*image_key="):
         train(two_regions, tmp_path / "other", quick(epochs=1))
 
 
@@ -320,7 +320,7 @@ def test_resolution(tmp_path: Path, quick: Config, measured: SpatialData) -> Non
     assert result.card.crop.mpp == 2.4
     with pytest.raises(ValueError, match="Nothing says how many micrometres"):
         train(measured, tmp_path / "none", quick(), mpp=1.0)
-    with pytest.raises(ValueError, match="mpp must be positive"):
+    with pytest.raises(ValueError, match="mpp must be above 0, got 0"):
         train(measured, tmp_path / "none", quick(), mpp=0)
 
 
@@ -381,8 +381,8 @@ def no_table(s: SpatialData) -> None:
     ("spoil", "message"),
     [
         (missing, "missing"),
-        (negative, "1 counts are negative"),
-        (fractions, "1 counts are not a whole number"),
+        (negative, "1 count is negative.*layer="),
+        (fractions, "1 count is not a whole number"),
         (all_zero, "All 12 spots have a sum of zero"),
         (no_table, "There is no table with counts"),
     ],
@@ -403,7 +403,7 @@ def test_unfit_data(
         ({"panel": "GENE"}, TypeError, "panel must be a list of genes"),
         ({"panel": 5}, ValueError, "4 genes"),
         ({"panel": ()}, ValueError, "panel"),
-        ({"group_key": "donor"}, KeyError, "no column 'donor'"),
+        ({"group_key": "donor"}, KeyError, "no column 'donor'.*group_key="),
         ({"validation": ["P7"]}, ValueError, "No patient"),
         ({"hparams": {"size": 65}}, ValueError, "size must be a multiple of"),
         ({"hparams": {"width": 65}}, ValueError, "'m2ost' cannot be made with .*'width': 65.*Those of its publication"),

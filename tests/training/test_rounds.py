@@ -18,6 +18,7 @@ from st_predict._training._fit import Adapter, fit
 from st_predict._training._loader import CropLoader
 from st_predict._training._rounds import JoinedStore, fit_rounds, split_rounds
 from st_predict._training._store import CropStore
+from st_predict._where import Where
 from st_predict.crops import iter_batches
 from st_predict.crops._augment import apply_symmetry
 from st_predict.models import get_spec
@@ -86,7 +87,7 @@ def test_slides_need_no_table(plain: SpatialData, tmp_path: Path):
     shapes = plain.shapes["spots"].copy()
     shapes.geometry = [p if name != "s5" else type(p)(-40, 5) for name, p in shapes.geometry.items()]
     plain.shapes["spots"] = shapes
-    (section,) = open_unlabelled([plain], CARD, training=[], held_out=[], group_key="patient")
+    (section,) = open_unlabelled([plain], CARD, training=[], held_out=[], where=Where())
     assert section.rows.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]  # s5 is not in the image
     store = cut_crops([section], CARD.crop, folder=tmp_path / "crops")
     assert store.target.shape == (11, 0)
@@ -94,19 +95,19 @@ def test_slides_need_no_table(plain: SpatialData, tmp_path: Path):
     np.testing.assert_array_equal(store.batch(np.array([5])).crops[0], read.crops[0][[6]])
     fixed = replace(CARD, crop=CropSpec(levels=CARD.crop.levels, mpp=0.5))
     with pytest.raises(ValueError, match="Nothing says how many micrometres"):
-        open_unlabelled([plain], fixed, training=[], held_out=[], group_key="patient")
+        open_unlabelled([plain], fixed, training=[], held_out=[], where=Where())
 
 
 def test_counts_are_not_looked_at(measured: SpatialData):
     measured.tables["table"].X[:] = -1
-    (section,) = open_unlabelled([measured], CARD, training=[], held_out=[], group_key="patient")
+    (section,) = open_unlabelled([measured], CARD, training=[], held_out=[], where=Where())
     assert section.target.shape == (12, 0)
 
 
 def test_spots_of_validation_are_never_labelled(measured: SpatialData, plain: SpatialData, other: Make):
     def opened(slide: SpatialData, *allowed: str) -> int:
         return len(
-            open_unlabelled([slide], CARD, training=[], held_out=[measured], group_key="patient", allow_shared=allowed)
+            open_unlabelled([slide], CARD, training=[], held_out=[measured], where=Where(), allow_shared=allowed)
         )
 
     elsewhere = SpatialData(images=dict(plain.images), shapes=dict(plain.shapes), tables=dict(other("P1").tables))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from st_predict._sections._measured import measure
 from st_predict._sections._observed import observe
 from st_predict._sections._store import cut_crops
 from st_predict._training._loader import CropLoader
+from st_predict._where import Where
 from st_predict.crops import iter_batches
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -26,7 +28,8 @@ def test_a_spot_is_the_same_in_training_and_in_prediction(measured: SpatialData,
     table.obs["array_row"], table.obs["array_col"] = np.repeat(range(3), 4), np.tile(range(4), 3)
     measured.images["he"].attrs["mpp"] = 0.5
     crop = get_spec("m2ost").crop_for(get_spec("m2ost").tiny)
-    (seen,) = observe(measured, ModelCard(model="m2ost", genes=tuple("abcd"), crop=crop), group_key="patient")
+    card = ModelCard(model="m2ost", genes=tuple("abcd"), crop=crop)
+    (seen,) = observe(measure(measured, card, Where()), card)
     store = cut_crops([seen], crop, folder=tmp_path / "crops")
     (stored,) = CropLoader(store, batch_size=99)
     (read,) = iter_batches(seen.section.reader, seen.section.plan(crop), batch_size=None)

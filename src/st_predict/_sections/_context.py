@@ -68,11 +68,11 @@ def read_context(
     if without := sorted({card.model for card in cards if not get_spec(card.model).reads_context}):
         can = [name for name in list_models() if get_spec(name).reads_context]
         raise InvalidValueError(
-            f"{without} read no counts of other spots; {can} can.", Advice("leave out {}", "context")
+            f"{without} cannot read counts of other spots; {can} can.", Advice("leave out {}", "context")
         )
     if table_key is None:
         raise InvalidValueError(
-            f"There is no table that could have the column {column!r}.", Advice("leave out {}", "context")
+            f"There is no table, so there is no column {column!r}.", Advice("leave out {}", "context")
         )
     table = sdata.tables[table_key]
     rows = np.flatnonzero(spots_of(table, column))

@@ -110,7 +110,10 @@ def common_key(slides: Sequence[SpatialData], key: str | None, where: Where) -> 
     KeyError, ValueError
         If a slide has no prediction, or several, or slides have different ones.
     """
-    keys = list(dict.fromkeys(only_key(sdata, key, table_key=where.table_key) for sdata in slides))
+    try:
+        keys = list(dict.fromkeys(only_key(sdata, key, table_key=where.table_key) for sdata in slides))
+    except NotFoundError as error:
+        raise error.without({"key"}) from None  # a prediction whose record was lost has no card
     if len(keys) > 1:
         raise InvalidValueError(f"The slides have different predictions: {keys}.", Advice("name one with {}", "key"))
     return keys[0]

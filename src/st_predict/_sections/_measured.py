@@ -218,7 +218,7 @@ def _patients(obs: pd.DataFrame, group_key: str, *, rows: NDArray[np.int64]) -> 
         )
     if n_unknown := int(obs[group_key].iloc[rows].isna().sum()):
         raise InvalidValueError(
-            f"{n_unknown} spots have no {group_key!r}, so it is unknown whose tissue they are.",
+            f"{n_unknown} of {len(rows)} spots have no {group_key!r}, so it is unknown whose tissue they are.",
             "fill the column of .obs",
             Advice("name another one with {}", "group_key"),
         )

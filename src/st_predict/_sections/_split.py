@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import Advice, InvalidValueError
+from spatialdata import SpatialData
+
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._sections._measured import measured_obs, patients_of
 from st_predict._sections._section import as_list, each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from spatialdata import SpatialData
 
     from st_predict._sections._section import Sections
     from st_predict._where import Where
@@ -54,6 +54,8 @@ def split_patients(
         return slides, []
     if patients := _patient_names(validation):
         return _hold_out(slides, groups, patients)
+    if not isinstance(validation, SpatialData | Sequence | Mapping):
+        raise InvalidTypeError(f"validation must be sections, or names of patients to hold out, got {validation!r}.")
     held_out = as_list(validation, "validation")
     refuse_same_sections(held_out, slides, where=where, what="in training and in validation")
     shared = set().union(*groups) & set().union(
@@ -70,12 +72,17 @@ def split_patients(
 
 
 def refuse_same_sections(
-    slides: Sequence[SpatialData], others: Sequence[SpatialData], *, where: Where, what: str
+    slides: Sequence[SpatialData], others: Sequence[SpatialData], *, where: Where, what: str, own: Where | None = None
 ) -> None:
-    """Raise :class:`LeakageError` if a section is on both sides, as the same object or by patient and name."""
-    twice = _names(slides, where) & _names(others, where)
+    """Raise :class:`LeakageError` if a section is on both sides, as the same object or by patient and name.
+
+    ``own`` is where the data of ``slides`` is, if that is not where those of ``others`` are.
+    """
+    twice = _names(slides, own or where) & _names(others, where)
     if twice or any(one is other for one in slides for other in others):
-        raise LeakageError(f"The same section is {what}: {sorted(twice) or 'the same object'}.")
+        raise LeakageError(
+            f"The same section is {what}: {sorted(twice) or 'the same object'}.", "leave it out of one of the two"
+        )
 
 
 def _patient_names(validation: Any) -> set[str]:
@@ -93,7 +100,9 @@ def _hold_out(
     if unknown := sorted(patients - known):
         raise InvalidValueError(f"No patient {unknown} in the sections; there are {sorted(known)}.")
     if mixed := [sorted(g) for g in groups if g & patients and g - patients]:
-        raise InvalidValueError(f"A section holds spots of patients to train on and to hold out: {mixed}.")
+        raise InvalidValueError(
+            f"A section holds spots of patients to train on and to hold out: {mixed}.", "hold out all of these, or none"
+        )
     training = [s for s, g in zip(sdatas, groups, strict=True) if not g & patients]
     if not training:
         raise InvalidValueError(f"Holding out {sorted(patients)} leaves nothing to train on.")
@@ -104,7 +113,7 @@ def _names(sdatas: Iterable[SpatialData], where: Where) -> set[tuple[str, str]]:
     """Which sections of which patients these are, as far as the tables say so."""
     found: set[tuple[str, str]] = set()
     for obs in (measured_obs(sdata, where) for sdata in sdatas):
-        if Keys.SECTION in obs:
+        if {where.group_key, Keys.SECTION} <= set(obs):
             named = obs[[where.group_key, Keys.SECTION]].dropna().astype(str).drop_duplicates()
             found |= set(named.itertuples(index=False, name=None))
     return found

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from st_predict._sections._measured import measured_table_key
+from st_predict._errors import Advice, NotFoundError
+from st_predict._sections._measured import measured_obs, measured_table_key
 from st_predict._sections._observed import Observed
 from st_predict._sections._section import open_slide, open_table
 from st_predict._sections._split import LeakageError, refuse_same_sections
@@ -63,44 +64,56 @@ def open_unlabelled(
     KeyError, ValueError
         If an element does not exist or is ambiguous, or mpp is needed and not known.
     """
-    known = [slide for slide in slides if _patients(slide, where)]
-    for others, role in ((held_out, "validation"), (training, "training")):
-        refuse_same_sections(known, others, where=where, what=f"in {role} and to be labelled")
     patients = set().union(*(_patients(slide, where) for slide in held_out)) - set(allow_shared)
     images = [image for slide in held_out for image in slide.images.values()]
+    opened = []
     for number, slide in enumerate(slides):
-        shared = sorted(_patients(slide, where) & patients)
+        own = _own(slide, where)
+        theirs = _patients(slide, own)
+        for others, role in ((held_out, "validation"), (training, "training")) if theirs else ():
+            refuse_same_sections([slide], others, where=where, own=own, what=f"in {role} and to be labelled")
+        shared = sorted(theirs & patients)
         if shared or any(image is other for image in slide.images.values() for other in images):
             raise LeakageError(
                 f"Unlabelled slide {number} shows {f'patients {shared}' if shared else 'an image'} of validation, which would "
-                "then not show how the network does on new tissue. Leave it out."
+                "then not show how the network does on new tissue.",
+                Advice("leave it out of {}", "unlabelled"),
             )
-    need_mpp = card.crop.mpp is not None
-    opened = [_open(slide, where, need_mpp=need_mpp) for slide in slides]
+        opened.append(_open(slide, own, need_mpp=card.crop.mpp is not None))
     return [_without_target(section) for slide in opened for section in slide.sections]
 
 
-def _open(slide: SpatialData, where: Where, *, need_mpp: bool) -> Slide:
-    table_key = _table_key(slide, where)
-    if table_key is not None:
-        return open_table(slide, table_key, where, need_mpp=need_mpp, region=where.shapes_key)
-    shapes_key = where.shapes_key if where.shapes_key in slide.shapes else None
-    return open_slide(slide, replace(where, table_key=None, shapes_key=shapes_key), need_mpp=need_mpp)
+def _own(slide: SpatialData, where: Where) -> Where:
+    """Where the data of a slide is that need not have the elements of the others."""
+    table_key = where.table_key if where.table_key in slide.tables else None
+    return replace(
+        where, table_key=table_key, shapes_key=where.shapes_key if where.shapes_key in slide.shapes else None
+    )
 
 
-def _table_key(slide: SpatialData, where: Where) -> str | None:
-    """Table that a measured slide would have, if there is one."""
-    if find_table(slide, where.table_key if where.table_key in slide.tables else None) is None:
+def _open(slide: SpatialData, own: Where, *, need_mpp: bool) -> Slide:
+    table_key = _table_key(slide, own)
+    if table_key is None:
+        return open_slide(slide, own, need_mpp=need_mpp)
+    return open_table(slide, table_key, own, need_mpp=need_mpp, region=own.shapes_key)
+
+
+def _table_key(slide: SpatialData, own: Where) -> str | None:
+    """Table of the spots, if there is one."""
+    if find_table(slide, own.table_key) is None:
         return None
-    named = where if where.table_key in slide.tables else replace(where, table_key=None)
-    return measured_table_key(slide, named)
+    try:
+        return measured_table_key(slide, own)
+    except NotFoundError:  # no table annotates these shapes
+        return None
 
 
-def _patients(slide: SpatialData, where: Where) -> set[str]:
+def _patients(slide: SpatialData, own: Where) -> set[str]:
     """Patients whose spots a slide holds, as far as its table says so."""
-    table_key = _table_key(slide, where)
-    obs = {} if table_key is None else slide.tables[table_key].obs
-    return set(obs[where.group_key].dropna().astype(str)) if where.group_key in obs else set()
+    if _table_key(slide, own) is None:
+        return set()
+    obs = measured_obs(slide, own)
+    return set(obs[own.group_key].dropna().astype(str)) if own.group_key in obs else set()
 
 
 def _without_target(section: Section) -> Observed:

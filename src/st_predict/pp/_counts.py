@@ -52,9 +52,9 @@ def _check_values(values: NDArray[Any]) -> None:
         ("negative", values < 0),
         ("not a whole number", values != np.rint(values)),
     ):
-        if bad.any():
+        if n := int(bad.sum()):
             raise InvalidValueError(
-                f"{bad.sum()} counts are {what}, the first is {values[bad][0]}. Raw counts are needed.",
+                f"{n} {'count is' if n == 1 else 'counts are'} {what}, the first is {values[bad][0]}. Raw counts are needed.",
                 Advice("if they are in a layer, name it with {}", "layer"),
             )
 

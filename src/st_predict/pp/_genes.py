@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, csr_matrix
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from spatialdata import SpatialData
 
-from st_predict._containers import check_slide
+from st_predict._containers import check_data
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._validated import Count, Natural, check
@@ -121,7 +121,7 @@ def _as_list(adatas: Sequence[AnnData | SpatialData]) -> list[AnnData | SpatialD
 def _table(data: AnnData | SpatialData, table_key: str | None) -> AnnData:
     if isinstance(data, anndata.AnnData):
         return data
-    check_slide(data, argument="Each member of adatas")
+    check_data(data, argument="Each member of adatas")
     found = find_table(data, table_key)
     if found is None:
         raise InvalidValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
@@ -143,7 +143,7 @@ def _read_section(
     repeated = names[names.duplicated()].unique()
     if duplicates == "error":
         raise InvalidValueError(
-            f"Table {number} has {len(repeated)} genes more than once: {list(repeated[:5])}.",
+            f"Table {number} has {len(repeated)} of its genes more than once: {list(repeated[:5])}.",
             Advice("sum their counts with {}", "duplicates", "sum"),
             Advice("take the first column with {}", "duplicates", "first"),
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -19,8 +21,7 @@ from st_predict.pp._counts import dense
 from st_predict.pp._organism import refuse_other_organism
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from os import PathLike
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from anndata import AnnData
@@ -65,7 +66,7 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
 def _check_unique(genes: Iterable[str], *, where: str) -> None:
     repeated = [gene for gene, n in Counter(genes).items() if n > 1]
     if repeated:
-        raise InvalidValueError(f"{where} has {len(repeated)} genes more than once: {_some(repeated)}.")
+        raise InvalidValueError(f"{where} has {len(repeated)} of its genes more than once: {_some(repeated)}.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -238,8 +239,10 @@ def align_panel(
 
 
 def _panel(panel: Sequence[str]) -> list[str]:
-    if isinstance(panel, str):
-        raise InvalidTypeError(f"panel must be a list of genes, got the string {panel!r}; read_panel reads a file.")
+    if isinstance(panel, str | PathLike) or not isinstance(panel, Iterable):
+        raise InvalidTypeError(
+            f"panel must be a list of genes, got {panel!r}.", "read a file with st_predict.pp.read_panel"
+        )
     genes = [str(gene) for gene in panel]
     if not genes:
         raise InvalidValueError("The panel is empty.")
@@ -345,13 +348,14 @@ def _to_match(
 def _refuse(match: PanelMatch, ids: list[str], matching: GeneMatching) -> None:
     if match.missing and (matching.missing == "error" or not match.matched):
         n_panel = len(match.missing) + len(match.matched)
+        lacks = f"lacks {len(match.missing)}" if match.matched else "has none"
         raise NotFoundError(
-            f"{len(match.missing)} of {n_panel} panel genes are missing: {_some(match.missing)}.",
+            f"The table {lacks} of the {n_panel} panel genes: {_some(match.missing)}.",
             *_ways_out(match, ids, matching),
         )
     if match.duplicated and matching.duplicates == "error":
         raise InvalidValueError(
-            f"{len(match.duplicated)} panel genes are in {match.source} more than once: {_some(match.duplicated)}.",
+            f"{match.source} has {len(match.duplicated)} of the panel genes more than once: {_some(match.duplicated)}.",
             Advice("sum their counts with {}", "duplicates", "sum"),
             Advice("take the first column with {}", "duplicates", "first"),
         )
@@ -366,7 +370,7 @@ def _ways_out(match: PanelMatch, ids: list[str], matching: GeneMatching) -> list
     if match.matched:
         ways.append(Advice("leave them out with {}", "missing", "drop"))
     else:
-        ways.append(f"look for the right table or layer: the genes of this one are {_some(ids)} (in {match.source})")
+        ways.append(f"look for the right table: the genes of this one are {_some(ids)} (in {match.source})")
     if matching.id_column is None:
         ways.append(Advice("name the column of .var with other identifiers with {}", "id_column"))
     if matching.aliases is None:

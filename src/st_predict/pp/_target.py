@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.specs import TargetSpec
@@ -91,7 +91,7 @@ def make_target(
     _check_spec(spec)
     if not adata.n_obs:
         raise InvalidValueError("The table has no spots.")
-    match = panel if isinstance(panel, PanelMatch) else align_panel(adata, panel)
+    match = panel if isinstance(panel, PanelMatch) else _match(adata, panel)
     if not match.var_names.equals(adata.var_names):
         raise InvalidValueError("This PanelMatch was made with a table of other genes; call align_panel on this table.")
     counts = read_counts(adata, layer=layer)
@@ -110,6 +110,18 @@ def make_target(
         spec=spec,
         n_summed=n_summed,
     )
+
+
+def _match(adata: AnnData, panel: Sequence[str]) -> PanelMatch:
+    try:
+        return align_panel(adata, panel)
+    except StPredictError as error:
+        if not error.arguments:
+            raise
+        ways = error.without(error.arguments).advice
+        raise type(error)(
+            error.found, *ways, "pass, as the panel, what st_predict.pp.align_panel returns for other choices"
+        ) from None
 
 
 def _check_spec(spec: TargetSpec) -> None:
@@ -320,7 +332,7 @@ def _n_summed(n_summed: int | None, n_genes: int, spec: TargetSpec) -> int:
         return n_summed
     if spec.over == "all":
         raise InvalidValueError(
-            f"{spec.units} depends on the number of genes of the table.",
+            f"Targets in units of {spec.units!r} depend on the number of genes in the sum.",
             Advice("give it with {} (Target.n_summed)", "n_summed"),
         )
     return n_genes

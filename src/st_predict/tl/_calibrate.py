@@ -181,7 +181,7 @@ class Calibration:
         One row per section and gene: ``section``, ``patient``, ``shared`` (overlap with the calibration: ``"section"``
         if other spots of the section were calibrated on, else ``"patient"`` or ``"none"``), ``gene``, ``n_spots``,
         ``coverage`` (share of the values inside their interval) and ``width`` (mean width, in the units of the
-        prediction).
+        prediction); both are NaN for a gene without intervals.
 
         Raises
         ------

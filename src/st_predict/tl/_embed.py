@@ -135,7 +135,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
     if key_added is None and spec.name == "<lambda>":
         raise InvalidValueError(
-            "An encoder that is a lambda has no name to call its result by.", Advice("give one with {}", "key_added")
+            "The encoder is a lambda, so its result has no name.", Advice("give it one with {}", "key_added")
         )
     slide = open_slide(sdata, where, need_mpp=shown.mpp is not None)
     slot = slide.slot(key_added or Keys.embedding(spec.name))

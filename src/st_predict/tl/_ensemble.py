@@ -121,7 +121,7 @@ class Ensemble:
             )
         names = [checkpoints.name_of(model) for model in given]
         if not names:
-            raise InvalidValueError("model should name a checkpoint, or several; got an empty list.")
+            raise InvalidValueError("model must name at least one checkpoint, got an empty list.")
         symmetries = check("symmetries", symmetries, Literal[1, 8] | None)
         members: list[Member] = []
         for i, name in enumerate(names):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,12 +80,15 @@ class Intervals:
     def coverage(
         self, target: NDArray[np.float32], mean: NDArray[np.float32], sd: NDArray[np.float32] | None
     ) -> pd.DataFrame:
-        """Return one row per gene: ``coverage``, the share of ``target`` inside the bounds, and the mean ``width``."""
+        """Return one row per gene: ``coverage``, the share of ``target`` inside the bounds, and the mean ``width``.
+
+        Both are NaN for a gene without intervals.
+        """
         lower, upper = self.bounds(mean, sd)
-        inside = (lower <= target) & (target <= upper)
+        inside = ((lower <= target) & (target <= upper)).mean(axis=0)
+        width = (upper - lower).mean(axis=0, dtype=np.float64)
         return pd.DataFrame(
-            {"coverage": inside.mean(axis=0), "width": (upper - lower).mean(axis=0, dtype=np.float64)},
-            index=self.genes.index,
+            {"coverage": np.where(np.isnan(width), np.nan, inside), "width": width}, index=self.genes.index
         )
 
 
@@ -96,7 +99,9 @@ def _rank(n_spots: int, coverage: float) -> int:
     if rank > n_spots:
         needed = math.ceil(share / (1 - share))
         raise InvalidValueError(
-            f"Intervals that cover {coverage:g} need at least {needed} spots to calibrate on, there are {n_spots}."
+            f"Intervals that cover {coverage:g} need at least {needed} spots to calibrate on, there are {n_spots}.",
+            "calibrate on more sections",
+            Advice("ask for less with {}", "coverage"),
         )
     return rank
 

@@ -199,9 +199,9 @@ def _refuse_without_effect(where: Where, context: str | None) -> None:
     ]
     if given := [*given, *(["layer"] if where.layer is not None else [])]:
         raise InvalidValueError(
-            f"{given} are about the counts of context spots, and none are named.",
-            Advice("name their column of .obs with {}", "context"),
-            *(Advice("leave out {}", name) for name in given),
+            f"The arguments {given} are only for the counts of context spots, and no context is given.",
+            Advice("name the column of .obs that selects these spots with {}", "context"),
+            "leave them out",
         )
 
 
