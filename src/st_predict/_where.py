@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003  # read by pydantic
+from collections.abc import Mapping  # read by pydantic
 from dataclasses import field
 from typing import Any, Literal, TypeAlias
 

@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, NotNegative  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._features import features_of
@@ -69,8 +70,8 @@ class Ridge(SpotModel):
         n_genes: int,
         *,
         encoder: str = "rgb",
-        n_components: int = 256,
-        alpha: float | Literal["cv", "hest"] = "cv",
+        n_components: Count = 256,
+        alpha: NotNegative | Literal["cv", "hest"] = "cv",
     ) -> None:
         super().__init__()
         if n_components < 1:
