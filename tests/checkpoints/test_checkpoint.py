@@ -170,8 +170,10 @@ def test_whole_numbers_are_not_halved(tmp_path):
 def test_the_released_card_keeps_its_text():
     path = checkpoints.find_weights("m2ost")
     with safe_open(path, framework="pt") as file:
-        text = file.metadata()["st_predict.card"]
-    assert ModelCard.from_json(text).to_json() == text
+        before = json.loads(file.metadata()["st_predict.card"])
+    after = json.loads(ModelCard.from_json(json.dumps(before)).to_json())
+    after["target"] = {name: after["target"][name] for name in before["target"]}  # newer fields have their defaults
+    assert json.dumps(after, sort_keys=True) == json.dumps(before, sort_keys=True)
 
 
 @pytest.mark.parametrize("part", [0.0, 1e-4, 0.01, 0.3, 0.7, 0.999, "last byte"])

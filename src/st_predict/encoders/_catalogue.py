@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from st_predict._backbones import create_backbone, import_timm
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
 from st_predict._runtime import Network
+from st_predict._validated import Count, Positive, validated
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from st_predict.crops import Batch
 
@@ -29,7 +31,7 @@ __all__ = ["Encoder", "EncoderSpec", "get_encoder", "list_encoders", "load_encod
 _HUB = "hf-hub:"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class EncoderSpec:
     """Everything the package knows of an encoder before its weights are there.
 
@@ -65,9 +67,9 @@ class EncoderSpec:
     source: str = ""
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
-    norm_eps: float | None = None
+    norm_eps: Positive | None = None
     pool: Literal["timm", "cls_mean"] = "timm"
-    n_features: int | None = None
+    n_features: Count | None = None
     float32: bool = False
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     license: str = "unknown"
@@ -277,7 +279,7 @@ class Encoder(Network):
         if features_BD.ndim != 2 or len(features_BD) != len(batch):
             raise InvalidValueError(
                 f"The encoder {self.spec.name!r} gives {tuple(features_BD.shape)} for {len(batch)} crops; it must give one row "
-                "of features a crop."
+                "of features per crop."
             )
         return features_BD.float()
 
@@ -363,15 +365,19 @@ def load_encoder(
         encoder = get_encoder(encoder)
     if isinstance(encoder, EncoderSpec | Encoder):
         if crop is not None or pixels is not None:
+            name = encoder.name if isinstance(encoder, EncoderSpec) else encoder.spec.name
+            given = [n for n, value in (("crop", crop), ("pixels", pixels)) if value is not None]
             raise InvalidValueError(
-                "crop= and pixels= say what an encoder of your own sees; the others have their own."
+                f"The encoder {name!r} says itself which crops and pixels it sees; only a callable of your own does not.",
+                Advice(f"leave out {' and '.join(['{}', *given[1:]])}", given[0]),
             )
         return encoder if isinstance(encoder, Encoder) else Encoder(_load(encoder), encoder)
     if not callable(encoder):
         raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
     if crop is None:
         raise InvalidValueError(
-            "What does your encoder see? Pass crop=, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)."
+            "An encoder of your own does not say which crops it sees.",
+            Advice("give them with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
     return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=pixels or PixelSpec()))
@@ -447,11 +453,15 @@ def get_encoder(name: str) -> EncoderSpec:
     ------
     KeyError
         If there is no such encoder; the message lists those that there are.
+    TypeError
+        If ``name`` is not a name.
     ModuleNotFoundError
         If timm has to say what it is, and is not installed.
     ConnectionError, PermissionError
         If the hub has to say what it is, and can't be reached or refuses.
     """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"An encoder is given by its name, one of {list_encoders()} say, got {name!r}.")
     plain = name.replace("hf_hub:", _HUB)
     for spec in _KNOWN.values():
         if plain.removeprefix(_HUB).casefold() in {spec.name, spec.source.removeprefix(_HUB).casefold()}:
