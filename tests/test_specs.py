@@ -73,7 +73,7 @@ def test_spread_of_pixels(std):
 
 @pytest.mark.parametrize("options", [{"mean": (0.5,)}, {"std": (1.0, 1.0, 1.0, 1.0)}])
 def test_pixels_have_three_colours(options):
-    with pytest.raises(ValueError, match=r"(mean should be|mean\.1 is missing|std should be|std: )"):
+    with pytest.raises(ValueError, match=r"mean is missing|std should be"):
         PixelSpec(**options)
 
 

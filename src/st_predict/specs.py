@@ -27,7 +27,6 @@ __all__ = [
     "ModelCard",
     "PixelSpec",
     "TargetSpec",
-    "check_card_fields",
 ]
 
 FORMAT_VERSION = 1

@@ -291,9 +291,9 @@ def test_encoders_of_the_user():
 @pytest.mark.parametrize(
     ("encoder", "options", "error", "message"),
     [
-        (nn.Identity(), {}, ValueError, "Pass crop="),
-        ("rgb", {"crop": CROP}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
-        (TINY, {"pixels": PIXELS}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
+        (nn.Identity(), {}, ValueError, "Give them with crop=, for example"),
+        ("rgb", {"crop": CROP}, ValueError, r"encoder 'rgb' says itself .* Leave out crop=\."),
+        (TINY, {"pixels": PIXELS}, ValueError, r"encoder 'tiny' says itself .* Leave out pixels=\."),
         (3, {}, TypeError, "got int"),
     ],
 )

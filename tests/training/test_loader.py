@@ -74,5 +74,5 @@ def test_two_regions_of_one_section_are_told_apart(store: CropStore) -> None:
 
 def test_regions_of_spots_of_unknown_place(store: CropStore) -> None:
     blind = CropStore(crops=(), target=store.target, section=store.section, grid=None, xy_um=None)
-    with pytest.raises(ValueError, match="regions= needs to know where spots are"):
+    with pytest.raises(ValueError, match="neither the mpp nor the lattice of all sections is known"):
         next(iter(SectionLoader(blind, regions=2, seed=0)))
