@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence  # noqa: TC003
 from dataclasses import field, fields
 from numbers import Integral, Real
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from st_predict._errors import InvalidValueError, StPredictError
 
-__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "check", "validated"]
+__all__ = ["Count", "File", "Natural", "NotNegative", "Number", "Positive", "Probability", "check", "validated"]
 
 T = TypeVar("T")
 
@@ -34,6 +36,13 @@ def _real(value: Any) -> Any:
     return float(value)
 
 
+def _path(value: Any) -> Any:
+    if isinstance(value, str | PathLike) and isinstance(fspath(value), str):
+        return Path(value)
+    raise ValueError("should be the path of a file")
+
+
+File = Annotated[Path, BeforeValidator(_path)]
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_real)]

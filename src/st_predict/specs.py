@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, field, fields
 from difflib import get_close_matches
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Natural, Number, Positive, check, validated
+from st_predict._validated import Count, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
+    from pathlib import Path
 
 __all__ = [
     "FORMAT_VERSION",
@@ -209,7 +209,7 @@ class ModelCard:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InvalidValueError(f"This is no card of st_predict, as it is not JSON ({error}).") from error
         _check_fields(values, {f.name for f in fields(cls)})
         try:
@@ -233,9 +233,10 @@ class ModelCard:
         ValueError
             If the file is not a safetensors file, or has no card that can be read.
         """
-        if not Path(path).is_file():
+        file: Path = check("path", path, File)
+        if not file.is_file():
             raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
-        metadata = _metadata(path)
+        metadata = _metadata(file)
         if cls.METADATA_KEY not in metadata:
             raise InvalidValueError(
                 f"{str(path)!r} has no st_predict card: it was not written by st_predict.",
@@ -247,11 +248,11 @@ class ModelCard:
             raise error.about(f"{str(path)!r} cannot be used.") from error
 
 
-def _metadata(path: PathLike[str] | str) -> dict[str, str]:
+def _metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file from its header: 8 bytes with its length, then JSON."""
-    size = Path(path).stat().st_size
+    size = path.stat().st_size
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
                 raise InvalidValueError("its header is longer than the file")

@@ -317,3 +317,31 @@ def test_hyper_parameters_may_change_where_the_spec_says_so(path, network, monke
         assert not torch.allclose(other(batch()), network(batch()))
     with pytest.raises(ValueError, match=r"'m2ost' is unfit\. pool should be 'cls' or 'mean', got 'max'"):
         checkpoints.load(path, hparams={"pool": "max"})
+
+
+@pytest.mark.parametrize("bad", [None, 3, [], b"a"])
+def test_arguments_of_another_kind(path, network, bad):
+    for read in (checkpoints.load, ModelCard.of_file):
+        with pytest.raises(ValueError, match="path should be the path of a file, got"):
+            read(bad)
+    with pytest.raises(ValueError, match="path should be the path of a file, got"):
+        checkpoints.save(bad, network, CARD)
+    with pytest.raises(TypeError, match="model must be a Module, got"):
+        checkpoints.save(path, bad, CARD)
+    with pytest.raises(TypeError, match="card must be a ModelCard, got"):
+        checkpoints.save(path, network, bad)
+    with pytest.raises(TypeError, match="card must be a ModelCard, got"):
+        checkpoints.build(bad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, 16])
+def test_weights_are_stored_as_floats(path, network, dtype):
+    with pytest.raises(TypeError, match="dtype must be a floating-point type of torch or None, got"):
+        checkpoints.save(path, network, CARD, dtype=dtype)
+
+
+def test_hyper_parameters_that_do_not_exist_are_named(path):
+    with pytest.raises(ValueError, match=r"'m2ost' has no hyper-parameters \['pol'\]; .*Did you mean 'pool'"):
+        checkpoints.load(path, hparams={"pol": "mean"})
+    with pytest.raises(TypeError, match="Hyper-parameters are a mapping"):
+        checkpoints.load(path, hparams="pool")

@@ -451,29 +451,6 @@ def test_machine_is_checked_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"optimizer": "lion"}, "optimizer must be one of"),
-        ({"momentum": 0.9}, "for optimizer='sgd' alone"),
-        ({"momentum": 1.0, "optimizer": "sgd"}, "momentum is below 1"),
-        ({"schedule": "step"}, "schedule must be one of"),
-        ({"monitor": "auc"}, "monitor must be one of"),
-        ({"epochs": 2.5}, "whole numbers, got .*2.5"),
-        ({"epochs": 0}, "epochs and batch_size must be at least 1"),
-        ({"batch_size": 0}, "epochs and batch_size must be at least 1"),
-        ({"lr": 0.0}, "lr above 0"),
-        ({"level_drop": 1.0}, "probability below 1"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"seed": -1}, "must not be negative"),
-        ({"weight_decay": -0.1}, "must not be negative"),
-    ],
-)
-def test_unfit_configuration(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**options)
-
-
 def test_optimizer_is_the_one_that_was_asked_for(quick: Config) -> None:
     for name, expected in {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.items():
         network = torch.nn.Linear(2, 2)

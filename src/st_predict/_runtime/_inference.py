@@ -14,6 +14,7 @@ import torch
 
 from st_predict._errors import InvalidValueError
 from st_predict._runtime._device import pick_precision
+from st_predict._validated import Count, check
 from st_predict.crops import N_SYMMETRIES, apply_symmetry
 
 if TYPE_CHECKING:
@@ -77,9 +78,8 @@ class Inference:
         symmetries: int = 1,
         compile: bool = False,
     ) -> None:
-        if working_batch is not None and working_batch < 1:
-            raise InvalidValueError(f"working_batch must be at least 1, got {working_batch}.")
-        if symmetries not in {1, N_SYMMETRIES}:
+        check("working_batch", working_batch, Count | None)
+        if isinstance(symmetries, bool) or symmetries not in (1, N_SYMMETRIES):  # a list has no hash
             raise InvalidValueError(f"symmetries must be 1 or {N_SYMMETRIES}, got {symmetries}.")
         self.network = network.to(device).eval()
         self.device = device

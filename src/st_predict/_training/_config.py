@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._validated import Count, Natural, NotNegative, Positive, Probability, validated
@@ -86,7 +88,7 @@ class TrainConfig:
     measure_pixels: bool = False
     level_drop: Probability = 0.0
     start_at_mean: bool = True
-    seed: Natural = 0
+    seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: str = "auto"
     precision: str = "auto"
     progress: bool = True

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._validated import File, check
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 
@@ -26,7 +28,20 @@ __all__ = ["build", "load", "save"]
 
 
 def build(card: ModelCard) -> SpotModel:
-    """Build the network of a card, with the weights it starts training from."""
+    """Build the network of a card, with the weights it starts training from.
+
+    Raises
+    ------
+    KeyError
+        If there is no model of the name on the card.
+    TypeError
+        If this is not a card.
+    ValueError
+        If hyper-parameters are unfit.
+    MemoryError
+        If there is not enough memory for the network.
+    """
+    _require("card", card, ModelCard)
     network = get_spec(card.model).build_with(len(card.genes), card.hparams)
     network.pixel_spec = card.pixels
     return network
@@ -49,13 +64,21 @@ def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype:
     Raises
     ------
     TypeError
-        If the card holds something that JSON cannot, or ``dtype`` is not a type of torch.
+        If ``model``, ``card`` or ``dtype`` are something else, or the card holds something that JSON cannot.
     """
-    if dtype is not None and not isinstance(dtype, torch.dtype):
+    path = check("path", path, File)
+    _require("model", model, nn.Module)
+    _require("card", card, ModelCard)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating-point type of torch or None, got {dtype!r}.")
     state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
     with whole(path) as fresh:
         save_file(state, fresh, metadata={ModelCard.METADATA_KEY: card.to_json()})
+
+
+def _require(argument: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidTypeError(f"{argument} must be a {kind.__name__}, got {type(value).__name__}.")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -11,12 +11,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from st_predict._backbones import create_backbone, import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
-from st_predict._runtime import Network
+from st_predict._runtime import Network, is_out_of_memory
 from st_predict._validated import Count, Positive, validated
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
@@ -380,7 +381,7 @@ def load_encoder(
             Advice("give them with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
-    return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=pixels or PixelSpec()))
+    return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels))
 
 
 def _load(spec: EncoderSpec) -> nn.Module:
@@ -425,14 +426,24 @@ def _reaching(spec: EncoderSpec) -> Iterator[None]:
         yield
     except RepositoryNotFoundError as error:  # also said of one that is gated or private
         raise PermissionError(f"No access to the weights {spec.source!r}: {terms}.") from error
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of a name, of the file, of its tensors
+        if is_out_of_memory(error):
+            raise
+        raise InvalidValueError(
+            f"The encoder {spec.source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
+        ) from error
     except OSError as error:
         if error.errno is not None:  # of the disk
             raise
         raise ConnectionError(
-            f"Cannot get the weights {spec.source!r} ({(str(error) or type(error).__name__).splitlines()[0]}). Without a network, copy the cache of a "
+            f"Cannot get the weights {spec.source!r} ({_first_line(error)}). Without a network, copy the cache of a "
             "machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set HF_HUB_OFFLINE=1, or take "
             f"the encoder 'rgb', which needs none.{f' They are gated: {terms}.' if spec.gated else ''}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def list_encoders() -> list[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._backbones import import_timm
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
-from st_predict._validated import Count, Natural, check, validated
+from st_predict._validated import Count, File, Natural, check, validated
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
 from st_predict.encoders._rgb import RgbStatistics
@@ -23,6 +22,7 @@ from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
+    from pathlib import Path
 
     from st_predict.crops import Batch
 
@@ -123,7 +123,11 @@ def get_cell_encoder(encoder: str, *, cell: int | None = None, n_shifts: int = 4
         If it needs timm, which is not installed.
     ValueError
         If the encoder has no cells of that size, or none at all.
+    TypeError
+        If ``encoder`` is not a name.
     """
+    if not isinstance(encoder, str):
+        raise InvalidTypeError(f"An encoder of cells is given by its name, got {type(encoder).__name__}.")
     cell, n_shifts = check("cell", CELL if cell is None else cell, Count), check("n_shifts", n_shifts, Count)
     if encoder == RGB_CELLS:
         return _rgb_spec(cell)
@@ -171,7 +175,8 @@ def load_cell_encoder(
             *_name_file("name that file"),
             f"take the encoder {RGB_CELLS!r}, which needs no weights",
         )
-    if weights_sha256 is not None and weights_digest(weights) != weights_sha256:
+    weights = check("weights", weights, File)
+    if check("weights_sha256", weights_sha256, str | None) is not None and weights_digest(weights) != weights_sha256:
         raise InvalidValueError(
             f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}).",
             *_name_file("name the right file"),
@@ -191,11 +196,12 @@ def weights_digest(path: PathLike[str] | str) -> str:
     FileNotFoundError
         If there is none.
     """
-    if not Path(path).is_file():
+    file: Path = check("weights", path, File)
+    if not file.is_file():
         raise FileNotFoundError(
             f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
         )
-    return sha256_of_file(path)
+    return sha256_of_file(file)
 
 
 # HIPT, on whole sections.

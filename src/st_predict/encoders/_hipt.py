@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._validated import File, check
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -129,6 +130,7 @@ def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path:
     TypeError
         If they are not state dicts at all.
     """
+    path = check("path", path, File)
     state = convert(vit256, vit4k)
     _network_of(state)
     with whole(path) as fresh:
