@@ -91,7 +91,7 @@ def refuse_unknown(model: str, hparams: Mapping[str, Any], kinds: Kinds | None) 
         )
     if kinds is None or not (unknown := sorted(str(name) for name in hparams if name not in kinds)):
         return
-    near = get_close_matches(unknown[0], kinds, n=1)
+    near = get_close_matches(unknown[0], kinds, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InvalidValueError(f"{model!r} has no hyper-parameters {unknown}; there are {sorted(kinds)}.{hint}")
 
