@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from skimage.color import rgb2hed
 from torch import nn
 
@@ -286,3 +287,33 @@ def test_weights_have_to_be_those_of_training(states, tmp_path):
     for of in (load_hipt, weights_digest):
         with pytest.raises(FileNotFoundError, match="save_hipt_weights makes them"):
             of(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["rgb-cells"]])
+def test_an_encoder_of_cells_is_given_by_its_name(name):
+    with pytest.raises(TypeError, match="An encoder of cells is given by its name, got"):
+        get_cell_encoder(name)
+
+
+@pytest.mark.parametrize("n_shifts", [0, -1, 1.5, "4", None, True])
+def test_number_of_shifts(n_shifts):
+    with pytest.raises(ValueError, match=f"n_shifts should be .*got {n_shifts!r}"):
+        get_cell_encoder("hipt", n_shifts=n_shifts)
+
+
+def test_weights_that_are_not_those_of_hipt_name_the_file(tmp_path):
+    path = tmp_path / "hipt.safetensors"
+    save_file({"narrow.weight": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"hipt\.safetensors' cannot be used\. These are not the weights of HIPT"):
+        load_hipt(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"hipt\.safetensors' is no complete safetensors file .* Get it again\.$"):
+        load_cell_encoder("hipt", weights=path)
+    with pytest.raises(ValueError, match="weights should be the path of a file, got 3"):
+        load_cell_encoder("hipt", weights=3)
+
+
+@pytest.mark.parametrize("file", [None, 3, {"teacher": 3}, []])
+def test_published_files_of_another_kind(file, tmp_path):
+    with pytest.raises(TypeError, match="The state dict of ViT-256 of HIPT is a mapping from name to tensor, got"):
+        save_hipt_weights(file, {}, tmp_path / "a.safetensors")

@@ -322,3 +322,36 @@ def test_fingerprint_is_that_of_the_weights(hub):
         networks[1].norm.bias[0] += 1e-3
     hub("me/d", networks[1].state_dict())
     assert load_encoder(replace(TINY, source="hf-hub:me/d")).fingerprint != a.fingerprint
+
+
+@pytest.mark.parametrize("name", [None, 3, ["rgb"], b"rgb"])
+def test_an_encoder_is_given_by_its_name(name):
+    with pytest.raises(TypeError, match="An encoder is given by its name"):
+        get_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:a b", "hf-hub:", "hf-hub:a/b/c"])
+def test_a_name_that_the_hub_cannot_have(name):
+    with pytest.raises(ValueError, match=f"The encoder '{name}' cannot be loaded .HFValidationError"):
+        get_encoder(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 224}, "crop should be .*got 224"),
+        ({"n_features": "many"}, "n_features should be .*got 'many'"),
+        ({"pool": "max"}, "pool should be 'timm' or 'cls_mean', got 'max'"),
+        ({"norm_eps": -1.0}, "norm_eps should be greater than 0, got -1.0"),
+        ({"convert": "x"}, "convert should be callable, got 'x'"),
+    ],
+)
+def test_a_description_of_an_encoder_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
+
+
+def test_pixels_of_another_kind_are_refused():
+    for pixels in (0, np.ones(3), "imagenet"):
+        with pytest.raises(ValueError, match=r"pixels should be .*got"):
+            load_encoder(nn.Identity(), crop=CROP, pixels=pixels)
