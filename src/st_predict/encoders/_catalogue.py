@@ -365,13 +365,7 @@ def load_encoder(
     if isinstance(encoder, str):
         encoder = get_encoder(encoder)
     if isinstance(encoder, EncoderSpec | Encoder):
-        if crop is not None or pixels is not None:
-            name = encoder.name if isinstance(encoder, EncoderSpec) else encoder.spec.name
-            given = [n for n, value in (("crop", crop), ("pixels", pixels)) if value is not None]
-            raise InvalidValueError(
-                f"The encoder {name!r} says itself which crops and pixels it sees; only a callable of your own does not.",
-                Advice(f"leave out {' and '.join(['{}', *given[1:]])}", given[0]),
-            )
+        _refuse_inputs(encoder, crop=crop, pixels=pixels)
         return encoder if isinstance(encoder, Encoder) else Encoder(_load(encoder), encoder)
     if not callable(encoder):
         raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
@@ -382,6 +376,16 @@ def load_encoder(
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
     return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels))
+
+
+def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpec | None) -> None:
+    """Refuse inputs for an encoder that has its own."""
+    if given := [name for name, value in inputs.items() if value is not None]:
+        name = (encoder.spec if isinstance(encoder, Encoder) else encoder).name
+        raise InvalidValueError(
+            f"The encoder {name!r} says itself which crops and pixels it sees; only a callable of your own does not.",
+            Advice(f"leave out {' and '.join(['{}', *given[1:]])}", given[0]),
+        )
 
 
 def _load(spec: EncoderSpec) -> nn.Module:
