@@ -115,7 +115,7 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     check_refused(run("train", section, *out, "--validation", section), "same section")
     check_refused(run("train", section, *out, "--validation", section, "--hold-out", "P1"), "not both")
     check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
-    check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be one of")
+    check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be 'constant' or 'cosine'")
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "timm", None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,14 +24,21 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
         If timm is not installed.
     ValueError
         If timm has no such architecture, or this has no such arguments.
+    ConnectionError
+        If the hub has to say what the architecture is, and cannot be reached.
     """
     timm = import_timm()
     if not name.startswith("hf-hub:"):
         _check_architecture(name)
     try:
         backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
-    except TypeError as error:
-        raise InvalidValueError(f"timm cannot make {name!r} with the arguments {arguments}: {error}") from error
+    except Exception as error:
+        if _is_of_memory(error):
+            raise
+        why = f"{type(error).__name__}: {error}" if str(error) else "a condition of timm does not hold"  # an assertion
+        if _is_of_the_network(error):
+            raise ConnectionError(f"Cannot get the architecture {name!r} from the hub ({why}).") from error
+        raise InvalidValueError(f"timm cannot make {name!r} with the arguments {arguments} ({why}).") from error
     return backbone.to(memory_format=torch.channels_last)  # convolutions take half the time
 
 
@@ -61,7 +68,8 @@ def _check_architecture(name: str) -> None:
     arch, _, tag = name.partition(".")
     if tag:
         raise InvalidValueError(
-            f"arch is without a tag, got {name!r}; for its weights, arch={arch!r} and weights={tag!r}."
+            f"arch is without a tag, got {name!r}.",
+            Advice(f"for these weights, give arch {arch!r} and weights {tag!r} in {{}}", "hparams"),
         )
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)
@@ -91,8 +99,12 @@ def fetch_weights(name: str, **arguments: Any) -> nn.Module:
         raise ConnectionError(
             f"Cannot get the weights {name!r} of timm ({type(error).__name__}: {why}). Without a network, copy the "
             "cache of a machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set "
-            "HF_HUB_OFFLINE=1, or start from random weights with hparams={'weights': None}."
+            "HF_HUB_OFFLINE=1, or start from random weights (hyper-parameter weights: None)."
         ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | OverflowError) or any(word in str(error) for word in ("memory", "overflow"))
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:

@@ -30,7 +30,7 @@ def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
     """
     if isinstance(sdata, SpatialData):
         return
-    found = f"{argument} should be a SpatialData object, got {_described(sdata)}."
+    found = f"{argument} must be a SpatialData object, got {_described(sdata)}."
     if isinstance(sdata, AnnData):
         raise InvalidTypeError(
             f"{found} Image and spots are needed as well.",
@@ -57,7 +57,7 @@ def check_data(data: Any, *, argument: str = "data") -> None:
     """
     if not isinstance(data, AnnData | SpatialData):
         raise InvalidTypeError(
-            f"{argument} should be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data)
+            f"{argument} must be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data)
         )
 
 

@@ -111,7 +111,7 @@ class Record:
         if genes is None:
             return None
         if isinstance(genes, str) or not isinstance(genes, Iterable):
-            raise InvalidValueError(f"{_place(key)} is damaged: genes should be a list of names, got {genes!r}.", _REDO)
+            raise InvalidValueError(f"{_place(key)} is damaged: genes must be a list of names, got {genes!r}.", _REDO)
         return tuple(str(gene) for gene in genes)
 
     @staticmethod
@@ -174,7 +174,7 @@ def _parsed(stored: Mapping[str, Any], name: str, key: str) -> Any:
         raise InvalidValueError(f"{_place(key)} is damaged: {name} is not JSON ({error}).", _REDO) from error
     kind = list if name == "derived" else dict
     if not isinstance(value, kind):
-        raise InvalidValueError(f"{_place(key)} is damaged: {name} should be a {kind.__name__}, got {value!r}.", _REDO)
+        raise InvalidValueError(f"{_place(key)} is damaged: {name} must be a {kind.__name__}, got {value!r}.", _REDO)
     return value
 
 

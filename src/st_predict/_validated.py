@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence  # noqa: TC003
 from dataclasses import field, fields
 from numbers import Integral, Real
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -18,7 +18,7 @@ from st_predict._errors import InvalidValueError, StPredictError
 
 __all__ = [
     "Count",
-    "FilePath",
+    "File",
     "Name",
     "Natural",
     "NotNegative",
@@ -49,9 +49,9 @@ def _real(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
-    if not isinstance(value, str | PathLike):
-        raise ValueError("must be a path")
-    return Path(value)
+    if isinstance(value, str | PathLike) and isinstance(fspath(value), str):
+        return Path(value)
+    raise ValueError("must be a path")
 
 
 def _name(value: Any) -> Any:
@@ -60,6 +60,7 @@ def _name(value: Any) -> Any:
     return value
 
 
+File = Annotated[Path, BeforeValidator(_path)]
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_real)]
@@ -67,7 +68,6 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-FilePath = Annotated[Any, BeforeValidator(_path)]
 Name = Annotated[Any, BeforeValidator(_name)]
 """Name of an element that SpatialData can store."""
 

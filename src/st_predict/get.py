@@ -161,9 +161,9 @@ def _as_array(values: Any, what: str) -> NDArray[np.float32]:
     try:
         array = np.array(values.toarray() if sparse.issparse(values) else values, np.float32)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"{what} should be numbers ({error}).") from error
+        raise InvalidValueError(f"{what} must be numbers ({error}).") from error
     if array.ndim != 2:
-        raise InvalidValueError(f"{what} should be (n_obs, n_genes), got the shape {array.shape}.")
+        raise InvalidValueError(f"{what} must be (n_obs, n_genes), got the shape {array.shape}.")
     return array
 
 
@@ -200,13 +200,13 @@ def _give_names(n_genes: int) -> Advice:
 def _read_names(genes: Sequence[str] | PathLike[str] | str) -> list[str]:
     if not isinstance(genes, (str, PathLike)):
         if not isinstance(genes, Iterable) or not all(isinstance(gene, str) for gene in genes):
-            raise InvalidTypeError(f"genes should be a list of names or the path of a checkpoint, got {genes!r}.")
+            raise InvalidTypeError(f"genes must be a list of names or the path of a checkpoint, got {genes!r}.")
         return [str(gene) for gene in genes]
     try:
         return list(ModelCard.of_file(genes).genes)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no file {str(genes)!r}; genes should be a list of names or the path of a .safetensors checkpoint."
+            f"There is no file {str(genes)!r}; genes must be a list of names or the path of a .safetensors checkpoint."
         ) from error
 
 

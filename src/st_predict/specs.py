@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from math import inf
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields
+from difflib import get_close_matches
+from numbers import Integral
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from st_predict._errors import InvalidValueError
+from pydantic import Field, WrapValidator
+
+from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._validated import Count, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
+    from pathlib import Path
 
-__all__ = ["FORMAT_VERSION", "IMAGENET", "CropSpec", "LevelSpec", "ModelCard", "PixelSpec", "TargetSpec"]
+__all__ = [
+    "FORMAT_VERSION",
+    "IMAGENET",
+    "CropSpec",
+    "LevelSpec",
+    "ModelCard",
+    "PixelSpec",
+    "TargetSpec",
+]
 
 FORMAT_VERSION = 1
 """Version of the format of a :class:`ModelCard`; newer cards are refused."""
@@ -23,7 +37,18 @@ Over = Literal["panel", "all"]
 Scale = Literal["none", "minmax"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _as_given(value: Any, make_float: Callable[[Any], float]) -> float:
+    """Keep whole numbers whole, so that the text of a card does not change when it is read and written."""
+    number = make_float(value)
+    return int(value) if isinstance(value, Integral) else number
+
+
+_Number = Annotated[Number, WrapValidator(_as_given)]
+_Positive = Annotated[Positive, WrapValidator(_as_given)]
+_Limits: TypeAlias = tuple[tuple[Number, ...], tuple[Number, ...]]
+
+
+@validated
 class LevelSpec:
     """One level of a multi-level crop.
 
@@ -35,14 +60,8 @@ class LevelSpec:
         Width of a pixel relative to the finest level of the crop: 1 is the finest, 2 has pixels twice as wide.
     """
 
-    size: int
-    downsample: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (0 < self.size < inf and 0 < self.downsample < inf):
-            raise InvalidValueError(
-                f"size and downsample must be positive and finite, got {self.size} and {self.downsample}."
-            )
+    size: Count
+    downsample: _Positive = 1.0
 
     @property
     def fov(self) -> float:
@@ -50,7 +69,7 @@ class LevelSpec:
         return self.size * self.downsample
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class CropSpec:
     """The crops around one spot.
 
@@ -66,8 +85,8 @@ class CropSpec:
     """
 
     levels: tuple[LevelSpec, ...]
-    mpp: float | None = None
-    pad_value: int = 255
+    mpp: _Positive | None = None
+    pad_value: Annotated[Natural, Field(le=255)] = 255
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -75,33 +94,21 @@ class CropSpec:
         downsamples = [level.downsample for level in self.levels]
         if downsamples != sorted(downsamples):
             raise InvalidValueError(f"The finest level comes first, got the downsamples {downsamples}.")
-        if self.mpp is not None and not 0 < self.mpp < inf:
-            raise InvalidValueError(f"mpp must be positive and finite, got {self.mpp}.")
-        if not 0 <= self.pad_value <= 255:
-            raise InvalidValueError(f"pad_value must be a grey value from 0 to 255, got {self.pad_value}.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class PixelSpec:
     """How 8-bit pixels become numbers: ``(x / 255 - mean) / std``, a channel at a time."""
 
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise InvalidValueError(
-                f"mean and std have a number for each of 3 colours, got {self.mean} and {self.std}."
-            )
-        if not all(0 < value < inf for value in self.std):
-            raise InvalidValueError(f"std must be positive and finite, got {self.std}.")
+    mean: tuple[_Number, _Number, _Number] = (0.0, 0.0, 0.0)
+    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
 
 
 IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """Mean and standard deviation of the colours of ImageNet, for networks that start from its weights."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class TargetSpec:
     """Units of the values that a model predicts.
 
@@ -122,33 +129,19 @@ class TargetSpec:
     """
 
     transform: Transform = "log1p_total"
-    total: float = 1e6
+    total: _Positive = 1e6
     over: Over = "panel"
     scale: Scale = "none"
-    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    limits: _Limits | None = None
 
     def __post_init__(self) -> None:
-        if self.transform not in get_args(Transform):
-            raise InvalidValueError(f"transform must be one of {get_args(Transform)}, got {self.transform!r}.")
-        if self.over not in get_args(Over):
-            raise InvalidValueError(f"over must be one of {get_args(Over)}, got {self.over!r}.")
-        if not 0 < self.total < inf:
-            raise InvalidValueError(f"total must be positive and finite, got {self.total}.")
-        self._check_scale()
-
-    def _check_scale(self) -> None:
-        if self.scale not in get_args(Scale):
-            raise InvalidValueError(f"scale must be one of {get_args(Scale)}, got {self.scale!r}.")
         if self.limits is None:
             return
-        low, high = (tuple(map(float, values)) for values in self.limits)
-        if (
-            self.scale == "none"
-            or len(low) != len(high)
-            or not all(-inf < a <= b < inf for a, b in zip(low, high, strict=True))
-        ):
-            raise InvalidValueError("limits are a finite least and largest value of each gene, for scale='minmax'.")
-        object.__setattr__(self, "limits", (low, high))
+        low, high = self.limits
+        if self.scale == "none" or len(low) != len(high) or not all(a <= b for a, b in zip(low, high, strict=True)):
+            raise InvalidValueError(
+                "limits are the least and the largest value of each gene; only the scale 'minmax' has them."
+            )
 
     @property
     def units(self) -> str:
@@ -163,7 +156,7 @@ class TargetSpec:
         return formula if self.scale == "none" else f"{formula}, from 0 at the least to 1 at the largest of training"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class ModelCard:
     """What a set of weights was trained on, what it needs and what it gives.
 
@@ -196,14 +189,14 @@ class ModelCard:
     training: dict[str, Any] = field(default_factory=dict)
     license: str = "unknown"
     citation: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: Natural = FORMAT_VERSION
 
     METADATA_KEY: ClassVar[str] = "st_predict.card"
     """Entry of the metadata of a ``.safetensors`` file that holds the card."""
 
     def to_json(self) -> str:
         """Serialise, with sorted keys so that equal cards are equal strings."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True, default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
@@ -216,19 +209,13 @@ class ModelCard:
         """
         try:
             values = json.loads(text)
-            _check_fields(values, {f.name for f in fields(cls)})
-            crop = values.pop("crop")
-            levels = tuple(LevelSpec(**level) for level in crop.pop("levels"))
-            pixels = {name: tuple(value) for name, value in values.pop("pixels").items()}
-            return cls(
-                genes=tuple(values.pop("genes")),
-                crop=CropSpec(levels=levels, **crop),
-                pixels=PixelSpec(**pixels),
-                target=TargetSpec(**values.pop("target")),
-                **values,
-            )
-        except (AttributeError, KeyError, TypeError) as error:  # of JSON that has another structure
-            raise InvalidValueError(f"This is no card of st_predict ({type(error).__name__}: {error}).") from error
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"This is no card of st_predict, as it is not JSON ({error}).") from error
+        _check_fields(values, {f.name for f in fields(cls)})
+        try:
+            return cls(**values)
+        except StPredictError as error:
+            raise error.about("This is no card of st_predict.") from error
 
     @classmethod
     def of_file(cls, path: PathLike[str] | str) -> ModelCard:
@@ -246,42 +233,89 @@ class ModelCard:
         ValueError
             If the file is not a safetensors file, or has no card that can be read.
         """
-        if not Path(path).is_file():
+        file: Path = check("path", path, File)
+        if not file.is_file():
             raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
-        metadata = _metadata(path)
+        metadata = _metadata(file)
         if cls.METADATA_KEY not in metadata:
             raise InvalidValueError(
-                f"{str(path)!r} has no st_predict card: it was not written by st_predict. Weights of published code can "
-                "be converted with the `convert` of models.get_spec(name)."
+                f"{str(path)!r} has no st_predict card: it was not written by st_predict.",
+                "convert weights of published code with the `convert` of st_predict.models.get_spec(name)",
             )
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])
-        except ValueError as error:
-            raise InvalidValueError(f"{str(path)!r} cannot be used. {error}") from error
+        except StPredictError as error:
+            raise error.about(f"{str(path)!r} cannot be used.") from error
 
 
-def _metadata(path: PathLike[str] | str) -> dict[str, str]:
+def _metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file from its header: 8 bytes with its length, then JSON."""
-    size = Path(path).stat().st_size
+    size = path.stat().st_size
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
                 raise InvalidValueError("its header is longer than the file")
             return dict(json.loads(file.read(length)).get("__metadata__") or {})
     except (AttributeError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
         raise InvalidValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
+            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            "get it again",
         ) from error
 
 
-def _check_fields(values: dict[str, Any], names: set[str]) -> None:
-    if values.get("format_version", 0) > FORMAT_VERSION:
+def _check_fields(values: Any, names: set[str]) -> None:
+    if not isinstance(values, dict):
+        raise InvalidValueError(f"This is no card of st_predict, as it is not a mapping but {type(values).__name__}.")
+    version = values.get("format_version", 0)
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise InvalidValueError(
-            f"The card has format {values['format_version']}, this st_predict reads up to {FORMAT_VERSION}: "
-            "upgrade st_predict."
+            f"The card has format {version}, this st_predict reads up to {FORMAT_VERSION}.", "upgrade st_predict"
         )
     if unknown := sorted(values.keys() - names):
         raise InvalidValueError(f"The card has unknown fields {unknown}: it was not written by st_predict.")
     if missing := sorted(names - values.keys()):
         raise InvalidValueError(f"The card lacks the fields {missing}: it was not written by st_predict.")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as those of Python."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise InvalidTypeError(f"A card holds numbers, texts, lists and mappings, got {value!r}.")
+
+
+_FURTHER: dict[str, Any] = {
+    "organism": str,
+    "license": str,
+    "citation": str,
+    "gene_id_type": str,
+    "training": dict[str, Any],
+}
+
+
+def check_card_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return further fields of a :class:`ModelCard`: those that training does not decide.
+
+    Parameters
+    ----------
+    values
+        Any of ``organism``, ``license``, ``citation``, ``gene_id_type`` and ``training``.
+
+    Raises
+    ------
+    TypeError
+        If this is not a mapping.
+    ValueError
+        If a field does not exist, is decided by training, or has a value of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise InvalidTypeError(f"card must be a mapping from field to value, got {type(values).__name__}.")
+    names = {f.name for f in fields(ModelCard)}
+    if unknown := sorted(str(name) for name in values if name not in names):
+        near = get_close_matches(unknown[0], _FURTHER, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidValueError(f"card has no fields {unknown}; it can set {list(_FURTHER)}.{hint}")
+    if decided := sorted(values.keys() - _FURTHER.keys()):
+        raise InvalidValueError(f"card cannot set {decided}, which training decides; it can set {list(_FURTHER)}.")
+    return {name: check(f"card[{name!r}]", value, _FURTHER[name]) for name, value in values.items()}

@@ -147,9 +147,9 @@ def test_a_model_without_released_weights_is_to_be_trained(server, name):
     model = name.partition("@")[0]
     with pytest.raises(KeyError) as raised:
         find_weights(name)
-    (message,) = raised.value.args
+    message = str(raised.value)
     assert message.startswith(f"The model '{model}' has no released weights; there are ['net@2', 'net@1'].")
-    assert f"st_predict.tl.train(..., model='{model}')" in message
+    assert "Train it with st_predict.tl.train, and give the result" in message
     assert server.asked == []
 
 
@@ -196,3 +196,23 @@ def test_a_path_that_is_missing(server, text):
         with pytest.raises(FileNotFoundError, match=f"no checkpoint '{re.escape(text)}'"):
             find_weights(model)
     assert server.asked == []
+
+
+@pytest.mark.parametrize("model", [None, 3, b"m2ost", ["m2ost"], 1.5])
+def test_a_model_of_another_kind(model):
+    for find in (find_weights, checkpoints.name_of):
+        with pytest.raises(TypeError, match=r"name of released weights, .* or a training result, got"):
+            find(model)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"weights": 3}', '{"weights": [{"name": "net"}]}'])
+def test_a_damaged_index_is_named(tmp_path, monkeypatch, text):
+    (tmp_path / "index.json").write_text(text)
+    monkeypatch.setattr(_released, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"index\.json' is .*"):
+        list_weights()
+
+
+def test_weights_are_checked():
+    with pytest.raises(ValueError, match="n_bytes must be a whole number, got '1'"):
+        Weights(**entry("net", "1", OLD, n_bytes="1"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from skimage.color import rgb2hed
 from torch import nn
 
@@ -77,8 +78,8 @@ def test_white_has_no_texture():
 def test_cells_may_have_another_size():
     spec = get_cell_encoder("rgb-cells", cell=8)
     assert (spec.cell, spec.n_cells, spec.crop.levels[0].size, spec.crop.mpp) == (8, 64, 96 * 8, 0.5)
-    for cell in (0, 2.5):
-        with pytest.raises(ValueError, match="cell must be a whole number of pixels from 1"):
+    for cell in (0, 2.5, "16", True):
+        with pytest.raises(ValueError, match=f"cell must be .*got {cell!r}"):
             get_cell_encoder("rgb-cells", cell=cell)
 
 
@@ -116,13 +117,14 @@ def test_a_vision_transformer_of_timm(monkeypatch):
 
 def test_encoders_that_do_not_describe_such_cells():
     with pytest.raises(
-        ValueError, match=r"'virchow2' has cells of 14 px, one a patch, and not of 16 px: set hparams=\{'cell': 14\}"
+        ValueError,
+        match=r"'virchow2' has cells of 14 px, one per patch, not of 16 px\. Set cell=14, or take another encoder\.",
     ):
         get_cell_encoder("virchow2")
     assert get_cell_encoder("virchow2", cell=14).n_features == 1280
     with pytest.raises(ValueError, match=r"'resnet18.*' is no vision transformer"):
         get_cell_encoder("resnet18")
-    with pytest.raises(ValueError, match="'hipt' has cells of 16 px, got cell=8"):
+    with pytest.raises(ValueError, match=r"'hipt' has cells of 16 px, not of 8 px\. Set cell=16\."):
         get_cell_encoder("hipt", cell=8)
     with pytest.raises(ValueError, match="n_shifts must be a divisor of 16, got 3"):
         get_cell_encoder("hipt", n_shifts=3)
@@ -277,8 +279,41 @@ def test_weights_have_to_be_those_of_training(states, tmp_path):
     save_hipt_weights(*states, path)
     with pytest.raises(ValueError, match="are not the weights that the network was trained with"):
         load_cell_encoder("hipt", weights=path, weights_sha256=weights_digest(path)[:-1] + "x")
-    with pytest.raises(ValueError, match="do not come with the package: write its vit256_small_dino"):
+    with pytest.raises(
+        ValueError,
+        match=r"do not come with the package; .* Name that file with weights=, or take the encoder 'rgb-cells'",
+    ):
         load_cell_encoder("hipt")
     for of in (load_hipt, weights_digest):
         with pytest.raises(FileNotFoundError, match="save_hipt_weights makes them"):
             of(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["rgb-cells"]])
+def test_an_encoder_of_cells_is_given_by_its_name(name):
+    with pytest.raises(TypeError, match="An encoder of cells is given by its name, got"):
+        get_cell_encoder(name)
+
+
+@pytest.mark.parametrize("n_shifts", [0, -1, 1.5, "4", None, True])
+def test_number_of_shifts(n_shifts):
+    with pytest.raises(ValueError, match=f"n_shifts must be .*got {n_shifts!r}"):
+        get_cell_encoder("hipt", n_shifts=n_shifts)
+
+
+def test_weights_that_are_not_those_of_hipt_name_the_file(tmp_path):
+    path = tmp_path / "hipt.safetensors"
+    save_file({"narrow.weight": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"hipt\.safetensors' cannot be used\. These are not the weights of HIPT"):
+        load_hipt(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"hipt\.safetensors' is no complete safetensors file .* Get it again\.$"):
+        load_cell_encoder("hipt", weights=path)
+    with pytest.raises(ValueError, match="weights must be the path of a file, got 3"):
+        load_cell_encoder("hipt", weights=3)
+
+
+@pytest.mark.parametrize("file", [None, 3, {"teacher": 3}, []])
+def test_published_files_of_another_kind(file, tmp_path):
+    with pytest.raises(TypeError, match="The state dict of ViT-256 of HIPT is a mapping from name to tensor, got"):
+        save_hipt_weights(file, {}, tmp_path / "a.safetensors")

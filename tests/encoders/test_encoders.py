@@ -291,9 +291,9 @@ def test_encoders_of_the_user():
 @pytest.mark.parametrize(
     ("encoder", "options", "error", "message"),
     [
-        (nn.Identity(), {}, ValueError, "Pass crop="),
-        ("rgb", {"crop": CROP}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
-        (TINY, {"pixels": PIXELS}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
+        (nn.Identity(), {}, ValueError, "Give them with crop=, for example"),
+        ("rgb", {"crop": CROP}, ValueError, r"encoder 'rgb' says itself .* Leave out crop=\."),
+        (TINY, {"pixels": PIXELS}, ValueError, r"encoder 'tiny' says itself .* Leave out pixels=\."),
         (3, {}, TypeError, "got int"),
     ],
 )
@@ -322,3 +322,36 @@ def test_fingerprint_is_that_of_the_weights(hub):
         networks[1].norm.bias[0] += 1e-3
     hub("me/d", networks[1].state_dict())
     assert load_encoder(replace(TINY, source="hf-hub:me/d")).fingerprint != a.fingerprint
+
+
+@pytest.mark.parametrize("name", [None, 3, ["rgb"], b"rgb"])
+def test_an_encoder_is_given_by_its_name(name):
+    with pytest.raises(TypeError, match="An encoder is given by its name"):
+        get_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:a b", "hf-hub:", "hf-hub:a/b/c"])
+def test_a_name_that_the_hub_cannot_have(name):
+    with pytest.raises(ValueError, match=f"The encoder '{name}' cannot be loaded .HFValidationError"):
+        get_encoder(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 224}, "crop must be .*got 224"),
+        ({"n_features": "many"}, "n_features must be .*got 'many'"),
+        ({"pool": "max"}, "pool must be 'timm' or 'cls_mean', got 'max'"),
+        ({"norm_eps": -1.0}, "norm_eps must be above 0, got -1.0"),
+        ({"convert": "x"}, "convert must be callable, got 'x'"),
+    ],
+)
+def test_a_description_of_an_encoder_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
+
+
+def test_pixels_of_another_kind_are_refused():
+    for pixels in (0, np.ones(3), "imagenet"):
+        with pytest.raises(ValueError, match=r"pixels must be .*got"):
+            load_encoder(nn.Identity(), crop=CROP, pixels=pixels)

@@ -578,21 +578,21 @@ def test_spot_without_any_level_is_refused():
         ({"size": 220}, r"size must be a multiple of 16, got 220; the nearest: \[208, 224\]"),
         ({"size": 10}, r"the nearest: \[16\]"),
         ({"size": 20, "patch": 4, "dim": 8}, r"size must be a multiple of 8, got 20; the nearest: \[16, 24\]"),
-        ({"patch": 6, "size": 24}, "patch must be a multiple of 4 to be halved 2 times for level 2"),
+        ({"patch": 6, "size": 24}, "patch must be a multiple of 4, to be halved 2 times for level 2; got 6"),
         ({"dim": 10}, "dim must be a multiple of 4"),
-        ({"heads": 0}, "heads must be a whole number from 1, got 0"),
-        ({"dim": 24.0}, "dim must be a whole number from 1, got 24.0"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"dim": 24.0}, "dim must be a whole number, got 24.0"),
         ({"levels": []}, r"levels must be .* finest first, got \(\)"),
         ({"levels": [1, 0]}, r"finest first, got \(1, 0\)"),
         ({"levels": [0, 0]}, r"different whole numbers"),
-        ({"levels": [-1, 0]}, "levels must be"),
+        ({"levels": [-1, 0]}, r"levels\.0 must be at least 0, got -1"),
         ({"levels": [0, 5]}, "multiple of 32"),
-        ({"itmm": "joint"}, r"equally many tokens a level, got \[16, 32, 48\]; set dpe=False"),
+        ({"itmm": "joint"}, r"equally many tokens per level, got \[16, 32, 48\]"),
         ({"ccmm": "ffn"}, "equally many tokens"),
-        ({"fusion": "sum"}, r"fusion must be one of \('concat', 'omega'\), got 'sum'"),
-        ({"pool": "max"}, "pool must be one of"),
-        ({"drop": 1.0}, "drop must be at least 0 and below 1, got 1.0"),
-        ({"attn_drop": -0.1}, "attn_drop must be"),
+        ({"fusion": "sum"}, "fusion must be 'concat' or 'omega', got 'sum'"),
+        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+        ({"drop": 1.0}, "drop must be below 1, got 1.0"),
+        ({"attn_drop": -0.1}, "attn_drop must be at least 0, got -0.1"),
         ({"n_genes": 0}, "n_genes must be at least 1"),
     ],
 )
@@ -602,8 +602,15 @@ def test_hyper_parameters_that_do_not_fit(hparams, message):
 
 
 def test_unknown_hyper_parameter():
-    with pytest.raises(TypeError, match="width"):
+    with pytest.raises(ValueError, match=r"no fields \['width'\]; there are \['dpe'"):
         M2OST(5, width=3)
+
+
+def test_a_way_out_among_the_hyper_parameters_is_named_where_these_are_given():
+    with pytest.raises(ValueError, match=r"for level 2; got 10\. Set dpe to False in hparams=\.$"):
+        SPEC.build_with(5, {**SPEC.tiny, "dim": 10})
+    with pytest.raises(ValueError, match=r"for level 2; got 10\.$"):
+        make_net(dim=10)
 
 
 @pytest.mark.parametrize(

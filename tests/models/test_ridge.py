@@ -160,3 +160,24 @@ def test_crops_are_those_of_the_encoder():
     spec = get_spec("ridge")
     assert spec.crop_for({"encoder": "UNI"}).mpp == 0.5
     assert spec.crop_for({"encoder": "UNI"}) != spec.crop
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_counted(data, bad):
+    x, y = data
+    x[[3, 5], 2] = bad
+    with pytest.raises(ValueError, match=r"2 of 60 training spots have features of 'rgb' that are not finite\. Leave"):
+        fit(x, y)
+    x, y = np.nan_to_num(x, posinf=0), y.copy()
+    y[4, 1] = bad
+    with pytest.raises(ValueError, match="1 of 60 training spots have targets that are not finite"):
+        fit(x, y)
+
+
+def test_a_decomposition_that_fails_is_explained(data, monkeypatch):
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fail)
+    with pytest.raises(ValueError, match=r"12 features of 60 spots have no principal components \(SVD did not"):
+        fit(*data, alpha=1.0)

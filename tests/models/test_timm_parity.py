@@ -235,14 +235,22 @@ def test_other_sizes_of_crops(name, size):
         ("vit", {"size": 8}, "size must be at least 16"),
         ("convnext", {"size": 31}, "size must be at least 32 for convnext_tiny, got 31"),
         ("resnet50", {"arch": "resnet51"}, r"no architecture 'resnet51'; near are \['resnet5"),
-        ("resnet50", {"arch": "resnet50.tv_in1k"}, "arch='resnet50' and weights='tv_in1k'"),
+        ("resnet50", {"arch": "resnet50.tv_in1k"}, "arch is without a tag, got 'resnet50.tv_in1k'"),
         ("vit", {"arch": "resnet50"}, "cannot make 'resnet50' with the arguments {'img_size': 224}"),
         ("resnet50", {"arch_args": {"laeyrs": [1]}}, "laeyrs"),
+        ("vit", {"arch_args": {"num_heads": 5}}, r"timm cannot make 'vit_base.*'num_heads': 5"),
+        ("vit", {"arch_args": {"embed_dim": "wide"}}, r"timm cannot make 'vit_base.*'embed_dim': 'wide'"),
+        ("resnet50", {"arch_args": {"layers": 3}}, r"timm cannot make 'resnet50'.*'layers': 3"),
     ],
 )
 def test_hyper_parameters_that_do_not_fit(name, hparams, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         get_spec(name).build(N_GENES, **hparams)
+
+
+def test_weights_in_place_of_an_architecture_are_to_be_given_apart():
+    with pytest.raises(ValueError, match=r"give arch 'resnet50' and weights 'tv_in1k' in hparams=\.$"):
+        get_spec("resnet50").build_with(N_GENES, {"arch": "resnet50.tv_in1k"})
 
 
 # Weights of timm, by the name of their tag.
@@ -317,7 +325,7 @@ def test_no_network_says_how_to_go_on(offline):
     with pytest.raises(ConnectionError, match=r"'resnet50.tv_in1k'.*Cannot find the file in the cache") as raised:
         network.load_pretrained()
     message = str(raised.value)
-    assert all(word in message for word in ("HF_HOME", "HF_HUB_OFFLINE=1", "'weights': None"))
+    assert all(word in message for word in ("HF_HOME", "HF_HUB_OFFLINE=1", "weights: None"))
     assert "More" not in message
 
 

@@ -131,7 +131,7 @@ def test_bad_input():
             pp.select_panel([adata], **{name: 0})
     with pytest.raises(TypeError, match=r"got one AnnData\. Write \[adata\]"):
         pp.select_panel(adata)
-    with pytest.raises(TypeError, match="Each member of adatas should be AnnData or SpatialData, got an int"):
+    with pytest.raises(TypeError, match="Each member of adatas must be AnnData or SpatialData, got an int"):
         pp.select_panel([3])
     with pytest.raises(ValueError, match="adatas is empty"):
         pp.select_panel([])

@@ -154,6 +154,9 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
     [
         ({"precision": "half"}, "precision must be 'auto' or one of"),
         ({"working_batch": 0}, "working_batch must be at least 1, got 0"),
+        ({"working_batch": "8"}, "working_batch must be .*got '8'"),
+        ({"symmetries": [8]}, r"symmetries must be 1 or 8, got \[8\]"),
+        ({"symmetries": True}, "symmetries must be 1 or 8, got True"),
     ],
 )
 def test_unfit_options(options, message):

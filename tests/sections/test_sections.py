@@ -55,5 +55,5 @@ def test_one_or_several_sections(measured: SpatialData) -> None:
     assert as_list(measured) == as_list([measured]) == as_list({"a": measured}) == [measured]
     with pytest.raises(ValueError, match="sdatas is empty: no section"):
         as_list([])
-    with pytest.raises(TypeError, match="member of sdatas should be a SpatialData object, got an AnnData"):
+    with pytest.raises(TypeError, match="member of sdatas must be a SpatialData object, got an AnnData"):
         as_list([measured.tables["table"]])

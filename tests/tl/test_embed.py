@@ -315,7 +315,7 @@ def test_damaged_files_are_replaced(
 
 
 def test_a_cache_that_cannot_be_written(measured: SpatialData, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kept.write_text("a file where the folder should be")
+    kept.write_text("a file where the folder must be")
     embed(measured, weighted()[0], device="cpu")
     assert np.isfinite(measured.tables["table"].obsm["X_weighted"]).all()
     assert "can't be kept" in caplog.text
@@ -392,15 +392,15 @@ def test_an_encoder_is_loaded_only_when_the_section_is_fit(
     ("options", "error", "message"),
     [
         ({"encoder": "no-such-net"}, KeyError, "No encoder 'no-such-net'; there are .*'uni'"),
-        ({"encoder": means, "crop": None}, ValueError, "Pass crop="),
-        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "crop= and pixels= say what an encoder of your own sees"),
+        ({"encoder": means, "crop": None}, ValueError, "Give them with crop="),
+        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "encoder 'rgb' says itself .* Leave out crop="),
         ({"encoder": 5}, TypeError, "got int"),
         ({"device": "abacus"}, ValueError, "Device 'abacus' cannot be used .*device=.auto."),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "half"}, ValueError, "precision must be .auto. or one of"),
         ({"at_mpp": -1.0}, ValueError, "at_mpp must be above 0, got -1"),
         ({"table_key": "tab"}, KeyError, r"No table 'tab' in sdata"),
-        ({"encoder": nn.Identity()}, ValueError, "it must give one row of features a crop"),
+        ({"encoder": nn.Identity()}, ValueError, "it must give one row of features per crop"),
     ],
 )
 def test_unfit_arguments(measured: SpatialData, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -480,7 +480,7 @@ def test_unfit_data(
         (
             {"model": "stnet"},
             KeyError,
-            r"'stnet' has no released weights; there are \['m2ost@.*tl.train\(..., model='stnet'\)",
+            r"'stnet' has no released weights; there are \['m2ost@.*Train it with st_predict.tl.train",
         ),
         ({"model": "there/is/none.safetensors"}, FileNotFoundError, "There is no checkpoint"),
         ({"image_key": "hee"}, KeyError, r"No image 'hee' in sdata; there are \['he'\]"),
@@ -579,6 +579,6 @@ def test_the_lattice_of_a_grid_is_read(measured: SpatialData, tmp_path: Path) ->
             assert np.isfinite(slide.tables["pred_histogene"].X).all()
             del slide.tables["pred_histogene"]
         else:
-            with pytest.raises(ValueError, match=r"n_pos=4 rows and columns of a lattice, 0 to 3; .* {'grid': 11}"):
+            with pytest.raises(ValueError, match=r"4 .n_pos. rows and columns of a lattice, 0 to 3; .* {'grid': 11}"):
                 stp.tl.predict(slide, path, device="cpu")
         del slide.shapes["grid"]

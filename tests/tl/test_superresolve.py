@@ -317,7 +317,7 @@ def test_a_radius_that_is_not_known(slide, checkpoint):
         stp.tl.predict(slide, checkpoint)
     stp.tl.predict(slide, checkpoint, hparams={"radius_um": 10.0}, device="cpu")
     assert np.isfinite(slide["table"].obsm["pred_istar"]).all()
-    with pytest.raises(ValueError, match="radius_um must be positive and finite, got -1"):
+    with pytest.raises(ValueError, match="radius_um must be above 0, got -1"):
         stp.tl.predict(slide, checkpoint, hparams={"radius_um": -1})
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from st_predict._errors import StPredictError
 from st_predict._training._loader import SectionLoader
 from st_predict._training._store import CropStore
 
@@ -74,5 +75,6 @@ def test_two_regions_of_one_section_are_told_apart(store: CropStore) -> None:
 
 def test_regions_of_spots_of_unknown_place(store: CropStore) -> None:
     blind = CropStore(crops=(), target=store.target, section=store.section, grid=None, xy_um=None)
-    with pytest.raises(ValueError, match="regions= needs to know where spots are"):
+    with pytest.raises(StPredictError, match="neither the mpp nor the lattice of all sections is known") as raised:
         next(iter(SectionLoader(blind, regions=2, seed=0)))
+    assert raised.value.arguments == {"mpp", "config"}

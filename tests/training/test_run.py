@@ -37,3 +37,15 @@ def test_a_note_names_what_changed(tmp_path: Path) -> None:
         resumed.note(CARD, TrainConfig(epochs=2, lr=1.0), sections={"sections": ["S2"]})
     with pytest.raises(FileExistsError, match="already holds a training"):
         Run.create(tmp_path, SPEC, resume=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"[]"])
+def test_a_damaged_note_is_named(tmp_path: Path, content: bytes) -> None:
+    Run.create(tmp_path, SPEC, resume=False)
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    note = tmp_path / "checkpoints" / "begun.json"
+    with pytest.raises(FileNotFoundError, match=r"no .*begun\.json"):
+        Run.create(tmp_path, SPEC, resume=True).note(CARD, TrainConfig(), sections={})
+    note.write_bytes(content)
+    with pytest.raises(ValueError, match=r"begun\.json' is damaged.*Start anew in another folder\.$"):
+        Run.create(tmp_path, SPEC, resume=True).note(CARD, TrainConfig(), sections={})

@@ -14,6 +14,7 @@ import torch
 
 from st_predict._errors import InvalidValueError
 from st_predict._runtime._device import pick_precision
+from st_predict._validated import Count, check
 from st_predict.crops import N_SYMMETRIES, apply_symmetry
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from st_predict._runtime._network import Network
     from st_predict.crops import Batch
 
-__all__ = ["Inference", "Moments"]
+__all__ = ["Inference", "Moments", "is_out_of_memory"]
 
 logger = logging.getLogger(__name__)
 
 # On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it.
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 class Inference:
@@ -76,9 +78,8 @@ class Inference:
         symmetries: int = 1,
         compile: bool = False,
     ) -> None:
-        if working_batch is not None and working_batch < 1:
-            raise InvalidValueError(f"working_batch must be at least 1, got {working_batch}.")
-        if symmetries not in {1, N_SYMMETRIES}:
+        check("working_batch", working_batch, Count | None)
+        if isinstance(symmetries, bool) or symmetries not in (1, N_SYMMETRIES):  # a list has no hash
             raise InvalidValueError(f"symmetries must be 1 or {N_SYMMETRIES}, got {symmetries}.")
         self.network = network.to(device).eval()
         self.device = device
@@ -189,7 +190,7 @@ class Inference:
             with torch.inference_mode(), self._autocast():
                 return self._mean(part.to(self.device), seed)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -283,10 +284,11 @@ def _pad(batch: Batch, n: int) -> Batch:
     return batch.take(torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, or that a size is beyond all memory."""
     text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | OverflowError | torch.OutOfMemoryError) or any(
+        sign in text for sign in _NO_MEMORY
     )
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Network"]
 
 
+_UNSCALED = PixelSpec()
+
+
 class Network(nn.Module):
     """A network that turns each spot of a batch into a row of numbers."""
 
@@ -82,13 +85,14 @@ class Network(nn.Module):
         dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
         if not dropping:
             raise InvalidValueError(
-                f"{type(self).__name__} has no dropout, so all its predictions are the same. Train it with a dropout rate above "
-                "0, if it has one among its hyper-parameters, or predict with several checkpoints."
+                f"{type(self).__name__} has no dropout, so all its predictions are the same.",
+                "train it with a dropout rate above 0, if it has one among its hyper-parameters",
+                "predict with several checkpoints",
             )
         return dropping
 
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
         """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
-        if self.pixel_spec == PixelSpec():
+        if self.pixel_spec == _UNSCALED:
             return crop_BCHW.float().div(255)
         return torch.addcmul(self._shift_C11, crop_BCHW.float(), self._scale_C11)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from st_predict._errors import InvalidValueError
+from pydantic import Field
+
+from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._validated import Count, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from st_predict.models import ModelSpec
 
 __all__ = ["TrainConfig", "configure", "get_preset"]
@@ -20,7 +21,7 @@ Schedule = Literal["constant", "cosine"]
 Monitor = Literal["pearson", "loss"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class TrainConfig:
     """How to train. The defaults are those of the M2OST paper :cite:p:`Wang2025`.
 
@@ -70,62 +71,32 @@ class TrainConfig:
         Show a progress bar.
     """
 
-    epochs: int = 100
-    batch_size: int = 96
-    regions: int = 0
-    regions_per_step: int = 1
-    lr: float = 1e-4
-    weight_decay: float = 0.0
+    epochs: Count = 100
+    batch_size: Count = 96
+    regions: Natural = 0
+    regions_per_step: Count = 1
+    lr: Positive = 1e-4
+    weight_decay: NotNegative = 0.0
     optimizer: Optimizer = "adam"
-    momentum: float = 0.0
+    momentum: Probability = 0.0
     schedule: Schedule = "constant"
-    warmup: int = 0
-    clip: float | None = None
-    patience: int | None = None
+    warmup: Natural = 0
+    clip: Positive | None = None
+    patience: Count | None = None
     monitor: Monitor = "pearson"
     augment: bool = True
     measure_pixels: bool = False
-    level_drop: float = 0.0
+    level_drop: Probability = 0.0
     start_at_mean: bool = True
-    seed: int = 0
+    seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: str = "auto"
     precision: str = "auto"
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in (("optimizer", Optimizer), ("schedule", Schedule), ("monitor", Monitor)):
-            if (value := getattr(self, name)) not in get_args(choices):
-                raise InvalidValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        names = ("epochs", "batch_size", "regions", "regions_per_step", "warmup", "seed")
-        whole = {name: getattr(self, name) for name in names}
-        if not all(isinstance(value, int) for value in whole.values()):
-            raise InvalidValueError(f"{', '.join(names)} are whole numbers, got {whole}.")
-        if self.regions < 0 or self.regions_per_step < 1:
+        if self.momentum and self.optimizer != "sgd":
             raise InvalidValueError(
-                "regions must not be negative and regions_per_step be at least 1, got "
-                f"{self.regions} and {self.regions_per_step}."
-            )
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise InvalidValueError(
-                f"epochs and batch_size must be at least 1 and lr above 0, got {self.epochs}, {self.batch_size}, {self.lr}."
-            )
-        if self.warmup < 0 or (self.clip is not None and self.clip <= 0):
-            raise InvalidValueError(
-                f"warmup must not be negative and clip be above 0, got {self.warmup} and {self.clip}."
-            )
-        if not 0 <= self.level_drop < 1:
-            raise InvalidValueError(f"level_drop is a probability below 1, got {self.level_drop}.")
-        if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
-            raise InvalidValueError(
-                f"momentum is below 1, and for optimizer='sgd' alone; got {self.momentum}, {self.optimizer!r}."
-            )
-        if self.seed < 0 or self.weight_decay < 0 or (self.patience is not None and self.patience < 1):
-            raise InvalidValueError(
-                "seed and weight_decay must not be negative, and patience must be at least 1 or None, got "
-                f"{self.seed}, {self.weight_decay}, {self.patience}."
+                f"momentum is for the optimizer 'sgd' only, got {self.momentum} and the optimizer {self.optimizer!r}."
             )
 
 
@@ -150,10 +121,16 @@ def configure(preset: Preset, config: TrainConfig | Mapping[str, Any] | None) ->
     ------
     ValueError
         If ``config`` has a field that does not exist, or a value that is unfit.
+    TypeError
+        If ``config`` is something else.
     """
     if isinstance(config, TrainConfig):
         return config
-    changes = dict(config or {})
-    if unknown := sorted(changes.keys() - (names := {f.name for f in fields(TrainConfig)})):
-        raise InvalidValueError(f"config has no fields {unknown}; there are {sorted(names)}.")
-    return TrainConfig(**{**preset.training, **changes})
+    if config is not None and not isinstance(config, Mapping):
+        raise InvalidTypeError(
+            f"config must be a TrainConfig, or a mapping from its fields to values, got {type(config).__name__}."
+        )
+    try:
+        return TrainConfig(**{**preset.training, **{str(name): value for name, value in (config or {}).items()}})
+    except StPredictError as error:
+        raise error.about("config is unfit.") from error

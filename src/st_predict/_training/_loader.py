@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._training._store import CropStore
 from st_predict.models import get_spec
 
@@ -92,7 +92,9 @@ class SectionLoader:
         places = self.store.grid if self.store.xy_um is None else self.store.xy_um
         if places is None:
             raise InvalidValueError(
-                "regions= needs to know where spots are: neither the mpp nor the lattice of all sections is known."
+                "Regions are drawn by the places of spots, and neither the mpp nor the lattice of all sections is known.",
+                Advice("give the resolution with {}", "mpp"),
+                Advice("set regions to 0 in {}, which takes sections whole", "config"),
             )
         tree = cKDTree(places[rows])
         for _ in range(self.regions):

@@ -17,6 +17,7 @@ from st_predict._runtime import Inference, pick_device
 from st_predict._training._fit import fit
 from st_predict._training._loader import CropLoader
 from st_predict._training._scores import best_row
+from st_predict._validated import Count, check
 from st_predict.crops import Batch
 from st_predict.models import get_spec
 
@@ -45,10 +46,8 @@ def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]
     ValueError
         If there are fewer spots than rounds.
     """
-    if not 1 <= rounds <= n_spots:
-        raise InvalidValueError(
-            f"rounds must be at least 1 and at most the number of unlabelled spots, {n_spots}; got {rounds}."
-        )
+    if check("rounds", rounds, Count) > n_spots:
+        raise InvalidValueError(f"rounds must be at most the number of unlabelled spots, {n_spots}, got {rounds}.")
     return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n_spots), rounds)]
 
 

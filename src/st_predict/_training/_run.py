@@ -89,11 +89,12 @@ class Run:
         if not self.resume:  # an existing note belongs to a training that ended before its first epoch
             path.write_text(json.dumps(now), encoding="utf-8")
             return
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _read_note(path)
         if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):
             raise InvalidValueError(
-                f"{str(path.parent)!r} was begun with another {' and '.join(changed)}: resume with the same, or start anew in "
-                "another folder."
+                f"{str(path.parent)!r} was begun with another {' and '.join(changed)}.",
+                "resume with the same",
+                "start anew in another folder",
             )
 
     def save(self, network: SpotModel, card: ModelCard, history: list[dict[str, float]]) -> Path:
@@ -108,3 +109,16 @@ class Run:
             writer.writerows({name: "" if isnan(value) else value for name, value in row.items()} for row in history)
         logger.info("Wrote %s.", path)
         return path
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """Read what a training was begun with."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is nothing to resume: no {str(path)!r}. Start anew in another folder.")
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of its characters
+        raise InvalidValueError(f"{str(path)!r} is damaged ({error}).", "start anew in another folder") from error
+    if isinstance(begun, dict):
+        return begun
+    raise InvalidValueError(f"{str(path)!r} is damaged: it is not a mapping.", "start anew in another folder")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._validated import File, check
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-    import torch
     from torch import Tensor
 
     from st_predict.models import SpotModel
@@ -26,7 +28,20 @@ __all__ = ["build", "load", "save"]
 
 
 def build(card: ModelCard) -> SpotModel:
-    """Build the network of a card, with the weights it starts training from."""
+    """Build the network of a card, with the weights it starts training from.
+
+    Raises
+    ------
+    KeyError
+        If there is no model of the name on the card.
+    TypeError
+        If this is not a card.
+    ValueError
+        If hyper-parameters are unfit.
+    MemoryError
+        If there is not enough memory for the network.
+    """
+    _require("card", card, ModelCard)
     network = get_spec(card.model).build_with(len(card.genes), card.hparams)
     network.pixel_spec = card.pixels
     return network
@@ -45,10 +60,25 @@ def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype:
         What to write.
     dtype
         Store floating-point weights as this type, for example ``torch.float16`` to halve the file.
+
+    Raises
+    ------
+    TypeError
+        If ``model``, ``card`` or ``dtype`` are something else, or the card holds something that JSON cannot.
     """
+    path = check("path", path, File)
+    _require("model", model, nn.Module)
+    _require("card", card, ModelCard)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidTypeError(f"dtype must be a floating-point type of torch or None, got {dtype!r}.")
     state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
     with whole(path) as fresh:
         save_file(state, fresh, metadata={ModelCard.METADATA_KEY: card.to_json()})
+
+
+def _require(argument: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidTypeError(f"{argument} must be a {kind.__name__}, got {type(value).__name__}.")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -82,20 +112,29 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
         If there is no model of the name on the card.
     """
     card, state = ModelCard.of_file(path), _read_weights(path)
-    free = get_spec(card.model).at_prediction
-    if fixed := sorted((hparams or {}).keys() - set(free)):
-        raise InvalidValueError(
-            f"The hyper-parameters {fixed} of {card.model!r} are fixed by training; {list(free)} may change."
-        )
+    _check_free(card.model, {} if hparams is None else hparams)
     try:
         card = replace(card, hparams={**card.hparams, **(hparams or {})})
         network = build(card)
         network.load_state_dict(state)  # copies into float32, whatever the file holds
-    except (RuntimeError, ValueError) as error:  # of weights, of hyper-parameters
-        if hparams and isinstance(error, ValueError):  # not of the file
+    except StPredictError as error:
+        if hparams:  # not of the file
             raise
+        raise error.about(f"{str(path)!r} does not hold a {card.model!r} network.") from error
+    except (RuntimeError, ValueError) as error:  # of weights
         raise InvalidValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
     return network.eval(), card
+
+
+def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
+    """Refuse hyper-parameters that do not exist, or that the weights depend on."""
+    spec = get_spec(model)
+    spec.check_names(hparams)
+    free = list(spec.at_prediction)
+    if fixed := sorted(hparams.keys() - set(free)):
+        raise InvalidValueError(
+            f"The hyper-parameters {fixed} of {model!r} are fixed by training; {free} may change at prediction."
+        )
 
 
 def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
@@ -104,5 +143,6 @@ def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
         raise InvalidValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind; get it again."
+            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            "get it again",
         ) from error

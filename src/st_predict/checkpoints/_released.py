@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from st_predict._errors import NotFoundError
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 from st_predict._files import cache_dir, download
+from st_predict._validated import Natural, validated
 from st_predict.models import list_models
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ __all__ = ["Trained", "Weights", "find_weights", "list_weights", "name_of"]
 
 WEIGHTS_URL = "ST_PREDICT_WEIGHTS_URL"
 _FOLDER = Path(__file__).parent / "weights"
+_INDEX = "index.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class Weights:
     """A released checkpoint.
 
@@ -46,7 +47,7 @@ class Weights:
     version: str
     file: str
     sha256: str
-    n_bytes: int
+    n_bytes: Natural
     embedded: bool
     summary: str
 
@@ -62,12 +63,33 @@ class Trained(Protocol):
 
 def list_weights() -> list[Weights]:
     """Released checkpoints, the newest version of each name first."""
-    return [Weights(**entry) for entry in _index()["weights"]]
+    try:
+        return [Weights(**entry) for entry in _index()["weights"]]
+    except StPredictError as error:
+        raise error.about(f"{str(_FOLDER / _INDEX)!r} is damaged.") from error
+    except (KeyError, TypeError) as error:
+        raise _damaged(error) from error
 
 
 def name_of(model: PathLike[str] | str | Trained) -> str:
-    """Name of a checkpoint in records and messages: the path or name that was given, or the path of a training result."""
-    return os.fspath(model.checkpoint if isinstance(model, Trained) else model)
+    """Name of a checkpoint in records and messages: the path or name that was given, or the path of a training result.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    given = model.checkpoint if isinstance(model, Trained) else model
+    if isinstance(given, str | os.PathLike) and isinstance(text := os.fspath(given), str):
+        return text
+    raise InvalidTypeError(
+        f"A model is the name of released weights, the path of a .safetensors file or a training result, got {_short(given)}."
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def find_weights(model: PathLike[str] | str | Trained) -> Path:
@@ -101,21 +123,23 @@ def find_weights(model: PathLike[str] | str | Trained) -> Path:
         return Path(text)
     if text.endswith(".safetensors") or os.sep in text:
         raise FileNotFoundError(f"There is no checkpoint {text!r}.")
-    raise NotFoundError(_unknown(text, released))
+    raise _unknown(text, released)
 
 
-def _unknown(text: str, released: list[Weights]) -> str:
+def _unknown(text: str, released: list[Weights]) -> NotFoundError:
     """Say what there is instead of ``text``."""
     names = [f"{w.name}@{w.version}" for w in released]
     models = set(list_models()) - {w.name for w in released}
     if (model := text.partition("@")[0]) in models:
-        return (
-            f"The model {model!r} has no released weights; there are {names}. Train it, with "
-            f"st_predict.tl.train(..., model={model!r}), and pass the result or the path of its .safetensors file as model=."
+        return NotFoundError(
+            f"The model {model!r} has no released weights; there are {names}.",
+            "train it with st_predict.tl.train, and give the result or the path of its .safetensors file instead of the name",
         )
     close = get_close_matches(text.lower(), sorted({*names, *(w.name for w in released), *models}), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"No released checkpoint {text!r}; there are {names}.{hint} A path of a .safetensors file works as well."
+    return NotFoundError(
+        f"No released checkpoint {text!r}; there are {names}.{hint} A path of a .safetensors file works as well."
+    )
 
 
 def _get(weights: Weights) -> Path:
@@ -125,4 +149,14 @@ def _get(weights: Weights) -> Path:
 
 
 def _index() -> dict[str, Any]:
-    return json.loads((_FOLDER / "index.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads((_FOLDER / _INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> InvalidValueError:
+    return InvalidValueError(
+        f"{str(_FOLDER / _INDEX)!r} is not a list of weights ({type(error).__name__}: {error}).",
+        "install st_predict again",
+    )

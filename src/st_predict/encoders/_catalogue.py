@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from st_predict._backbones import create_backbone, import_timm
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
-from st_predict._runtime import Network
+from st_predict._runtime import Network, is_out_of_memory
+from st_predict._validated import Count, Positive, validated
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from st_predict.crops import Batch
 
@@ -29,7 +32,7 @@ __all__ = ["Encoder", "EncoderSpec", "get_encoder", "list_encoders", "load_encod
 _HUB = "hf-hub:"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class EncoderSpec:
     """Everything the package knows of an encoder before its weights are there.
 
@@ -65,9 +68,9 @@ class EncoderSpec:
     source: str = ""
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
-    norm_eps: float | None = None
+    norm_eps: Positive | None = None
     pool: Literal["timm", "cls_mean"] = "timm"
-    n_features: int | None = None
+    n_features: Count | None = None
     float32: bool = False
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     license: str = "unknown"
@@ -277,7 +280,7 @@ class Encoder(Network):
         if features_BD.ndim != 2 or len(features_BD) != len(batch):
             raise InvalidValueError(
                 f"The encoder {self.spec.name!r} gives {tuple(features_BD.shape)} for {len(batch)} crops; it must give one row "
-                "of features a crop."
+                "of features per crop."
             )
         return features_BD.float()
 
@@ -362,19 +365,27 @@ def load_encoder(
     if isinstance(encoder, str):
         encoder = get_encoder(encoder)
     if isinstance(encoder, EncoderSpec | Encoder):
-        if crop is not None or pixels is not None:
-            raise InvalidValueError(
-                "crop= and pixels= say what an encoder of your own sees; the others have their own."
-            )
+        _refuse_inputs(encoder, crop=crop, pixels=pixels)
         return encoder if isinstance(encoder, Encoder) else Encoder(_load(encoder), encoder)
     if not callable(encoder):
         raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
     if crop is None:
         raise InvalidValueError(
-            "What does your encoder see? Pass crop=, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)."
+            "An encoder of your own does not say which crops it sees.",
+            Advice("give them with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
-    return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=pixels or PixelSpec()))
+    return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels))
+
+
+def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpec | None) -> None:
+    """Refuse inputs for an encoder that has its own."""
+    if given := [name for name, value in inputs.items() if value is not None]:
+        name = (encoder.spec if isinstance(encoder, Encoder) else encoder).name
+        raise InvalidValueError(
+            f"The encoder {name!r} says itself which crops and pixels it sees; only a callable of your own does not.",
+            Advice(f"leave out {' and '.join(['{}', *given[1:]])}", given[0]),
+        )
 
 
 def _load(spec: EncoderSpec) -> nn.Module:
@@ -419,14 +430,24 @@ def _reaching(spec: EncoderSpec) -> Iterator[None]:
         yield
     except RepositoryNotFoundError as error:  # also said of one that is gated or private
         raise PermissionError(f"No access to the weights {spec.source!r}: {terms}.") from error
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of a name, of the file, of its tensors
+        if is_out_of_memory(error):
+            raise
+        raise InvalidValueError(
+            f"The encoder {spec.source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
+        ) from error
     except OSError as error:
         if error.errno is not None:  # of the disk
             raise
         raise ConnectionError(
-            f"Cannot get the weights {spec.source!r} ({(str(error) or type(error).__name__).splitlines()[0]}). Without a network, copy the cache of a "
+            f"Cannot get the weights {spec.source!r} ({_first_line(error)}). Without a network, copy the cache of a "
             "machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set HF_HUB_OFFLINE=1, or take "
             f"the encoder 'rgb', which needs none.{f' They are gated: {terms}.' if spec.gated else ''}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def list_encoders() -> list[str]:
@@ -447,11 +468,15 @@ def get_encoder(name: str) -> EncoderSpec:
     ------
     KeyError
         If there is no such encoder; the message lists those that there are.
+    TypeError
+        If ``name`` is not a name.
     ModuleNotFoundError
         If timm has to say what it is, and is not installed.
     ConnectionError, PermissionError
         If the hub has to say what it is, and can't be reached or refuses.
     """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"An encoder is given by its name, one of {list_encoders()} say, got {name!r}.")
     plain = name.replace("hf_hub:", _HUB)
     for spec in _KNOWN.values():
         if plain.removeprefix(_HUB).casefold() in {spec.name, spec.source.removeprefix(_HUB).casefold()}:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._backbones import import_timm
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
+from st_predict._validated import Count, File, Natural, check, validated
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
 from st_predict.encoders._rgb import RgbStatistics
@@ -22,6 +22,7 @@ from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
+    from pathlib import Path
 
     from st_predict.crops import Batch
 
@@ -31,7 +32,7 @@ _HIPT_FEATURES = 192 + 384 + 3
 _HALO = 2  # patches of a vision transformer at the edge of what it sees, which are not kept
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class CellSpec:
     """Everything the package knows of a dense encoder before its weights are there.
 
@@ -51,10 +52,10 @@ class CellSpec:
     """
 
     encoder: EncoderSpec
-    cell: int
-    halo: int = 0
-    shifts: tuple[int, ...] = ()
-    windows: tuple[int, int] = (1, 1)
+    cell: Count
+    halo: Natural = 0
+    shifts: tuple[Natural, ...] = ()
+    windows: tuple[Count, Count] = (1, 1)
 
     @property
     def crop(self) -> CropSpec:
@@ -122,8 +123,12 @@ def get_cell_encoder(encoder: str, *, cell: int | None = None, n_shifts: int = 4
         If it needs timm, which is not installed.
     ValueError
         If the encoder has no cells of that size, or none at all.
+    TypeError
+        If ``encoder`` is not a name.
     """
-    cell = CELL if cell is None else cell
+    if not isinstance(encoder, str):
+        raise InvalidTypeError(f"An encoder of cells is given by its name, got {type(encoder).__name__}.")
+    cell, n_shifts = check("cell", CELL if cell is None else cell, Count), check("n_shifts", n_shifts, Count)
     if encoder == RGB_CELLS:
         return _rgb_spec(cell)
     if encoder == "hipt":
@@ -165,16 +170,22 @@ def load_cell_encoder(
         return CellEncoder(PatchTokens(getattr(backbone, "transformer", backbone), halo=spec.halo // spec.cell), spec)
     if weights is None:
         raise InvalidValueError(
-            "The weights of HIPT do not come with the package: write its vit256_small_dino.pth and vit4k_xs_dino.pth to a file "
-            "with st_predict.encoders.save_hipt_weights, and name that with hparams={'weights': path}; or take the encoder "
-            f"{RGB_CELLS!r}, which needs none."
+            "The weights of HIPT do not come with the package; st_predict.encoders.save_hipt_weights writes its "
+            "vit256_small_dino.pth and vit4k_xs_dino.pth to one file.",
+            *_name_file("name that file"),
+            f"take the encoder {RGB_CELLS!r}, which needs no weights",
         )
-    if weights_sha256 is not None and weights_digest(weights) != weights_sha256:
+    weights = check("weights", weights, File)
+    if check("weights_sha256", weights_sha256, str | None) is not None and weights_digest(weights) != weights_sha256:
         raise InvalidValueError(
-            f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}): name "
-            "the right file with hparams={'weights': path}."
+            f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}).",
+            *_name_file("name the right file"),
         )
     return CellEncoder(_checked(load_hipt(weights), weights), spec)
+
+
+def _name_file(what: str) -> tuple[Advice, Advice]:
+    return Advice(f"{what} as weights in {{}}", "hparams"), Advice(f"{what} with {{}}", "weights")
 
 
 def weights_digest(path: PathLike[str] | str) -> str:
@@ -185,11 +196,12 @@ def weights_digest(path: PathLike[str] | str) -> str:
     FileNotFoundError
         If there is none.
     """
-    if not Path(path).is_file():
+    file: Path = check("weights", path, File)
+    if not file.is_file():
         raise FileNotFoundError(
             f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
         )
-    return sha256_of_file(path)
+    return sha256_of_file(file)
 
 
 # HIPT, on whole sections.
@@ -197,8 +209,8 @@ def weights_digest(path: PathLike[str] | str) -> str:
 
 def _hipt_spec(cell: int, n_shifts: int) -> CellSpec:
     if cell != CELL:
-        raise InvalidValueError(f"'hipt' has cells of {CELL} px, got cell={cell}.")
-    if not 1 <= n_shifts <= TILE // CELL or TILE // CELL % n_shifts:
+        raise InvalidValueError(f"'hipt' has cells of {CELL} px, not of {cell} px.", *_set_cell(CELL))
+    if TILE // CELL % n_shifts:
         raise InvalidValueError(f"n_shifts must be a divisor of {TILE // CELL}, got {n_shifts}.")
     encoder = EncoderSpec(
         name="hipt",
@@ -219,6 +231,10 @@ def _checked(network: Hipt, path: PathLike[str] | str) -> Hipt:
             f"{str(path)!r} describes a cell by {found} features, the weights of HIPT by {_HIPT_FEATURES}."
         )
     return network
+
+
+def _set_cell(size: int) -> tuple[Advice, Advice]:
+    return Advice(f"set cell to {size} in {{}}", "hparams"), Advice("set {}", "cell", size)
 
 
 # Vision transformers: the tokens of their patches.
@@ -244,8 +260,9 @@ def _vit_spec(name: str, cell: int) -> CellSpec:
     patch, width = _patch_and_width(spec)
     if patch != cell:
         raise InvalidValueError(
-            f"The encoder {name!r} has cells of {patch} px, one a patch, and not of {cell} px: set hparams={{'cell': {patch}}}, or "
-            "take another encoder."
+            f"The encoder {name!r} has cells of {patch} px, one per patch, not of {cell} px.",
+            *_set_cell(patch),
+            "take another encoder",
         )
     return CellSpec(encoder=replace(spec, n_features=width), cell=cell, halo=_HALO * cell)
 
@@ -341,8 +358,6 @@ def _gradient(x_BSHW: Tensor) -> Tensor:
 
 
 def _rgb_spec(cell: int) -> CellSpec:
-    if not isinstance(cell, int) or cell < 1:
-        raise InvalidValueError(f"cell must be a whole number of pixels from 1, got {cell!r}.")
     encoder = EncoderSpec(
         name=RGB_CELLS,
         source=f"st_predict/{RGB_CELLS}-{_VERSION}",

@@ -9,6 +9,7 @@ Shapes: B tiles, H W image, P Q rows and columns of a grid, N tokens, D channels
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._validated import File, check
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
 __all__ = ["CELL", "TILE", "Hipt", "load_hipt", "save_hipt_weights"]
@@ -126,7 +127,10 @@ def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path:
     ------
     ValueError
         If these are not the two networks.
+    TypeError
+        If they are not state dicts at all.
     """
+    path = check("path", path, File)
     state = convert(vit256, vit4k)
     _network_of(state)
     with whole(path) as fresh:
@@ -150,8 +154,14 @@ def load_hipt(path: PathLike[str] | str) -> Hipt:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise InvalidValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
-    return _network_of(state)
+        raise InvalidValueError(
+            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            "get it again",
+        ) from error
+    try:
+        return _network_of(state)
+    except StPredictError as error:
+        raise error.about(f"{str(path)!r} cannot be used.") from error
 
 
 def _network_of(state: dict[str, Tensor]) -> Hipt:
@@ -165,7 +175,7 @@ def _network_of(state: dict[str, Tensor]) -> Hipt:
         with torch.device("meta"):
             network = Hipt(dim=dim, depth=depth, section_dim=section_dim, section_depth=section_depth)
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:  # of names, of shapes
         raise InvalidValueError(f"These are not the weights of HIPT: {error}") from error
     return network.eval().requires_grad_(requires_grad=False)
 
@@ -200,7 +210,11 @@ def convert(vit256: Mapping[str, Any], vit4k: Mapping[str, Any]) -> dict[str, Te
 
 
 def _renamed(file: Mapping[str, Any], prefix: str, first: Mapping[str, str], *, what: str) -> dict[str, Tensor]:
-    state = file.get("teacher", file)
+    state = file.get("teacher", file) if isinstance(file, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise InvalidTypeError(
+            f"The state dict of {what} of HIPT is a mapping from name to tensor, got {type(file).__name__}."
+        )
     theirs = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("head.")}
     depth = len({name.split(".")[1] for name in theirs if name.startswith("blocks.")})

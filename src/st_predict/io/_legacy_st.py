@@ -25,7 +25,7 @@ from spatialdata.models import ShapesModel, TableModel
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
-from st_predict._validated import Count, FilePath, Name, Positive, check
+from st_predict._validated import Count, File, Name, Positive, check
 from st_predict.io._mpp import Mpp, lattice_pitch
 from st_predict.io._pyramid import SpatialDataPyramid
 from st_predict.io._spots import Spots, spots_outside
@@ -126,7 +126,7 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     kept as they are, also repeated ones, which are logged; anndata then warns that names are not unique.
     """
     for name, path in {"counts": counts, "spots": spots, "image": image, "labels": labels}.items():
-        check(name, path, FilePath | None if name == "labels" else FilePath)
+        check(name, path, File | None if name == "labels" else File)
     for name, value in {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key}.items():
         check(name, value, Name)
     check("section", section, str)

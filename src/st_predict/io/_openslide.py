@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._multiscale import image_of_levels
-from st_predict._validated import FilePath, Name, check
+from st_predict._validated import File, Name, check
 from st_predict.io._levels import regular_edges
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
 from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
@@ -55,7 +55,7 @@ class OpenSlidePyramid:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = check("path", path, FilePath)
+        self._path = check("path", path, File)
         slide = _open(self._path)
         self._of_thread = threading.local()
         self._of_thread.slide = slide

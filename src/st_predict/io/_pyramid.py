@@ -129,7 +129,7 @@ class SpatialDataPyramid:
 def check_level(level: int, shapes: Sequence[tuple[int, int]]) -> None:
     """Refuse a level that a pyramid does not have."""
     if not isinstance(level, Integral) or not 0 <= level < len(shapes):
-        raise InvalidValueError(f"level should be a whole number from 0 to {len(shapes) - 1}, got {level!r}.")
+        raise InvalidValueError(f"level must be a whole number from 0 to {len(shapes) - 1}, got {level!r}.")
 
 
 def check_region(x: int, y: int, width: int, height: int, *, level: int, shapes: Sequence[tuple[int, int]]) -> None:
@@ -142,7 +142,7 @@ def check_region(x: int, y: int, width: int, height: int, *, level: int, shapes:
         inside = False
     if not inside or width < 0 or height < 0:
         raise InvalidValueError(
-            f"x {x!r}, y {y!r}, width {width!r} and height {height!r} should be whole numbers of pixels inside level "
+            f"x {x!r}, y {y!r}, width {width!r} and height {height!r} must be whole numbers of pixels inside level "
             f"{level}, which is {full[1]} x {full[0]} px."
         )
 

@@ -296,9 +296,9 @@ def _grid(obs: pd.DataFrame) -> NDArray[np.int64] | None:
     try:
         places = obs[columns].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"Columns {columns} should be whole numbers: {error}.", "convert them") from error
+        raise InvalidValueError(f"Columns {columns} must be whole numbers: {error}.", "convert them") from error
     if not np.isfinite(places).all():
-        raise InvalidValueError(f"Columns {columns} should be whole numbers, and some are infinite.", "correct them")
+        raise InvalidValueError(f"Columns {columns} must be whole numbers, and some are infinite.", "correct them")
     return places.astype(np.int64)
 
 
@@ -323,7 +323,7 @@ def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """
     if not isinstance(spots, Spots):
         raise InvalidTypeError(
-            f"spots should be Spots, got {type(spots).__name__}.", "read them with st_predict.io.read_spots"
+            f"spots must be Spots, got {type(spots).__name__}.", "read them with st_predict.io.read_spots"
         )
     height, width = check("shape", shape, tuple[Natural, Natural])
     return np.any((spots.xy < 0) | (spots.xy >= (width, height)), axis=1)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
 from torch.nn import functional as F
 
-from st_predict._errors import InvalidValueError
-from st_predict._runtime import Network
-from st_predict.specs import PixelSpec, TargetSpec
+from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._runtime import Network, is_out_of_memory
+from st_predict._validated import Count, Positive, check, validated
+from st_predict.encoders import Encoder, EncoderSpec
+from st_predict.models._hparams import checked, kinds_of, refuse_unknown
+from st_predict.specs import CropSpec, PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from st_predict.crops import Batch
-    from st_predict.encoders import Encoder, EncoderSpec
-    from st_predict.specs import CropSpec
 
 __all__ = ["ModelSpec", "Preset", "Reads", "SpotModel"]
 
@@ -55,7 +57,7 @@ class SpotModel(Network):
         """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class Reads:
     """What a network reads of a section.
 
@@ -75,10 +77,10 @@ class Reads:
     kind: Literal["crops", "features", "cells", "nothing"] = "crops"
     describe_encoder: Callable[[], EncoderSpec] | None = None
     load_encoder: Callable[[], Encoder] | None = None
-    radius_um: float | None = None
+    radius_um: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class Preset:
     """A way to train a model: what differs from the defaults, which are the setting of the M2OST paper for all models.
 
@@ -103,7 +105,7 @@ class Preset:
     notes: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class ModelSpec:
     """Everything the package knows of a model before it is built.
 
@@ -122,7 +124,10 @@ class ModelSpec:
         of a map, of which a spot is the mean; ``"generative"`` draws samples; ``"retrieval"`` answers with measured spots; a
         ``"baseline"`` is what the others have to beat.
     build
-        ``build(n_genes, **hparams)`` makes the network, with random weights.
+        ``build(n_genes, **hparams)`` makes the network, with random weights. Hyper-parameters are checked by the types of its
+        keywords, of those of the networks that it inherits from, and of the fields of ``config``.
+    config
+        Dataclass whose fields are hyper-parameters, if ``build`` takes them as ``**hparams``.
     crop
         Crops of the published model.
     crop_of
@@ -170,6 +175,7 @@ class ModelSpec:
     license: str
     build: Callable[..., SpotModel]
     crop: CropSpec
+    config: type | None = None
     family: Literal["spot", "section", "dense", "generative", "retrieval", "baseline"] = "spot"
     crop_of: Callable[..., CropSpec] | None = None
     pixels: PixelSpec = field(default_factory=PixelSpec)
@@ -199,7 +205,9 @@ class ModelSpec:
             return
         try:
             self._with(partial(self.check_of, grids), hparams)
-        except ValueError as error:
+        except StPredictError as error:
+            raise error.about(f"{self.name!r} cannot read these sections.") from error
+        except ValueError as error:  # of a model of another package
             raise InvalidValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
     def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,14 +229,33 @@ class ModelSpec:
         return self.pixels if describe is None else describe().pixels
 
     def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
-        """Make the network, with random weights; refuse hyper-parameters that it does not have."""
-        return self._with(partial(self.build, n_genes), hparams)
+        """Make the network, with random weights; refuse hyper-parameters that it does not have.
+
+        Raises
+        ------
+        ValueError
+            If a hyper-parameter does not exist, or has a value that is unfit.
+        MemoryError
+            If there is not enough memory for the network.
+        """
+        return self._with(partial(self.build, check("n_genes", n_genes, Count)), hparams)
+
+    def check_names(self, hparams: Mapping[str, Any]) -> None:
+        """Refuse hyper-parameters that the network does not have; the message lists those it has."""
+        refuse_unknown(self.name, hparams, kinds_of(self.build, self.config))
 
     def _with(self, make: Callable[..., Any], hparams: Mapping[str, Any]) -> Any:
+        values = checked(self.name, hparams, kinds_of(self.build, self.config))
         try:
-            return make(**hparams)
-        except TypeError as error:
+            return make(**values)
+        except TypeError as error:  # of a model that does not say what it takes
             raise InvalidValueError(
-                f"{self.name!r} cannot be made with the hyper-parameters {dict(hparams)}: {error}. Those of its publication "
+                f"{self.name!r} cannot be made with the hyper-parameters {values}: {error}. Those of its publication "
                 f"are {dict(self.hparams)}."
+            ) from error
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"There is not enough memory for a {self.name!r} network with the hyper-parameters {values}."
             ) from error

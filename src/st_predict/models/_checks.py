@@ -10,36 +10,9 @@ from st_predict._errors import InvalidValueError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["check_choice", "check_names", "check_rates", "check_whole", "of_variant"]
+__all__ = ["check_choice", "check_names", "of_variant"]
 
 Config = TypeVar("Config", bound=Any)
-
-
-def check_whole(config: object, *names: str, least: int = 1) -> None:
-    """Refuse fields of a configuration that are not whole numbers from ``least``.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < least:
-            raise InvalidValueError(f"{name} must be a whole number from {least}, got {value!r}.")
-
-
-def check_rates(config: object, *names: str) -> None:
-    """Refuse fields of a configuration that are not rates of dropout, from 0 to below 1.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise InvalidValueError(f"{name} must be at least 0 and below 1, got {getattr(config, name)}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

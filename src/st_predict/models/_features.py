@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict.encoders import get_encoder, load_encoder
 from st_predict.models._base import Reads
 
@@ -50,5 +50,7 @@ def count_features(encoder: str, n_features: int | None) -> int:
     """
     found = n_features or get_encoder(encoder).n_features
     if found is None:
-        raise InvalidValueError(f"It is not known how many features {encoder!r} has; give n_features.")
+        raise InvalidValueError(
+            f"It is not known how many features {encoder!r} has.", Advice("give n_features in {}", "hparams")
+        )
     return found

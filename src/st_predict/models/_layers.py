@@ -83,9 +83,10 @@ class Positions(nn.Module):
     def _check(self, least: int, largest: int) -> None:
         if least < 0 or largest >= self.n_pos:
             raise InvalidValueError(
-                f"The network knows n_pos={self.n_pos} rows and columns of the lattice, 0 to {self.n_pos - 1}; those of the "
-                f"spots go from {least} to {largest}. Train it with hparams={{'n_pos': {max(largest, 0) + 1}}} or more"
-                f"{', and count them from 0' if least < 0 else ''}."
+                f"The network knows {self.n_pos} (n_pos) rows and columns of the lattice, 0 to {self.n_pos - 1}; those of the "
+                f"spots go from {least} to {largest}.",
+                f"train a network with n_pos of at least {max(largest, 0) + 1}"
+                f"{', and count rows and columns from 0' if least < 0 else ''}",
             )
 
 
@@ -168,8 +169,9 @@ def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
     last = {section: int(grid.max()) for section, grid in grids.items()}
     if wider := {section: place for section, place in last.items() if place >= n_pos}:
         raise InvalidValueError(
-            f"It knows n_pos={n_pos} rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
-            f"are {wider}. Train it with hparams={{'n_pos': {max(wider.values()) + 1}}} or more."
+            f"It knows {n_pos} (n_pos) rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
+            f"are {wider}.",
+            f"train a network with n_pos of at least {max(wider.values()) + 1}",
         )
 
 

@@ -40,7 +40,7 @@ def present_levels(batch: Batch, n_levels: int) -> Tensor | None:
         )
     n_empty = int((~mask_BM.any(1)).sum())
     if n_empty:
-        raise InvalidValueError(f"{n_empty} of {len(batch)} spots have no level at all; leave them out of the batch.")
+        raise InvalidValueError(f"{n_empty} of {len(batch)} spots have no level at all.", "leave them out of the batch")
     return mask_BM
 
 

@@ -8,16 +8,15 @@ Shapes: B spots, C colours, S pixels along a side, N tokens of a level, D channe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._validated import validated
 from st_predict.models._attention import digest
-from st_predict.models._checks import check_choice
 from st_predict.models._layers import patch_mlp, patches
 
 if TYPE_CHECKING:
@@ -25,16 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Ablations", "Joined", "LevelEmbedding", "Unmixed", "mean_token"]
 
-_CHOICES = {
-    "itmm": ("split", "joint"),
-    "ccmm": ("gate", "ffn"),
-    "pool": ("cls", "mean"),
-    "dpe": (True, False),
-    "ctmm": (True, False),
-}
+_WITHOUT_DPE = Advice("set dpe to False in {}", "hparams")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class Ablations:
     """Parts of M2OST that can be left out or replaced; the defaults are the full network.
 
@@ -59,17 +52,6 @@ class Ablations:
     ccmm: Literal["gate", "ffn"] = "gate"
     pool: Literal["cls", "mean"] = "cls"
 
-    def check_choices(self) -> None:
-        """Refuse unknown values.
-
-        Raises
-        ------
-        ValueError
-            If a value is not among the choices.
-        """
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-
     def check_sizes(self, n_tokens: list[int], coarsest: int, *, dim: int, size: int, patch: int) -> None:
         """Refuse sizes that the chosen parts cannot use.
 
@@ -80,11 +62,15 @@ class Ablations:
         """
         for name, value in (("patch", patch), ("dim", dim)):
             if self.dpe and value % 2**coarsest:
-                why = f"to be halved {coarsest} times for level {coarsest}, or set dpe=False"
-                raise InvalidValueError(f"{name} must be a multiple of {2**coarsest} {why}; got {value}.")
+                raise InvalidValueError(
+                    f"{name} must be a multiple of {2**coarsest}, to be halved {coarsest} times for level {coarsest}; "
+                    f"got {value}.",
+                    _WITHOUT_DPE,
+                )
         if len(set(n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
-            why = f"equally many tokens a level, got {n_tokens}; set dpe=False"
-            raise InvalidValueError(f"itmm='joint' and ccmm='ffn' need {why}.")
+            raise InvalidValueError(
+                f"itmm 'joint' and ccmm 'ffn' need equally many tokens per level, got {n_tokens}.", _WITHOUT_DPE
+            )
         # The border around the smallest central region is a whole number of pixels, too.
         step = lcm(patch, 2 ** (coarsest + 1)) if self.dpe else patch
         below = size // step * step

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from st_predict._errors import NotFoundError
+from st_predict._errors import InvalidTypeError, NotFoundError
 
 if TYPE_CHECKING:
     from st_predict.models._base import ModelSpec
@@ -29,12 +30,17 @@ def get_spec(name: str) -> ModelSpec:
     ------
     KeyError
         If there is no such model; the message lists those there are.
+    TypeError
+        If ``name`` is not a name.
     """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"A model is given by its name, one of {list_models()}, got {name!r}.")
     if name in _built_in():  # first, so that no other package can change what a name of ours means
         return importlib.import_module(f"{_PACKAGE}.{name}").SPEC
     for entry in entry_points(group=_PACKAGE, name=name):
         return entry.load()
-    raise NotFoundError(f"No model {name!r}; there are {list_models()}.")
+    near = get_close_matches(name.lower(), list_models(), n=1)
+    raise NotFoundError(f"No model {name!r}; there are {list_models()}.{f' Did you mean {near[0]!r}?' if near else ''}")
 
 
 def _built_in() -> set[str]:

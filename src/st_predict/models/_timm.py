@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping  # noqa: TC003  # types of hyper-parameters are read at run time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_config
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count  # noqa: TC001  # as above
 from st_predict.models._base import SpotModel
 from st_predict.models._layers import Head
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from torch import Tensor
 
@@ -56,7 +58,7 @@ class TimmRegressor(SpotModel):
         *,
         arch: str,
         weights: str | None = None,
-        size: int = 224,
+        size: Count = 224,
         arch_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -23,8 +23,9 @@ the common space, G genes.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,15 @@ from torch.nn import functional as F
 
 from st_predict._backbones import create_backbone, fetch_weights, n_features
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Natural, Positive, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_choice, check_names, check_rates
+from st_predict.models._checks import check_names
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.models._timm import crop_of, pixels_of
 from st_predict.specs import IMAGENET, TargetSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from st_predict.crops import Batch
 
@@ -48,7 +50,7 @@ __all__ = ["BLEEP", "SPEC", "BLEEPConfig", "Bank", "contrastive_loss", "convert"
 Mode = Literal["simple", "average", "weighted"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class BLEEPConfig:
     """Hyper-parameters of :class:`BLEEP`.
 
@@ -85,23 +87,13 @@ class BLEEPConfig:
     arch: str = "resnet50"
     weights: str | None = None
     arch_args: Mapping[str, Any] = field(default_factory=dict)
-    size: int = 224
-    dim: int = 256
-    drop: float = 0.1
-    temperature: float = 1.0
+    size: Count = 224
+    dim: Count = 256
+    drop: Probability = 0.1
+    temperature: Positive = 1.0
     mode: Mode = "average"
-    k: int = 50
-    encoded: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("mode", self.mode, get_args(Mode))
-        if self.dim < 1 or self.k < 1 or self.temperature <= 0:
-            raise InvalidValueError(
-                f"dim and k must be at least 1 and temperature above 0, got {self.dim}, {self.k}, {self.temperature}."
-            )
-        check_rates(self, "drop")
-        if self.encoded is not None:
-            object.__setattr__(self, "encoded", tuple(self.encoded))
+    k: Count = 50
+    encoded: tuple[Natural, ...] | None = None
 
     def n_encoded(self, n_genes: int) -> int:
         """Count the genes of a panel that the expression head reads.
@@ -313,6 +305,7 @@ SPEC = ModelSpec(
     family="retrieval",
     at_prediction=("mode", "k"),
     build=BLEEP,
+    config=BLEEPConfig,
     crop=crop_of(),
     crop_of=crop_of,
     pixels=IMAGENET,

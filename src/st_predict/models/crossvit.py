@@ -25,7 +25,6 @@ Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of a bra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,8 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_whole, of_variant
+from st_predict.models._checks import of_variant
 from st_predict.models._layers import Head, check_crops, renamed
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec
 
@@ -49,7 +49,7 @@ __all__ = ["SPEC", "VARIANTS", "CrossViT", "CrossViTConfig", "of_variant", "conv
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class CrossViTConfig:
     """Sizes of :class:`CrossViT`; pairs are of the branch of small patches and of that of large ones.
 
@@ -71,21 +71,15 @@ class CrossViTConfig:
         Sides of the patches.
     """
 
-    dims: tuple[int, int]
-    heads: int
-    depths: tuple[int, int] = (1, 4)
-    mlp_ratio: int = 4
-    stages: int = 3
-    sizes: tuple[int, int] = (240, 224)
-    patches: tuple[int, int] = (12, 16)
+    dims: tuple[Count, Count]
+    heads: Count
+    depths: tuple[Count, Count] = (1, 4)
+    mlp_ratio: Count = 4
+    stages: Count = 3
+    sizes: tuple[Count, Count] = (240, 224)
+    patches: tuple[Count, Count] = (12, 16)
 
     def __post_init__(self) -> None:
-        for name in ("dims", "depths", "sizes", "patches"):
-            pair = tuple(getattr(self, name))
-            if len(pair) != 2 or not all(isinstance(value, int) and value > 0 for value in pair):
-                raise InvalidValueError(f"{name} must be two whole numbers from 1, got {pair}.")
-            object.__setattr__(self, name, pair)
-        check_whole(self, "heads", "mlp_ratio", "stages")
         if any(dim % self.heads for dim in self.dims):
             raise InvalidValueError(f"dims must be multiples of the {self.heads} heads, got {self.dims}.")
         if any(size % patch for size, patch in zip(self.sizes, self.patches, strict=True)):
@@ -128,6 +122,7 @@ class CrossViT(SpotModel):
     def __init__(self, n_genes: int, *, variant: str = "small", **sizes: Any) -> None:
         super().__init__()
         self.config = c = of_variant(VARIANTS, variant=variant, **sizes)
+        self.crop = c.crop
         self.embed = nn.ModuleList(Embedding(*of_branch) for of_branch in zip(c.dims, c.sizes, c.patches, strict=True))
         self.stages = nn.ModuleList(Stage(c) for _ in range(c.stages))
         self.norms = nn.ModuleList(LayerNorm(dim) for dim in c.dims)
@@ -145,7 +140,7 @@ class CrossViT(SpotModel):
         ValueError
             If number or shape of the crops is not that of the hyper-parameters.
         """
-        check_crops(batch, self.config.crop)
+        check_crops(batch, self.crop)
         x_BCSS = self.pixels(batch.crops[0])
         x = [embed(x_BCSS) for embed in self.embed]
         for stage in self.stages:
@@ -296,6 +291,7 @@ SPEC = ModelSpec(
     citation="Chen2021",
     license="Apache-2.0 (github.com/IBM/CrossViT)",
     build=CrossViT,
+    config=CrossViTConfig,
     crop=VARIANTS["small"].crop,
     crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,
     pixels=IMAGENET,

@@ -15,20 +15,22 @@ where torchvision pools to 7 by 7 before them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping  # noqa: TC003  # types of hyper-parameters are read at run time
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._validated import Count, Positive  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.models._base import ModelSpec, Preset
 from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, pixels_of
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, TargetSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Self
 
     from torch import Tensor
@@ -76,16 +78,21 @@ class DeepSpaCE(TimmRegressor):
         *,
         arch: str = "vgg16",
         weights: str | None = None,
-        size: int = 224,
+        size: Count = 224,
         arch_args: Mapping[str, Any] | None = None,
-        loss: str = "mse",
+        loss: Literal["mse", "smooth_l1"] = "mse",
         frozen: bool = False,
-        field: float | None = None,
-        spot_um: float | None = None,
+        field: Positive | None = None,
+        spot_um: Positive | None = None,
     ) -> None:
         check_choice("loss", loss, _LOSSES)
         if frozen and weights is None:
-            raise InvalidValueError("frozen=True keeps the weights of the backbone: name them, weights='tv_in1k' say.")
+            raise InvalidValueError(
+                "A frozen backbone keeps its weights, and there are none to keep, as weights is None.",
+                Advice("name them in {}, weights 'tv_in1k' say", "hparams"),
+                Advice("name them with {}", "weights", "tv_in1k"),
+                "train all of the network",
+            )
         dropout = {"drop_rate": 0.5} if arch.startswith("vgg") else {}
         super().__init__(n_genes, arch=arch, weights=weights, size=size, arch_args={**dropout, **(arch_args or {})})
         self.objective, self.frozen = _LOSSES[loss], frozen
@@ -127,8 +134,8 @@ def crop_of(*, size: int = 224, field: float | None = None, spot_um: float | Non
     if field is None or spot_um is None:
         raise InvalidValueError(
             "A crop of so many spot diameters needs both field, 2.5 say, and spot_um, the diameter of a spot in um: 55 for "
-            f"Visium, 100 for the older Spatial Transcriptomics; got field={field}, spot_um={spot_um}. "
-            "Give them with hparams={'field': ..., 'spot_um': ...}."
+            f"Visium, 100 for the older Spatial Transcriptomics; got field {field} and spot_um {spot_um}.",
+            Advice("give both in {}", "hparams"),
         )
     return CropSpec(levels=(LevelSpec(size=size),), mpp=field * spot_um / size)
 

@@ -30,7 +30,6 @@ P cells along a side, D channels of a token, H heads, E channels of a head, G ge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import cos, log, radians, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,8 +39,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -65,7 +64,7 @@ __all__ = ["SPEC", "Hist2ST", "Hist2STConfig", "altered", "convert", "neighbours
 _BLOCK = 128  # spots that convolutions and LSTM work off at a time
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class Hist2STConfig:
     """Hyper-parameters of :class:`Hist2ST`, by default those of the published code.
 
@@ -93,37 +92,28 @@ class Hist2STConfig:
         How many times crops are altered for each step of training; 0 does without self-distillation.
     """
 
-    size: int = 112
-    patch: int = 7
-    channels: int = 32
-    kernel: int = 5
-    mixers: int = 2
-    n_pos: int = 64
-    depth: int = 8
-    heads: int = 16
-    head_dim: int = 64
-    graph: int = 4
-    k: int = 4
-    max_distance: float | None = 2.0
-    drop: float = 0.2
-    zinb: float = 0.25
-    distill: float = 0.5
-    views: int = 5
+    size: Count = 112
+    patch: Count = 7
+    channels: Count = 32
+    kernel: Count = 5
+    mixers: Count = 2
+    n_pos: Count = 64
+    depth: Count = 8
+    heads: Count = 16
+    head_dim: Count = 64
+    graph: Count = 4
+    k: Count = 4
+    max_distance: Positive | None = 2.0
+    drop: Probability = 0.2
+    zinb: NotNegative = 0.25
+    distill: NotNegative = 0.5
+    views: Natural = 5
 
     def __post_init__(self) -> None:
-        counts = ("size", "patch", "channels", "kernel", "mixers", "n_pos", "depth", "heads", "head_dim", "graph", "k")
-        check_whole(self, *counts)
-        check_whole(self, "views", least=0)
         if self.channels % 8 or self.size < 2 * self.patch:
             raise InvalidValueError(
                 "channels must be a multiple of 8 and size at least twice patch, got "
                 f"{self.channels}, {self.size} and {self.patch}."
-            )
-        check_rates(self, "drop")
-        if self.zinb < 0 or self.distill < 0 or (self.max_distance is not None and self.max_distance <= 0):
-            raise InvalidValueError(
-                "zinb and distill must not be negative, and max_distance be above 0 or None, got "
-                f"{self.zinb}, {self.distill} and {self.max_distance}."
             )
 
     @property
@@ -156,6 +146,7 @@ class Hist2ST(SpotModel):
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
         self.config = c = Hist2STConfig(**hparams)
+        self.crop = c.crop
         self.cells = nn.Sequential(
             nn.Conv2d(3, c.channels, c.patch, stride=c.patch),
             nn.Dropout(c.drop),
@@ -208,7 +199,7 @@ class Hist2ST(SpotModel):
         self.head.start_at(mean_G)
 
     def _layout(self, batch: Batch) -> Layout:
-        check_crops(batch, self.config.crop)
+        check_crops(batch, self.crop)
         c, sections = self.config, rows_of_sections(batch)
         nearest = neighbours(batch.require("grid"), batch.section, k=c.k, max_distance=c.max_distance)
         return Layout(sections, torch.cat(sections).argsort(), *nearest)
@@ -445,6 +436,7 @@ SPEC = ModelSpec(
     license="none (github.com/biomed-AI/Hist2ST)",
     family="section",
     build=Hist2ST,
+    config=Hist2STConfig,
     crop=Hist2STConfig().crop,
     crop_of=lambda **hparams: Hist2STConfig(**hparams).crop,
     pixels=PixelSpec(std=(1 / 255, 1 / 255, 1 / 255)),

@@ -24,7 +24,6 @@ Shapes: B spots, N spots of a section, C colours, S pixels along a side, D chann
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from st_predict._validated import Count, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -55,7 +54,7 @@ __all__ = ["SPEC", "HisToGene", "HisToGeneConfig", "convert"]
 _BLOCK = 256  # spots whose pixels are floats at the same time
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class HisToGeneConfig:
     """Hyper-parameters of :class:`HisToGene`, by default those of the published code.
 
@@ -77,18 +76,14 @@ class HisToGeneConfig:
         Dropout rate of tokens, in MLPs and after attention.
     """
 
-    size: int = 112
-    n_pos: int = 64
-    dim: int = 1024
-    depth: int = 4
-    heads: int = 16
-    head_dim: int = 64
-    mlp_dim: int = 2048
-    drop: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_whole(self, "size", "n_pos", "dim", "depth", "heads", "head_dim", "mlp_dim")
-        check_rates(self, "drop")
+    size: Count = 112
+    n_pos: Count = 64
+    dim: Count = 1024
+    depth: Count = 4
+    heads: Count = 16
+    head_dim: Count = 64
+    mlp_dim: Count = 2048
+    drop: Probability = 0.1
 
     @property
     def crop(self) -> CropSpec:
@@ -115,6 +110,7 @@ class HisToGene(SpotModel):
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
         self.config = c = HisToGeneConfig(**hparams)
+        self.crop = c.crop
         self.embed = nn.Linear(3 * c.size**2, c.dim)
         self.positions = Positions(c.n_pos, c.dim)
         self.drop = nn.Dropout(c.drop)
@@ -131,7 +127,7 @@ class HisToGene(SpotModel):
         ValueError
             If the batch has no rows and columns, those are not from 0 to ``n_pos - 1``, or the crops have another size.
         """
-        check_crops(batch, self.config.crop)
+        check_crops(batch, self.crop)
         sections = rows_of_sections(batch)
         x_BD = torch.cat([self.blocks(self._tokens(batch, rows_N)) for rows_N in sections])
         return self.head(self.norm(x_BD))[torch.cat(sections).argsort()]
@@ -185,6 +181,7 @@ SPEC = ModelSpec(
     license="MIT (github.com/maxpmx/HisToGene)",
     family="section",
     build=HisToGene,
+    config=HisToGeneConfig,
     crop=HisToGeneConfig().crop,
     crop_of=lambda **hparams: HisToGeneConfig(**hparams).crop,
     pixels=PixelSpec(std=(1 / 255, 1 / 255, 1 / 255)),

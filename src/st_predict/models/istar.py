@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Positive  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_cell_encoder, load_cell_encoder, weights_digest
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
 from st_predict.models._layers import full_precision, renamed
@@ -80,13 +81,13 @@ class IStar(SpotModel):
         n_genes: int,
         *,
         encoder: str = "rgb-cells",
-        cell: int | None = None,
-        n_shifts: int = 4,
+        cell: Count | None = None,
+        n_shifts: Count = 4,
         weights: str | None = None,
         weights_sha256: str | None = None,
-        radius_um: float | None = None,
-        n_fits: int = 5,
-        hidden: int = 256,
+        radius_um: Positive | None = None,
+        n_fits: Count = 5,
+        hidden: Count = 256,
     ) -> None:
         super().__init__()
         if n_fits < 1 or hidden < 1 or n_genes < 1:
@@ -142,7 +143,7 @@ class IStar(SpotModel):
         y_EBKG, known_BK1 = self.cells(batch)
         if len(y_EBKG) == 1:
             raise InvalidValueError(
-                "There is a single fit, so all predictions are the same: train with n_fits above 1."
+                "There is a single fit, so all predictions are the same.", "train a network with n_fits above 1"
             )
         fit = int(torch.randint(len(y_EBKG), (), generator=torch.Generator().manual_seed(seed)))
         return _mean(y_EBKG[fit], known_BK1)

@@ -26,7 +26,6 @@ head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_whole, of_variant
+from st_predict.models._checks import of_variant
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
 from st_predict.specs import CropSpec, LevelSpec
 
@@ -49,7 +49,7 @@ __all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "of_variant", "convert"]
 N_LEVELS = 3  # queries, keys and values
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class M2ORTConfig:
     """Sizes of :class:`M2ORT`.
 
@@ -67,16 +67,15 @@ class M2ORTConfig:
         Side of the finest crop and of its patches, in pixels.
     """
 
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    head_dim: int = 64
-    size: int = 224
-    patch: int = 16
+    dim: Count
+    depth: Count
+    heads: Count
+    mlp_dim: Count
+    head_dim: Count = 64
+    size: Count = 224
+    patch: Count = 16
 
     def __post_init__(self) -> None:
-        check_whole(self, "dim", "depth", "heads", "mlp_dim", "head_dim", "size", "patch")
         if self.patch % 4:
             raise InvalidValueError(f"patch must be a multiple of 4, to be halved twice, got {self.patch}.")
         if self.size % self.patch:
@@ -121,6 +120,7 @@ class M2ORT(SpotModel):
     def __init__(self, n_genes: int, *, variant: str = "small", **sizes: Any) -> None:
         super().__init__()
         self.config = c = of_variant(VARIANTS, variant=variant, **sizes)
+        self.crop = c.crop
         dim = N_LEVELS * c.dim
         self.embed = nn.ModuleList(patch_mlp(c.patch, c.dim, halvings=k) for k in range(N_LEVELS))
         self.cls = nn.Parameter(torch.randn(1, 1, dim))
@@ -157,12 +157,14 @@ class M2ORT(SpotModel):
         self.head.start_at(mean_G)
 
     def _check(self, batch: Batch) -> None:
-        check_crops(batch, self.config.crop)
+        check_crops(batch, self.crop)
         if batch.level_mask is not None and not batch.level_mask.all():
             n_lacking = int((~batch.level_mask).any(1).sum())
             raise InvalidValueError(
                 f"{n_lacking} of {len(batch)} spots lack a level, and M2ORT needs all three, as each has another part in "
-                "attention: leave these spots out, and train with level_drop=0."
+                "attention.",
+                "leave these spots out",
+                "train without level_drop",
             )
 
 
@@ -233,6 +235,7 @@ SPEC = ModelSpec(
     citation="Wang2024",
     license="none (github.com/Dootmaan/M2ORT)",
     build=M2ORT,
+    config=M2ORTConfig,
     crop=VARIANTS["small"].crop,
     crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,
     hparams={"variant": "small"},

@@ -23,16 +23,15 @@ joined, H heads, E channels of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Natural, Probability, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
 from st_predict.models._base import ModelSpec, SpotModel
-from st_predict.models._checks import check_choice, check_rates, check_whole
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
 from st_predict.models._levels import Levels, blank, centre, present_levels
 from st_predict.models._m2ost_ablations import Ablations, Joined, LevelEmbedding, Unmixed, mean_token
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["M2OST", "SPEC", "M2OSTConfig", "convert"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class M2OSTConfig(Ablations):
     """Hyper-parameters of :class:`M2OST`; the defaults are those of the paper.
 
@@ -77,26 +76,20 @@ class M2OSTConfig(Ablations):
         means instead of class tokens (``pool="mean"``). ``"joint"`` and ``"ffn"`` need ``dpe=False``.
     """
 
-    dim: int = 192
-    depth: int = 4
-    heads: int = 3
-    head_dim: int = 64
-    mlp_dim: int = 128
-    levels: tuple[int, ...] = (0, 1, 2)
-    size: int = 224
-    patch: int = 16
+    dim: Count = 192
+    depth: Count = 4
+    heads: Count = 3
+    head_dim: Count = 64
+    mlp_dim: Count = 128
+    levels: tuple[Natural, ...] = (0, 1, 2)
+    size: Count = 224
+    patch: Count = 16
     fusion: Literal["concat", "omega"] = "concat"
-    drop: float = 0.0
-    attn_drop: float = 0.0
+    drop: Probability = 0.0
+    attn_drop: Probability = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
-        check_whole(self, "dim", "depth", "heads", "head_dim", "mlp_dim", "size", "patch")
-        check_choice("fusion", self.fusion, ("concat", "omega"))
-        self.check_choices()
-        check_rates(self, "drop", "attn_drop")
-        whole = all(isinstance(k, int) and k >= 0 for k in self.levels)
-        if not self.levels or not whole or list(self.levels) != sorted(set(self.levels)):
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
             raise InvalidValueError(f"levels must be different whole numbers from 0, finest first, got {self.levels}.")
         self.check_sizes(self.n_tokens, max(self.levels), dim=self.dim, size=self.size, patch=self.patch)
 
@@ -130,6 +123,7 @@ class M2OST(SpotModel):
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
         self.config = c = M2OSTConfig(**hparams)
+        self.crop = c.crop
         self.embed = Embedding(c) if c.dpe else LevelEmbedding(dim=c.dim, patch=c.patch, n_tokens=c.n_tokens)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
@@ -145,7 +139,7 @@ class M2OST(SpotModel):
         ValueError
             If number or shape of the crops is not that of the hyper-parameters, or a spot has no level at all.
         """
-        check_crops(batch, self.config.crop)
+        check_crops(batch, self.crop)
         present_BM = present_levels(batch, len(self.config.levels))
         x = blank(self.embed([self.pixels(crop_BCSS) for crop_BCSS in batch.crops]), present_BM)
         *blocks, last = self.blocks
@@ -329,6 +323,7 @@ SPEC = ModelSpec(
     citation="Wang2025",
     license="MIT (github.com/Dootmaan/M2OST)",
     build=M2OST,
+    config=M2OSTConfig,
     crop=M2OSTConfig().crop,
     crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},

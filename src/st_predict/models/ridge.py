@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, NotNegative  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
 from st_predict.models._features import features_of
@@ -69,8 +70,8 @@ class Ridge(SpotModel):
         n_genes: int,
         *,
         encoder: str = "rgb",
-        n_components: int = 256,
-        alpha: float | Literal["cv", "hest"] = "cv",
+        n_components: Count = 256,
+        alpha: NotNegative | Literal["cv", "hest"] = "cv",
     ) -> None:
         super().__init__()
         if n_components < 1:
@@ -102,6 +103,8 @@ class Ridge(SpotModel):
         """Fit to the training spots."""
         x_BD, y_BG, section_B = gather(batches)
         alpha: Any = self.alpha
+        check_finite(x_BD, f"features of {self.encoder!r}")
+        check_finite(y_BG, "targets")
         fitted = Components.of(x_BD, y_BG, self.n_components)
         if alpha == "hest":
             alpha = 100 / max(1, len(fitted.spread_K) * y_BG.shape[1])
@@ -126,6 +129,20 @@ def gather(batches: Iterable[Batch]) -> tuple[Array, Array, NDArray[np.int64]]:
     return x_BD, y_BG, section_B
 
 
+def check_finite(values_BD: Array, what: str) -> None:
+    """Refuse spots with NaN or infinity, of which a decomposition makes nothing.
+
+    Raises
+    ------
+    ValueError
+        If there are any.
+    """
+    if n := int((~np.isfinite(values_BD)).any(1).sum()):
+        raise InvalidValueError(
+            f"{n} of {len(values_BD)} training spots have {what} that are not finite.", "leave these spots out"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
     """Principal components of standardised features, and targets along them."""
@@ -140,7 +157,12 @@ class Components:
     def of(cls, x_BD: Array, y_BG: Array, n_components: int) -> Components:
         """Find them; those that hardly vary are left out."""
         scaler, mean_G = StandardScaler().fit(x_BD), y_BG.mean(0)
-        u_BK, spread_K, axes_KD = np.linalg.svd(scaler.transform(x_BD), full_matrices=False)
+        try:
+            u_BK, spread_K, axes_KD = np.linalg.svd(scaler.transform(x_BD), full_matrices=False)
+        except np.linalg.LinAlgError as error:
+            raise InvalidValueError(
+                f"The {x_BD.shape[1]} features of {len(x_BD)} spots have no principal components ({error})."
+            ) from error
         kept = (spread_K > 3e-5 * max(1, spread_K[0])) & (np.arange(len(spread_K)) < n_components)
         return cls(
             scaler=scaler,

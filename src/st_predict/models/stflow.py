@@ -32,18 +32,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from math import exp, log
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Number, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_choice, check_rates, check_whole
 from st_predict.models._features import count_features, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
@@ -66,7 +67,7 @@ _BLOCK = 256  # spots whose neighbours are worked off at a time, few enough to s
 _KEPT = 1024  # spots of whose neighbours all is kept for the gradients: 0.8 GB in the size of the publication
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class STFlowConfig:
     """Hyper-parameters of :class:`STFlow`.
 
@@ -98,30 +99,24 @@ class STFlowConfig:
     """
 
     encoder: str = "rgb"
-    n_features: int | None = None
-    dim: int = 128
-    edge_dim: int = 128
-    depth: int = 4
-    heads: int = 4
-    neighbours: int = 8
-    drop: float = 0.2
-    steps: int = 5
+    n_features: Count | None = None
+    dim: Count = 128
+    edge_dim: Count = 128
+    depth: Count = 4
+    heads: Count = 4
+    neighbours: Count = 8
+    drop: Probability = 0.2
+    steps: Annotated[Count, Field(ge=2)] = 5
     prior: Literal["zinb", "gaussian", "zero"] = "zinb"
-    theta: float = 1.0
-    logit: float = 0.1
-    zero_logit: float = 0.0
-    sd: float = 1.0
+    theta: Positive = 1.0
+    logit: Number = 0.1
+    zero_logit: Number = 0.0
+    sd: Positive = 1.0
 
     def __post_init__(self) -> None:
-        check_whole(self, "depth", "heads", "neighbours")
-        check_whole(self, "steps", least=2)
         for name in ("dim", "edge_dim"):
-            if (value := getattr(self, name)) < 1 or value % (2 * self.heads):
+            if (value := getattr(self, name)) % (2 * self.heads):
                 raise InvalidValueError(f"{name} must be a multiple of {2 * self.heads}, twice the heads, got {value}.")
-        check_choice("prior", self.prior, _PRIORS)
-        if self.theta <= 0 or self.sd <= 0:
-            raise InvalidValueError(f"theta and sd must be above 0, got {self.theta} and {self.sd}.")
-        check_rates(self, "drop")
 
 
 class STFlow(SpotModel):
@@ -419,6 +414,7 @@ SPEC = ModelSpec(
     license="none (github.com/Graph-and-Geometric-Learning/STFlow)",
     family="generative",
     build=STFlow,
+    config=STFlowConfig,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
     scope="section",

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._validated import Count, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import check_rates, check_whole
 from st_predict.models._features import count_features, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
@@ -62,7 +62,7 @@ _MASK = 1
 _PAIRS = 1 << 22  # of spots that are worked off at a time, for each head
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@validated
 class STPathConfig:
     """Hyper-parameters of :class:`STPath`.
 
@@ -92,23 +92,21 @@ class STPathConfig:
     """
 
     encoder: str = "rgb"
-    n_features: int | None = None
-    dim: int = 512
-    depth: int = 4
-    heads: int = 4
-    mlp_ratio: float = 2
-    drop: float = 0.1
+    n_features: Count | None = None
+    dim: Count = 512
+    depth: Count = 4
+    heads: Count = 4
+    mlp_ratio: Positive = 2
+    drop: Probability = 0.1
     organ: str | None = None
     technology: str | None = None
-    total: float | None = 1e6
+    total: Positive | None = 1e6
 
     def __post_init__(self) -> None:
-        check_whole(self, "depth", "heads")
-        if self.dim < 1 or self.dim % self.heads:
+        if self.dim % self.heads:
             raise InvalidValueError(f"dim must be a multiple of {self.heads}, the heads, got {self.dim}.")
-        if self.mlp_ratio * self.dim < 1 or (self.total is not None and self.total <= 0):
-            raise InvalidValueError(f"mlp_ratio and total must be above 0, got {self.mlp_ratio} and {self.total}.")
-        check_rates(self, "drop")
+        if self.mlp_ratio * self.dim < 1:
+            raise InvalidValueError(f"mlp_ratio must be at least {1 / self.dim:.3g}, 1 over dim, got {self.mlp_ratio}.")
         for name, choices in (("organ", ORGANS), ("technology", TECHNOLOGIES)):
             if (value := getattr(self, name)) is not None and str(value).casefold() not in map(str.casefold, choices):
                 raise InvalidValueError(f"{name} must be one of {choices} or None, got {value!r}.")
@@ -366,7 +364,8 @@ def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes:
     ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}
     if len(ids) != len(found["head.bias"]):
         raise InvalidValueError(
-            f"The vocabulary has {len(ids)} genes, the network {len(found['head.bias'])}; take the vocabulary of its release."
+            f"The vocabulary has {len(ids)} genes, the network {len(found['head.bias'])}.",
+            "take the vocabulary of its release",
         )
     kept = torch.tensor(_rows(genes, ids | {symbol: ids[gene] for symbol, gene in vocabulary.items()}))
     found |= {"genes.weight": found["genes.weight"][:, kept]}
@@ -379,13 +378,15 @@ def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
         near = {gene: [folded[n] for n in get_close_matches(gene.casefold(), folded, n=1)] for gene in missing[:5]}
         raise NotFoundError(
             f"{len(missing)} of {len(genes)} genes are not in the vocabulary, which has human symbols and Ensembl ids without "
-            f"version; the first, and what is near: {near}. Leave them out of the panel, or call them as there."
+            f"version; the first, and what is near: {near}.",
+            "leave them out of the panel",
+            "call them as there",
         )
     rows = [row_of[gene] for gene in genes]
     times = Counter(rows)
     if twice := [gene for gene, row in zip(genes, rows, strict=True) if times[row] > 1]:
         raise InvalidValueError(
-            f"{twice} are several names of the same genes in the vocabulary; keep one of each in the panel."
+            f"{twice} are several names of the same genes in the vocabulary.", "keep one of each in the panel"
         )
     return rows
 
@@ -397,6 +398,7 @@ SPEC = ModelSpec(
     license="none (github.com/Graph-and-Geometric-Learning/STPath)",
     family="section",
     build=STPath,
+    config=STPathConfig,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
     scope="section",
