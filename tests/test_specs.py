@@ -67,7 +67,7 @@ def test_levels_of_one_resolution_may_have_two_sizes():
 
 @pytest.mark.parametrize("std", [(1.0, 0.0, 1.0), (1.0, 1.0, -1.0), (nan, 1.0, 1.0), (1.0, inf, 1.0)])
 def test_spread_of_pixels(std):
-    with pytest.raises(ValueError, match=r"std\.\d must be (greater than 0|a finite number)"):
+    with pytest.raises(ValueError, match=r"std\.\d must be (above 0|a finite number)"):
         PixelSpec(std=std)
 
 

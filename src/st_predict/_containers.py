@@ -56,9 +56,7 @@ def check_data(data: Any, *, argument: str = "data") -> None:
         If it is something else.
     """
     if not isinstance(data, AnnData | SpatialData):
-        raise InvalidTypeError(
-            f"{argument} must be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data)
-        )
+        raise InvalidTypeError(f"{argument} must be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data))
 
 
 def _ways_out(value: Any) -> tuple[str, ...]:
