@@ -10,7 +10,7 @@ from spatialdata import SpatialData
 
 from st_predict._errors import InvalidTypeError
 
-__all__ = ["check_slide"]
+__all__ = ["check_data", "check_slide"]
 
 
 def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
@@ -37,13 +37,36 @@ def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
             'put them together with spatialdata.SpatialData(images=..., shapes=..., tables={"table": adata})',
             "read the sample anew with a reader of spatialdata-io",
         )
-    if isinstance(sdata, str | PathLike):
+    raise InvalidTypeError(found, *_ways_out(sdata))
+
+
+def check_data(data: Any, *, argument: str = "data") -> None:
+    """Refuse what is neither :class:`~anndata.AnnData` nor :class:`~spatialdata.SpatialData`, and say how to get either.
+
+    Parameters
+    ----------
+    data
+        What was given.
+    argument
+        Name of the argument, for the message.
+
+    Raises
+    ------
+    InvalidTypeError
+        If it is something else.
+    """
+    if not isinstance(data, AnnData | SpatialData):
         raise InvalidTypeError(
-            found, "read a .zarr store with spatialdata.read_zarr", "read a slide with st_predict.io.read_wsi"
+            f"{argument} should be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data)
         )
-    if isinstance(sdata, list | tuple | dict):
-        raise InvalidTypeError(found, "call this function once for each of its members")
-    raise InvalidTypeError(found)
+
+
+def _ways_out(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str | PathLike):
+        return "read a .zarr store with spatialdata.read_zarr", "read a slide with st_predict.io.read_wsi"
+    if isinstance(value, list | tuple | dict):
+        return ("call this function once for each of its members",)
+    return ()
 
 
 def _described(value: Any) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._version import __version__
 from st_predict.specs import ModelCard
@@ -17,6 +18,11 @@ from st_predict.specs import ModelCard
 __all__ = ["Kind", "Record"]
 
 Kind: TypeAlias = Literal["prediction", "embedding"]
+
+_REDO = "make the result again"
+
+_COPY = "X"
+"""Value of the field ``values``."""
 
 _FIELDS = {"card", "genes", "encoder", "params", "derived", "calibration", "version"}
 
@@ -73,20 +79,17 @@ class Record:
         Raises
         ------
         ValueError
-            If the card was written by a newer version, or is damaged.
+            If the card was written by a newer version, or the record is damaged.
         """
         stored = _stored(uns).get(key)
         if not isinstance(stored, Mapping):
             return None
-        parts = {
-            name: json.loads(stored[name]) for name in ("encoder", "params", "derived", "calibration") if name in stored
-        }
         return cls(
-            card=ModelCard.from_json(stored["card"]) if "card" in stored else None,
-            encoder=parts.get("encoder"),
-            params=parts.get("params", {}),
-            derived=tuple(parts.get("derived", ())),
-            calibration=parts.get("calibration"),
+            card=_card(stored, key),
+            encoder=_parsed(stored, "encoder", key),
+            params=_parsed(stored, "params", key) or {},
+            derived=tuple(_parsed(stored, "derived", key) or ()),
+            calibration=_parsed(stored, "calibration", key),
             version=str(stored.get("version", "unknown")),
             others={name: value for name, value in stored.items() if name not in _FIELDS},
         )
@@ -99,25 +102,38 @@ class Record:
     @staticmethod
     def derived_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...]:
         """Keys of ``.obsm`` that belong to the result under a key, without reading the card."""
-        stored = _stored(uns).get(key, {})
-        return tuple(json.loads(stored["derived"])) if "derived" in stored else ()
+        return tuple(_parsed(_fields(uns, key), "derived", key) or ())
 
     @staticmethod
     def genes_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
         """Names of the columns of a prediction, without reading the card; ``None`` if they are not stored."""
-        stored = _stored(uns).get(key, {})
-        return tuple(str(gene) for gene in stored["genes"]) if "genes" in stored else None
+        genes = _fields(uns, key).get("genes")
+        if genes is None:
+            return None
+        if isinstance(genes, str) or not isinstance(genes, Iterable):
+            raise InvalidValueError(f"{_place(key)} is damaged: genes should be a list of names, got {genes!r}.", _REDO)
+        return tuple(str(gene) for gene in genes)
 
     @staticmethod
     def copy(source: Mapping[str, Any], target: MutableMapping[str, Any], key: str) -> None:
         """Copy the record of a key, as it is stored, from one ``.uns`` to another; nothing if there is none."""
         if key in _stored(source):
-            target[Keys.UNS] = {**_stored(target), key: deepcopy(dict(_stored(source)[key]))}
+            target[Keys.UNS] = {**_stored(target), key: deepcopy(dict(_fields(source, key)))}
+
+    @staticmethod
+    def mark_copy(uns: MutableMapping[str, Any], key: str) -> None:
+        """Note that the values of a key are ``.X`` of this table, which was made of another one."""
+        uns[Keys.UNS] = {**_stored(uns), key: {**_fields(uns, key), "values": _COPY}}
+
+    @staticmethod
+    def is_copy(uns: Mapping[str, Any]) -> bool:
+        """Whether a table is a prediction that was copied out of another one."""
+        return any(isinstance(stored, Mapping) and stored.get("values") == _COPY for stored in _stored(uns).values())
 
     @staticmethod
     def kind_of(uns: Mapping[str, Any], key: str) -> Kind | None:
         """What the values under a key are, without reading the card; ``None`` if st_predict did not write them."""
-        stored = _stored(uns).get(key, {})
+        stored = _fields(uns, key)
         return "prediction" if "card" in stored else "embedding" if "encoder" in stored else None
 
     def write(self, uns: MutableMapping[str, Any], key: str) -> None:
@@ -142,6 +158,41 @@ class Record:
             uns[Keys.UNS] = rest
         else:
             uns.pop(Keys.UNS, None)
+
+
+def _place(key: str) -> str:
+    return f"The record .uns[{Keys.UNS!r}][{key!r}]"
+
+
+def _parsed(stored: Mapping[str, Any], name: str, key: str) -> Any:
+    """A field that is stored as JSON, a mapping or a list; ``None`` if it is not there."""
+    if name not in stored:
+        return None
+    try:
+        value = json.loads(stored[name])
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{_place(key)} is damaged: {name} is not JSON ({error}).", _REDO) from error
+    kind = list if name == "derived" else dict
+    if not isinstance(value, kind):
+        raise InvalidValueError(f"{_place(key)} is damaged: {name} should be a {kind.__name__}, got {value!r}.", _REDO)
+    return value
+
+
+def _card(stored: Mapping[str, Any], key: str) -> ModelCard | None:
+    if "card" not in stored:
+        return None
+    try:
+        return ModelCard.from_json(stored["card"])
+    except StPredictError as error:
+        raise error.about(f"{_place(key)} cannot be used.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidValueError(f"{_place(key)} is damaged: its card cannot be read ({error}).", _REDO) from error
+
+
+def _fields(uns: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The record of a key as it is stored; empty if there is none."""
+    found = _stored(uns).get(key)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def _stored(uns: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence  # noqa: TC003
 from dataclasses import field, fields
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,7 +16,21 @@ from pydantic.dataclasses import dataclass
 
 from st_predict._errors import InvalidValueError, StPredictError
 
-__all__ = ["Count", "Natural", "NotNegative", "Number", "Positive", "Probability", "check", "validated"]
+__all__ = [
+    "Byte",
+    "Count",
+    "FilePath",
+    "Flag",
+    "Fraction",
+    "Name",
+    "Natural",
+    "NotNegative",
+    "Number",
+    "Positive",
+    "Probability",
+    "check",
+    "validated",
+]
 
 T = TypeVar("T")
 
@@ -34,12 +50,36 @@ def _real(value: Any) -> Any:
     return float(value)
 
 
+def _path(value: Any) -> Any:
+    if not isinstance(value, str | PathLike):
+        raise ValueError("should be a path")
+    return Path(value)
+
+
+def _name(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value) or value in {".", ".."} or value[:2] == "__":
+        raise ValueError("should be a name of letters, digits, _, - and .")
+    return value
+
+
+def _flag(value: Any) -> Any:
+    if type(value).__name__ not in {"bool", "bool_"}:
+        raise ValueError("should be True or False")
+    return bool(value)
+
+
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_real)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Byte = Annotated[Natural, Field(le=255)]
+Flag = Annotated[Any, BeforeValidator(_flag)]
+FilePath = Annotated[Any, BeforeValidator(_path)]
+Name = Annotated[Any, BeforeValidator(_name)]
+"""Name of an element that SpatialData can store."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
@@ -73,7 +113,8 @@ def check(argument: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        raise InvalidValueError(f"{_sentence(argument, error.errors())}.") from None
+        found = [{**one, "loc": (argument, *one["loc"])} for one in error.errors()]
+        raise InvalidValueError(f"{_sentence(argument, found)}.") from None
 
 
 def _translated(error: ValidationError, cls: Any) -> StPredictError:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from spatialdata import SpatialData
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._containers import check_data, check_slide
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._validated import check
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
 __all__ = ["frame", "prediction", "table_of"]
 
@@ -30,7 +33,7 @@ _TABLE_ATTRS = "spatialdata_attrs"
 
 def prediction(
     data: AnnData | SpatialData,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     *,
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
@@ -46,9 +49,9 @@ def prediction(
     data
         What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
     key
-        Key of the prediction, ``pred_{model}`` unless it was given another one.
+        Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
     table_key
-        Table of the spots. Needed if several tables have a prediction of this key.
+        Table of the spots; may be left out unless several tables have a prediction of this key.
     genes
         Gene names of a prediction in ``.obsm`` whose record was lost: a list, or the ``.safetensors`` checkpoint that
         made the prediction. :func:`anndata.concat` drops the record unless it is given ``uns_merge="same"``.
@@ -64,7 +67,8 @@ def prediction(
     ``.obs``, ``.obsm["spatial"]``
         Copied from the spot table where present.
     ``.uns["st_predict"][key]``
-        Card and version of the model, if they are known.
+        Card and version of the model, if they are known, and a note that the values are ``.X``, so that a table made of
+        this result is not taken for the table of the spots.
     ``.uns["spatialdata_attrs"]``
         Links to the spots, copied from the spot table.
 
@@ -73,7 +77,8 @@ def prediction(
     KeyError
         If there is no such prediction or table; the message lists those that there are.
     ValueError
-        If several tables have a prediction of this key, the gene names are unknown, or ``genes`` does not fit.
+        If ``key`` is not given and there are several predictions, several tables have a prediction of this key, the gene
+        names are unknown, or ``genes`` does not fit.
     FileNotFoundError
         If ``genes`` is the path of a file that does not exist.
     TypeError
@@ -84,10 +89,9 @@ def prediction(
     >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
     >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
     """
+    key = only_key(data, key, table_key=table_key)
     if isinstance(data, AnnData):
         return _from_obsm(data, key, genes)
-    if not isinstance(data, SpatialData):
-        raise InvalidTypeError(f"data must be AnnData or SpatialData, got {type(data).__name__}.")
     holder = table_of(data, key, table_key=table_key)
     if key in data.tables[holder].obsm:
         return _from_obsm(data.tables[holder], key, genes)
@@ -97,7 +101,7 @@ def prediction(
 
 def frame(
     data: AnnData | SpatialData,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     *,
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
@@ -109,9 +113,9 @@ def frame(
     data
         What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
     key
-        Key of the prediction, ``pred_{model}`` unless it was given another one.
+        Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
     table_key
-        Table of the spots. Needed if several tables have a prediction of this key.
+        Table of the spots; may be left out unless several tables have a prediction of this key.
     genes
         Gene names, or the checkpoint that made the prediction, if its record was lost; see :func:`prediction`.
 
@@ -142,13 +146,25 @@ def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | 
     slot = table.obsm[key]
     # earlier versions wrote a DataFrame
     stored = slot.columns.astype(str) if isinstance(slot, pd.DataFrame) else Record.genes_of(table.uns, key)
-    names = _names(key, slot.shape[1], stored=stored, given=genes)
-    result = _build(np.array(slot, np.float32), names, key=key, stored=table, spots=table)
+    values = _as_array(slot, f".obsm[{key!r}]")
+    names = _names(key, values.shape[1], stored=stored, given=genes)
+    result = _build(values, names, key=key, stored=table, spots=table)
     derived = Record.derived_of(table.uns, key)
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
         if name in derived and name in table.obsm:  # else it was deleted
-            result.layers[layer] = np.array(table.obsm[name], np.float32)
+            result.layers[layer] = _as_array(table.obsm[name], f".obsm[{name!r}]")
     return result
+
+
+def _as_array(values: Any, what: str) -> NDArray[np.float32]:
+    """Copy of ``(n_obs, n_genes)``."""
+    try:
+        array = np.array(values.toarray() if sparse.issparse(values) else values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{what} should be numbers ({error}).") from error
+    if array.ndim != 2:
+        raise InvalidValueError(f"{what} should be (n_obs, n_genes), got the shape {array.shape}.")
+    return array
 
 
 def _names(
@@ -157,31 +173,40 @@ def _names(
     """Gene names of a prediction with ``n_genes`` columns: those that are stored, else those that the caller gives."""
     if stored is None and given is None:
         raise InvalidValueError(
-            f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them. Concatenate with "
-            f'uns_merge="same" to keep them, or call st_predict.get.prediction or get.frame(..., genes=) with a list of {n_genes} '
-            "names or the checkpoint that made the prediction."
+            f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them.",
+            'concatenate with anndata.concat(..., uns_merge="same") to keep them',
+            _give_names(n_genes),
         )
     known = None if stored is None else [str(gene) for gene in stored]
     names = known if given is None else _read_names(given)
     if names is None or len(names) != n_genes:
-        source = "The record" if given is None else "genes="
+        source = "The record names" if given is None else "There are names of"
         raise InvalidValueError(
-            f"{source} names {len(names or [])} genes, the prediction {key!r} has {n_genes} columns: pass genes=, a list "
-            f"of {n_genes} names or the checkpoint that made it."
+            f"{source} {len(names or [])} genes, and the prediction {key!r} has {n_genes} columns.",
+            _give_names(n_genes),
         )
     if known is not None and len(known) == n_genes and names != known:
-        raise InvalidValueError(f"genes= differs from the gene names that are stored with {key!r}: leave genes= out.")
+        raise InvalidValueError(
+            f"The names that are given differ from the gene names that are stored with {key!r}.",
+            Advice("leave out {}", "genes"),
+        )
     return names
+
+
+def _give_names(n_genes: int) -> Advice:
+    return Advice(f"give a list of {n_genes} names, or the checkpoint that made the prediction, with {{}}", "genes")
 
 
 def _read_names(genes: Sequence[str] | PathLike[str] | str) -> list[str]:
     if not isinstance(genes, (str, PathLike)):
+        if not isinstance(genes, Iterable) or not all(isinstance(gene, str) for gene in genes):
+            raise InvalidTypeError(f"genes should be a list of names or the path of a checkpoint, got {genes!r}.")
         return [str(gene) for gene in genes]
     try:
         return list(ModelCard.of_file(genes).genes)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no file {str(genes)!r}: genes= is a list of names or the path of a .safetensors checkpoint."
+            f"There is no file {str(genes)!r}; genes should be a list of names or the path of a .safetensors checkpoint."
         ) from error
 
 
@@ -192,13 +217,12 @@ def _from_table(
     *,
     spots: AnnData | None,
 ) -> AnnData:
-    values = table.X.toarray() if sparse.issparse(table.X) else table.X
     # what is known of the spots is in their own table, if the prediction has another one
     described = table if spots is None else spots[table.obs_names]
     names = _names(key, table.n_vars, stored=table.var_names, given=genes)
-    result = _build(np.array(values, np.float32), names, key=key, stored=table, spots=described)
+    result = _build(_as_array(table.X, f".X of table {key!r}"), names, key=key, stored=table, spots=described)
     for layer in {Keys.STD, Keys.LOWER, Keys.UPPER} & set(table.layers):
-        result.layers[layer] = np.array(table.layers[layer], np.float32)
+        result.layers[layer] = _as_array(table.layers[layer], f".layers[{layer!r}] of table {key!r}")
     return result
 
 
@@ -209,6 +233,7 @@ def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: A
     if _TABLE_ATTRS in spots.uns:
         result.uns[_TABLE_ATTRS] = _links(spots)
     Record.copy(stored.uns, result.uns, key)
+    Record.mark_copy(result.uns, key)
     return result
 
 
@@ -219,6 +244,80 @@ def _links(table: AnnData) -> dict[str, Any]:
         there = set(table.obs[attrs["region_key"]])
         attrs["region"] = [region for region in attrs["region"] if region in there]
     return attrs
+
+
+def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | None = None) -> str:
+    """Key of the prediction that is meant.
+
+    Parameters
+    ----------
+    data
+        Holds the prediction.
+    key
+        Key of the prediction; ``None`` takes the only one. Embeddings do not count; cells, and then predictions whose record
+        was lost, only if there is nothing else.
+    table_key
+        Table of the spots; by default all are searched.
+
+    Returns
+    -------
+    ``key`` if it is given; it need not exist.
+
+    Raises
+    ------
+    KeyError
+        If there is no prediction, or no such table.
+    TypeError
+        If ``data`` is neither AnnData nor SpatialData.
+    ValueError
+        If there are several predictions.
+    """
+    check_data(data)
+    _check_table(data, table_key)
+    if key is not None:
+        return cast("str", check("key", key, str))
+    there = _listed(data) if isinstance(data, AnnData) else _listed_of(data, table_key)
+    if not there:
+        tables = [data] if isinstance(data, AnnData) else _searched(data, table_key)
+        there = sorted({name for table in tables for name in _without_record(table)})
+    if not there:
+        raise NotFoundError(
+            "There is no prediction yet.",
+            "make one with st_predict.tl.predict",
+            Advice("name one whose record was lost with {}", "key"),
+        )
+    if len(there) > 1:
+        raise InvalidValueError(f"There are several predictions: {there}.", Advice("choose one with {}", "key"))
+    return there[0]
+
+
+def _check_table(data: AnnData | SpatialData, table_key: str | None) -> None:
+    if table_key is None:
+        return
+    if isinstance(data, AnnData):
+        raise InvalidValueError("AnnData has no tables to choose from.", Advice("leave out {}", "table_key"))
+    if check("table_key", table_key, str) not in data.tables:
+        raise NotFoundError(f"No table {table_key!r}; there are {sorted(data.tables)}.")
+
+
+def _listed_of(sdata: SpatialData, table_key: str | None) -> list[str]:
+    """Keys of the predictions for the spots of a table, or of all; those of cells if there are no others."""
+    inside = {key for table in _searched(sdata, table_key) for key in _listed(table)}
+    linked = {
+        key for key in _linked(sdata) if table_key is None or table_key == key or _same_spots(sdata, key, table_key)
+    }
+    of_spots = {key for key in inside | linked if Keys.cell_grid(key) not in sdata.shapes}
+    return sorted(of_spots or inside | linked)
+
+
+def _searched(sdata: SpatialData, table_key: str | None) -> list[AnnData]:
+    return list(sdata.tables.values()) if table_key is None else [sdata.tables[table_key]]
+
+
+def _without_record(table: AnnData) -> list[str]:
+    """Keys of ``.obsm`` that are called like predictions, whose record was lost."""
+    names = {k for k in table.obsm if k.startswith(Keys.prediction("")) and k not in Record.keys(table.uns)}
+    return sorted(names - {derived(k) for k in names for derived in (Keys.std, Keys.lower, Keys.upper)})
 
 
 def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> str:
@@ -241,11 +340,14 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     ------
     KeyError
         If there is no such prediction or table.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If several tables have a prediction of this key.
     """
-    if table_key is not None and table_key not in sdata.tables:
-        raise NotFoundError(f"No table {table_key!r}; there are {sorted(sdata.tables)}.")
+    check_slide(sdata)
+    _check_table(sdata, table_key)
+    check("key", key, str)
     searched = list(sdata.tables) if table_key is None else [table_key]
     holders = [name for name in searched if key in sdata.tables[name].obsm]
     if _is_linked(sdata, key) and (table_key is None or table_key == key or _same_spots(sdata, key, table_key)):
@@ -253,7 +355,9 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     if not holders:
         raise _unknown(key, _listed_everywhere(sdata))
     if len(holders) > 1 and table_key not in holders:
-        raise InvalidValueError(f"Several tables have a prediction {key!r}: pass table_key=, one of {sorted(holders)}.")
+        raise InvalidValueError(
+            f"Several tables have a prediction {key!r}: {sorted(holders)}.", Advice("choose one with {}", "table_key")
+        )
     return holders[0]  # table_key, if it is one of them
 
 
@@ -286,7 +390,8 @@ def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = N
     others = [name for name in sdata.tables if not _is_linked(sdata, name) and _same_spots(sdata, holder, name)]
     if len(others) > 1:
         raise InvalidValueError(
-            f"Several tables are of the spots of {holder!r}: pass table_key=, one of {sorted(others)}."
+            f"Several tables are of the spots of {holder!r}: {sorted(others)}.",
+            Advice("choose one with {}", "table_key"),
         )
     return others[0] if others else None
 
@@ -301,16 +406,21 @@ def _same_spots(sdata: SpatialData, key: str, table_key: str) -> bool:
     return regions[0] <= regions[1] and bool(linked.obs_names.isin(table.obs_names).all())
 
 
+def _linked(sdata: SpatialData) -> list[str]:
+    """Keys of the predictions that are tables of their own."""
+    return [k for k in sdata.tables if _is_linked(sdata, k) and Record.kind_of(sdata.tables[k].uns, k) != "embedding"]
+
+
 def _listed(table: AnnData) -> list[str]:
+    """Keys of the predictions in ``.obsm`` of a table."""
     return sorted(k for k in Record.keys(table.uns) if k in table.obsm and Record.kind_of(table.uns, k) == "prediction")
 
 
 def _listed_everywhere(sdata: SpatialData) -> list[str]:
-    inside = {key for table in sdata.tables.values() for key in _listed(table)}
-    return sorted(inside | {key for key in sdata.tables if _is_linked(sdata, key)})
+    return sorted({*_linked(sdata), *(key for table in sdata.tables.values() for key in _listed(table))})
 
 
 def _unknown(key: str, there: list[str]) -> KeyError:
     if not there:
-        return NotFoundError(f"No prediction {key!r}; there are none yet. st_predict.tl.predict makes them.")
+        return NotFoundError(f"No prediction {key!r}; there are none yet.", "make one with st_predict.tl.predict")
     return NotFoundError(f"No prediction {key!r}; there are {there}.")
