@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import struct
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -19,14 +22,16 @@ from scipy.sparse import csr_array, csr_matrix, vstack
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
+from st_predict._validated import Count, FilePath, Name, Positive, check
 from st_predict.io._mpp import Mpp, lattice_pitch
 from st_predict.io._pyramid import SpatialDataPyramid
 from st_predict.io._spots import Spots, spots_outside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from os import PathLike
     from typing import TextIO
 
@@ -112,7 +117,7 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     FileNotFoundError
         If a file is missing.
     ValueError
-        If a file has none of the known layouts; if counts are negative or not whole; if no spot is left; if pixels
+        If an argument is of another type or range; if a file is damaged or has none of the known layouts; if counts are negative or not whole; if no spot is left; if pixels
         cannot be placed on an array.
 
     Notes
@@ -120,13 +125,23 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     Only spots that have counts and a place, and are not unselected, are kept; how many are dropped is logged. Genes are
     kept as they are, also repeated ones, which are logged; anndata then warns that names are not unique.
     """
-    places = _read_spots(Path(spots))
-    names, genes, values = _read_counts(Path(counts))
+    _check({"counts": counts, "spots": spots, "image": image}, FilePath)
+    _check({"labels": labels}, FilePath | None)
+    _check({"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key}, Name)
+    _check({"section": section, "patient": patient}, str)
+    _check({"spot_diameter_um": spot_diameter_um, "pitch_um": pitch_um}, Positive)
+    check("n_levels", n_levels, Count)
+    with _reading(spots):
+        places = _read_spots(Path(spots))
+    with _reading(counts):
+        names, genes, values = _read_counts(Path(counts))
     places, values = _with_both(places, names, values, section)
     resolution = _resolution(places, mpp, pitch_um)
-    picture = _read_image(Path(image), n_levels=n_levels, mpp=resolution.value)
+    with _reading(image):
+        picture = _read_image(Path(image), n_levels=n_levels, mpp=resolution.value)
     table = AnnData(values, obs=_obs(places, section, patient), var=pd.DataFrame(index=pd.Index(genes)))
-    table.obs[Keys.LABEL] = _read_labels(None if labels is None else Path(labels), places)
+    with _reading(labels):
+        table.obs[Keys.LABEL] = _read_labels(None if labels is None else Path(labels), places)
     table.obs[REGION], table.obs[INSTANCE] = pd.Categorical([shapes_key] * len(places)), table.obs_names.to_numpy()
     table.obsm[Keys.SPATIAL] = places[["pixel_x", "pixel_y"]].to_numpy()
     table.uns |= {Keys.ASSAY: "legacy_st", Keys.MPP_SOURCE: resolution.source}
@@ -143,6 +158,28 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
         shapes={shapes_key: circles},
         tables={table_key: TableModel.parse(table, region=shapes_key, region_key=REGION, instance_key=INSTANCE)},
     )
+
+
+def _check(arguments: Mapping[str, Any], kind: Any) -> None:
+    for name, value in arguments.items():
+        check(name, value, kind)
+
+
+@contextmanager
+def _reading(path: PathLike[str] | str | None) -> Iterator[None]:
+    """Say which file it was where reading it fails."""
+    try:
+        yield
+    except StPredictError:
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"{path} does not fit into memory ({error}).") from error
+    except (EOFError, OSError, SyntaxError, TypeError, ValueError, struct.error, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # says it already
+            raise
+        raise InvalidValueError(
+            f"{path} cannot be read: {error}. It is damaged, or is no such file.", "get it again"
+        ) from error
 
 
 def _read_spots(path: Path) -> pd.DataFrame:
@@ -277,14 +314,12 @@ def _with_both(
 
 def _resolution(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> Mpp:
     if mpp is not None:
-        return Mpp(float(mpp), "argument")
+        return Mpp(mpp, "argument")
     pitch = lattice_pitch(places[["pixel_x", "pixel_y"]].to_numpy(), places[["new_y", "new_x"]].to_numpy())
     return Mpp(pitch_um / pitch, f"distance between spots (legacy_st: {pitch_um:g} um, {pitch:.2f} px)")
 
 
 def _read_image(path: Path, *, n_levels: int, mpp: float) -> DataArray | DataTree:
-    if n_levels < 1:
-        raise InvalidValueError(f"n_levels must be at least 1, got {n_levels}.")
     levels = [_pixels(path)]
     while len(levels) < n_levels and min(levels[-1].shape[:2]) > 1:
         levels.append(halve(levels[-1]))
@@ -301,7 +336,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
     with _open_image(path) as file:
         if file.mode != "RGB":
             raise InvalidValueError(
-                f"{path}: expected an 8-bit RGB image, got mode {file.mode!r} of Pillow. Convert it first."
+                f"{path}: expected an 8-bit RGB image, got mode {file.mode!r} of Pillow.", "convert it first"
             )
         return np.asarray(file)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
+from pandas.api.types import is_numeric_dtype
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
+from st_predict._validated import Flag, Positive, check
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._select import find_image, find_table
 from st_predict.io._spots import axes_matrix, read_spots
@@ -35,6 +38,11 @@ ANISOTROPY_TOLERANCE = 0.01
 PITCH_UM = {"visium": 100.0, "legacy_st": 200.0}
 """Distance between neighbouring spots. Visium HD has several."""
 
+ASSAYS = [*PITCH_UM, "visium_hd"]
+
+SET_UM = f"set a transformation of the image to a coordinate system called {Keys.UM!r}"
+GIVE = Advice("give it with {}", "mpp")
+
 
 @dataclass(frozen=True, slots=True)
 class Mpp:
@@ -52,8 +60,12 @@ class Mpp:
     source: str
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise InvalidValueError(f"mpp must be a positive number, got {self.value} from {self.source}.")
+        is_number = isinstance(self.value, Real) and not isinstance(self.value, bool)
+        if not (is_number and math.isfinite(self.value) and self.value > 0):
+            found = self.value if is_number else repr(self.value)
+            ways_out = [] if self.source == "argument" else [GIVE]
+            raise InvalidValueError(f"mpp must be a positive number, got {found} from {self.source}.", *ways_out)
+        object.__setattr__(self, "value", float(self.value))  # not of numpy
 
 
 @overload
@@ -114,17 +126,24 @@ def find_mpp(
 
     Raises
     ------
+    KeyError
+        If there is no such image or table.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
         no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
     """
     image_key = find_image(sdata, image_key)
+    table_key, shapes_key = check("table_key", table_key, str | None), check("shapes_key", shapes_key, str | None)
+    check("required", required, Flag)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:
         raise InvalidValueError(
-            f"Nothing says how many micrometres a pixel of image {image_key!r} has. Either pass mpp=..., or set a "
-            f"transformation of the image to a coordinate system called {Keys.UM!r}, or set table.uns[{Keys.ASSAY!r}] "
-            f"to one of {[*PITCH_UM, 'visium_hd']}, so that the distance between spots says it."
+            f"Nothing says how many micrometres a pixel of image {image_key!r} has.",
+            GIVE,
+            SET_UM,
+            f"set table.uns[{Keys.ASSAY!r}] to one of {ASSAYS}, so that the distance between spots says it",
         )
     if found is not None and required:
         logger.info("Image %r: %.6g um per pixel, from %s.", image_key, found.value, found.source)
@@ -139,12 +158,12 @@ def _find(
     shapes_key: str | None,
     mpp: float | Literal["spots"] | None,
 ) -> Mpp | None:
-    if mpp == "spots":
+    if isinstance(mpp, str) and mpp == "spots":
         return _from_spots(sdata, image_key, find_table(sdata, table_key), shapes_key)
     if isinstance(mpp, str):
         raise InvalidValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")
     if mpp is not None:
-        return Mpp(float(mpp), "argument")
+        return Mpp(mpp, "argument")
     found = _from_coordinate_system(sdata.images[image_key]) or _from_attrs(sdata.images[image_key])
     if found is not None:
         return found
@@ -158,7 +177,8 @@ def _from_coordinate_system(image: Any) -> Mpp | None:
     transformations: dict[str, Any] = get_transformation(image, get_all=True)
     for system, transformation in transformations.items():
         if system.casefold() in MICROMETRES:
-            large, small = np.linalg.svd(axes_matrix(transformation)[:2, :2], compute_uv=False)
+            matrix = axes_matrix(transformation, f"of the image to {system!r}")
+            large, small = np.linalg.svd(matrix[:2, :2], compute_uv=False)
             source = f"coordinate system {system!r}"
             return Mpp(square_pixels(float(large), float(small), source), source)
     return None
@@ -169,7 +189,12 @@ def _from_attrs(image: Any) -> Mpp | None:
     if value is None:
         return None
     source = f"attribute {Keys.MPP!r} of the image"
-    x, y = np.broadcast_to(np.asarray(value, dtype=np.float64), (2,))
+    try:
+        x, y = np.broadcast_to(np.asarray(value, dtype=np.float64), (2,))
+    except (TypeError, ValueError):
+        raise InvalidValueError(
+            f"mpp must be a positive number, or one for x and one for y, got {value!r} from {source}.", GIVE, SET_UM
+        ) from None
     return Mpp(square_pixels(float(x), float(y), source), source)
 
 
@@ -177,19 +202,22 @@ def square_pixels(x: float, y: float, source: str) -> float:
     """Return the side of a pixel, if it is a square."""
     if not abs(x - y) <= ANISOTROPY_TOLERANCE * max(abs(x), abs(y)):
         raise InvalidValueError(
-            f"Pixels are not square: {x:.6g} by {y:.6g} um, from {source}. Resample the image, or pass mpp=..."
+            f"Pixels are not square: {x:.6g} by {y:.6g} um, from {source}.", "resample the image", GIVE
         )
     return (x + y) / 2
 
 
 def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, region: str | None) -> Mpp:
     if table_key is None:
-        raise InvalidValueError("mpp='spots' needs a table of spots, and sdata has none.")
+        raise InvalidValueError(
+            "The distance between spots was asked for, and sdata has no table of spots.", GIVE, SET_UM
+        )
     assay = _assay(sdata.tables[table_key])
     if assay is None:
         raise InvalidValueError(
-            f"The distance between the spots of table {table_key!r} is unknown. Set its uns[{Keys.ASSAY!r}] to one of "
-            f"{[*PITCH_UM, 'visium_hd']}, or pass mpp=..."
+            f"The distance between the spots of table {table_key!r} is unknown.",
+            f"set its uns[{Keys.ASSAY!r}] to one of {ASSAYS}",
+            GIVE,
         )
     pitch_um = _pitch_um(sdata.tables[table_key], assay)
     # shapes that the table does not annotate, such as a grid, do not keep it from telling the pitch
@@ -197,9 +225,17 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
     spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
     if spots.grid is None:
         raise InvalidValueError(
-            f"Table {table_key!r} has no complete columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r}; pass mpp=..."
+            f"The distance between spots cannot be measured: table {table_key!r} has no complete columns "
+            f"{Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r}.",
+            GIVE,
+            SET_UM,
         )
-    pitch = lattice_pitch(spots.xy, spots.grid, hexagonal=assay == "visium")
+    try:
+        pitch = lattice_pitch(spots.xy, spots.grid, hexagonal=assay == "visium")
+    except StPredictError as error:
+        raise InvalidValueError(
+            f"Table {table_key!r}: {error.found}", f"correct its uns[{Keys.ASSAY!r}]", GIVE, SET_UM
+        ) from error
     return Mpp(pitch_um / pitch, f"distance between spots ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
 
 
@@ -230,8 +266,10 @@ def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
     columns = ["in_tissue", Keys.ARRAY_ROW, Keys.ARRAY_COL]
     if instance_key != "spot_id" or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
         return False
-    parity = (table.obs[Keys.ARRAY_ROW] + table.obs[Keys.ARRAY_COL]) % 2
-    return bool((parity == 0).all())
+    place = table.obs[[Keys.ARRAY_ROW, Keys.ARRAY_COL]]
+    if not all(is_numeric_dtype(dtype) for dtype in place.dtypes):
+        return False
+    return bool((place.sum(axis=1) % 2 == 0).all())
 
 
 def _pitch_um(table: AnnData, assay: str) -> float:
@@ -239,11 +277,16 @@ def _pitch_um(table: AnnData, assay: str) -> float:
         return PITCH_UM[assay]
     if assay != "visium_hd":
         raise InvalidValueError(
-            f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {[*PITCH_UM, 'visium_hd']}. Pass mpp=... instead."
+            f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {ASSAYS}.", "correct it", GIVE, SET_UM
         )
     if Keys.BIN_UM not in table.uns:
-        raise InvalidValueError(f"Visium HD needs the side of its bins, in micrometres, in uns[{Keys.BIN_UM!r}].")
-    return float(table.uns[Keys.BIN_UM])
+        raise InvalidValueError(
+            f"The side of the bins of Visium HD is unknown: there is no uns[{Keys.BIN_UM!r}].",
+            "set it, in micrometres",
+            GIVE,
+            SET_UM,
+        )
+    return cast("float", check(f"uns[{Keys.BIN_UM!r}]", table.uns[Keys.BIN_UM], Positive))
 
 
 def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64], *, hexagonal: bool = False) -> float:
@@ -271,14 +314,15 @@ def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64],
     unit = np.array([math.sqrt(3) / 2, 0.5]) if hexagonal else np.ones(2)
     design = np.column_stack([grid * unit, np.ones(len(grid))])
     if np.linalg.matrix_rank(design - design.mean(axis=0) * [1, 1, 0]) < 3:
-        raise InvalidValueError("The spots lie on one line of the lattice, which does not tell its pitch; pass mpp=...")
+        raise InvalidValueError("The spots lie on one line of the lattice, which does not tell its pitch.", GIVE)
     steps, residuals = _fit(design, xy)
     pitch = math.sqrt(abs(np.linalg.det(steps)))
     large, small = np.linalg.svd(steps, compute_uv=False)
     if np.median(residuals) > 0.2 * pitch or large - small > 0.05 * large:
         raise InvalidValueError(
             f"The spots lie on no {'hexagonal' if hexagonal else 'square'} lattice: they are {np.median(residuals):.4g} px off "
-            f"(median), with steps of {small:.4g} to {large:.4g} px. Is the assay right? Else pass mpp=..."
+            f"(median), with steps of {small:.4g} to {large:.4g} px.",
+            GIVE,
         )
     return pitch
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import threading
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 from spatialdata import SpatialData
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._multiscale import image_of_levels
+from st_predict._validated import FilePath, Name, check
 from st_predict.io._levels import regular_edges
-from st_predict.io._mpp import Mpp, square_pixels
-from st_predict.io._pyramid import level_downsamples
+from st_predict.io._mpp import GIVE, Mpp, square_pixels
+from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
 
 if TYPE_CHECKING:
     from os import PathLike
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -54,11 +55,14 @@ class OpenSlidePyramid:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
-        self._slide = _open(self._path)
+        self._path = check("path", path, FilePath)
+        slide = _open(self._path)
         self._of_thread = threading.local()
-        self._of_thread.slide = self._slide
-        self._level_shapes = tuple((height, width) for width, height in self._slide.level_dimensions)
+        self._of_thread.slide = slide
+        # not asked of a handle again, as one that has failed once answers nothing
+        self._properties = dict(slide.properties)
+        self._openslide_downsamples = tuple(slide.level_downsamples)
+        self._level_shapes = tuple((height, width) for width, height in slide.level_dimensions)
 
     def __reduce__(self) -> tuple[type[OpenSlidePyramid], tuple[Path]]:
         # other processes open the file again
@@ -72,7 +76,10 @@ class OpenSlidePyramid:
     @property
     def downsamples(self) -> tuple[float, ...]:
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
-        return level_downsamples(self._level_shapes)
+        try:
+            return level_downsamples(self._level_shapes)
+        except StPredictError as error:
+            raise error.about(f"{self._path}:") from error
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -84,12 +91,12 @@ class OpenSlidePyramid:
             If what the file says is not a positive number, or its pixels are not square.
         """
         # not when the slide is opened, so that a file with wrong properties can be read with mpp=...
-        return _mpp(self._slide.properties, self._path)
+        return _mpp(self._properties, self._path)
 
     @property
     def tile_shapes(self) -> tuple[tuple[int, int], ...]:
         """``(height, width)`` of the tiles in which the file stores each level; (1, 1) where it does not say."""
-        properties = self._slide.properties
+        properties = self._properties
         sides = ("height", "width")
         tiles = [
             [int(properties.get(f"openslide.level[{level}].tile-{side}", 1)) for side in sides]
@@ -99,6 +106,7 @@ class OpenSlidePyramid:
 
     def edges(self, level: int) -> Edges:
         """Edges of whole tiles, about 512 px apart; see :meth:`PyramidReader.edges`."""
+        check_level(level, self._level_shapes)
         shape = self._level_shapes[level]
         return regular_edges(
             shape, [_block(side, tile) for side, tile in zip(shape, self.tile_shapes[level], strict=True)]
@@ -106,10 +114,21 @@ class OpenSlidePyramid:
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
+        check_region(x, y, width, height, level=level, shapes=self._level_shapes)
         # OpenSlide takes the corner in pixels of level 0 and divides by its own downsample
-        downsample = self._slide.level_downsamples[level]
+        downsample = self._openslide_downsamples[level]
         corner = (round(x * downsample), round(y * downsample))
-        return _on_white(np.asarray(self._handle().read_region(corner, level, (width, height))))
+        with reading(str(self._path), (x, y, width, height), level):
+            return _on_white(np.asarray(self._read_region(corner, level, (width, height))))
+
+    def _read_region(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        import openslide
+
+        try:
+            return self._handle().read_region(corner, level, size)
+        except openslide.OpenSlideError as error:
+            del self._of_thread.slide
+            raise OSError(f"OpenSlide: {error}") from error
 
     def _handle(self) -> Any:
         """A handle of the thread's own: threads that share one wait for each other."""
@@ -128,7 +147,9 @@ def _open(path: Path) -> Any:
     except openslide.OpenSlideError as error:
         raise InvalidValueError(
             f"OpenSlide cannot open {path}: {error}. It may be damaged, or of a format that OpenSlide does not know; "
-            "https://openslide.org/formats lists those it does."
+            "https://openslide.org/formats lists those it does.",
+            "get it again",
+            "convert it to one of these formats",
         ) from error
 
 
@@ -146,7 +167,7 @@ def _number(value: str, source: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise InvalidValueError(f"mpp must be a positive number, got {value!r} from {source}. Pass mpp=...") from None
+        raise InvalidValueError(f"mpp must be a positive number, got {value!r} from {source}.", GIVE) from None
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -182,12 +203,13 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
     FileNotFoundError
         If there is no such file.
     ValueError
-        If OpenSlide cannot open it, if mpp is not positive, or, without mpp, if the file says no positive number or
+        If OpenSlide cannot open it, if ``image_key`` cannot be stored, if mpp is not positive, or, without mpp, if the file says no positive number or
         pixels that are not square.
     """
+    check("image_key", image_key, Name)
     reader = OpenSlidePyramid(path)
     if mpp is not None:
-        mpp = Mpp(float(mpp), "argument").value
+        mpp = Mpp(mpp, "argument").value
     elif (of_file := reader.mpp) is not None:
         mpp = sum(of_file) / 2
     levels = [_lazy(reader, level) for level in range(len(reader.level_shapes))]

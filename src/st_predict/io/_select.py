@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from st_predict._containers import check_slide
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._validated import check
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["find_image", "find_shapes", "find_table"]
@@ -29,26 +31,31 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     ------
     KeyError
         If there is no image of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and there is not exactly one image.
     """
     check_slide(sdata)
     names = sorted(sdata.images)
     if image_key is not None:
-        return _named(image_key, names, what="image")
+        return _named(image_key, names, what="image", argument="image_key")
     if not names:
         raise InvalidValueError(
-            "There is no image in sdata. Add one to sdata.images, or read one with st_predict.io.read_wsi."
+            "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_wsi"
         )
     if len(names) > 1:
-        raise InvalidValueError(f"image_key is needed: sdata has the images {names}.")
+        raise InvalidValueError(
+            f"There are several images in sdata: {names}.", Advice("choose one with {}", "image_key")
+        )
     return names[0]
 
 
 def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     """Name of the table of the spots.
 
-    Tables that st_predict itself has written, that is predictions, are not taken for one unless they are named.
+    Predictions in tables of their own, and those that :func:`st_predict.get.prediction` has returned, are only taken if
+    they are named.
 
     Parameters
     ----------
@@ -65,20 +72,26 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     ------
     KeyError
         If there is no table of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and several tables could be meant.
     """
     check_slide(sdata)
     if table_key is not None:
-        return _named(table_key, sorted(sdata.tables), what="table")
-    names = sorted(name for name, table in sdata.tables.items() if name not in Record.keys(table.uns))
+        return _named(table_key, sorted(sdata.tables), what="table", argument="table_key")
+    names = sorted(name for name, table in sdata.tables.items() if not _is_result(name, table))
     if not names:
         return None
     if len(names) == 1:
         return names[0]
     if Keys.TABLE in names:
         return Keys.TABLE
-    raise InvalidValueError(f"table_key is needed: sdata has the tables {names}.")
+    raise InvalidValueError(f"There are several tables in sdata: {names}.", Advice("choose one with {}", "table_key"))
+
+
+def _is_result(name: str, table: AnnData) -> bool:
+    return name in Record.keys(table.uns) or Record.is_copy(table.uns)
 
 
 def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
@@ -96,25 +109,31 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     ------
     KeyError
         If there are no shapes of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and several shapes, or none, could be meant.
     """
     check_slide(sdata)
     if shapes_key is not None:
-        return _named(shapes_key, sorted(sdata.shapes), what="shapes element")
+        return _named(shapes_key, sorted(sdata.shapes), what="shapes element", argument="shapes_key")
     names = sorted(set(sdata.shapes) - {Keys.cell_grid(table) for table in sdata.tables})
     if len(names) == 1:
         return names[0]
     if Keys.GRID in names:
         return Keys.GRID
     if names:
-        raise InvalidValueError(f"shapes_key is needed: sdata has no table, and the shapes {names}.")
+        raise InvalidValueError(
+            f"There is no table in sdata, and several shapes: {names}.", Advice("choose one with {}", "shapes_key")
+        )
     raise InvalidValueError(
-        "There are no spots: sdata has neither a table nor shapes. st_predict.pp.make_grid lays a grid of spots on the tissue."
+        "There are no spots: sdata has neither a table nor shapes.",
+        "lay a grid of spots on the tissue with st_predict.pp.make_grid",
     )
 
 
-def _named(name: str, names: list[str], *, what: str) -> str:
+def _named(name: str, names: list[str], *, what: str, argument: str) -> str:
+    check(argument, name, str)
     if name not in names:
         raise NotFoundError(f"No {what} {name!r} in sdata; there are {names}.")
     return name

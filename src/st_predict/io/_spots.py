@@ -10,8 +10,10 @@ import pandas as pd
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
+from st_predict._validated import Natural, check
 from st_predict.io._select import find_image, find_shapes, find_table
 
 if TYPE_CHECKING:
@@ -87,18 +89,22 @@ def read_spots(
     ------
     KeyError
         If an element that is named does not exist.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
         if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
-        if the transformation between them is no similarity.
+        if the transformation between them is no similarity, or cannot be inverted.
     """
+    check_slide(sdata)
+    region, shapes_key = check("region", region, str | None), check("shapes_key", shapes_key, str | None)
     image = sdata.images[find_image(sdata, image_key)]
     if table_key is None and shapes_key is not None:
         return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)
     name = find_table(sdata, table_key)
     if name is None:
         return _spots_of_shapes(sdata, find_shapes(sdata, None), image)
-    return _spots_of_table(sdata, name, image, region=region or shapes_key)
+    return _spots_of_table(sdata, name, image, region=shapes_key if region is None else region)
 
 
 def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
@@ -130,13 +136,17 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
         regions = None
     if not regions:
         raise InvalidValueError(
-            f"Table {table_key!r} does not say which shapes its rows are. Say so with "
-            "sdata.set_table_annotates_spatialelement, or name the shapes by shapes_key."
+            f"Table {table_key!r} does not say which shapes its rows are.",
+            "say so with sdata.set_table_annotates_spatialelement",
         )
     choices = [regions] if isinstance(regions, str) else list(regions)
     if region is None and len(choices) > 1:
-        raise InvalidValueError(f"region is needed: table {table_key!r} annotates {choices}.")
-    region = region or choices[0]
+        raise InvalidValueError(
+            f"Table {table_key!r} annotates several regions: {choices}.",
+            Advice("choose one with {}", "region"),
+            Advice("choose one with {}", "shapes_key"),
+        )
+    region = choices[0] if region is None else region
     if region not in choices:
         raise NotFoundError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
     obs = table.obs[table.obs[region_key] == region]
@@ -153,8 +163,8 @@ def _element(sdata: SpatialData, region: str) -> Any:
         return sdata.points[region]
     if region in sdata.labels:
         raise InvalidValueError(
-            f"Region {region!r} is a labels element, and spots must be shapes or points. "
-            "spatialdata.to_circles makes shapes of labels."
+            f"Region {region!r} is a labels element, and spots must be shapes or points.",
+            "make shapes of labels with spatialdata.to_circles",
         )
     raise NotFoundError(
         f"No shapes {region!r} in sdata; there are shapes {sorted(sdata.shapes)} and points {sorted(sdata.points)}."
@@ -200,7 +210,8 @@ def _to_image(
         if np.abs(centres - result).max() > 0.5:
             raise InvalidValueError(
                 f"{key!r} and the image share the coordinate systems {system!r} and {other!r}, which put the spots on "
-                f"different pixels. Remove the wrong one with spatialdata.transformations.remove_transformation."
+                "different pixels.",
+                "remove the wrong one with spatialdata.transformations.remove_transformation",
             )
     _check_similarity(to_image[system], key)
     return result, float(np.sqrt(abs(np.linalg.det(to_image[system][:2, :2]))))
@@ -214,14 +225,42 @@ def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float6
     if not shared:
         raise InvalidValueError(
             f"{key!r} and the image share no coordinate system: {key!r} is in {sorted(of_element)}, the image in "
-            f"{sorted(of_image)}. Add one with spatialdata.transformations.set_transformation."
+            f"{sorted(of_image)}.",
+            "add one with spatialdata.transformations.set_transformation",
         )
-    return {s: np.asarray(np.linalg.solve(axes_matrix(of_image[s]), axes_matrix(of_element[s])), float) for s in shared}
+    return {
+        s: np.asarray(
+            np.linalg.solve(
+                axes_matrix(of_image[s], f"of the image to {s!r}"), axes_matrix(of_element[s], f"of {key!r} to {s!r}")
+            ),
+            np.float64,
+        )
+        for s in shared
+    }
 
 
-def axes_matrix(transformation: Any) -> NDArray[np.float64]:
-    """``(3, 3)`` matrix of a transformation of x and y."""
-    return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+def axes_matrix(transformation: Any, which: str) -> NDArray[np.float64]:
+    """``(3, 3)`` matrix of a transformation of x and y.
+
+    Parameters
+    ----------
+    transformation
+        From an element to a coordinate system.
+    which
+        Element and coordinate system, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is singular or has NaN or infinite entries.
+    """
+    matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix[:2, :2]) < 2:
+        raise InvalidValueError(
+            f"The transformation {which} cannot be inverted: its matrix is {matrix.tolist()}.",
+            "set another one with spatialdata.transformations.set_transformation",
+        )
+    return matrix
 
 
 def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> None:
@@ -238,7 +277,8 @@ def _check_similarity(matrix: NDArray[np.float64], key: str) -> None:
         raise InvalidValueError(
             f"The transformation from {key!r} to the image shears, or scales x and y differently (by {large:.6g} and "
             f"{small:.6g} along its main axes). Crops have one resolution, so only scale, rotation, mirroring and "
-            "translation are possible; resample the image first, with spatialdata.rasterize or another tool."
+            "translation are possible.",
+            "resample the image first, with spatialdata.rasterize or another tool",
         )
 
 
@@ -258,7 +298,13 @@ def _grid(obs: pd.DataFrame) -> NDArray[np.int64] | None:
     columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
     if not set(columns) <= set(obs.columns) or obs[columns].isna().to_numpy().any():
         return None
-    return obs[columns].to_numpy(dtype=np.int64)
+    try:
+        places = obs[columns].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"Columns {columns} should be whole numbers: {error}.", "convert them") from error
+    if not np.isfinite(places).all():
+        raise InvalidValueError(f"Columns {columns} should be whole numbers, and some are infinite.", "correct them")
+    return places.astype(np.int64)
 
 
 def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -274,6 +320,15 @@ def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
     Returns
     -------
     ``(n_spots,)``, True outside.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is something else.
     """
-    height, width = shape
+    if not isinstance(spots, Spots):
+        raise InvalidTypeError(
+            f"spots should be Spots, got {type(spots).__name__}.", "read them with st_predict.io.read_spots"
+        )
+    height, width = check("shape", shape, tuple[Natural, Natural])
     return np.any((spots.xy < 0) | (spots.xy >= (width, height)), axis=1)
