@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anndata as ad
@@ -11,12 +12,15 @@ import pytest
 import spatialdata
 from anndata import AnnData
 from safetensors.numpy import save_file
+from scipy.sparse import csr_array
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._record import Record
 from st_predict._results import Slot, write_bounds
-from st_predict.get import frame, prediction, table_of
+from st_predict.get import frame, only_key, prediction, table_of
+from st_predict.io import find_table
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
@@ -80,6 +84,7 @@ def check(result: AnnData, values: np.ndarray) -> None:
     np.testing.assert_array_equal(result.obsm["spatial"], np.arange(24.0).reshape(12, 2))
     record = dict(result.uns["st_predict"]["pred_m2ost"])
     assert list(record.pop("genes", PANEL)) == PANEL
+    assert record.pop("values") == "X"
     assert record == RECORD
     assert set(result.uns["st_predict"]) == {"pred_m2ost"}
 
@@ -94,7 +99,7 @@ def test_reads_obsm(inside: SpatialData, values: np.ndarray) -> None:
 def test_reads_a_dataframe_of_an_earlier_version(older: SpatialData, values: np.ndarray) -> None:
     check(prediction(older), values)
     check(prediction(older["table"], genes=PANEL), values)
-    with pytest.raises(ValueError, match="genes= differs from the gene names that are stored"):
+    with pytest.raises(ValueError, match=r"differ from the gene names that are stored .* Leave out genes="):
         prediction(older, genes=["a", "b", "c"])
 
 
@@ -153,7 +158,7 @@ def test_unknown_key_lists_the_others(inside: SpatialData, values: np.ndarray) -
 
 
 def test_no_prediction_says_how_to_make_one(sdata: SpatialData) -> None:
-    with pytest.raises(KeyError, match=r"none yet. st_predict.tl.predict"):
+    with pytest.raises(KeyError, match=r"There is no prediction yet. Make one with st_predict.tl.predict"):
         prediction(sdata)
 
 
@@ -166,14 +171,14 @@ def test_two_tables_with_the_key(inside: SpatialData, values: np.ndarray) -> Non
     second = inside["table"].copy()
     second.obsm["pred_m2ost"] = second.obsm["pred_m2ost"] + 1
     inside.tables["second"] = second
-    with pytest.raises(ValueError, match=r"pass table_key=, one of \['second', 'table'\]"):
+    with pytest.raises(ValueError, match=r"\['second', 'table'\]. Choose one with table_key="):
         prediction(inside)
     np.testing.assert_array_equal(prediction(inside, table_key="second").X, values + 1)
 
 
 def test_a_table_and_its_linked_table_with_the_key(inside: SpatialData, values: np.ndarray) -> None:
     add_linked(inside, "pred_m2ost", values + 1)
-    with pytest.raises(ValueError, match=r"pass table_key=, one of \['pred_m2ost', 'table'\]"):
+    with pytest.raises(ValueError, match=r"\['pred_m2ost', 'table'\]. Choose one with table_key="):
         prediction(inside)
     check(prediction(inside, table_key="table"), values)
     check(prediction(inside, table_key="pred_m2ost"), values + 1)
@@ -181,7 +186,7 @@ def test_a_table_and_its_linked_table_with_the_key(inside: SpatialData, values: 
 
 def test_two_tables_of_the_spots(linked: SpatialData, values: np.ndarray) -> None:
     linked.tables["second"] = linked["table"].copy()
-    with pytest.raises(ValueError, match=r"one of \['second', 'table'\]"):
+    with pytest.raises(ValueError, match=r"\['second', 'table'\]. Choose one with table_key="):
         prediction(linked)
     check(prediction(linked, table_key="table"), values)
 
@@ -201,7 +206,7 @@ def test_a_dataframe_that_lost_where_it_came_from(older: SpatialData, values: np
     result = prediction(joined)
     np.testing.assert_array_equal(result.X, values)
     assert list(result.var_names) == PANEL
-    assert "st_predict" not in result.uns
+    assert result.uns["st_predict"] == {"pred_m2ost": {"values": "X"}}
 
 
 def parts(table: AnnData) -> list[AnnData]:
@@ -249,7 +254,7 @@ def test_names_that_concatenation_lost_may_be_given(
     else:
         joined = joined_slides(inside)
         values = np.concatenate([values, values])
-    with pytest.raises(ValueError, match=r'uns_merge="same".*genes=.* with a list of 3 names'):
+    with pytest.raises(ValueError, match=r'uns_merge="same".* give a list of 3 names, .* with genes='):
         prediction(joined)
     with pytest.raises(ValueError, match=r'uns_merge="same"'):
         frame(joined)
@@ -260,9 +265,9 @@ def test_names_that_concatenation_lost_may_be_given(
         pd.testing.assert_frame_equal(frame(joined, genes=genes), result.to_df())
         np.testing.assert_array_equal(result.X, values)
         assert list(result.var_names) == PANEL
-    with pytest.raises(ValueError, match=r"genes= names 2 genes, the prediction 'pred_m2ost' has 3 columns"):
+    with pytest.raises(ValueError, match=r"names of 2 genes, and the prediction 'pred_m2ost' has 3 columns"):
         prediction(joined, genes=PANEL[:2])
-    with pytest.raises(FileNotFoundError, match=r"no file 'ERBB2': genes= is a list of names or the path"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'ERBB2'; genes must be a list of names or the path"):
         prediction(joined, genes="ERBB2")
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"net\.safetensors' is no complete safetensors file"):
@@ -272,7 +277,9 @@ def test_names_that_concatenation_lost_may_be_given(
 def test_columns_that_were_taken_away(inside: SpatialData) -> None:
     table = inside["table"]
     table.obsm["pred_m2ost"] = table.obsm["pred_m2ost"][:, :2]
-    with pytest.raises(ValueError, match=r"The record names 3 genes, .* has 2 columns: pass genes="):
+    with pytest.raises(
+        ValueError, match=r"The record names 3 genes, .* has 2 columns. Give a list of 2 names, .* with genes="
+    ):
         prediction(inside)
     assert list(prediction(inside, genes=PANEL[:2]).var_names) == PANEL[:2]
 
@@ -349,5 +356,99 @@ def test_links_are_those_of_the_rows(two_regions: SpatialData, tmp_path: Path) -
 
 
 def test_something_else_is_refused(values: np.ndarray) -> None:
-    with pytest.raises(TypeError, match="must be AnnData or SpatialData, got ndarray"):
+    with pytest.raises(TypeError, match="data must be AnnData or SpatialData, got a ndarray"):
         prediction(values)
+
+
+def test_a_copy_of_a_prediction_is_no_table_of_spots(inside: SpatialData, tmp_path: Path) -> None:
+    inside["counts"] = inside["table"].copy()
+    del inside.tables["table"], inside["counts"].obsm["pred_m2ost"]  # a table of spots whose prediction was deleted
+    inside["counts"].obsm["pred_other"] = np.zeros((12, 3), np.float32)
+    inside["counts"].uns["st_predict"]["pred_other"] = {**RECORD, "genes": np.array(PANEL)}
+    inside["pred"] = prediction(inside, "pred_other")
+    assert find_table(inside, None) == "counts"
+    inside.write(tmp_path / "s.zarr")
+    assert find_table(read_zarr(tmp_path / "s.zarr"), None) == "counts"
+    inside["pred"].write_h5ad(tmp_path / "pred.h5ad")
+    inside.tables["pred"] = ad.read_h5ad(tmp_path / "pred.h5ad")
+    assert find_table(inside, None) == "counts"
+    assert find_table(inside, "pred") == "pred"
+    assert list(prediction(inside).var_names) == PANEL  # the copy is not a second prediction
+
+
+def test_the_only_prediction_is_the_default(inside: SpatialData, values: np.ndarray) -> None:
+    table = inside["table"]
+    for slots in (table.obsm, table.uns["st_predict"]):
+        slots["mine"] = slots.pop("pred_m2ost")
+    table.obsm["X_rgb"] = np.zeros((12, 2))
+    table.uns["st_predict"]["X_rgb"] = {"encoder": "{}"}
+    for data in (inside, table):
+        np.testing.assert_array_equal(prediction(data).X, values)
+        assert list(frame(data)) == PANEL
+        assert only_key(data, None) == "mine"
+        assert only_key(data, "another") == "another"
+    add_linked(inside, "pred_big", values)
+    with pytest.raises(InvalidValueError, match=r"several predictions: \['mine', 'pred_big'\]. Choose one with key=\."):
+        prediction(inside)
+    assert only_key(inside, None, table_key="pred_big") == "pred_big"
+
+
+def test_predictions_of_cells_and_embeddings_are_not_the_default(linked: SpatialData, values: np.ndarray) -> None:
+    add_linked(linked, "cells", values)
+    add_linked(linked, "X_rgb", values)
+    linked.shapes["cells_grid"] = linked.shapes["spots"].copy()
+    linked.tables["X_rgb"].uns["st_predict"]["X_rgb"] = {"encoder": "{}"}
+    assert only_key(linked, None) == "pred_m2ost"
+    del linked.tables["pred_m2ost"]
+    assert only_key(linked, None) == "cells"
+    del linked.tables["cells"]
+    with pytest.raises(NotFoundError, match=r"There is no prediction yet. Make one with st_predict.tl.predict"):
+        only_key(linked, None)
+
+
+def test_a_table_chooses_among_predictions(inside: SpatialData) -> None:
+    second = inside["table"].copy()
+    second.obsm["pred_b"], second.uns["st_predict"] = second.obsm.pop("pred_m2ost"), {"pred_b": {**RECORD}}
+    inside.tables["second"] = second
+    assert only_key(inside, None, table_key="second") == "pred_b"
+    assert only_key(inside, None, table_key="table") == "pred_m2ost"
+    with pytest.raises(InvalidValueError, match=r"\['pred_b', 'pred_m2ost'\]"):
+        only_key(inside, None)
+
+
+def test_first_arguments_of_another_type_say_what_to_do(inside: SpatialData) -> None:
+    for read in (prediction, frame, partial(only_key, key=None)):
+        for data, advice in (
+            ("section.zarr", r"the path 'section\.zarr'.*spatialdata\.read_zarr"),
+            ([inside], "a list of 1. Call this function once"),
+            (None, "a NoneType"),
+        ):
+            with pytest.raises(InvalidTypeError, match=f"data must be AnnData or SpatialData, got {advice}"):
+                read(data)
+    with pytest.raises(InvalidTypeError, match="sdata must be a SpatialData object, got an AnnData"):
+        table_of(inside["table"], "pred_m2ost")
+
+
+def test_other_arguments_of_another_type_are_named(inside: SpatialData) -> None:
+    for key in (3, ["pred_m2ost"], np.zeros(2)):
+        with pytest.raises(InvalidValueError, match=r"^key must be a string"):
+            prediction(inside, key)
+        with pytest.raises(InvalidValueError, match=r"^table_key must be a string"):
+            prediction(inside, table_key=key)
+    for genes in (3, [1, 2, 3], {}.items):
+        with pytest.raises(InvalidTypeError, match="genes must be a list of names or the path of a checkpoint"):
+            prediction(inside, genes=genes)
+    with pytest.raises(InvalidValueError, match=r"AnnData has no tables .*Leave out table_key=\."):
+        prediction(inside["table"], table_key="table")
+
+
+@pytest.mark.parametrize("slot", [np.zeros((12, 3, 2)), np.full((12, 3), "x")])
+def test_slots_that_hold_no_prediction(inside: SpatialData, slot: np.ndarray) -> None:
+    inside["table"].obsm["pred_m2ost"] = slot
+    with pytest.raises(InvalidValueError, match=r"\.obsm\['pred_m2ost'\] must be"):
+        prediction(inside)
+
+
+def test_a_sparse_slot_is_read(inside: SpatialData, values: np.ndarray) -> None:
+    inside["table"].obsm["pred_m2ost"] = csr_array(np.nan_to_num(values))
+    np.testing.assert_array_equal(prediction(inside).X, np.nan_to_num(values))

@@ -10,6 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from st_predict import metrics
+from st_predict._errors import InvalidValueError
 
 CORRELATIONS = [metrics.pearson, metrics.spearman]
 SCORES = [*CORRELATIONS, metrics.rmse, metrics.mae]
@@ -162,3 +163,17 @@ def test_every_score_has_one_sentence_of_definition():
     assert {"gene_pearson", "gene_spearman", "spot_pearson", "spot_rmse", "mae"} <= set(metrics.DEFINITIONS)
     for text in metrics.DEFINITIONS.values():
         assert text.endswith(".") and len(text) > 30
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("bad", [None, "text", [[1, 2], [3]], [["a", "b"]], 3])
+def test_what_is_no_array_is_refused_by_name(score, bad):
+    with pytest.raises(InvalidValueError, match=r"^pred (should|must) be"):
+        score(bad, np.ones((3, 2)), axis=0)
+
+
+@pytest.mark.parametrize("axis", [None, "0", 0.0, True, [0], np.zeros(2)])
+def test_an_axis_is_a_whole_number(axis):
+    with pytest.raises(InvalidValueError, match="axis must be 0"):
+        metrics.pearson(np.ones((3, 2)), np.ones((3, 2)), axis=axis)
+    assert len(metrics.mae(np.ones((3, 2)), np.ones((3, 2)), axis=np.int64(0))) == 2

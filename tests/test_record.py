@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from st_predict._errors import InvalidValueError
 from st_predict._record import Record
 from st_predict._version import __version__
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
@@ -76,3 +77,34 @@ def test_a_newer_card_is_refused_only_where_it_is_read() -> None:
     assert Record.genes_of(uns, "p") == ("a", "b")
     with pytest.raises(ValueError, match="upgrade st_predict"):
         Record.read(uns, "p")
+
+
+@pytest.mark.parametrize("name", ["params", "encoder", "derived", "calibration"])
+@pytest.mark.parametrize("stored", ["{not json", "3", b"\xff"])
+def test_a_damaged_field_is_named(name: str, stored: object) -> None:
+    uns = {"st_predict": {"p": {name: stored}}}
+    with pytest.raises(
+        InvalidValueError, match=rf"\.uns\['st_predict'\]\['p'\] is damaged: {name} .*Make the result again"
+    ):
+        Record.read(uns, "p")
+    if name == "derived":
+        with pytest.raises(InvalidValueError, match="is damaged: derived"):
+            Record.derived_of(uns, "p")
+
+
+@pytest.mark.parametrize("card", ["{not json", "[]", "{}", 3])
+def test_a_damaged_card_is_named(card: object) -> None:
+    with pytest.raises(InvalidValueError, match=r"The record \.uns\['st_predict'\]\['p'\]"):
+        Record.read({"st_predict": {"p": {"card": card}}}, "p")
+
+
+def test_genes_are_a_list() -> None:
+    with pytest.raises(InvalidValueError, match="genes must be a list of names, got 'abc'"):
+        Record.genes_of({"st_predict": {"p": {"genes": "abc"}}}, "p")
+
+
+def test_records_that_are_no_mapping_are_none() -> None:
+    uns = {"st_predict": {"p": "derived card genes"}}
+    assert Record.read(uns, "p") is None
+    assert (Record.derived_of(uns, "p"), Record.genes_of(uns, "p"), Record.kind_of(uns, "p")) == ((), None, None)
+    assert not Record.is_copy(uns)

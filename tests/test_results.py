@@ -9,8 +9,9 @@ import pytest
 from spatialdata import read_zarr
 
 from st_predict import get
+from st_predict._errors import InvalidValueError
 from st_predict._record import Record
-from st_predict._results import Slot
+from st_predict._results import Slot, _fill
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ def test_keys_that_cannot_be_stored(measured: SpatialData, key: str) -> None:
 @pytest.mark.parametrize("kind", ["prediction", "embedding"])
 @pytest.mark.parametrize("key", [".", "..", "__", "__x", "zarr.json", ".zgroup"])
 def test_names_that_are_reserved(measured: SpatialData, key: str, kind: Kind) -> None:
-    with pytest.raises(ValueError, match=rf"must not be .* {key!r} cannot be stored. Choose another name"):
+    with pytest.raises(ValueError, match=rf"must not be .* {key!r} cannot be stored"):
         slot_of(measured, key).check_free(kind)
 
 
 @pytest.mark.parametrize("key", ["p" * 201, "ä" * 101])
 def test_names_that_are_too_long(measured: SpatialData, key: str) -> None:
-    with pytest.raises(ValueError, match=r"at most 200 characters .* got 20[12]: .* Choose a shorter name"):
+    with pytest.raises(ValueError, match=r"at most 200 characters .* got 20[12]: "):
         slot_of(measured, key).check_free("prediction")
 
 
@@ -115,3 +116,28 @@ def test_shapes_without_a_table_get_a_linked_one(measured: SpatialData) -> None:
     elsewhere = Slot(sdata=measured, key="p", table_key=None, regions=("others",), xy=np.zeros((12, 2)))
     with pytest.raises(ValueError, match="is a prediction for other spots"):
         elsewhere.check_free("prediction")
+
+
+def test_advice_names_key_added_only_where_it_is_an_argument(measured: SpatialData) -> None:
+    measured.tables["table"].obsm["p"] = np.zeros((12, 2))
+    with pytest.raises(InvalidValueError) as caught:
+        slot_of(measured).check_free("prediction")
+    assert caught.value.arguments == {"key_added"}
+    assert "key_added" not in str(caught.value)
+    assert caught.value.say(lambda way: f"{way.argument}=").endswith("Choose another name with key_added=.")
+
+
+@pytest.mark.parametrize("key", [3, None, ["p"]])
+def test_keys_are_texts(measured: SpatialData, key: object) -> None:
+    with pytest.raises(InvalidValueError, match="key_added must be a string"):
+        slot_of(measured, key).check_free("prediction")
+
+
+def test_cells_that_do_not_fit_into_memory() -> None:
+    class Huge:
+        shape, n_obs, n_vars = (10**9, 10**9), 10**9, 10**9
+
+    with pytest.raises(
+        MemoryError, match=r"1000000000 cells of 1000000000 genes need 4e\+09 GB.*superresolve\(\.\.\., out=\)"
+    ):
+        _fill(Huge(), [])

@@ -33,7 +33,7 @@ def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
     found = f"{argument} must be a SpatialData object, got {_described(sdata)}."
     if isinstance(sdata, AnnData):
         raise InvalidTypeError(
-            f"{found} Image and spots are needed as well.",
+            f"{found} Image and spots are needed as well:",
             'put them together with spatialdata.SpatialData(images=..., shapes=..., tables={"table": adata})',
             "read the sample anew with a reader of spatialdata-io",
         )
@@ -72,4 +72,4 @@ def _described(value: Any) -> str:
         return f"the path {str(value)!r}"
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"

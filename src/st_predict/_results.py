@@ -23,6 +23,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._validated import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ _CHUNK = 1024  # cells of a chunk on disk
 _LONGEST_KEY = 200  # file systems allow names of 255 bytes; some are left for suffixes
 _ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
-_ANOTHER_KEY = Advice("choose another name with {}", "key_added")
+_OTHER_NAME = Advice("choose another name with {}", "key_added")
 
 _A = {"prediction": "a prediction", "embedding": "an embedding"}
 
@@ -91,7 +92,7 @@ class Slot:
         if self.table_key is not None:
             _check_slots(self.sdata.tables[self.table_key], self.key, kind, derived)
         if kind == "embedding" and self.table_key is not None and self.key in self.sdata:
-            raise InvalidValueError(f"{self.key!r} is the name of another element of sdata.", _ANOTHER_KEY)
+            raise InvalidValueError(f"{self.key!r} is the name of another element of sdata.", _OTHER_NAME)
         _check_elements(self.sdata, self.key, kind, self.regions)
 
     def write_prediction(
@@ -210,8 +211,8 @@ def write_bounds(
     slots = table.obsm if inside else table.layers
     if foreign := [name for name in names if name in slots and record.calibration is None]:
         raise InvalidValueError(
-            f"{'.obsm' if inside else '.layers'} has {foreign}, which st_predict did not write for this "
-            "prediction: rename or delete that first."
+            f"{'.obsm' if inside else '.layers'} has {foreign}, which st_predict did not write for this prediction.",
+            "rename or delete that first",
         )
     for name, values in zip(names, (lower, upper), strict=True):
         slots[name] = values
@@ -221,19 +222,21 @@ def write_bounds(
 
 def _check_name(key: str) -> None:
     """Refuse a key that SpatialData cannot store."""
-    if not re.fullmatch(r"[\w.-]+", key):
+    if not re.fullmatch(r"[\w.-]+", check("key_added", key, str)):
         raise InvalidValueError(
-            f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}."
+            f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}.",
+            _OTHER_NAME,
         )
     if key in {".", ".."} or key.startswith("__") or key in _ZARR_FILES:
         raise InvalidValueError(
-            f"key_added must not be '.', '..' or the name of a zarr file, nor begin with '__': {key!r} cannot be stored. "
-            "Choose another name."
+            f"key_added must not be '.', '..' or the name of a zarr file, nor begin with '__': {key!r} cannot be stored.",
+            _OTHER_NAME,
         )
     if len(key.encode()) > _LONGEST_KEY:
         raise InvalidValueError(
             f"key_added must have at most {_LONGEST_KEY} characters (bytes in UTF-8), else it cannot be stored; got "
-            f"{len(key.encode())}: {key[:20]!r}... Choose a shorter name."
+            f"{len(key.encode())}: {key[:20]!r}...",
+            Advice("choose a shorter name with {}", "key_added"),
         )
 
 
@@ -242,24 +245,24 @@ def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -
     if Record.kind_of(table.uns, key) != kind:
         for slot, names in ((".obsm", table.obsm), (".layers", table.layers)):
             if key in names:
-                raise InvalidValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict.", _ANOTHER_KEY)
+                raise InvalidValueError(f"{slot}[{key!r}] is not {_A[kind]} of st_predict.", _OTHER_NAME)
     for name in derived:
         if name in table.obsm and name not in Record.derived_of(table.uns, key):
-            raise InvalidValueError(f".obsm[{name!r}] was not written by st_predict.", _ANOTHER_KEY)
+            raise InvalidValueError(f".obsm[{name!r}] was not written by st_predict.", _OTHER_NAME)
 
 
 def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[str]) -> None:
     """Refuse a key that is the name of an element which holds something else."""
     if key not in sdata.tables:
         if key in sdata:
-            raise InvalidValueError(f"{key!r} is the name of another element of sdata.", _ANOTHER_KEY)
+            raise InvalidValueError(f"{key!r} is the name of another element of sdata.", _OTHER_NAME)
         return
     if Record.kind_of(sdata.tables[key].uns, key) != kind:
-        raise InvalidValueError(f"Table {key!r} is not {_A[kind]} of st_predict.", _ANOTHER_KEY)
+        raise InvalidValueError(f"Table {key!r} is not {_A[kind]} of st_predict.", _OTHER_NAME)
     there, _, _ = get_table_keys(sdata.tables[key])
     shared = set(np.atleast_1d(there)) & set(regions)
     if not shared or (kind == "embedding" and shared != set(np.atleast_1d(there)) | set(regions)):
-        raise InvalidValueError(f"Table {key!r} is {_A[kind]} for other spots.", _ANOTHER_KEY)
+        raise InvalidValueError(f"Table {key!r} is {_A[kind]} for other spots.", _OTHER_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +299,7 @@ def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -
     _check_name(key)
     _check_elements(sdata, key, "prediction", [shapes_key])
     if shapes_key in sdata and key not in sdata.tables:
-        raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata.", _ANOTHER_KEY)
+        raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata.", _OTHER_NAME)
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{str(out)!r} exists; name another folder.")
 
@@ -369,7 +372,14 @@ def _empty_table(lattice: Lattice, record: Record, *, key: str) -> AnnData:
 
 def _fill(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> AnnData:
     """Put the values into memory."""
-    values = np.empty(table.shape, dtype=np.float32)
+    try:
+        values = np.empty(table.shape, dtype=np.float32)
+    except MemoryError as error:
+        size = table.n_obs * table.n_vars * 4 / 1e9
+        raise MemoryError(
+            f"{table.n_obs} cells of {table.n_vars} genes need {size:.3g} GB, which do not fit into memory. "
+            "Store them part by part, with st_predict.tl.superresolve(..., out=)."
+        ) from error
     for places, part in parts:
         values[places] = part
     table.X = values

@@ -17,8 +17,11 @@ from pydantic.dataclasses import dataclass
 from st_predict._errors import InvalidValueError, StPredictError
 
 __all__ = [
+    "Byte",
     "Count",
     "File",
+    "Flag",
+    "Fraction",
     "Name",
     "Natural",
     "NotNegative",
@@ -60,6 +63,12 @@ def _name(value: Any) -> Any:
     return value
 
 
+def _flag(value: Any) -> Any:
+    if type(value).__name__ not in {"bool", "bool_"}:
+        raise ValueError("must be True or False")
+    return bool(value)
+
+
 File = Annotated[Path, BeforeValidator(_path)]
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
@@ -68,6 +77,9 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Byte = Annotated[Natural, Field(le=255)]
+Flag = Annotated[Any, BeforeValidator(_flag)]
 Name = Annotated[Any, BeforeValidator(_name)]
 """Name of an element that SpatialData can store."""
 
@@ -103,7 +115,8 @@ def check(argument: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        raise InvalidValueError(f"{_sentence(argument, error.errors())}.") from None
+        found = [{**one, "loc": (argument, *one["loc"])} for one in error.errors()]
+        raise InvalidValueError(f"{_sentence(argument, found)}.") from None
 
 
 def _translated(error: ValidationError, cls: Any) -> StPredictError:

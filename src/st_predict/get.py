@@ -254,7 +254,8 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
     data
         Holds the prediction.
     key
-        Key of the prediction; ``None`` takes the only one. Embeddings do not count, cells only if there is nothing else.
+        Key of the prediction; ``None`` takes the only one. Embeddings do not count; cells, and then predictions whose record
+        was lost, only if there is nothing else.
     table_key
         Table of the spots; by default all are searched.
 
@@ -277,6 +278,9 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
         return cast("str", check("key", key, str))
     there = _listed(data) if isinstance(data, AnnData) else _listed_of(data, table_key)
     if not there:
+        tables = [data] if isinstance(data, AnnData) else _searched(data, table_key)
+        there = sorted({name for table in tables for name in _without_record(table)})
+    if not there:
         raise NotFoundError(
             "There is no prediction yet.",
             "make one with st_predict.tl.predict",
@@ -292,19 +296,28 @@ def _check_table(data: AnnData | SpatialData, table_key: str | None) -> None:
         return
     if isinstance(data, AnnData):
         raise InvalidValueError("AnnData has no tables to choose from.", Advice("leave out {}", "table_key"))
-    if table_key not in list(data.tables):
+    if check("table_key", table_key, str) not in data.tables:
         raise NotFoundError(f"No table {table_key!r}; there are {sorted(data.tables)}.")
 
 
 def _listed_of(sdata: SpatialData, table_key: str | None) -> list[str]:
     """Keys of the predictions for the spots of a table, or of all; those of cells if there are no others."""
-    searched = list(sdata.tables) if table_key is None else [table_key]
-    inside = {key for name in searched for key in _listed(sdata.tables[name])}
+    inside = {key for table in _searched(sdata, table_key) for key in _listed(table)}
     linked = {
         key for key in _linked(sdata) if table_key is None or table_key == key or _same_spots(sdata, key, table_key)
     }
     of_spots = {key for key in inside | linked if Keys.cell_grid(key) not in sdata.shapes}
     return sorted(of_spots or inside | linked)
+
+
+def _searched(sdata: SpatialData, table_key: str | None) -> list[AnnData]:
+    return list(sdata.tables.values()) if table_key is None else [sdata.tables[table_key]]
+
+
+def _without_record(table: AnnData) -> list[str]:
+    """Keys of ``.obsm`` that are called like predictions, whose record was lost."""
+    names = {k for k in table.obsm if k.startswith(Keys.prediction("")) and k not in Record.keys(table.uns)}
+    return sorted(names - {derived(k) for k in names for derived in (Keys.std, Keys.lower, Keys.upper)})
 
 
 def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> str:
@@ -327,6 +340,8 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     ------
     KeyError
         If there is no such prediction or table.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If several tables have a prediction of this key.
     """

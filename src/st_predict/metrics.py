@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray
     TypeError
         If an array is sparse.
     ValueError
-        If the arrays are not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+        If the arrays are no numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
     """
     pred, true = _check(pred, true, axis=axis)
     return _pearson(pred, true, axis=axis)
@@ -85,7 +86,7 @@ def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArra
     TypeError
         If an array is sparse.
     ValueError
-        If the arrays are not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+        If the arrays are no numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
     """
     pred, true = _check(pred, true, axis=axis)
     return _pearson(rankdata(pred, axis=axis), rankdata(true, axis=axis), axis=axis)
@@ -110,7 +111,7 @@ def rmse(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np
     TypeError
         If an array is sparse.
     ValueError
-        If the arrays are not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+        If the arrays are no numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
 
     Notes
     -----
@@ -139,14 +140,14 @@ def mae(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.
     TypeError
         If an array is sparse.
     ValueError
-        If the arrays are not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+        If the arrays are no numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
     """
     pred, true = _check(pred, true, axis=axis)
     return np.mean(np.abs(pred - true), axis=axis)
 
 
 def _check(pred: ArrayLike, true: ArrayLike, *, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if axis not in {0, 1}:
+    if isinstance(axis, bool) or not isinstance(axis, Integral) or axis not in {0, 1}:
         raise InvalidValueError(
             f"axis must be 0 (over spots, a score a gene) or 1 (over genes, a score a spot), got {axis!r}."
         )
@@ -158,14 +159,19 @@ def _check(pred: ArrayLike, true: ArrayLike, *, axis: int) -> tuple[NDArray[np.f
 
 def _as_float64(values: ArrayLike, name: str) -> NDArray[np.float64]:
     if issparse(values):
-        raise InvalidTypeError(f"{name} is sparse ({type(values).__name__}); pass a dense array, {name}.toarray().")
-    array = np.asarray(values, dtype=np.float64)
+        raise InvalidTypeError(
+            f"{name} is sparse ({type(values).__name__}), and must be dense.", f"make it dense by {name}.toarray()"
+        )
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{name} must be numbers, (n_spots, n_genes) ({error}).") from error
     if array.ndim != 2 or array.size == 0:
         raise InvalidValueError(f"{name} must be (n_spots, n_genes) and not empty, got the shape {array.shape}.")
     n_bad = int((~np.isfinite(array)).sum())
     if n_bad:
         raise InvalidValueError(
-            f"{name} has {n_bad} NaN or infinite values of {array.size}; leave these spots or genes out."
+            f"{name} has {n_bad} NaN or infinite values of {array.size}.", "leave these spots or genes out"
         )
     return array
 

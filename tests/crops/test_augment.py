@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.crops import Batch, augment, drop_levels
 from st_predict.crops._augment import N_SYMMETRIES, apply_symmetry
 
@@ -145,3 +146,25 @@ def test_dropping_changes_the_mask_alone():
     assert batch.level_mask is None
     assert after.crops is batch.crops
     assert torch.equal(after.level_mask, drop_levels(batch, 0.5, generator()).level_mask)
+
+
+@pytest.mark.parametrize("rate", [None, "0.5", -0.1, 1.1, float("nan")])
+def test_a_rate_is_a_share(rate):
+    with pytest.raises(InvalidValueError, match="rate must be from 0 to 1, got"):
+        drop_levels(random_batch(2, 4, 4), rate, generator())
+
+
+@pytest.mark.parametrize("symmetry", [None, "1", -1, 8, 1.5])
+def test_there_are_eight_symmetries(symmetry):
+    with pytest.raises(InvalidValueError, match="symmetry must be a whole number from 0 to 7, got"):
+        apply_symmetry(torch.zeros(3, 4, 4), symmetry)
+
+
+def test_arguments_of_another_type_are_named():
+    for call in (augment, lambda batch, seed: drop_levels(batch, 0.5, seed)):
+        with pytest.raises(InvalidTypeError, match="batch must be a Batch, got NoneType"):
+            call(None, generator())
+        with pytest.raises(InvalidTypeError, match=r"generator must be a torch\.Generator, got int"):
+            call(random_batch(2, 4), 3)
+    with pytest.raises(InvalidTypeError, match="crop must be a tensor"):
+        apply_symmetry(np.zeros((3, 4, 4)), 1)

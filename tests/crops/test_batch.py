@@ -70,7 +70,7 @@ def test_cat_leaves_out_what_one_batch_does_not_have():
 
 def test_cat_refuses_batches_of_different_levels():
     one = make_batch(2)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"same number of levels, got \[2, 1\]"):
         Batch.cat([one, Batch(crops=one.crops[:1], index=one.index)])
 
 
@@ -80,3 +80,8 @@ def test_a_required_part_is_returned_or_named(name):
     assert batch.require(name) is getattr(batch, name)
     with pytest.raises(ValueError, match=f"^The network reads '{name}' of each spot; the batch has none.$"):
         make_batch(without=OPTIONAL).require(name)
+
+
+def test_cat_needs_a_batch():
+    with pytest.raises(ValueError, match=r"same number of levels, got \[\]"):
+        Batch.cat([])

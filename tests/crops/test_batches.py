@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict.crops import Batch, iter_batches, plan_crops
 from st_predict.crops._batches import reading_order
+from st_predict.crops._cutters import Buffers
 from st_predict.datasets import toy
 from st_predict.io import open_pyramid
 from st_predict.specs import CropSpec, LevelSpec
@@ -183,7 +185,7 @@ def test_no_spots_give_no_batches(batch_size):
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_that_makes_no_sense(batch_size):
     plan = plan_crops(in_a_row(3), spec_of((4, 1)), downsamples=[1])
-    with pytest.raises(ValueError, match=f"batch_size must be 1 or more.*got {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         next(iter_batches(FakePyramid(), plan, batch_size=batch_size))
 
 
@@ -326,3 +328,43 @@ def test_a_batch_moves_as_a_whole():
     assert len(moved) == 2
     bare = Batch(crops=full.crops, index=full.index).to("meta")
     assert (bare.grid, bare.xy_um, bare.target, bare.level_mask) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("reader", None),
+        ("plan", None),
+        ("plan", []),
+        ("plan", [1]),
+        ("batch_size", "4"),
+        ("batch_size", 2.5),
+        ("n_threads", 0),
+        ("n_threads", "many"),
+        ("pad_value", 256),
+        ("pad_value", None),
+        ("device", 3),
+        ("device", []),
+    ],
+)
+def test_arguments_of_another_type_are_named(argument, value):
+    good = {"reader": FakePyramid(), "plan": plan_crops(in_a_row(3), spec_of((4, 1)), downsamples=[1])}
+    with pytest.raises(StPredictError, match=f"^{argument} must be"):
+        next(iter_batches(**{**good, argument: value}))
+
+
+def test_a_device_that_does_not_exist():
+    plan = plan_crops(in_a_row(3), spec_of((4, 1)), downsamples=[1])
+    with pytest.raises(InvalidValueError, match="The device 'nonsense' cannot be used"):
+        next(iter_batches(FakePyramid(), plan, device="nonsense"))
+
+
+def test_numbers_of_numpy_are_taken():
+    plan = plan_crops(in_a_row(3), spec_of((4, 1)), downsamples=[1])
+    (batch,) = iter_batches(FakePyramid(), plan, batch_size=np.int64(4), pad_value=np.uint8(0), n_threads=np.int64(1))
+    assert len(batch) == 3
+
+
+def test_crops_that_do_not_fit_into_memory():
+    with pytest.raises(MemoryError, match=r"100000 crops of 100000 x 100000 px need 3e\+06 GB"):
+        Buffers().take((10**5, 3, 10**5, 10**5))

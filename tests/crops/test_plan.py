@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict.crops import plan_crops
 from st_predict.specs import CropSpec, LevelSpec
 
@@ -108,13 +109,13 @@ def test_more_than_one_percent_is_resampled():
 
 
 def test_unknown_mpp_is_an_error_where_it_is_needed():
-    with pytest.raises(ValueError, match=r"0\.5 um/px.*pass mpp="):
+    with pytest.raises(ValueError, match=r"0\.5 um/px.* Give it with mpp="):
         plan_crops(np.zeros((1, 2)), native(224, 1, mpp=0.5), downsamples=[1])
 
 
 @pytest.mark.parametrize("mpp", [0.0, -0.5, float("nan")])
 def test_mpp_that_makes_no_sense(mpp):
-    with pytest.raises(ValueError, match=f"mpp must be positive, got {mpp}"):
+    with pytest.raises(ValueError, match=f"mpp must be .*, got {mpp}"):
         plan_crops(np.zeros((1, 2)), native(224, 1, mpp=0.5), downsamples=[1], mpp=mpp)
 
 
@@ -132,3 +133,41 @@ def test_levels_that_are_finer_than_the_image():
 def test_no_spots():
     (plan,) = plan_crops(np.empty((0, 2)), native(224, 1), downsamples=[1])
     assert plan.origins.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("xy", None),
+        ("xy", "text"),
+        ("xy", np.zeros((2, 3))),
+        ("xy", np.zeros(2)),
+        ("xy", [[np.nan, 0.0]]),
+        ("xy", [[np.inf, 0.0]]),
+        ("spec", None),
+        ("downsamples", []),
+        ("downsamples", 1),
+        ("downsamples", [1, 0]),
+        ("downsamples", ["a"]),
+        ("mpp", "half"),
+        ("mpp", -1),
+    ],
+)
+def test_arguments_of_another_type_are_named(argument, value):
+    good = {"xy": np.zeros((1, 2)), "spec": native(224, 1), "downsamples": [1], "mpp": 0.5}
+    with pytest.raises(StPredictError, match=f"^{argument} must be"):
+        plan_crops(**{**good, argument: value})
+
+
+def test_numbers_of_numpy_are_taken():
+    spec = native(224, 1, mpp=0.5)
+    (plan,) = plan_crops([[0, 0]], spec, downsamples=np.array([1]), mpp=np.float32(0.5))
+    assert plan.read_size == 224
+
+
+def test_an_image_that_is_too_coarse_says_what_to_do():
+    with pytest.raises(InvalidValueError) as caught:
+        plan_crops(np.zeros((1, 2)), native(224, 1, mpp=0.5), downsamples=[1], mpp=2.0)
+    assert caught.value.arguments == {"mpp", "at_mpp"}
+    assert "with mpp=" in str(caught.value)
+    assert "at_mpp" not in str(caught.value)

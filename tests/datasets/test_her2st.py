@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._keys import Keys
 from st_predict.datasets import _her2st
 from st_predict.datasets._her2st import her2st
@@ -186,3 +187,15 @@ def test_a_changed_file_is_refused(server, tmp_path):
     with pytest.raises(ValueError, match=r"he\.png is not the expected file: git blob"):
         her2st("C1", cache=tmp_path / "cache", url=server.url)
     assert not (tmp_path / "cache/her2st/data/ST-imgs/C/C1/he.png").exists()
+
+
+def test_arguments_of_another_type_are_named(tmp_path):
+    for sections in (None, 3):
+        with pytest.raises(InvalidTypeError, match="sections must be one name or several, got"):
+            her2st(sections, cache=tmp_path)
+    with pytest.raises(InvalidValueError, match="her2st has no section 3"):
+        her2st([3], cache=tmp_path)
+    with pytest.raises(InvalidValueError, match="cache must be a path, got 3"):
+        her2st("A1", cache=3)
+    with pytest.raises(InvalidValueError, match="url must be a string, got 3"):
+        her2st("A1", cache=tmp_path, url=3)

@@ -14,6 +14,7 @@ from skimage.color import rgb2hed
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
+from st_predict._errors import InvalidValueError
 from st_predict.datasets._simulate import COVARIATES, DISPERSION, Simulation, simulate, toy
 from st_predict.io import find_mpp, read_legacy_st
 
@@ -314,16 +315,17 @@ def test_toy_is_tiny_and_always_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_patients": 0}, "n_patients must be 1 or more, got 0"),
-        ({"n_sections": 0}, "n_sections must be 1 or more"),
-        ({"n_genes": -1}, "n_genes must be 1 or more"),
-        ({"mean_count": 0.0}, "mean_count must be positive"),
-        ({"mean_count": float("nan")}, "mean_count must be positive"),
-        ({"mpp": 0.0}, "mpp must be positive and at most 4"),
-        ({"mpp": 8.0}, "mpp must be positive and at most 4"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"n_patients": 0}, "n_patients must be at least 1, got 0"),
+        ({"n_sections": 0}, "n_sections must be at least 1"),
+        ({"n_genes": -1}, "n_genes must be at least 1"),
+        ({"mean_count": 0.0}, "mean_count must be above 0"),
+        ({"mean_count": float("nan")}, "mean_count must be a finite number"),
+        ({"mean_count": 1e9}, "mean_count must be at most 1e\\+06"),
+        ({"mpp": 0.0}, "mpp must be above 0"),
+        ({"mpp": 8.0}, "mpp must be at most 4, got 8.0"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"shape": (700, 804)}, "multiples of 8"),
-        ({"shape": (0, 800)}, "multiples of 8"),
+        ({"shape": (0, 800)}, r"shape\.0 must be at least 1, got 0"),
         ({"shape": (160, 800), "mpp": 0.5}, r"160 x 800 px at 0.5 um/px \(80 x 400 um\) are too small"),
     ],
 )
@@ -349,3 +351,28 @@ def test_tissue_without_glands_or_epithelium_is_drawn_too(seed: int):
 def test_an_image_without_tissue_for_a_spot_is_refused():
     with pytest.raises(ValueError, match="No spot lies on the tissue of 200 x 264 px"):
         simulate(1, 1, n_genes=5, shape=(200, 264), seed=10)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("n_patients", "2"),
+        ("n_sections", None),
+        ("n_genes", 2.5),
+        ("shape", 800),
+        ("shape", (800,)),
+        ("shape", (800, "800")),
+        ("mpp", None),
+        ("mean_count", "many"),
+        ("seed", 0.5),
+    ],
+)
+def test_arguments_of_another_type_are_named(argument: str, value: object):
+    with pytest.raises(InvalidValueError, match=rf"^{argument}.* (must be|is missing)"):
+        simulate(**{argument: value})
+
+
+def test_numbers_of_numpy_are_taken():
+    options = {"n_genes": np.int64(3), "mpp": np.float32(1), "seed": np.int64(1), "mean_count": np.float64(5)}
+    made = simulate(np.int64(1), np.int64(1), shape=(np.int64(800), np.int64(800)), **options)
+    assert made.sections["P1S1"]["table"].n_vars == 3

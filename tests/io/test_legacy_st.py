@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict.io import find_mpp, open_pyramid, read_legacy_st, read_spots
 
@@ -253,3 +254,52 @@ print(json.dumps([int(peak[1]) / 2**20, open_pyramid(sdata).level_shapes, Image.
     assert peak_gib < 2
     assert shapes == [[9911, 9274], [4955, 4637], [2477, 2318], [1238, 1159]]
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("argument", "name"), [("counts", "counts.tsv.gz"), ("image", "he.png")])
+def test_a_file_that_was_cut_is_named(folder, argument, name):
+    _cut(folder / name)
+    with pytest.raises(InvalidValueError, match=rf"{re.escape(name)} cannot be read: .* Get it again\.$"):
+        _read(folder, **{argument: name})
+
+
+@pytest.mark.parametrize(
+    ("argument", "content"),
+    [
+        ("counts", b"\xff\xfe\x00"),
+        ("spots", b"x\ty\tpixel_x\tpixel_y\na\tb\tc\td\n"),
+        ("spots", b"x\ty\tpixel_x\tpixel_y\n1\t2\t3\t4\t5\t6\n1\t2\t3\n"),
+        ("labels", b"x\ty\tlabel\none\ttwo\tcancer\n"),
+    ],
+)
+def test_a_file_of_nonsense_is_named(folder, argument, content):
+    (folder / "bad.txt").write_bytes(content)
+    with pytest.raises(InvalidValueError, match=r"bad\.txt"):
+        _read(folder, **{argument: folder / "bad.txt"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("section", 3),
+        ("patient", None),
+        ("mpp", "half"),
+        ("spot_diameter_um", 0),
+        ("pitch_um", float("nan")),
+        ("labels", 3),
+        ("image_key", "a/b"),
+        ("table_key", ""),
+        ("n_levels", 2.5),
+    ],
+)
+def test_arguments_of_another_type_are_named(folder, option, value):
+    with pytest.raises(InvalidValueError, match=f"^{option} (should|must) be"):
+        _read(folder, **{option: value})
+
+
+def test_numbers_of_numpy_are_taken(folder):
+    _check(_read(folder, mpp=np.float32(0.5), n_levels=np.int64(2), spot_diameter_um=np.float64(100)))

@@ -15,8 +15,9 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
+from st_predict._errors import InvalidValueError
 from st_predict.io import Mpp, find_mpp
-from st_predict.io._mpp import lattice_pitch
+from st_predict.io._mpp import lattice_pitch, square_pixels
 
 
 def _um(sdata, x, y, system="um"):
@@ -67,7 +68,7 @@ def test_an_argument_is_taken(sdata):
 
 @pytest.mark.parametrize("mpp", [0, -1, np.nan, np.inf])
 def test_an_impossible_argument_is_refused(sdata, mpp):
-    with pytest.raises(ValueError, match=f"mpp must be a positive number, got {float(mpp)}"):
+    with pytest.raises(ValueError, match=f"mpp must be a positive number, got {mpp} from argument"):
         find_mpp(sdata, mpp=mpp)
 
 
@@ -184,13 +185,15 @@ def test_spots_without_a_table_or_a_lattice(sdata):
     sdata["table"].uns["assay"] = "visium"
     with pytest.raises(ValueError, match="no complete columns 'array_row' and 'array_col'"):
         find_mpp(sdata)
-    with pytest.raises(ValueError, match="needs a table"):
+    with pytest.raises(ValueError, match="sdata has no table of spots"):
         find_mpp(SpatialData(images={"he": sdata["he"]}), mpp="spots")
 
 
 def test_nothing_known_says_what_to_do(sdata):
     assert find_mpp(sdata) is None
-    with pytest.raises(ValueError, match=re.escape("micrometres a pixel of image 'he' has. Either pass mpp=")):
+    with pytest.raises(
+        ValueError, match=re.escape("micrometres a pixel of image 'he' has. Give it with mpp=, or set a transformation")
+    ):
         find_mpp(sdata, required=True)
 
 
@@ -221,3 +224,52 @@ def test_resolving_logs_value_and_source(sdata, caplog):
     caplog.set_level(logging.INFO, logger="st_predict")
     assert find_mpp(sdata, mpp=0.5, required=True) == Mpp(0.5, "argument")
     assert "0.5 um per pixel, from argument" in caplog.text
+
+
+def test_advice_is_about_arguments_of_the_called_function(sdata):
+    _um(sdata, 0.5, 0.4)
+    with pytest.raises(InvalidValueError) as caught:
+        find_mpp(sdata)
+    assert str(caught.value).endswith("Resample the image, or give it with mpp=.")
+    with pytest.raises(InvalidValueError) as caught:
+        square_pixels(0.5, 0.4, "somewhere")
+    assert str(caught.value).endswith("from somewhere. Resample the image.")
+
+
+@pytest.mark.parametrize("mpp", ["half", [0.5], np.zeros(2), True, {}])
+def test_an_argument_of_another_type_is_named(sdata, mpp):
+    with pytest.raises(InvalidValueError, match=r"mpp must be a .*number.*, got"):
+        find_mpp(sdata, mpp=mpp)
+
+
+@pytest.mark.parametrize("mpp", [np.float32(0.5), np.float64(0.5)])
+def test_numbers_of_numpy_become_those_of_python(sdata, mpp):
+    assert type(find_mpp(sdata, mpp=mpp).value) is float
+
+
+@pytest.mark.parametrize("value", ["half", [1, 2, 3], {}])
+def test_an_attribute_that_is_no_number(sdata, value):
+    sdata["he"]["scale0"]["image"].attrs["mpp"] = value
+    with pytest.raises(InvalidValueError, match=r"got .* from attribute 'mpp' of the image. Give it with mpp="):
+        find_mpp(sdata)
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_coordinate_system_that_says_nothing(sdata, scale):
+    _um(sdata, scale, scale)
+    with pytest.raises(InvalidValueError, match="transformation of the image to 'um' cannot be inverted"):
+        find_mpp(sdata)
+
+
+@pytest.mark.parametrize("width", ["wide", -2.0])
+def test_bins_that_have_no_width(width):
+    grid, xy = _square(4, 4)
+    with pytest.raises(InvalidValueError, match=r"uns\['bin_um'\] must be"):
+        find_mpp(_section(grid, xy, assay="visium_hd", bin_um=width))
+
+
+def test_columns_of_text_are_no_visium():
+    grid, xy = _hexagonal(4, 8)
+    sdata = _section(grid, xy * 10, instance_key="spot_id")
+    sdata["table"].obs[["array_row", "array_col"]] = "a"
+    assert find_mpp(sdata) is None

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidValueError
 from st_predict.io import OpenSlidePyramid, PyramidReader, find_mpp, open_pyramid, read_wsi
 from st_predict.io._openslide import _on_white
 
@@ -173,3 +174,44 @@ def test_a_real_slide_is_what_openslide_reads():
         np.testing.assert_array_equal(OpenSlidePyramid(SVS).read(*place, 300, 200, level=0), truth)
         np.testing.assert_array_equal(open_pyramid(sdata).read(*place, 300, 200, level=0), truth)
     assert find_mpp(sdata).value == pytest.approx(float(slide.properties["aperio.MPP"]))
+
+
+def test_a_damaged_tile_is_placed_and_the_others_are_read(tmp_path):
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(_level((256, 256)), tile=(64, 64), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]  # row 1, column 1
+    reader = OpenSlidePyramid(path)
+    good = reader.read(0, 0, 64, 64, level=0)
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = bytes(size)
+    path.write_bytes(bytes(data))
+    reader = OpenSlidePyramid(path)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"slide\.tif, level 0, x 64, y 64, 64 x 64 px: cannot be read.*OpenSlide"):
+            reader.read(64, 64, 64, 64, level=0)
+        np.testing.assert_array_equal(reader.read(0, 0, 64, 64, level=0), good)
+    with pytest.raises(OSError, match="Image 'he', level 0, x 64, y 64"):
+        open_pyramid(read_wsi(path)).read(64, 64, 64, 64, level=0)
+
+
+def test_arguments_of_another_type_are_named(tiff):
+    for path in (None, 3, [tiff]):
+        with pytest.raises(InvalidValueError, match="path must be a path, got"):
+            read_wsi(path)
+    for name in (None, "a/b", "__x", 3):
+        with pytest.raises(InvalidValueError, match=r"image_key must be a name of letters, digits, _, - and \."):
+            read_wsi(tiff, image_key=name)
+    with pytest.raises(InvalidValueError, match="mpp must be a positive number, got 'half' from argument"):
+        read_wsi(tiff, mpp="half")
+    with pytest.raises(InvalidValueError, match="pixels inside level 0, which is 1205 x 703 px"):
+        OpenSlidePyramid(tiff).read(1200, 0, 6, 1, level=0)
+    with pytest.raises(InvalidValueError, match="level must be a whole number from 0 to 3, got 4"):
+        OpenSlidePyramid(tiff).edges(4)
+
+
+def test_a_wrong_resolution_says_how_to_give_another(tmp_path):
+    path = _write(tmp_path / "slide.tif", resolution=(20000, 25000))
+    with pytest.raises(InvalidValueError, match=r"Resample the image, or give it with mpp=\.$"):
+        read_wsi(path)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from xarray import Dataset, DataTree
+from zarr.codecs import BloscCodec, GzipCodec
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.io import PyramidReader, SpatialDataPyramid, open_pyramid
 from st_predict.io._pyramid import level_downsamples
 
@@ -125,8 +130,69 @@ def test_which_image(sdata):
     with pytest.raises(KeyError, match=re.escape("No image 'x' in sdata; there are ['he']")):
         open_pyramid(sdata, "x")
     sdata["other"] = _image(np.zeros((3, 8, 8), np.uint8))
-    with pytest.raises(ValueError, match=re.escape("image_key is needed: sdata has the images ['he', 'other']")):
+    with pytest.raises(
+        ValueError, match=re.escape("There are several images in sdata: ['he', 'other']. Choose one with image_key=.")
+    ):
         open_pyramid(sdata)
     assert open_pyramid(sdata, "other").level_shapes == ((8, 8),)
     with pytest.raises(ValueError, match="no image"):
         open_pyramid(SpatialData())
+
+
+@pytest.mark.parametrize(
+    "region",
+    [(-1, 0, 2, 2), (0, 0, 9, 2), (0, 7, 2, 2), (0, 0, -1, 2), (0.5, 0, 2, 2), ("0", 0, 2, 2), (None, 0, 2, 2)],
+)
+def test_a_region_lies_inside_its_level(region):
+    reader = SpatialDataPyramid(_image(np.zeros((3, 8, 8), np.uint8)))
+    with pytest.raises(InvalidValueError, match="pixels inside level 0, which is 8 x 8 px"):
+        reader.read(*region, level=0)
+
+
+@pytest.mark.parametrize("level", [1, -1, 0.5, "0", None])
+def test_a_level_exists(level):
+    reader = SpatialDataPyramid(_image(np.zeros((3, 8, 8), np.uint8)))
+    for call in (partial(reader.read, 0, 0, 2, 2, level=level), partial(reader.edges, level)):
+        with pytest.raises(InvalidValueError, match=f"level must be a whole number from 0 to 0, got {level!r}"):
+            call()
+
+
+@pytest.mark.parametrize("compressor", ["blosc", "gzip", "none"])
+def test_a_damaged_chunk_is_placed(tmp_path, compressor):
+    codec = {"blosc": BloscCodec(), "gzip": GzipCodec(), "none": None}[compressor]
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(3, 128, 128), chunks=(3, 64, 64), dtype="uint8", compressors=codec
+    )
+    array[:] = np.random.default_rng(0).integers(0, 255, (3, 128, 128), dtype=np.uint8)
+    chunk = tmp_path / "a.zarr" / "c" / "0" / "1" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    sdata = SpatialData(images={"he": _image(da.from_zarr(tmp_path / "a.zarr"))})
+    reader = open_pyramid(sdata)
+    for region in ((0, 64, 64, 64), (3, 70, 20, 10)):  # a chunk, and a part of it
+        x, y, width, height = region
+        with pytest.raises(
+            OSError, match=rf"^Image 'he', level 0, x {x}, y {y}, {width} x {height} px: cannot be read"
+        ):
+            reader.read(*region, level=0)
+    assert reader.read(64, 0, 64, 64, level=0).shape == (64, 64, 3)
+
+
+def test_an_image_that_does_not_fit_into_memory(monkeypatch):
+    reader = open_pyramid(
+        SpatialData(images={"he": _image(da.zeros((3, 80_000, 80_000), dtype=np.uint8, chunks=(3, 8000, 8000)))})
+    )
+
+    def full(*_args):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(type(reader._levels[0]), "read", full)
+    with pytest.raises(MemoryError, match=r"80000 x 80000 px: 19.2 GB do not fit into memory"):
+        reader.read(0, 0, 80_000, 80_000, level=0)
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((3, 8, 8), np.uint8), "he"])
+def test_an_image_is_an_element(image):
+    with pytest.raises(InvalidTypeError, match="Expected an image element"):
+        SpatialDataPyramid(image)
+    with pytest.raises(InvalidValueError, match="got a DataTree without one"):
+        SpatialDataPyramid(DataTree())

@@ -9,6 +9,7 @@ import pytest
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict.io import find_image, find_shapes, find_table
 
@@ -46,7 +47,7 @@ def test_a_table_that_holds_predictions_is_still_a_table():
 
 def test_of_several_tables_the_default_name_wins():
     assert find_table(SpatialData(tables={"table": _table(), "cells": _table()}), None) == "table"
-    with pytest.raises(ValueError, match=re.escape("table_key is needed: sdata has the tables ['a', 'b']")):
+    with pytest.raises(ValueError, match=re.escape("several tables in sdata: ['a', 'b']. Choose one with table_key=.")):
         find_table(SpatialData(tables={"b": _table(), "a": _table()}), None)
 
 
@@ -54,7 +55,7 @@ def test_of_several_shapes_the_grid_wins(sdata):
     shapes = sdata["spots"]
     assert find_shapes(SpatialData(shapes={"tissue": shapes, "grid": shapes.copy()}), None) == "grid"
     with pytest.raises(
-        ValueError, match=re.escape("shapes_key is needed: sdata has no table, and the shapes ['a', 'b']")
+        ValueError, match=re.escape("no table in sdata, and several shapes: ['a', 'b']. Choose one with shapes_key=.")
     ):
         find_shapes(SpatialData(shapes={"b": shapes, "a": shapes.copy()}), None)
     with pytest.raises(KeyError, match=re.escape("No shapes element 'x' in sdata; there are ['spots']")):
@@ -74,3 +75,10 @@ def test_cells_are_no_spots(sdata):
     with pytest.raises(ValueError, match="There are no spots"):
         find_shapes(SpatialData(shapes={"cells_istar_grid": shapes.copy()}, tables=cells), None)
     assert find_shapes(both, "cells_istar_grid") == "cells_istar_grid"
+
+
+@pytest.mark.parametrize("find", [find_image, find_table, find_shapes])
+@pytest.mark.parametrize("name", [3, ["he"], np.zeros(2)])
+def test_names_are_texts(sdata, find, name):
+    with pytest.raises(InvalidValueError, match="_key must be a string, got"):
+        find(sdata, name)

@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation, set_transformation
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.io import Spots, open_pyramid, read_spots, spots_outside
 
 XY = np.array([(x, y) for y in (50, 200, 390) for x in (10, 150, 300, 590)], float)
@@ -170,7 +171,9 @@ def test_a_table_of_several_sections_needs_a_region():
     spots = read_spots(sdata, region="two")
     np.testing.assert_allclose(spots.xy, XY[:5] + 1)
     assert list(spots.names) == [f"row{i}" for i in range(12, 17)]
-    with pytest.raises(ValueError, match=re.escape("region is needed: table 'table' annotates ['one', 'two']")):
+    with pytest.raises(
+        ValueError, match=re.escape("Table 'table' annotates several regions: ['one', 'two']. Choose one with region=")
+    ):
         read_spots(sdata)
     with pytest.raises(KeyError, match="has no region 'three'"):
         read_spots(sdata, region="three")
@@ -297,3 +300,39 @@ def test_polygons_have_no_radius():
     corners = [box(x, y, x + 2, y + 2) for x, y in XY]
     sdata.shapes["squares"] = ShapesModel.parse(gpd.GeoDataFrame({"radius": [3.0] * 12}, geometry=corners))
     assert read_spots(sdata, shapes_key="squares").radius is None
+
+
+@pytest.mark.parametrize("scale", [[0.0, 0.0], [1.0, 0.0], [np.nan, 1.0], [np.inf, np.inf]])
+@pytest.mark.parametrize("element", ["he", "spots"])
+def test_a_transformation_that_cannot_be_inverted_is_named(sdata, element, scale):
+    set_transformation(sdata[element], Scale(scale, axes=("x", "y")), "global")
+    named = "the image" if element == "he" else "'spots'"
+    with pytest.raises(
+        InvalidValueError, match=f"transformation of {named} to 'global' cannot be inverted: its matrix"
+    ):
+        read_spots(sdata)
+
+
+@pytest.mark.parametrize("places", [["a"] * 12, [np.inf] * 12])
+def test_places_on_the_lattice_are_numbers(sdata, places):
+    sdata["table"].obs["array_row"] = places
+    sdata["table"].obs["array_col"] = 1
+    with pytest.raises(InvalidValueError, match=r"Columns \['array_row', 'array_col'\] must be whole numbers"):
+        read_spots(sdata)
+
+
+@pytest.mark.parametrize("arguments", [{"region": 0}, {"region": ["spots"]}, {"shapes_key": 3}])
+def test_arguments_of_another_type_are_named(sdata, arguments):
+    with pytest.raises(InvalidValueError, match=f"^{next(iter(arguments))} must be a string, got"):
+        read_spots(sdata, table_key="table", **arguments)
+    with pytest.raises(InvalidTypeError, match="sdata must be a SpatialData object, got an AnnData"):
+        read_spots(sdata["table"])
+
+
+def test_spots_outside_takes_spots_and_a_shape(sdata):
+    spots = read_spots(sdata)
+    assert spots_outside(spots, (np.int64(1), np.int64(1))).all()
+    with pytest.raises(InvalidValueError, match="shape must be a valid tuple, got 3"):
+        spots_outside(spots, 3)
+    with pytest.raises(InvalidTypeError, match="spots must be Spots, got ndarray"):
+        spots_outside(spots.xy, (1, 1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from st_predict._errors import InvalidTypeError, StPredictError
 from st_predict.crops import iter_batches, plan_crops
 from st_predict.io import open_pyramid
 from st_predict.pl import crops
@@ -104,7 +105,7 @@ def test_the_spot_in_the_middle_is_the_default(sdata: SpatialData) -> None:
 
 def test_what_cannot_be_drawn(sdata: SpatialData) -> None:
     fixed = CropSpec(levels=(LevelSpec(size=20),), mpp=0.5)
-    with pytest.raises(ValueError, match=r"0.5 um/px, so the mpp of the image is needed: pass mpp="):
+    with pytest.raises(ValueError, match=r"0.5 um/px, and the mpp of the image is unknown. Give it with mpp="):
         crops(sdata, fixed)
     with pytest.raises(ValueError, match=r"The image has 1 um/px, the model needs 0.5 um/px or finer"):
         crops(sdata, fixed, mpp=1.0)
@@ -128,3 +129,31 @@ def test_axes_of_the_user_and_saving(sdata: SpatialData, tmp_path: Path) -> None
     crops(sdata, THREE, save=tmp_path / "crops.png")
     assert plt.get_fignums() == [figure.number]
     assert (tmp_path / "crops.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("crop", None),
+        ("spot", 3),
+        ("spot", (1.0,)),
+        ("spot", (np.nan, 1.0)),
+        ("mpp", "half"),
+        ("region", 3),
+        ("table_key", 3),
+        ("image_key", ["he"]),
+        ("figsize", "large"),
+        ("save", 3),
+        ("show", None),
+    ],
+)
+def test_arguments_of_another_type_are_named(sdata: SpatialData, argument: str, value: object) -> None:
+    with pytest.raises(StPredictError, match=rf"^{argument}.* (must be|must be|is missing)"):
+        crops(**{"sdata": sdata, "crop": THREE, argument: value})
+    with pytest.raises(InvalidTypeError, match="sdata must be a SpatialData object, got an AnnData"):
+        crops(sdata["table"], THREE)
+    assert not plt.get_fignums()
+
+
+def test_a_place_may_be_an_array(sdata: SpatialData) -> None:
+    assert crops(sdata, THREE, spot=np.array([300, 200]))[0].get_title() == "x 300, y 200"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from st_predict import get
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.pl import pca_map
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def test_too_little_to_fit(predicted: SpatialData) -> None:
     predicted["table"].X[3:] = 0
     with pytest.raises(ValueError, match="need 4 spots and 3 genes with values, there are 3 and 5"):
         pca_map(predicted)
-    with pytest.raises(ValueError, match=r'colours must be "shared" or "each", got \'both\''):
+    with pytest.raises(ValueError, match="colours must be 'shared' or 'each', got 'both'"):
         pca_map(predicted, colours="both")
     assert not plt.get_fignums()
 
@@ -118,3 +119,22 @@ def test_saved(predicted: SpatialData, tmp_path: Path) -> None:
     axes = pca_map(predicted, save=tmp_path / "pca.pdf")
     assert (tmp_path / "pca.pdf").read_bytes().startswith(b"%PDF")
     assert axes[0, 0].figure.number not in plt.get_fignums()
+
+
+def test_the_only_prediction_is_the_default(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    for slots in (table.obsm, table.uns["st_predict"]):
+        slots["mine"] = slots.pop("pred_m2ost")
+    assert pca_map(predicted).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("colours", None), ("key", 3), ("layer", 3), ("tissue", 1), ("margin", "wide"), ("figsize", 3)],
+)
+def test_arguments_of_another_type_are_named(predicted: SpatialData, argument: str, value: object) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{argument} must be"):
+        pca_map(predicted, **{argument: value})
+    with pytest.raises(InvalidTypeError, match=r"sdata must be a SpatialData object, got the path 's\.zarr'"):
+        pca_map("s.zarr")
+    assert not plt.get_fignums()

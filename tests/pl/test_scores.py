@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.pl import scores
 
 if TYPE_CHECKING:
@@ -132,3 +133,31 @@ def test_a_predictor_looks_the_same_in_every_panel() -> None:
     colours = [{line.get_label().split(":")[0]: line.get_color() for line in one.lines} for one in axes]
     assert colours[0]["b"] == colours[1]["b"] != colours[0]["a"]
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("metric", None),
+        ("sort_by", 3),
+        ("n_cols", 0),
+        ("n_cols", "3"),
+        ("figsize", 3),
+        ("figsize", (0, 1)),
+        ("save", 3),
+        ("show", "yes"),
+    ],
+)
+def test_arguments_of_another_type_are_named(frame: pd.DataFrame, argument: str, value: object) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{argument}.* must be"):
+        scores(frame, **{argument: value})
+    for evaluation in (None, 3, "scores.csv", {"genes": frame}):
+        with pytest.raises(InvalidTypeError, match="evaluation must be an Evaluation or its table of genes"):
+            scores(evaluation)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("value", [np.inf, "x"])
+def test_scores_are_numbers(frame: pd.DataFrame, value: object) -> None:
+    with pytest.raises(InvalidValueError, match="Column 'pearson' of the table of scores should have finite numbers"):
+        scores(frame.assign(pearson=value))

@@ -16,6 +16,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 from st_predict import get
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 from st_predict.pl import spatial
 from st_predict.specs import ModelCard, TargetSpec
 
@@ -246,7 +247,7 @@ def test_one_of_several_sections(predicted: SpatialData) -> None:
     predicted.shapes["other"] = ShapesModel.parse(lower, transformations={"global": Scale([2.0, 2.0], axes=("x", "y"))})
     table.obs["region"] = pd.Categorical(["spots"] * 6 + ["other"] * 6)
     table.uns["spatialdata_attrs"]["region"] = ["spots", "other"]
-    with pytest.raises(ValueError, match="region is needed"):
+    with pytest.raises(ValueError, match=r"several regions: .* Choose one with region="):
         spatial(predicted, "VIM")
     axes = spatial(predicted, "VIM", region="other")
     np.testing.assert_allclose(spots(axes[0, 2]).get_offsets(), XY[6:] / (1, 2))
@@ -276,7 +277,7 @@ def test_unknown_names_are_errors_that_help(predicted: SpatialData) -> None:
         spatial(predicted, "VIM", key="pred_x")
     with pytest.raises(KeyError, match=r"No image 'nope'"):
         spatial(predicted, "VIM", image_key="nope")
-    with pytest.raises(ValueError, match="genes is empty"):
+    with pytest.raises(ValueError, match="list of genes is empty"):
         spatial(predicted, [])
     assert not plt.get_fignums()
 
@@ -289,7 +290,7 @@ def test_no_image(predicted: SpatialData) -> None:
 
 def test_options_out_of_range(predicted: SpatialData) -> None:
     for option in ({"tissue_strength": 1.5}, {"spot_scale": 0}, {"percentiles": (98, 2)}, {"margin": -0.1}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} (must|should) be"):
             spatial(predicted, "VIM", **option)
     assert not plt.get_fignums()
 
@@ -353,3 +354,71 @@ def test_the_object_is_not_changed(predicted: SpatialData) -> None:
     np.testing.assert_array_equal(table.obsm["pred_m2ost"], before[1])
     pd.testing.assert_frame_equal(table.obs, before[2])
     assert predicted["spots"].equals(before[3])
+
+
+def test_the_only_prediction_is_the_default(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    for slots in (table.obsm, table.uns["st_predict"]):
+        slots["mine"] = slots.pop("pred_m2ost")
+    assert spatial(predicted, "VIM").shape == (1, 3)
+    table.obsm["pred_b"], table.uns["st_predict"]["pred_b"] = table.obsm["mine"], table.uns["st_predict"]["mine"]
+    with pytest.raises(InvalidValueError, match=r"several predictions: \['mine', 'pred_b'\]. Choose one with key="):
+        spatial(predicted, "VIM")
+
+
+def test_advice_is_about_arguments_of_this_plot(predicted: SpatialData) -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"with st_predict\.tl\.predict\(.*, or leave them out with std=False\."
+    ):
+        spatial(predicted, "VIM", std=True)
+    with pytest.raises(NotFoundError, match=r"the table has \[\]. Leave out layer= to take X\."):
+        spatial(predicted, "VIM", layer="raw")
+    set_transformation(predicted["he"], Scale([0.5, 0.4], axes=("x", "y")), "um")
+    with pytest.raises(InvalidValueError, match="Pixels are not square") as caught:
+        spatial(predicted, "VIM")
+    assert "mpp=" not in str(caught.value)
+    del predicted["table"].uns["st_predict"]["pred_m2ost"]["genes"]
+    set_transformation(predicted["he"], Scale([0.5, 0.5], axes=("x", "y")), "um")
+    with pytest.raises(InvalidValueError, match="gene names of 'pred_m2ost' are unknown") as caught:
+        spatial(predicted, "VIM")
+    assert "genes=" not in str(caught.value)  # they are those to draw
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("genes", None),
+        ("genes", 3),
+        ("genes", [3]),
+        ("key", 3),
+        ("layer", ["counts"]),
+        ("table_key", 3),
+        ("image_key", 3),
+        ("region", 3),
+        ("tissue", "yes"),
+        ("std", None),
+        ("tissue_strength", "half"),
+        ("tissue_strength", np.nan),
+        ("spot_scale", None),
+        ("margin", np.inf),
+        ("percentiles", 2),
+        ("percentiles", ("a", "b")),
+        ("cmap", 3),
+        ("ax", 3),
+        ("figsize", (3,)),
+        ("save", 3),
+        ("show", 1),
+    ],
+)
+def test_arguments_of_another_type_are_named(predicted: SpatialData, argument: str, value: object) -> None:
+    with pytest.raises(StPredictError, match=rf"^{argument}.* (must be|must be|is missing)"):
+        spatial(**{"sdata": predicted, "genes": "VIM", argument: value})
+    with pytest.raises(InvalidTypeError, match="sdata must be a SpatialData object, got a list of 1"):
+        spatial([predicted], "VIM")
+    assert not plt.get_fignums()
+
+
+def test_a_colour_map_that_does_not_exist(predicted: SpatialData) -> None:
+    with pytest.raises(InvalidValueError, match=r"no colour map 'virdis'; there are \['viridis'"):
+        spatial(predicted, "VIM", cmap="virdis")
+    assert not plt.get_fignums()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
 
+from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict.crops._batch import Batch
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-    from st_predict.crops._batch import Batch
 
 __all__ = ["N_SYMMETRIES", "apply_symmetry", "augment", "drop_levels"]
 
@@ -22,7 +24,13 @@ def augment(batch: Batch, generator: Generator) -> Batch:
     """Turn and mirror each spot by one of the 8 symmetries, drawn anew at each call.
 
     All levels of a spot get the same symmetry, so that they go on showing the same tissue. No pixel is resampled.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of another type.
     """
+    _check(batch, generator)
     symmetry = torch.randint(N_SYMMETRIES, (len(batch),), generator=generator)
     crops = tuple(crop.clone(memory_format=torch.contiguous_format) for crop in batch.crops)
     for which in range(N_SYMMETRIES):
@@ -33,7 +41,17 @@ def augment(batch: Batch, generator: Generator) -> Batch:
 
 
 def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
-    """Apply symmetry 0 (identity) to 7 to ``(..., size, size)``: quarter turns, mirrored from 4 on."""
+    """Apply symmetry 0 (identity) to 7 to ``(..., size, size)``: quarter turns, mirrored from 4 on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``crop`` is no tensor, or there is no such symmetry.
+    """
+    if not isinstance(crop, torch.Tensor) or crop.ndim < 2:
+        raise InvalidTypeError(f"crop must be a tensor (..., size, size), got {type(crop).__name__}.")
+    if not isinstance(symmetry, Integral) or symmetry not in range(N_SYMMETRIES):
+        raise InvalidValueError(f"symmetry must be a whole number from 0 to {N_SYMMETRIES - 1}, got {symmetry!r}.")
     turned = torch.rot90(crop, symmetry % 4, dims=(-2, -1))
     return turned.flip(-1) if symmetry >= 4 else turned
 
@@ -42,7 +60,15 @@ def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
     """Hide each level of each spot with probability ``rate``; at least one level of a spot stays.
 
     The mask of the batch says what is hidden; a level that was missing before stays missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of another type, or ``rate`` is not from 0 to 1.
     """
+    _check(batch, generator)
+    if not isinstance(rate, Real) or not 0 <= rate <= 1:
+        raise InvalidValueError(f"rate must be from 0 to 1, got {rate!r}.")
     shape = (len(batch), len(batch.crops))
     present = torch.ones(shape, dtype=torch.bool) if batch.level_mask is None else batch.level_mask.cpu()
     order = torch.rand(shape, generator=generator)
@@ -50,3 +76,10 @@ def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
     rows, last = torch.arange(len(batch)), torch.where(present, order, -1.0).argmax(dim=1)
     kept[rows, last] = present[rows, last]
     return replace(batch, level_mask=kept.to(batch.crops[0].device))
+
+
+def _check(batch: Batch, generator: Generator) -> None:
+    if not isinstance(batch, Batch):
+        raise InvalidTypeError(f"batch must be a Batch, got {type(batch).__name__}.")
+    if not isinstance(generator, torch.Generator):
+        raise InvalidTypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")

@@ -88,7 +88,16 @@ class Batch:
 
     @classmethod
     def cat(cls, batches: Sequence[Batch]) -> Batch:
-        """Concatenate batches; a part that is ``None`` in one of them is ``None`` in the result."""
+        """Concatenate batches; a part that is ``None`` in one of them is ``None`` in the result.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or they differ in their number of levels.
+        """
+        if len({len(batch.crops) for batch in batches}) != 1:
+            found = [len(batch.crops) for batch in batches]
+            raise InvalidValueError(f"Batches should have the same number of levels, got {found}.")
         columns = {name: [getattr(batch, name) for batch in batches] for name in _PARTS}
         known = {name: torch.cat(parts) for name, parts in columns.items() if all(part is not None for part in parts)}
         levels = zip(*(batch.crops for batch in batches), strict=True)

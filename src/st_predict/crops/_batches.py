@@ -6,21 +6,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._validated import Byte, Count, check
 from st_predict.crops._batch import Batch
 from st_predict.crops._cutters import DeviceCutter, HostCutter, Job
+from st_predict.crops._plan import LevelPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from st_predict.crops._plan import LevelPlan
     from st_predict.io import PyramidReader
 
 __all__ = ["iter_batches", "reading_order"]
@@ -68,10 +69,13 @@ def iter_batches(
     Raises
     ------
     ValueError
-        If ``batch_size`` or ``n_threads`` is not positive.
+        If an argument is of another type or range.
+    TypeError
+        If ``reader`` or ``plan`` is something else.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InvalidValueError(f"batch_size must be 1 or more, or None for all spots at once; got {batch_size}.")
+    _check_source(reader, plan)
+    batch_size, n_threads = check("batch_size", batch_size, Count | None), check("n_threads", n_threads, Count | None)
+    pad_value, device = check("pad_value", pad_value, Byte), _device(device)
     order = reading_order(reader, plan[0])
     batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
     jobs = [job for batch in batches for job in batch.jobs]
@@ -79,7 +83,7 @@ def iter_batches(
         cutter = (
             HostCutter(reader, plan, jobs, pool=pool, pad_value=pad_value)
             if device is None
-            else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=torch.device(device))
+            else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=device)
         )
         try:
             for ahead in range(-_AHEAD, len(batches)):
@@ -90,6 +94,27 @@ def iter_batches(
                     yield Batch(crops=crops, index=torch.from_numpy(batches[ahead].index))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _check_source(reader: Any, plan: Any) -> None:
+    if not all(hasattr(reader, name) for name in ("edges", "read")):
+        raise InvalidTypeError(
+            f"reader must be a PyramidReader, got {type(reader).__name__}.",
+            "open one with st_predict.io.open_pyramid",
+        )
+    if not isinstance(plan, list | tuple) or not plan or not all(isinstance(level, LevelPlan) for level in plan):
+        raise InvalidTypeError(f"plan must be one LevelPlan per level, got {plan!r}.", "make it with plan_crops")
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    if not isinstance(device, str | torch.device):
+        raise InvalidTypeError(f"device must be a device of torch, such as 'cpu' or 'cuda', got {device!r}.")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise InvalidValueError(f"The device {str(device)!r} cannot be used: {error}") from error
 
 
 def _n_cores() -> int:

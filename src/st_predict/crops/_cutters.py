@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,10 +98,20 @@ class Buffers:
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return an uninitialised uint8 array of this shape."""
         free = self._free[shape]
-        memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
+        memory = free.pop() if free else _allocate(shape)
         view = memory[:]
         weakref.finalize(view, free.append, memory)  # slices and tensors of the view keep it alive
         return view
+
+
+def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError as error:
+        size = math.prod(shape) / 1e9
+        raise MemoryError(
+            f"{shape[0]} crops of {shape[-1]} x {shape[-1]} px need {size:.3g} GB, which do not fit into memory."
+        ) from error
 
 
 class DeviceCutter:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
+from st_predict._keys import Keys
+from st_predict._validated import Positive, check
+from st_predict.specs import CropSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from st_predict.specs import CropSpec, LevelSpec
+    from st_predict.specs import LevelSpec
 
 __all__ = ["LevelPlan", "plan_crops"]
 
@@ -70,10 +73,27 @@ def plan_crops(
     Raises
     ------
     ValueError
-        If ``mpp`` is needed and unknown or not positive, or if the image is coarser than the network needs.
+        If an argument is of another type, shape or range, if ``mpp`` is needed and unknown, or if the image is coarser than
+        the network needs.
     """
+    if not isinstance(spec, CropSpec):
+        raise InvalidTypeError(f"spec must be a CropSpec, got {spec!r}.")
+    mpp = check("mpp", mpp, Positive | None)
+    xy, downsamples = _finite("xy", xy, "(n_spots, 2)"), _finite("downsamples", downsamples, "(n_levels,)").tolist()
     base = _base_downsample(spec, mpp)
     return tuple(_plan_level(xy, level, base * level.downsample, downsamples=downsamples) for level in spec.levels)
+
+
+def _finite(name: str, values: Any, shape: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{name} must be numbers, {shape} ({error}).") from error
+    if array.ndim != (2 if "2" in shape else 1) or (array.ndim == 2 and array.shape[1] != 2) or array.shape == (0,):
+        raise InvalidValueError(f"{name} must be {shape}, got the shape {array.shape}.")
+    if not np.isfinite(array).all() or (array.ndim == 1 and (array <= 0).any()):
+        raise InvalidValueError(f"{name} must be finite{' and positive' if array.ndim == 1 else ''}, {shape}.")
+    return array
 
 
 def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
@@ -81,15 +101,20 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
     if spec.mpp is None:
         return 1.0
     if mpp is None:
-        raise InvalidValueError(f"The model sees {spec.mpp:.4g} um/px, so the mpp of the image is needed: pass mpp=.")
-    if not mpp > 0:
-        raise InvalidValueError(f"mpp must be positive, got {mpp}.")
+        raise InvalidValueError(
+            f"The model sees {spec.mpp:.4g} um/px, and the mpp of the image is unknown.",
+            Advice("give it with {}", "mpp"),
+            f"set a transformation of the image to a coordinate system called {Keys.UM!r}",
+        )
     base = spec.mpp / mpp
     if base * (1 + _RTOL) < 1:
         raise InvalidValueError(
             f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
-            "something else than it was trained on: use the full-resolution image, or check mpp. A network can be "
-            "trained at a coarser resolution (mpp= of tl.train), an encoder be shown one (at_mpp= of tl.embed)."
+            "something else than it was trained on.",
+            "use the full-resolution image",
+            Advice("correct the resolution of the image with {}", "mpp"),
+            "train a network at a coarser resolution with st_predict.tl.train(..., mpp=)",
+            Advice("show the encoder a coarser resolution with {}", "at_mpp"),
         )
     return base
 
@@ -109,6 +134,7 @@ def _best_level(downsample: float, downsamples: Sequence[float]) -> int:
     fine_enough = [i for i, d in enumerate(downsamples) if d <= downsample * (1 + _RTOL)]
     if not fine_enough:
         raise InvalidValueError(
-            f"The model needs pixels as wide as {downsample:.3g} pixels of level 0, finer than the image has."
+            f"The model needs pixels as wide as {downsample:.3g} pixels of level 0, finer than the image has.",
+            "use the full-resolution image",
         )
     return fine_enough[-1]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache as cached
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import cache_dir, download
+from st_predict._validated import File, check
 from st_predict.io import read_legacy_st
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from os import PathLike
 
     from spatialdata import SpatialData
@@ -63,7 +64,7 @@ def her2st(
     Raises
     ------
     ValueError
-        If there is no such section, or if a file is not what it was at that commit.
+        If an argument is of another type, if there is no such section, or if a file is not what it was at that commit.
     ConnectionError
         If a file is missing and cannot be downloaded.
     OSError
@@ -85,9 +86,11 @@ def her2st(
     >>> sdata.tables["table"].shape  # doctest: +SKIP
     (187, 15706)
     """
-    root = _root(cache)
+    root, url = _root(check("cache", cache, File | None)), check("url", url, str)
     if isinstance(sections, str):
         return _read(sections, root, url)
+    if not isinstance(sections, Iterable):
+        raise InvalidTypeError(f"sections must be one name or several, got {sections!r}.")
     names = list(sections)
     for name in names:  # before any is downloaded
         _paths(name)
@@ -114,7 +117,7 @@ def _paths(section: str) -> dict[str, str]:
     """Files of a section, as paths in the repository."""
     paths: dict[str, Any] = _registry()["files"]
     known = sorted(Path(path).name.partition(".")[0] for path in paths if path.startswith("data/ST-cnts/"))
-    if section not in known:
+    if not isinstance(section, str) or section not in known:
         raise InvalidValueError(f"her2st has no section {section!r}; there are {known}.")
     prefixes = {
         "counts": f"data/ST-cnts/{section}.",

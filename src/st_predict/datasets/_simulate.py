@@ -14,9 +14,10 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
+from st_predict._validated import Count, Natural, Positive, check
 from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ CROP_PX = 224
 
 N_LEVELS = 4
 CHUNK = 512
+
+MAX_MEAN_COUNT = 1e6
+"""Larger ones leave the range of whole numbers in the tails."""
+
+_LARGER = (Advice("show more tissue with a larger {}", "shape"), Advice("with a larger {}", "mpp"))
 
 DISPERSION = 0.08
 """Variance of the negative binomial beyond Poisson, relative to the squared mean."""
@@ -139,7 +145,7 @@ def simulate(
     Raises
     ------
     ValueError
-        If a number is out of range, or the image is too small to hold a spot on tissue.
+        If an argument is of another type or out of range, or the image is too small to hold a spot on tissue.
 
     Notes
     -----
@@ -198,21 +204,19 @@ def _check(
     n_patients: int, n_sections: int, n_genes: int, *, shape: tuple[int, int], mpp: float, mean_count: float, seed: int
 ) -> None:
     for name, number in {"n_patients": n_patients, "n_sections": n_sections, "n_genes": n_genes}.items():
-        if number < 1:
-            raise InvalidValueError(f"{name} must be 1 or more, got {number}.")
-    if not (np.isfinite(mean_count) and mean_count > 0):
-        raise InvalidValueError(f"mean_count must be positive, got {mean_count}.")
-    if not 0 < mpp <= GRID_UM:
+        check(name, number, Count)
+    if check("mean_count", mean_count, Positive) > MAX_MEAN_COUNT:
+        raise InvalidValueError(f"mean_count must be at most {MAX_MEAN_COUNT:g}, got {mean_count}.")
+    if check("mpp", mpp, Positive) > GRID_UM:
         raise InvalidValueError(
-            f"mpp must be positive and at most {GRID_UM:g}, got {mpp}: in wider pixels nothing is seen."
+            f"mpp must be at most {GRID_UM:g}, got {mpp}: pixels wider than that cannot resolve nuclei."
         )
-    if seed < 0:
-        raise InvalidValueError(f"seed must not be negative, got {seed}.")
+    check("seed", seed, Natural)
     whole = 2 ** (N_LEVELS - 1)
-    if len(shape) != 2 or any(side <= 0 or side % whole for side in shape):
+    if any(side % whole for side in check("shape", shape, tuple[Count, Count])):
         raise InvalidValueError(f"shape must be two positive multiples of {whole} (height, width), got {shape}.")
     if min(shape) * mpp < PITCH_UM:
-        raise InvalidValueError(f"{_extent(shape, mpp)} are too small for a spot; make shape or mpp larger.")
+        raise InvalidValueError(f"{_extent(shape, mpp)} are too small for a spot.", *_LARGER)
 
 
 def _extent(shape: tuple[int, int], mpp: float) -> str:
@@ -249,7 +253,7 @@ def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: 
     spots = pd.DataFrame({"x": x, "y": y, Keys.ARRAY_ROW: row + 1, Keys.ARRAY_COL: col + 1}, index=names)
     spots = spots[_within_spot(_cells(tissue.body), spots[["x", "y"]].to_numpy()) * GRID_UM**2 >= 0.5]
     if spots.empty:
-        raise InvalidValueError(f"No spot lies on the tissue of {_extent(shape, mpp)}; make shape or mpp larger.")
+        raise InvalidValueError(f"No spot lies on the tissue of {_extent(shape, mpp)}.", *_LARGER)
     return spots
 
 

@@ -9,7 +9,7 @@ import struct
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -31,7 +31,7 @@ from st_predict.io._pyramid import SpatialDataPyramid
 from st_predict.io._spots import Spots, spots_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from os import PathLike
     from typing import TextIO
 
@@ -125,22 +125,18 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     Only spots that have counts and a place, and are not unselected, are kept; how many are dropped is logged. Genes are
     kept as they are, also repeated ones, which are logged; anndata then warns that names are not unique.
     """
-    for name, path in {"counts": counts, "spots": spots, "image": image, "labels": labels}.items():
-        check(name, path, File | None if name == "labels" else File)
-    for name, value in {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key}.items():
-        check(name, value, Name)
-    check("section", section, str)
-    check("patient", patient, str)
-    n_levels, spot_diameter_um = (
-        check("n_levels", n_levels, Count),
-        check("spot_diameter_um", spot_diameter_um, Positive),
-    )
+    _check({"counts": counts, "spots": spots, "image": image}, File)
+    _check({"labels": labels}, File | None)
+    _check({"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key}, Name)
+    _check({"section": section, "patient": patient}, str)
+    _check({"spot_diameter_um": spot_diameter_um, "pitch_um": pitch_um}, Positive)
+    check("n_levels", n_levels, Count)
     with _reading(spots):
         places = _read_spots(Path(spots))
     with _reading(counts):
         names, genes, values = _read_counts(Path(counts))
     places, values = _with_both(places, names, values, section)
-    resolution = _resolution(places, mpp, check("pitch_um", pitch_um, Positive))
+    resolution = _resolution(places, mpp, pitch_um)
     with _reading(image):
         picture = _read_image(Path(image), n_levels=n_levels, mpp=resolution.value)
     table = AnnData(values, obs=_obs(places, section, patient), var=pd.DataFrame(index=pd.Index(genes)))
@@ -162,6 +158,11 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
         shapes={shapes_key: circles},
         tables={table_key: TableModel.parse(table, region=shapes_key, region_key=REGION, instance_key=INSTANCE)},
     )
+
+
+def _check(arguments: Mapping[str, Any], kind: Any) -> None:
+    for name, value in arguments.items():
+        check(name, value, kind)
 
 
 @contextmanager

@@ -94,12 +94,29 @@ class ZarrLevel:
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
-        block = _block_at(self.edges, rows, cols)
-        if block is None or self._files is None:
+        if self._files is None:
             return np.asarray(self._array[:, rows, cols])
+        block = _block_at(self.edges, rows, cols)
+        if block is not None:
+            return self._block(block)[:, : rows.stop - rows.start, : cols.stop - cols.start]
+        region = np.empty((self._array.shape[0], rows.stop - rows.start, cols.stop - cols.start), np.uint8)
+        for row in _blocks_in(self.edges[0], rows):
+            for col in _blocks_in(self.edges[1], cols):
+                self._copy((row, col), region, rows.start, cols.start)
+        return region
+
+    def _block(self, block: tuple[int, int]) -> NDArray[np.uint8]:
+        assert self._files is not None  # else zarr reads
         folder, codec = self._files
-        return self._decode(folder / self._array.metadata.encode_chunk_key((0, *block)), codec)[
-            :, : rows.stop - rows.start, : cols.stop - cols.start
+        return self._decode(folder / self._array.metadata.encode_chunk_key((0, *block)), codec)
+
+    def _copy(self, block: tuple[int, int], region: NDArray[np.uint8], top: int, left: int) -> None:
+        """Copy what lies in a region, ``(3, height, width)``, that begins at ``top`` and ``left``."""
+        (y, bottom), (x, right) = ((int(edge[i]), int(edge[i + 1])) for edge, i in zip(self.edges, block, strict=True))
+        rows = slice(max(y, top), min(bottom, top + region.shape[1]))
+        cols = slice(max(x, left), min(right, left + region.shape[2]))
+        region[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = self._block(block)[
+            :, rows.start - y : rows.stop - y, cols.start - x : cols.stop - x
         ]
 
     @cached_property
@@ -123,6 +140,9 @@ class ZarrLevel:
             data = path.read_bytes()
         except FileNotFoundError:  # a block that was never written
             return np.full(shape, self._array.fill_value or 0, np.uint8)
+        if isinstance(codec, numcodecs.Blosc) and int.from_bytes(data[12:16], "little") != len(data):
+            # Blosc reads on behind the end
+            raise OSError(f"{str(path)!r} is damaged: it has {len(data)} bytes, and its header says another number")
         try:
             pixels = np.frombuffer(data if codec is None else codec.decode(data), np.uint8)
             return pixels.reshape(shape)
@@ -159,6 +179,13 @@ def _zarr_behind(array: da.Array) -> zarr.Array[Any] | None:
         return None
     source = sources[0]
     return source if source.shape == array.shape and source.dtype == array.dtype == np.uint8 else None
+
+
+def _blocks_in(edge: NDArray[np.int64], part: slice) -> range:
+    """Numbers of the blocks along one axis that a part of it overlaps."""
+    if part.start >= part.stop:
+        return range(0)
+    return range(int(np.searchsorted(edge, part.start, "right")) - 1, int(np.searchsorted(edge, part.stop, "left")))
 
 
 def _block_at(edges: Edges, rows: slice, cols: slice) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from spatialdata.transformations import get_transformation
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
-from st_predict._validated import Positive, check
+from st_predict._validated import Flag, Positive, check
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._select import find_image, find_table
 from st_predict.io._spots import axes_matrix, read_spots
@@ -126,11 +126,17 @@ def find_mpp(
 
     Raises
     ------
+    KeyError
+        If there is no such image or table.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
         no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
     """
     image_key = find_image(sdata, image_key)
+    table_key, shapes_key = check("table_key", table_key, str | None), check("shapes_key", shapes_key, str | None)
+    check("required", required, Flag)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:
         raise InvalidValueError(
@@ -152,7 +158,7 @@ def _find(
     shapes_key: str | None,
     mpp: float | Literal["spots"] | None,
 ) -> Mpp | None:
-    if mpp == "spots":
+    if isinstance(mpp, str) and mpp == "spots":
         return _from_spots(sdata, image_key, find_table(sdata, table_key), shapes_key)
     if isinstance(mpp, str):
         raise InvalidValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")

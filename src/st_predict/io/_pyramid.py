@@ -76,6 +76,15 @@ class PyramidReader(Protocol):
         Returns
         -------
         ``(height, width, 3)``, RGB; it may share memory with the image.
+
+        Raises
+        ------
+        MemoryError
+            If the region does not fit into memory.
+        OSError
+            If pixels are damaged or cannot be read; the message says which.
+        ValueError
+            If the level does not exist, or the region does not lie inside it.
         """
 
 
@@ -285,6 +294,8 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     ------
     KeyError
         If there is no such image.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If there is no image at all, if there are several and none is named, if it is not 8-bit RGB, or if a level is
         shrunk more along one axis than the other.

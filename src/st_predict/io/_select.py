@@ -8,6 +8,7 @@ from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._validated import check
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,13 +31,15 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     ------
     KeyError
         If there is no image of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and there is not exactly one image.
     """
     check_slide(sdata)
     names = sorted(sdata.images)
     if image_key is not None:
-        return _named(image_key, names, what="image")
+        return _named(image_key, names, what="image", argument="image_key")
     if not names:
         raise InvalidValueError(
             "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_wsi"
@@ -69,12 +72,14 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     ------
     KeyError
         If there is no table of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and several tables could be meant.
     """
     check_slide(sdata)
     if table_key is not None:
-        return _named(table_key, sorted(sdata.tables), what="table")
+        return _named(table_key, sorted(sdata.tables), what="table", argument="table_key")
     names = sorted(name for name, table in sdata.tables.items() if not _is_result(name, table))
     if not names:
         return None
@@ -104,12 +109,14 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     ------
     KeyError
         If there are no shapes of that name.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If no name is given and several shapes, or none, could be meant.
     """
     check_slide(sdata)
     if shapes_key is not None:
-        return _named(shapes_key, sorted(sdata.shapes), what="shapes element")
+        return _named(shapes_key, sorted(sdata.shapes), what="shapes element", argument="shapes_key")
     names = sorted(set(sdata.shapes) - {Keys.cell_grid(table) for table in sdata.tables})
     if len(names) == 1:
         return names[0]
@@ -125,7 +132,8 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     )
 
 
-def _named(name: str, names: list[str], *, what: str) -> str:
+def _named(name: str, names: list[str], *, what: str, argument: str) -> str:
+    check(argument, name, str)
     if name not in names:
         raise NotFoundError(f"No {what} {name!r} in sdata; there are {names}.")
     return name

@@ -10,6 +10,7 @@ import pandas as pd
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._validated import Natural, check
@@ -88,18 +89,22 @@ def read_spots(
     ------
     KeyError
         If an element that is named does not exist.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
         If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
         if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
-        if the transformation between them is no similarity.
+        if the transformation between them is no similarity, or cannot be inverted.
     """
+    check_slide(sdata)
+    region, shapes_key = check("region", region, str | None), check("shapes_key", shapes_key, str | None)
     image = sdata.images[find_image(sdata, image_key)]
     if table_key is None and shapes_key is not None:
         return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)
     name = find_table(sdata, table_key)
     if name is None:
         return _spots_of_shapes(sdata, find_shapes(sdata, None), image)
-    return _spots_of_table(sdata, name, image, region=region or shapes_key)
+    return _spots_of_table(sdata, name, image, region=shapes_key if region is None else region)
 
 
 def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
@@ -141,7 +146,7 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
             Advice("choose one with {}", "region"),
             Advice("choose one with {}", "shapes_key"),
         )
-    region = region or choices[0]
+    region = choices[0] if region is None else region
     if region not in choices:
         raise NotFoundError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
     obs = table.obs[table.obs[region_key] == region]

@@ -10,10 +10,13 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._containers import check_slide
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._validated import Number, check
 from st_predict.io import find_mpp, open_pyramid, read_spots
-from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
+from st_predict.specs import CropSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict.io import PyramidReader
-    from st_predict.specs import CropSpec, LevelSpec
+    from st_predict.specs import LevelSpec
 
 __all__ = ["crops"]
 
@@ -88,9 +91,19 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     ------
     KeyError
         If there is no such spot, table or image; the message lists what there is.
+    TypeError
+        If ``sdata`` or ``crop`` is something else.
     ValueError
-        If ``mpp`` is needed and unknown, if the image is coarser than the crop, or if ``ax`` has not one Axes a panel.
+        If an argument is of another type or range, if ``mpp`` is needed and unknown, if the image is coarser than the crop, or if ``ax`` has not one Axes a panel.
     """
+    check_slide(sdata)
+    if not isinstance(crop, CropSpec):
+        raise InvalidTypeError(
+            f"crop must be a CropSpec, got {crop!r}.",
+            "take the crop of a network, such as st_predict.models.get_spec(...).crop",
+        )
+    check_figure(figsize=figsize, save=save, show=show)
+    check("region", region, str | None)
     reader = open_pyramid(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp)
     image_mpp = None if found is None else found.value
@@ -144,7 +157,8 @@ def _find_spot(
 ) -> tuple[str, tuple[float, float]]:
     """Name and centre of a spot."""
     if spot is not None and not isinstance(spot, str):
-        x, y = (float(value) for value in spot)
+        given = tuple(spot.tolist()) if isinstance(spot, np.ndarray) and spot.ndim else spot
+        x, y = check("spot", given, tuple[Number, Number] | str)
         return f"x {x:g}, y {y:g}", (x, y)
     spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
     if spot is None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.colors import Colormap
 from matplotlib.font_manager import FontProperties
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import whole
+from st_predict._validated import File, Flag, Positive, check
 
 if TYPE_CHECKING:
     import os
@@ -21,10 +27,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["FONT", "add_scale_bar", "figure_of", "finish", "make_axes", "scale_bar_um"]
+__all__ = [
+    "FONT",
+    "add_scale_bar",
+    "check_figure",
+    "colour_map",
+    "figure_of",
+    "finish",
+    "list_of",
+    "make_axes",
+    "scale_bar_um",
+]
 
 FONT = 9
 """Points."""
+
+
+def check_figure(*, figsize: tuple[float, float] | None, save: str | os.PathLike[str] | None, **flags: bool) -> None:
+    """Refuse options of a figure that cannot be used, before it is made."""
+    check("figsize", figsize, tuple[Positive, Positive] | None)
+    if check("save", save, File | None) is not None:
+        _check_save(Path(cast("str", save)))
+    for name, flag in flags.items():
+        check(name, flag, Flag)
+
+
+def list_of(values: Any) -> Any:
+    """A list of what is in a sequence, an array or an index; anything else as it is."""
+    return list(values) if isinstance(values, Iterable) else values
+
+
+def colour_map(cmap: str | Colormap) -> Colormap:
+    """Colour map of matplotlib by its name."""
+    if isinstance(cmap, str) and cmap not in colormaps:
+        close = difflib.get_close_matches(cmap, list(colormaps)) or ["viridis", "magma", "cividis"]
+        raise InvalidValueError(f"There is no colour map {cmap!r}; there are {close} and others of matplotlib.")
+    if not isinstance(cmap, str | Colormap):
+        raise InvalidTypeError(f"cmap must be the name of a colour map or a Colormap, got {cmap!r}.")
+    return colormaps[cmap] if isinstance(cmap, str) else cmap
 
 
 def make_axes(
@@ -102,13 +142,19 @@ def finish(figure: Figure, *, save: str | os.PathLike[str] | None, show: bool, d
 
 def _save(figure: Figure, path: Path, *, dpi: int) -> None:
     """Write to a temporary name and move it, so that a failure leaves what was there."""
+    kind = _check_save(path)
+    with whole(path) as fresh:
+        figure.savefig(fresh, format=kind, dpi=dpi)
+
+
+def _check_save(path: Path) -> str:
+    """Format of a file that can be written."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Cannot save {path}: there is no folder {path.parent}.")
-    choices = figure.canvas.get_supported_filetypes()
+    choices = FigureCanvasBase.get_supported_filetypes()
     kind = path.suffix.removeprefix(".").lower()
     if kind not in choices:
         raise InvalidValueError(
             f"Cannot save {path.name!r}: its name must end in one of {sorted('.' + c for c in choices)}."
         )
-    with whole(path) as fresh:
-        figure.savefig(fresh, format=kind, dpi=dpi)
+    return kind

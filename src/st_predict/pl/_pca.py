@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from sklearn.decomposition import PCA
 
+from st_predict import get
+from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
-from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
+from st_predict._validated import check
+from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
@@ -28,7 +31,7 @@ __all__ = ["pca_map"]
 def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     sdata: SpatialData,
     *,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     layer: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
@@ -57,11 +60,11 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     sdata
         Holds the image, the spots and the prediction.
     key
-        Key of the prediction.
+        Key of the prediction; may be left out if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
     table_key
-        Table of the spots. Needed if several tables have a prediction of this key.
+        Table of the spots; may be left out unless several tables have a prediction of this key.
     image_key
         Image to draw on; may be left out if there is only one.
     region
@@ -98,13 +101,18 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     ------
     KeyError
         If there is no such prediction, layer, table or image; the message lists what there is.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
-        If fewer than three genes or four spots have values, if it is not clear which table, region or image is meant,
+        If an argument is of another type or range, if fewer than three genes or four spots have values, if it is not clear
+        which prediction, table, region or image is meant,
         if counts are not raw, or if ``ax`` has not one Axes a panel.
     """
-    if colours not in {"shared", "each"}:
-        raise InvalidValueError(f'colours must be "shared" or "each", got {colours!r}.')
-    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles)
+    check_slide(sdata)
+    check("colours", colours, Literal["shared", "each"])
+    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
+    check_figure(figsize=figsize, save=save, tissue=tissue, show=show)
+    key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
     values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
     maps, explained = _project(values)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-from st_predict._errors import InvalidValueError, NotFoundError
-from st_predict.pl._figure import FONT, figure_of, finish, make_axes
+from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._validated import Count, check
+from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,10 +86,21 @@ def scores(
     ------
     KeyError
         If a column or the predictor does not exist; the message lists what there is.
+    TypeError
+        If ``evaluation`` is something else.
     ValueError
-        If the table is empty or has a gene twice, or ``ax`` has not one Axes a section.
+        If an argument is of another type or range, if the table is empty or has a gene twice, or ``ax`` has not one Axes a section.
     """
-    frame = evaluation if isinstance(evaluation, pd.DataFrame) else evaluation.genes
+    frame = evaluation if isinstance(evaluation, pd.DataFrame) else getattr(evaluation, "genes", None)
+    if not isinstance(frame, pd.DataFrame):
+        raise InvalidTypeError(
+            f"evaluation must be an Evaluation or its table of genes, got {type(evaluation).__name__}.",
+            "make one with st_predict.tl.evaluate",
+        )
+    check("metric", metric, str)
+    check("sort_by", sort_by, str | None)
+    n_cols = check("n_cols", n_cols, Count)
+    check_figure(figsize=figsize, save=save, show=show)
     predictors = _check(frame, metric=metric, sort_by=sort_by)
     sections = list(frame["section"].unique())
     n_cols = min(n_cols, len(sections))
@@ -112,6 +125,8 @@ def _check(frame: pd.DataFrame, *, metric: str, sort_by: str | None) -> list[str
         raise NotFoundError(f"The table of scores has no column {missing[0]!r}; it has {list(frame)}.")
     if frame.empty:
         raise InvalidValueError("The table of scores is empty.")
+    if not is_numeric_dtype(frame[metric]) or np.isinf(frame[metric].to_numpy(np.float64)).any():
+        raise InvalidValueError(f"Column {metric!r} of the table of scores should have finite numbers and NaN.")
     repeated = frame.duplicated(["section", "predictor", "gene"])
     if repeated.any():
         row = frame.loc[repeated, ["section", "predictor", "gene"]].iloc[0].tolist()

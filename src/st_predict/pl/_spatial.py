@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from matplotlib.colors import Normalize
 
-from st_predict._errors import InvalidValueError
-from st_predict.pl._figure import FONT, add_scale_bar, figure_of, finish, make_axes
+from st_predict import get
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._validated import check
+from st_predict.pl._figure import FONT, add_scale_bar, check_figure, colour_map, figure_of, finish, list_of, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
@@ -32,7 +35,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     sdata: SpatialData,
     genes: str | Sequence[str],
     *,
-    key: str = "pred_m2ost",
+    key: str | None = None,
     layer: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
@@ -63,11 +66,11 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     genes
         Genes of the panel.
     key
-        Key of the prediction.
+        Key of the prediction; may be left out if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
     table_key
-        Table of the spots. Needed if several tables have a prediction of this key.
+        Table of the spots; may be left out unless several tables have a prediction of this key.
     image_key
         Image to draw on; may be left out if there is only one.
     region
@@ -106,21 +109,24 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     ------
     KeyError
         If there is no such prediction, gene, layer, table or image; the message lists what there is.
+    TypeError
+        If ``sdata`` is no SpatialData object.
     ValueError
-        If it is not clear which table, region or image is meant, if counts are not raw, if ``ax`` has not one Axes a panel, or if
-        the prediction has no standard deviations to draw.
+        If an argument is of another type or range, if it is not clear which prediction, table, region or image is meant, if
+        counts are not raw, if ``ax`` has not one Axes a panel, or if the prediction has no standard deviations to draw.
     """
-    genes = [genes] if isinstance(genes, str) else list(genes)
-    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles)
+    check_slide(sdata)
+    genes = check("genes", [genes] if isinstance(genes, str) else list_of(genes), list[str])
+    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
+    check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
+    cmap = colour_map(cmap)
+    key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
     values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
     columns = values.columns(genes)
-    if std and values.std is None:
-        raise InvalidValueError(
-            f"{key!r} has no standard deviations: predict with n_samples=, or with several checkpoints."
-        )
-    observed = bool(values.is_observed[columns].any())
-    n_maps = observed + 1
+    if std:
+        _check_std(values, key)
+    n_maps = 1 + bool(values.is_observed[columns].any())
     n_panels = tissue + n_maps + std
     size = figsize or (n_panels * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
     axes = make_axes(len(genes), n_panels, ax=ax, size=size)
@@ -138,6 +144,16 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
             _draw_std(rest, section, values, column=column, scale=spot_scale)
     finish(figure_of(axes), save=save, show=show)
     return axes
+
+
+def _check_std(values: Values, key: str) -> None:
+    if values.std is None:
+        raise InvalidValueError(
+            f"{key!r} has no standard deviations.",
+            "predict with st_predict.tl.predict(..., n_samples=)",
+            "predict with several checkpoints",
+            Advice("leave them out with {}", "std", value=False),
+        )
 
 
 def _shared_norm(values: Values, column: int, percentiles: tuple[float, float]) -> Normalize:

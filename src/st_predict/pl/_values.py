@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict import get, metrics, pp
-from st_predict._errors import InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._validated import check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +63,7 @@ class Values:
     def columns(self, genes: Sequence[str]) -> list[int]:
         """Places of genes in the panel."""
         if not genes:
-            raise InvalidValueError("genes is empty: name one at least.")
+            raise InvalidValueError("The list of genes is empty.", Advice("name one at least with {}", "genes"))
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown:
             raise NotFoundError(
@@ -104,7 +105,10 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
     layer
         Layer with the counts; by default ``X``.
     """
-    prediction = get.prediction(sdata, key, table_key=table_key)[names]
+    try:
+        prediction = get.prediction(sdata, key, table_key=table_key)[names]
+    except StPredictError as error:
+        raise error.without({"genes"}) from error  # which are those to draw
     spec = _target_spec(prediction, key)
     holder = get.table_of(sdata, key, table_key=table_key)
     counted = get.spots_table_of(sdata, holder, table_key=table_key)
@@ -124,8 +128,9 @@ def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
     record = Record.read(prediction.uns, key)
     if record is None or record.card is None:
         raise InvalidValueError(
-            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold the card of its model. Concatenate with "
-            'uns_merge="same" to keep it, or predict again.'
+            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold the card of its model.",
+            'concatenate with anndata.concat(..., uns_merge="same") to keep it',
+            "predict again",
         )
     return record.card.target
 
@@ -172,9 +177,10 @@ def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
 def _counts(table: AnnData, layer: str | None) -> Any:
     if layer is None:
         return table.X
-    if layer not in table.layers:
+    if check("layer", layer, str) not in table.layers:
         raise NotFoundError(
-            f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}, and X (layer=None)."
+            f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}.",
+            Advice("leave out {} to take X", "layer"),
         )
     return table.layers[layer]
 

@@ -14,6 +14,7 @@ from spatialdata.transformations import get_transformation
 
 from st_predict import get
 from st_predict._errors import InvalidValueError
+from st_predict._validated import Fraction, NotNegative, Number, Positive, check
 from st_predict.io import find_image, find_mpp, open_pyramid, read_spots
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ def read_section(
     margin
         Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
     """
-    if margin is not None and margin < 0:
-        raise InvalidValueError(f"margin must be 0 or more, or None for the whole image, got {margin}.")
     image_key = find_image(sdata, image_key)
     reader = open_pyramid(sdata, image_key)
     holder = get.table_of(sdata, key, table_key=table_key)
@@ -197,13 +196,12 @@ def _corners(shape: Any) -> NDArray[np.float64]:
     return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
 
 
-def check_style(*, strength: float, scale: float, percentiles: tuple[float, float]) -> None:
+def check_style(*, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None) -> None:
     """Refuse what cannot be drawn, before a figure is made."""
-    if not 0 <= strength <= 1:
-        raise InvalidValueError(f"tissue_strength must be from 0 to 1, got {strength}.")
-    if not scale > 0:
-        raise InvalidValueError(f"spot_scale must be positive, got {scale}.")
-    low, high = percentiles
+    check("tissue_strength", strength, Fraction)
+    check("spot_scale", scale, Positive)
+    check("margin", margin, NotNegative | None)
+    low, high = check("percentiles", percentiles, tuple[Number, Number])
     if not 0 <= low < high <= 100:
         raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
 
