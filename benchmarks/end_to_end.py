@@ -199,11 +199,12 @@ def bare(args: argparse.Namespace) -> None:
     from st_predict import checkpoints
     from st_predict._runtime import Inference
     from st_predict._sections import open_slide
+    from st_predict._where import Where
     from st_predict.crops import iter_batches
 
     sdata = spatialdata.read_zarr(section_path(args))
     network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
-    (section,) = open_slide(sdata, mpp="spots", need_mpp=True).sections
+    (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
     batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=64))
     inference = Inference(network, device=torch.device("cpu"))
     start = time.perf_counter()
@@ -223,11 +224,12 @@ def published(args: argparse.Namespace) -> None:
 
     from st_predict import checkpoints
     from st_predict._sections import open_slide
+    from st_predict._where import Where
 
     sdata = spatialdata.read_zarr(section_path(args))
     network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
     plain = PublishedM2OST(network).eval()
-    (section,) = open_slide(sdata, mpp="spots", need_mpp=True).sections
+    (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
     height, width = section.reader.level_shapes[0]
     image = Image.fromarray(np.ascontiguousarray(section.reader.read(0, 0, width, height, level=0)))
     centres = section.spots.xy.tolist()

@@ -27,11 +27,13 @@ def functions(tree: ast.AST) -> list[Function]:
 
 
 def length(function: Function) -> int:
-    """Lines from the first of the signature to the last, without the docstring."""
+    """Lines from the first of the signature to the last, without the docstring; of a command, without its options."""
     first = function.body[0]
     is_docstring = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
     docstring = first.end_lineno - first.lineno + 1 if is_docstring else 0
-    return function.end_lineno - function.lineno + 1 - docstring
+    is_command = any("app." in ast.unparse(decorator) for decorator in function.decorator_list)
+    start = first.lineno if is_command else function.lineno
+    return function.end_lineno - start + 1 - docstring
 
 
 def splatted_dicts(function: Function) -> list[str]:

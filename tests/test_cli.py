@@ -113,7 +113,7 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--panel", "3"]
     check_refused(run("train", section, *out, "--validation", section), "same section")
-    check_refused(run("train", section, *out, "--validation", section, "--hold-out", "P1"), "not both")
+    check_refused(run("train", section, *out, "--validation", section, "--hold-out", "P1"), "exclude each other")
     check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
     check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be 'constant' or 'cosine'")
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
@@ -191,7 +191,7 @@ def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_pat
     calibration.apply(held_out)
     np.testing.assert_allclose(written.layers["lower"], held_out.tables["table"].obsm["pred_m2ost_lower"], atol=1e-5)
     assert (written.layers["upper"] > written.layers["lower"]).all()
-    check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "No prediction 'pred_m2ost'")
+    check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "no prediction yet")
     refused = ["predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", *options]
     check_refused(run(*refused, "--key", "mine"), "The calibration is of the prediction 'pred_m2ost', not of 'mine'")
 
@@ -258,7 +258,7 @@ def test_unfit_outputs_are_refused(folder: Path, tmp_path: Path, model: Path) ->
     check_refused(run("evaluate", section, "--out", tmp_path / "out.txt"), "must end in one of")
     nowhere = tmp_path / "none" / "out.zarr"
     check_refused(run("predict", section, "--out", nowhere, "--model", model), "Can't write to the folder")
-    check_refused(run("evaluate", section, "--out", tmp_path / "out.csv"), "No prediction 'pred_m2ost'")
+    check_refused(run("evaluate", section, "--out", tmp_path / "out.csv"), "Make one with st-predict predict")
     check_refused(run("predict", section, "--out", tmp_path / "out.zarr", "--model", "m3ost"), "'m3ost'")
     assert list(tmp_path.iterdir()) == []
 

@@ -20,6 +20,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotF
 SRC = Path(stp.__file__).parent
 OURS = {"InvalidValueError", "NotFoundError", "InvalidTypeError", "LeakageError"}
 BUILTIN = {
+    "RuntimeError",  # of a network that was not trained
     "AttributeError",  # of modules that load lazily
     "ConnectionError",
     "FileExistsError",
@@ -270,12 +271,35 @@ def test_the_graph_of_calls_finds_what_is_deep_below() -> None:
     } <= reached
 
 
+UNREACHABLE = {
+    # scores and intervals need a card, which has the names; plots ask for no names
+    "st_predict.get._names": ("tl.", "pl."),
+    # only maps of genes name some
+    "st_predict.pl._values.Values.columns": ("pl.pca_map",),
+    # a calibration has its own key
+    "st_predict.get.only_key": ("tl.Calibration.",),
+    # missing genes matter only for sums over the panel, whose number is known
+    "st_predict.pp._target._n_summed": ("tl.",),
+    # baselines are computed on the CPU
+    "st_predict._runtime._device.pick_device": ("tl.evaluate", "tl.calibrate", "tl.Calibration."),
+    # it writes its own way out, st_predict.pp.align_panel
+    "st_predict.pp._panel._find_source": ("pp.make_target",),
+    "st_predict.pp._panel._refuse": ("pp.make_target",),
+    # encoders are built by names that exist
+    "st_predict._backbones._check_architecture": ("tl.embed", "encoders."),
+    # it is given the counts themselves
+    "st_predict.pp._counts._check_values": ("pp.to_target",),
+}
+"""Functions that do not come to an error, although the graph of calls leads there."""
+
+
 @pytest.mark.parametrize("name", [n for n in PUBLIC if n.startswith(("tl.", "pl.", "pp.", "io.", "get."))])
 def test_each_error_below_a_function_has_a_way_out_for_it(name: str) -> None:
     """An error that gives advice gives some that the function can follow."""
     stuck = {
         place
         for full in reached_by(PUBLIC[name])
+        if not name.startswith(UNREACHABLE.get(full, ("never",)))
         for place, advice, others in errors_of(full)
         if advice and not others and not any(a.argument in PARAMETERS[name] for a in advice)
     }

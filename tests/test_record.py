@@ -75,7 +75,7 @@ def test_a_newer_card_is_refused_only_where_it_is_read() -> None:
     assert Record.kind_of(uns, "p") == "prediction"
     assert Record.derived_of(uns, "p") == ("p_std",)
     assert Record.genes_of(uns, "p") == ("a", "b")
-    with pytest.raises(ValueError, match="upgrade st_predict"):
+    with pytest.raises(ValueError, match="Upgrade st_predict"):
         Record.read(uns, "p")
 
 

@@ -143,7 +143,7 @@ def test_specs_are_copied_pickled_and_replaced():
         ({"crop": {"levels": [{"size": 64, "zoom": 2}]}}, r"crop\.levels\.0\.zoom is not a field"),
         ({"crop": {}}, r"crop\.levels is missing"),
         ({"genes": 3}, "genes must be .* got 3"),
-        ({"hparams": []}, "hparams must be .*dictionary"),
+        ({"hparams": []}, "hparams must be a mapping"),
         ({"format_version": "1"}, "format_version must be a whole number, got '1'"),
     ],
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # read by pydantic
 from dataclasses import field
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import InstanceOf
+from pydantic import BeforeValidator
 
 from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
@@ -33,14 +33,14 @@ class GeneMatching:
     id_column
         Column of ``.var`` with the identifiers; ``None`` finds it.
     aliases
-        Old symbols.
+        Other names of genes, as :class:`~st_predict._identifiers.GeneAliases`; a table or a file is read.
     """
 
     missing: Missing = "error"
     duplicates: Duplicates = "error"
     ignore_case: bool = False
     id_column: str | None = None
-    aliases: InstanceOf[GeneAliases] | None = None
+    aliases: Annotated[Any, BeforeValidator(GeneAliases.of)] = None
 
 
 @validated

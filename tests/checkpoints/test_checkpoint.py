@@ -322,9 +322,9 @@ def test_hyper_parameters_may_change_where_the_spec_says_so(path, network, monke
 @pytest.mark.parametrize("bad", [None, 3, [], b"a"])
 def test_arguments_of_another_kind(path, network, bad):
     for read in (checkpoints.load, ModelCard.of_file):
-        with pytest.raises(ValueError, match="path must be the path of a file, got"):
+        with pytest.raises(ValueError, match="path must be a path, got"):
             read(bad)
-    with pytest.raises(ValueError, match="path must be the path of a file, got"):
+    with pytest.raises(ValueError, match="path must be a path, got"):
         checkpoints.save(bad, network, CARD)
     with pytest.raises(TypeError, match="model must be a Module, got"):
         checkpoints.save(path, bad, CARD)

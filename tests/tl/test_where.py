@@ -264,9 +264,7 @@ def test_another_organism_is_refused(pair: tuple[SpatialData, SpatialData], tmp_
 
 
 def test_what_nobody_reads_is_refused(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"\['layer'\] are about the counts of context spots.*context=.*leave out layer="
-    ):
+    with pytest.raises(ValueError, match=r"\['layer'\] are only for the counts of context spots.*context=, or leave"):
         stp.tl.predict(measured, checkpoint(), layer="mine")
 
 

@@ -28,7 +28,9 @@ def pick_device(device: str) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(
-            f"Device {device!r} cannot be used here: {error}.", Advice("take what there is with {}", "device", "auto")
+            f"Device {device!r} cannot be used here: {str(error).rstrip('.').splitlines()[0]}.",
+            Advice("take what there is with {}", "device", "auto"),
+            Advice("take what there is with 'device': 'auto' in {}", "config"),
         ) from error
     return found
 

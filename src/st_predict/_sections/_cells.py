@@ -57,6 +57,7 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
         raise InvalidValueError(
             f"The spots of {section.region!r} are not circles, so their radius is unknown.",
             Advice("give it in micrometres as 'radius_um' in {}", "hparams"),
+            "make circles of the shapes with spatialdata.to_circles",
         )
     return section.spots.radius
 

@@ -87,7 +87,11 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
         return names[0]
     if Keys.TABLE in names:
         return Keys.TABLE
-    raise InvalidValueError(f"There are several tables in sdata: {names}.", Advice("choose one with {}", "table_key"))
+    raise InvalidValueError(
+        f"There are several tables in sdata: {names}.",
+        Advice("choose one with {}", "table_key"),
+        f"name that of the spots {Keys.TABLE!r}",
+    )
 
 
 def _is_result(name: str, table: AnnData) -> bool:
@@ -124,7 +128,9 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
         return Keys.GRID
     if names:
         raise InvalidValueError(
-            f"There is no table in sdata, and several shapes: {names}.", Advice("choose one with {}", "shapes_key")
+            f"There is no table in sdata, and several shapes: {names}.",
+            Advice("choose one with {}", "shapes_key"),
+            f"name those that are the spots {Keys.GRID!r}",
         )
     raise InvalidValueError(
         "There are no spots: sdata has neither a table nor shapes.",

@@ -145,6 +145,7 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
             f"Table {table_key!r} annotates several regions: {choices}.",
             Advice("choose one with {}", "region"),
             Advice("choose one with {}", "shapes_key"),
+            "take a table of one region",
         )
     region = choices[0] if region is None else region
     if region not in choices:

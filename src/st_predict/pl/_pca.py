@@ -11,6 +11,7 @@ from st_predict import get
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
 from st_predict._validated import check
+from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -33,6 +35,10 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     *,
     key: str | None = None,
     layer: str | None = None,
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
     region: str | None = None,
@@ -63,6 +69,17 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Key of the prediction; may be left out if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
+    duplicates
+        What to do with genes that several columns of the table carry: refuse, ``"sum"`` their counts, or take the
+        ``"first"``.
+    ignore_case
+        Whether symbols that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
     image_key
@@ -108,13 +125,16 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
         which prediction, table, region or image is meant,
         if counts are not raw, or if ``ax`` has not one Axes a panel.
     """
+    genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
+    shapes_key = check("region", region, str | None)
+    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check_slide(sdata)
     check("colours", colours, Literal["shared", "each"])
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     check_figure(figsize=figsize, save=save, tissue=tissue, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
-    section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
-    values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
+    section = read_section(sdata, key, where, margin=margin)
+    values = read_values(sdata, key, where, names=section.spots.names)
     maps, explained = _project(values)
     size = figsize or ((tissue + len(maps)) * PANEL_WIDTH, PANEL_WIDTH * section.aspect + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)

@@ -11,6 +11,7 @@ from st_predict import get
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._validated import check
+from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, colour_map, figure_of, finish, list_of, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.collections import Collection
     from matplotlib.colors import Colormap
@@ -37,6 +39,10 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     *,
     key: str | None = None,
     layer: str | None = None,
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
     region: str | None = None,
@@ -69,6 +75,17 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Key of the prediction; may be left out if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
+    duplicates
+        What to do with genes that several columns of the table carry: refuse, ``"sum"`` their counts, or take the
+        ``"first"``.
+    ignore_case
+        Whether symbols that differ in case are the same gene.
+    id_column
+        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        genes of the panel.
+    aliases
+        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        :func:`st_predict.pp.align_panel`.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
     image_key
@@ -115,28 +132,25 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
         If an argument is of another type or range, if it is not clear which prediction, table, region or image is meant, if
         counts are not raw, if ``ax`` has not one Axes a panel, or if the prediction has no standard deviations to draw.
     """
+    genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
+    shapes_key = check("region", region, str | None)
+    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check_slide(sdata)
     genes = check("genes", [genes] if isinstance(genes, str) else list_of(genes), list[str])
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
     cmap = colour_map(cmap)
     key = get.only_key(sdata, key, table_key=table_key)
-    section = read_section(sdata, key, table_key=table_key, image_key=image_key, region=region, margin=margin)
-    values = read_values(sdata, key, names=section.spots.names, table_key=table_key, layer=layer)
+    section = read_section(sdata, key, where, margin=margin)
+    values = read_values(sdata, key, where, names=section.spots.names)
     columns = values.columns(genes)
-    if std:
-        _check_std(values, key)
+    _check_std(values, key, wanted=std)
     n_maps = 1 + bool(values.is_observed[columns].any())
     n_panels = tissue + n_maps + std
     size = figsize or (n_panels * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
     axes = make_axes(len(genes), n_panels, ax=ax, size=size)
     for row, column in zip(axes, columns, strict=True):
-        if tissue:
-            draw_tissue(row[0], section)
-            row[0].set_title("H&E", fontsize=FONT)
-        for one in row[tissue:]:
-            draw_tissue(one, section, strength=tissue_strength, grey=True)
-        add_scale_bar(row[0], width=section.width, mpp=section.mpp)
+        _draw_background(row, section, tissue=tissue, strength=tissue_strength)
         norm = _shared_norm(values, column, percentiles)
         maps, rest = row[tissue : tissue + n_maps], row[tissue + n_maps :]
         _draw_maps(maps, section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale)
@@ -146,8 +160,18 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     return axes
 
 
-def _check_std(values: Values, key: str) -> None:
-    if values.std is None:
+def _draw_background(row: NDArray[np.object_], section: View, *, tissue: bool, strength: float) -> None:
+    """Draw the tissue by itself on the first axes, and faded on the others."""
+    if tissue:
+        draw_tissue(row[0], section)
+        row[0].set_title("H&E", fontsize=FONT)
+    for one in row[tissue:]:
+        draw_tissue(one, section, strength=strength, grey=True)
+    add_scale_bar(row[0], width=section.width, mpp=section.mpp)
+
+
+def _check_std(values: Values, key: str, *, wanted: bool) -> None:
+    if wanted and values.std is None:
         raise InvalidValueError(
             f"{key!r} has no standard deviations.",
             "predict with st_predict.tl.predict(..., n_samples=)",

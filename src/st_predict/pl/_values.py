@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from st_predict import get, metrics, pp
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict._where import GeneMatching, Where
+    from st_predict.pp import PanelMatch
     from st_predict.specs import TargetSpec
 
 __all__ = ["Values", "read_values"]
@@ -86,7 +89,7 @@ def _suggest(gene: str, genes: Sequence[str]) -> str:
     return f"; did you mean one of {close}?" if close else f", which begins with {list(genes[:5])}"
 
 
-def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str | None, layer: str | None) -> Values:
+def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) -> Values:
     """Read a prediction and what was observed, for the spots called ``names``, in their order.
 
     Units that depend on a sum over the panel, or on the number of genes, cannot be had from a table that lacks some of
@@ -98,13 +101,12 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
         Holds the prediction, and counts in the table of the spots if there are any.
     key
         Key of the prediction.
+    where
+        Table of the spots, layer of the counts and gene matching.
     names
         Spots of one section.
-    table_key
-        Table of the spots.
-    layer
-        Layer with the counts; by default ``X``.
     """
+    table_key = where.table_key
     try:
         prediction = get.prediction(sdata, key, table_key=table_key)[names]
     except StPredictError as error:
@@ -114,7 +116,7 @@ def read_values(sdata: SpatialData, key: str, *, names: pd.Index, table_key: str
     counted = get.spots_table_of(sdata, holder, table_key=table_key)
     observed = np.full(prediction.shape, np.nan, dtype=np.float32)
     if counted is not None:
-        _fill_observed(observed, prediction, sdata.tables[counted], spec=spec, layer=layer)
+        _fill_observed(observed, prediction, sdata.tables[counted], spec=spec, where=where)
     return Values(
         genes=prediction.var_names,
         predicted=np.asarray(prediction.X, np.float32),
@@ -136,15 +138,19 @@ def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
 
 
 def _fill_observed(
-    observed: NDArray[np.float32], prediction: AnnData, table: AnnData, *, spec: TargetSpec, layer: str | None
+    observed: NDArray[np.float32], prediction: AnnData, table: AnnData, *, spec: TargetSpec, where: Where
 ) -> None:
     """Write the target of each spot and gene that was measured into ``observed``."""
-    counts = _counts(table, layer)
+    counts = _counts(table, where.layer)
     if counts is None:
         return
-    columns = _match_genes(table, prediction.var_names)
+    match = _match_genes(table, prediction.var_names, where.genes)
+    if match is None:
+        return
+    counts, columns = _join_duplicates(counts, match), np.full(prediction.n_vars, -1)
+    columns[prediction.var_names.get_indexer(list(match.matched))] = [of_gene[0] for of_gene in match.columns]
     there = columns >= 0
-    if not there.any() or not _are_comparable(there, spec):
+    if not _are_comparable(there, spec):
         return
     counts = counts[table.obs_names.get_indexer(prediction.obs_names)]
     summed = counts[:, columns[there]] if spec.over == "panel" else counts
@@ -185,14 +191,32 @@ def _counts(table: AnnData, layer: str | None) -> Any:
     return table.layers[layer]
 
 
-def _match_genes(table: AnnData, panel: pd.Index) -> NDArray[np.int64]:
-    """Column of the table for each gene of the panel, -1 if it has none."""
-    columns = np.full(len(panel), -1, dtype=np.int64)
+def _match_genes(table: AnnData, panel: pd.Index, genes: GeneMatching) -> PanelMatch | None:
+    """Where the genes of the panel are in the table; ``None`` if it has none of them."""
     if table.n_vars == 0:
-        return columns
+        return None
     try:
-        match = pp.align_panel(table, list(panel), missing="drop")
-    except KeyError:  # it has none of them
-        return columns
-    columns[panel.get_indexer(list(match.matched))] = [of_gene[0] for of_gene in match.columns]
-    return columns
+        return pp.align_panel(
+            table,
+            list(panel),
+            id_column=genes.id_column,
+            duplicates=genes.duplicates,
+            missing="drop",
+            ignore_case=genes.ignore_case,
+            aliases=genes.aliases,
+        )
+    except KeyError:
+        if genes.id_column is not None and genes.id_column not in table.var:
+            raise
+        return None
+
+
+def _join_duplicates(counts: Any, match: PanelMatch) -> Any:
+    """Return counts in which the first column of each gene has those of all of its columns, and the others none."""
+    target = np.arange(counts.shape[1])
+    for first, *others in match.columns:
+        target[others] = first
+    if (target == np.arange(len(target))).all():
+        return counts
+    joining = csr_array((np.ones(len(target), dtype=np.float64), (np.arange(len(target)), target)))
+    return csr_array(counts) @ joining

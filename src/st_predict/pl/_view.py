@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.collections import EllipseCollection, PolyCollection
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict._where import Where
     from st_predict.io import PyramidReader, Spots
 
 __all__ = ["PANEL_WIDTH", "View", "check_style", "draw_spots", "draw_tissue", "read_section", "read_view"]
@@ -72,10 +73,8 @@ class View:
 def read_section(
     sdata: SpatialData,
     key: str,
+    where: Where,
     *,
-    table_key: str | None,
-    image_key: str | None,
-    region: str | None,
     margin: float | None,
 ) -> View:
     """Read what is drawn of a section that has a prediction.
@@ -86,16 +85,13 @@ def read_section(
         Holds image, spots and prediction.
     key
         Key of the prediction.
-    table_key
-        Table of the spots.
-    image_key
-        Image that they are drawn on.
-    region
-        Section of a table that annotates several.
+    where
+        Table of the spots, image, and region of a table that annotates several.
     margin
         Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
     """
-    image_key = find_image(sdata, image_key)
+    region, table_key = where.shapes_key, where.table_key
+    image_key = find_image(sdata, cast("str | None", where.image_key))  # plots take no mapping
     reader = open_pyramid(sdata, image_key)
     holder = get.table_of(sdata, key, table_key=table_key)
     spots = read_spots(sdata, image_key=image_key, table_key=holder, region=region)

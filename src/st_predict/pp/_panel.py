@@ -220,7 +220,7 @@ def align_panel(
         duplicates=duplicates,
         ignore_case=ignore_case,
         id_column=id_column,
-        aliases=GeneAliases.of(aliases),
+        aliases=aliases,
     )
     genes = _panel(panel)
     id_type = check("gene_id_type", gene_id_type, GeneIdType | None) or gene_id_type_of(genes)

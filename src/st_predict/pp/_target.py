@@ -166,9 +166,16 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     """
     _check_spec(spec)
     counts = check_counts(counts)
-    panel_counts = dense(counts if panel_index is None else counts[:, np.asarray(panel_index, dtype=np.int64)])
+    panel_counts = dense(counts if panel_index is None else counts[:, _columns(panel_index, counts.shape[1])])
     totals, n_summed = _totals(counts, panel_counts, spec)
     return _transform(panel_counts, totals, spec, n_summed=n_summed, rows=np.arange(len(totals)))
+
+
+def _columns(panel_index: ArrayLike, n_vars: int) -> NDArray[np.int64]:
+    columns = np.asarray(panel_index)
+    if columns.ndim != 1 or columns.dtype.kind not in "iu" or not ((columns >= 0) & (columns < n_vars)).all():
+        raise InvalidValueError(f"panel_index must be whole numbers from 0 to {n_vars - 1}, got {panel_index!r:.200}.")
+    return columns.astype(np.int64)
 
 
 def _totals(counts: Any, panel_counts: NDArray[np.float64], spec: TargetSpec) -> tuple[NDArray[np.float64], int]:

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
-from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._results import write_bounds
 from st_predict._sections import (
@@ -190,19 +189,16 @@ class Calibration:
         KeyError, ValueError
             If predictions or measured values are unfit; see :meth:`apply` and :func:`st_predict.tl.evaluate`.
         """
+        genes = GeneMatching(
+            missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
+        )
         where = Where(
             image_key=image_key,
             table_key=table_key,
             shapes_key=shapes_key,
             layer=layer,
             group_key=self.group_key,
-            genes=GeneMatching(
-                missing=missing,
-                duplicates=duplicates,
-                ignore_case=ignore_case,
-                id_column=id_column,
-                aliases=GeneAliases.of(aliases),
-            ),
+            genes=genes,
         )
         slides = as_list(sdatas)
         found = each(slides, lambda sdata: self._read(sdata, table_key=table_key), named=sdatas)
@@ -420,19 +416,11 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     >>> calibration.apply(slide)  # doctest: +SKIP
     >>> calibration.report(others).groupby(["section", "shared"])["coverage"].mean()  # doctest: +SKIP
     """
+    genes = GeneMatching(
+        missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
+    )
     where = Where(
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        layer=layer,
-        group_key=group_key,
-        genes=GeneMatching(
-            missing=missing,
-            duplicates=duplicates,
-            ignore_case=ignore_case,
-            id_column=id_column,
-            aliases=GeneAliases.of(aliases),
-        ),
+        image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
     slides = as_list(held_out, "held_out")

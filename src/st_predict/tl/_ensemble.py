@@ -114,14 +114,7 @@ class Ensemble:
             If there is none, one is there twice, they differ in panel or units, predictions are to be drawn from one that has
             nothing random, or ``symmetries=8`` is asked of one that reads no crops.
         """
-        given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
-        if not isinstance(given, Iterable):
-            raise InvalidTypeError(
-                f"model must be a name, a path, the result of a training, or a list of these, got {given!r}."
-            )
-        names = [checkpoints.name_of(model) for model in given]
-        if not names:
-            raise InvalidValueError("model must name at least one checkpoint, got an empty list.")
+        names = _names(models)
         symmetries = check("symmetries", symmetries, Literal[1, 8] | None)
         members: list[Member] = []
         for i, name in enumerate(names):
@@ -131,6 +124,7 @@ class Ensemble:
                 raise InvalidValueError(
                     f"{name!r} is the same checkpoint as {same[0]!r}.", "name each member of an ensemble once"
                 )
+            own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
             network, card = checkpoints.load(path, hparams=hparams)
             if draws is not None and type(network).sample is SpotModel.sample:
                 network.dropout_layers()  # refuses one without
@@ -143,19 +137,16 @@ class Ensemble:
                 precision=compute.precision,
                 working_batch=compute.batch_size,
             )
-            own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
-            encoder = encoder_of(card)
-            members.append(
-                Member(
-                    name=name,
-                    sha256=digest,
-                    card=card,
-                    encoder=encoder,
-                    inference=inference,
-                    compute=Compute(device=compute.device, precision=inference.precision),
-                    draws=own,
-                )
+            member = Member(
+                name=name,
+                sha256=digest,
+                card=card,
+                encoder=encoder_of(card),
+                inference=inference,
+                compute=compute,
+                draws=own,
             )
+            members.append(member)
         _refuse_different(members)
         return cls(members=tuple(members))
 
@@ -228,6 +219,18 @@ class Ensemble:
         return moments.mean, std
 
 
+def _names(models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained]) -> list[str]:
+    given = [models] if isinstance(models, str | PathLike | checkpoints.Trained) else models
+    if not isinstance(given, Iterable):
+        raise InvalidTypeError(
+            f"model must be a name, a path, the result of a training, or a list of these, got {given!r}."
+        )
+    names = [checkpoints.name_of(model) for model in given]
+    if not names:
+        raise InvalidValueError("model must name at least one checkpoint, got an empty list.")
+    return names
+
+
 def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: str) -> int:
     """How many symmetries to average; only crops have more than one."""
     kind = spec.reads(card.hparams).kind
@@ -262,7 +265,7 @@ def _predict(
         section,
         member.card,
         member.encoder,
-        compute=member.compute,
+        compute=Compute(device=member.compute.device, precision=inference.precision),
         batch_size=None if inference.scope == "section" else max(inference.working_batch, _READ),
     )
     if inference.scope == "section" and not inside.all():  # spots outside the image must not act as neighbours

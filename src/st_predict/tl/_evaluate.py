@@ -12,7 +12,6 @@ import pandas as pd
 
 from st_predict import metrics
 from st_predict._errors import InvalidValueError
-from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._runtime import Compute, Inference
 from st_predict._sections import (
@@ -165,6 +164,9 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     TypeError
         If a section is not a SpatialData object.
     """
+    genes = GeneMatching(
+        missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
+    )
     where = Where(
         image_key=image_key,
         table_key=table_key,
@@ -172,35 +174,36 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         layer=layer,
         mpp=mpp,
         group_key=group_key,
-        genes=GeneMatching(
-            missing=missing,
-            duplicates=duplicates,
-            ignore_case=ignore_case,
-            id_column=id_column,
-            aliases=GeneAliases.of(aliases),
-        ),
+        genes=genes,
     )
     slides = as_list(sdatas)
     key = common_key(slides, key, where)
-    if key in PREDICTORS:
-        raise InvalidValueError(
-            f"The key {key!r} is the name of a baseline, so the scores of both could not be told apart.",
-            "store the prediction under another key: st_predict.tl.predict(..., key_added=...)",
-        )
+    _refuse_name_of_baseline(key)
     stored = each(slides, lambda sdata: read_stored(sdata, key, scaled=False, table_key=table_key), named=sdatas)
     card = _common_card(stored, key)
     learned = [] if train is None else as_list(train, "train")
     refuse_same_sections(slides, learned, where=where, what="in train and to be scored")
     known = each(learned, lambda sdata: measure(sdata, card, where, crops=False), named=train)
     held_out = measure_held_out(slides, stored, where, named=sdatas)
-    card = keep_common(card, [*known, *held_out])
+    return _evaluate(key, keep_common(card, [*known, *held_out]), held_out, stored, training=known)
+
+
+def _evaluate(
+    key: str,
+    card: ModelCard,
+    slides: Sequence[Measured],
+    stored: Sequence[StoredPrediction],
+    *,
+    training: Sequence[Measured],
+) -> Evaluation:
+    """Score the genes of ``card``, of predictions and of baselines that were fitted to training slides."""
     warn_of_missing(stored, card)
-    measured = [join_held_out(slide, found, card) for slide, found in zip(held_out, stored, strict=True)]
+    measured = [join_held_out(slide, found, card) for slide, found in zip(slides, stored, strict=True)]
     _check_sections([section for sections in measured for section in sections], key)
-    training = [section for slide in known for section in observe(slide, card)]
-    baselines = _fit_baselines(training, card, scored=[s.observed for sections in measured for s in sections])
+    known = [section for slide in training for section in observe(slide, card)]
+    baselines = _fit_baselines(known, card, scored=[s.observed for sections in measured for s in sections])
     genes, summary = [], []
-    for slide, sections in zip(held_out, measured, strict=True):
+    for slide, sections in zip(slides, measured, strict=True):
         scored = [_score_section(section, card, key=key, baselines=baselines) for section in sections]
         _write_scores(slide, [scores[scores["predictor"] == key] for scores, _ in scored], card.genes, key=key)
         genes += [scores for scores, _ in scored]
@@ -208,6 +211,14 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     return Evaluation(
         summary=pd.DataFrame(summary), genes=pd.concat(genes, ignore_index=True), definitions=_definitions(key, card)
     )
+
+
+def _refuse_name_of_baseline(key: str) -> None:
+    if key in PREDICTORS:
+        raise InvalidValueError(
+            f"The key {key!r} is the name of a baseline, so the scores of both could not be told apart.",
+            "store the prediction under another key: st_predict.tl.predict(..., key_added=...)",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

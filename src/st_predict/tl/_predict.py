@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
@@ -164,9 +163,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     >>> sdata["table"].obsm["pred_m2ost"].shape[1]
     250
     """
-    genes = GeneMatching(
-        duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=GeneAliases.of(aliases)
-    )
+    genes = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, mpp=mpp, genes=genes)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     check_slide(sdata)

@@ -128,26 +128,13 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     found = find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=where.mpp, required=required)
     key = key_added or Keys.cells(card.model)
     check_cells(sdata, key, out)
-    inference = Inference(
-        network,
-        working_batch=compute.batch_size or _TOGETHER,
-        device=compute.place,
-        precision=compute.precision,
-    )
-    reader = CellReader(
-        open_pyramid(sdata, image_key),
-        encoder,
-        card.crop,
-        mpp=None if found is None else found.value,
-        compute=compute,
-    )
+    together = compute.batch_size or _TOGETHER
+    inference = Inference(network, working_batch=together, device=compute.place, precision=compute.precision)
+    resolution = None if found is None else found.value
+    reader = CellReader(open_pyramid(sdata, image_key), encoder, card.crop, mpp=resolution, compute=compute)
     cells = _on_tissue(reader.grid, find_tissue(sdata, image_key) if tissue_only else None)
-    params = {
-        "checkpoint": checkpoints.name_of(model),
-        "image": image_key,
-        "tissue_only": tissue_only,
-        **_describe(reader, inference, found),
-    }
+    read = {"checkpoint": checkpoints.name_of(model), "image": image_key, "tissue_only": tissue_only}
+    params = {**read, **_describe(reader, inference, found)}
     write_cells(
         sdata,
         key,

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import torch
 
 from st_predict import checkpoints
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._identifiers import GeneAliases, gene_id_type_of
+from st_predict._identifiers import gene_id_type_of
 from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
@@ -33,12 +34,12 @@ from st_predict._sections import (
     store_of,
 )
 from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
-from st_predict._validated import Positive, check
+from st_predict._validated import Count, File, Flag, Positive, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
 from st_predict.pp import apply_limits, fit_limits, select_panel
-from st_predict.specs import ModelCard
+from st_predict.specs import ModelCard, check_card_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -181,54 +182,27 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     ConnectionError
         If the hyper-parameters ask for weights that are not in the cache and cannot be got.
     """
-    where = Where(
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        layer=layer,
-        group_key=group_key,
-        genes=GeneMatching(
-            missing=missing,
-            duplicates=duplicates,
-            ignore_case=ignore_case,
-            id_column=id_column,
-            aliases=GeneAliases.of(aliases),
-        ),
+    genes = GeneMatching(
+        missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
-    spec = get_spec(model)
+    where = Where(
+        image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
+    )
+    spec, out = get_spec(model), check("out", out, File)
     setting = get_preset(spec, preset)
     config = configure(setting, config)
     _check_config(config, spec)
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
-    model_card = _write_card(
-        spec, setting, _panel(panel, training, where, method=setting.panel), hparams=hparams, mpp=mpp, extra=card
+    panel = _panel(panel, training, where, method=setting.panel)
+    model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
+    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation))
+    more = _open_unlabelled(
+        unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
     )
-    apart = not any(sdata is held_out[0] for sdata in as_list(sdatas)) if held_out else False
-    measured = [
-        *each(training, lambda sdata: _measure(sdata, model_card, where), named=sdatas),
-        *each(held_out, lambda sdata: _measure(sdata, model_card, where), named=validation if apart else sdatas),
-    ]
-    model_card, observed = _observe(measured, len(training), keep_common(model_card, measured))
-    data = _Data(
-        training=[section for slide in observed[: len(training)] for section in slide],
-        validation=[section for slide in observed[len(training) :] for section in slide],
-        unlabelled=_open_unlabelled(
-            unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
-        ),
-    )
-    with torch.device("meta"):  # without memory: unfit hyper-parameters show before any work
-        checkpoints.build(model_card)
-    run = Run.create(out, spec, resume=resume)
-    sections = data.describe(rounds)
-    run.note(model_card, config, sections=sections)
-    model_card, network, history = _learn(model_card, data, run, config=config, rounds=rounds)
-    how = {"group_key": group_key, "preset": preset, **_describe(config, history, validated=bool(held_out))}
-    model_card = replace(
-        model_card, training={**sections, "shared_patients": data.shared_patients, **how, **model_card.training}
-    )
-    return TrainResult(
-        checkpoint=run.save(network, model_card, history), history=pd.DataFrame(history), card=model_card
-    )
+    data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=check("rounds", rounds, Count))
+    _check_buildable(model_card)
+    run = Run.create(out, spec, resume=check("resume", resume, Flag))
+    return _fit(model_card, data, run, config=config, how={"group_key": group_key, "preset": preset})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,13 +212,14 @@ class _Data:
     training: list[Observed]
     validation: list[Observed]
     unlabelled: list[Observed]
+    rounds: int
 
     @property
     def shared_patients(self) -> list[str]:
         """Patients that are in training and in validation."""
         return sorted(_patients(self.training) & _patients(self.validation))
 
-    def describe(self, rounds: int) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what a card says of the sections."""
         known = {
             "sections": [o.describe() for o in self.training],
@@ -252,7 +227,7 @@ class _Data:
         }
         if not self.unlabelled:
             return known
-        return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": rounds}
+        return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": self.rounds}
 
 
 def _check_config(config: TrainConfig, spec: ModelSpec) -> None:
@@ -294,6 +269,7 @@ def _write_card(
 ) -> ModelCard:
     """Write the card of the network to train, as far as it is known before the sections are opened."""
     mpp = check("mpp", mpp, Positive | None)
+    spec.check_names(hparams or {})
     settled = spec.complete(_plain({**spec.hparams, **setting.hparams, **(hparams or {})}))
     crop = spec.crop_for(settled)
     if mpp is not None and crop.mpp not in {None, mpp}:
@@ -307,7 +283,7 @@ def _write_card(
         pixels=spec.pixels_for(settled),
         target=setting.target or spec.target,
         hparams=settled,
-        **{"gene_id_type": gene_id_type_of(genes), **(extra or {})},
+        **{"gene_id_type": gene_id_type_of(genes), **check_card_fields({} if extra is None else extra)},
     )
 
 
@@ -322,9 +298,23 @@ def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _measure(sdata: SpatialData, card: ModelCard, where: Where) -> Measured:
+def _read(
+    training: Sequence[SpatialData],
+    held_out: Sequence[SpatialData],
+    card: ModelCard,
+    where: Where,
+    *,
+    named: tuple[Any, Any],
+) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
+    """Read the targets of both sides; return them with the card of the genes that all tables have."""
+    known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
+    card, observed = _observe([*known[0], *known[1]], len(training), keep_common(card, [*known[0], *known[1]]))
+    return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
+
+
+def _measure(slides: Sequence[SpatialData], card: ModelCard, where: Where, *, named: Any) -> list[Measured]:
     try:
-        return measure(sdata, card, where)
+        return each(slides, lambda sdata: measure(sdata, card, where), named=named)
     except StPredictError as error:
         raise error.without({"mpp"}) from None  # the mpp of an image is not the one to train at
 
@@ -370,8 +360,25 @@ def _open_unlabelled(
     )
 
 
+def _check_buildable(card: ModelCard) -> None:
+    """Refuse unfit hyper-parameters before any work, without memory."""
+    with torch.device("meta"):
+        checkpoints.build(card)
+
+
+def _fit(card: ModelCard, data: _Data, run: Run, *, config: TrainConfig, how: Mapping[str, Any]) -> TrainResult:
+    """Train, and write the checkpoint with its card and history."""
+    sections = data.describe()
+    run.note(card, config, sections=sections)
+    card, network, history = _learn(card, data, run, config=config)
+    known = {**sections, "shared_patients": data.shared_patients, **how}
+    described = _describe(config, history, validated=bool(data.validation))
+    card = replace(card, training={**known, **described, **card.training})
+    return TrainResult(checkpoint=run.save(network, card, history), history=pd.DataFrame(history), card=card)
+
+
 def _learn(
-    card: ModelCard, data: _Data, run: Run, *, config: TrainConfig, rounds: int
+    card: ModelCard, data: _Data, run: Run, *, config: TrainConfig
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Cut what the network reads, and train it; return the card with what was measured for it."""
     compute, encoder = Compute(device=config.device, precision=config.precision), encoder_of(card)
@@ -396,7 +403,7 @@ def _learn(
             folder=run.folder,
             resume=run.resume,
             unlabelled=stores.get("unlabelled"),
-            rounds=rounds,
+            rounds=data.rounds,
         )
     return card, network, history
 
