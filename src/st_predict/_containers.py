@@ -10,7 +10,7 @@ from spatialdata import SpatialData
 
 from st_predict._errors import InvalidTypeError
 
-__all__ = ["check_data", "check_slide"]
+__all__ = ["check_data", "check_slide", "check_table"]
 
 
 def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
@@ -57,6 +57,23 @@ def check_data(data: Any, *, argument: str = "data") -> None:
     """
     if not isinstance(data, AnnData | SpatialData):
         raise InvalidTypeError(f"{argument} must be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data))
+
+
+def check_table(adata: Any, *, argument: str = "adata") -> None:
+    """Refuse what is not AnnData.
+
+    Raises
+    ------
+    InvalidTypeError
+        If it is something else.
+    """
+    if isinstance(adata, SpatialData):
+        raise InvalidTypeError(
+            f"{argument} must be AnnData, got a SpatialData object.",
+            f"take a table of it, one of {sorted(adata.tables)}",
+        )
+    if not isinstance(adata, AnnData):
+        raise InvalidTypeError(f"{argument} must be AnnData, got {_described(adata)}.", *_ways_out(adata))
 
 
 def _ways_out(value: Any) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._validated import check
+from st_predict._validated import Text, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -222,7 +222,7 @@ def write_bounds(
 
 def _check_name(key: str) -> None:
     """Refuse a key that SpatialData cannot store."""
-    if not re.fullmatch(r"[\w.-]+", check("key_added", key, str)):
+    if not re.fullmatch(r"[\w.-]+", check("key_added", key, Text)):
         raise InvalidValueError(
             f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}.",
             _OTHER_NAME,

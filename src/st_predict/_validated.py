@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence  # noqa: TC003
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
 from os import PathLike, fspath
@@ -19,6 +19,7 @@ from st_predict._errors import InvalidValueError, StPredictError
 __all__ = [
     "Byte",
     "Count",
+    "Fields",
     "File",
     "Flag",
     "Fraction",
@@ -29,6 +30,8 @@ __all__ = [
     "Positive",
     "Probability",
     "Share",
+    "Text",
+    "Texts",
     "check",
     "validated",
 ]
@@ -69,6 +72,32 @@ def _flag(value: Any) -> Any:
     return bool(value)
 
 
+def _text(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a string")
+    return str(value)
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise ValueError("must be a list of names")
+    names = list(value)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("must be a list of names")
+    return names
+
+
+def _fields(value: Any) -> Any:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a mapping from names to values")
+    return dict(value)
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Texts = Annotated[list[str], BeforeValidator(_texts)]
+Fields = Annotated[Any, BeforeValidator(_fields)]
 File = Annotated[Path, BeforeValidator(_path)]
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
-from st_predict._validated import Positive, validated
+from st_predict._validated import Positive, Text, validated
 
 __all__ = ["Duplicates", "GeneMatching", "Missing", "Where"]
 
@@ -39,7 +39,7 @@ class GeneMatching:
     missing: Missing = "error"
     duplicates: Duplicates = "error"
     ignore_case: bool = False
-    id_column: str | None = None
+    id_column: Text | None = None
     aliases: Annotated[Any, BeforeValidator(GeneAliases.of)] = None
 
 
@@ -65,10 +65,10 @@ class Where:
         How the genes of a panel are found in the table.
     """
 
-    image_key: str | Mapping[str, str] | None = None
-    table_key: str | None = None
-    shapes_key: str | None = None
-    layer: str | None = None
+    image_key: Text | Mapping[str, str] | None = None
+    table_key: Text | None = None
+    shapes_key: Text | None = None
+    layer: Text | None = None
     mpp: Positive | Literal["spots"] | None = None
-    group_key: str = Keys.PATIENT
+    group_key: Text = Keys.PATIENT
     genes: GeneMatching = field(default_factory=GeneMatching)

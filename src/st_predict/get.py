@@ -16,7 +16,7 @@ from st_predict._containers import check_data, check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._validated import check
+from st_predict._validated import Text, check
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
     check_data(data)
     _check_table(data, table_key)
     if key is not None:
-        return cast("str", check("key", key, str))
+        return cast("str", check("key", key, Text))
     there = _listed(data) if isinstance(data, AnnData) else _listed_of(data, table_key)
     if not there:
         tables = [data] if isinstance(data, AnnData) else _searched(data, table_key)
@@ -296,7 +296,7 @@ def _check_table(data: AnnData | SpatialData, table_key: str | None) -> None:
         return
     if isinstance(data, AnnData):
         raise InvalidValueError("AnnData has no tables to choose from.", Advice("leave out {}", "table_key"))
-    if check("table_key", table_key, str) not in data.tables:
+    if check("table_key", table_key, Text) not in data.tables:
         raise NotFoundError(f"No table {table_key!r}; there are {sorted(data.tables)}.")
 
 
@@ -347,7 +347,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     """
     check_slide(sdata)
     _check_table(sdata, table_key)
-    check("key", key, str)
+    check("key", key, Text)
     searched = list(sdata.tables) if table_key is None else [table_key]
     holders = [name for name in searched if key in sdata.tables[name].obsm]
     if _is_linked(sdata, key) and (table_key is None or table_key == key or _same_spots(sdata, key, table_key)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import cache_dir, download
-from st_predict._validated import File, check
+from st_predict._validated import File, Text, check
 from st_predict.io import read_legacy_st
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def her2st(
     >>> sdata.tables["table"].shape  # doctest: +SKIP
     (187, 15706)
     """
-    root, url = _root(check("cache", cache, File | None)), check("url", url, str)
+    root, url = _root(check("cache", cache, File | None)), check("url", url, Text)
     if isinstance(sections, str):
         return _read(sections, root, url)
     if not isinstance(sections, Iterable):

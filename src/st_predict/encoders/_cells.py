@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from st_predict._backbones import import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
-from st_predict._validated import Count, File, Natural, check, validated
+from st_predict._validated import Count, File, Natural, Text, check, validated
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, load_encoder
 from st_predict.encoders._hipt import CELL, TILE, Hipt, load_hipt
 from st_predict.encoders._rgb import RgbStatistics
@@ -176,7 +176,7 @@ def load_cell_encoder(
             f"take the encoder {RGB_CELLS!r}, which needs no weights",
         )
     weights = check("weights", weights, File)
-    if check("weights_sha256", weights_sha256, str | None) is not None and weights_digest(weights) != weights_sha256:
+    if check("weights_sha256", weights_sha256, Text | None) is not None and weights_digest(weights) != weights_sha256:
         raise InvalidValueError(
             f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}).",
             *_name_file("name the right file"),

@@ -15,7 +15,7 @@ from spatialdata.transformations import get_transformation
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
-from st_predict._validated import Flag, Positive, check
+from st_predict._validated import Flag, Positive, Text, check
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._select import find_image, find_table
 from st_predict.io._spots import axes_matrix, read_spots
@@ -135,7 +135,7 @@ def find_mpp(
         no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
     """
     image_key = find_image(sdata, image_key)
-    table_key, shapes_key = check("table_key", table_key, str | None), check("shapes_key", shapes_key, str | None)
+    table_key, shapes_key = check("table_key", table_key, Text | None), check("shapes_key", shapes_key, Text | None)
     check("required", required, Flag)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:

@@ -13,7 +13,7 @@ from spatialdata.transformations import get_transformation
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
-from st_predict._validated import Natural, check
+from st_predict._validated import Natural, Text, check
 from st_predict.io._select import find_image, find_shapes, find_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_spots(
         if the transformation between them is no similarity, or cannot be inverted.
     """
     check_slide(sdata)
-    region, shapes_key = check("region", region, str | None), check("shapes_key", shapes_key, str | None)
+    region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
     image = sdata.images[find_image(sdata, image_key)]
     if table_key is None and shapes_key is not None:
         return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)

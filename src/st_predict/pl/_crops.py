@@ -12,7 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
-from st_predict._validated import Number, check
+from st_predict._validated import Number, Text, check
 from st_predict.io import find_mpp, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
@@ -103,7 +103,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
             "take the crop of a network, such as st_predict.models.get_spec(...).crop",
         )
     check_figure(figsize=figsize, save=save, show=show)
-    check("region", region, str | None)
+    check("region", region, Text | None)
     reader = open_pyramid(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp)
     image_mpp = None if found is None else found.value

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +33,6 @@ __all__ = [
     "colour_map",
     "figure_of",
     "finish",
-    "list_of",
     "make_axes",
     "scale_bar_um",
 ]
@@ -50,11 +48,6 @@ def check_figure(*, figsize: tuple[float, float] | None, save: str | os.PathLike
         _check_save(Path(cast("str", save)))
     for name, flag in flags.items():
         check(name, flag, Flag)
-
-
-def list_of(values: Any) -> Any:
-    """A list of what is in a sequence, an array or an index; anything else as it is."""
-    return list(values) if isinstance(values, Iterable) else values
 
 
 def colour_map(cmap: str | Colormap) -> Colormap:

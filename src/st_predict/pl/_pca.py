@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from st_predict import get
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
-from st_predict._validated import check
+from st_predict._validated import Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
@@ -126,7 +126,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
         if counts are not raw, or if ``ax`` has not one Axes a panel.
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    shapes_key = check("region", region, str | None)
+    shapes_key = check("region", region, Text | None)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check_slide(sdata)
     check("colours", colours, Literal["shared", "each"])

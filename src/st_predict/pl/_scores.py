@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
-from st_predict._validated import Count, check
+from st_predict._validated import Count, Text, check
 from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def scores(
             f"evaluation must be an Evaluation or its table of genes, got {type(evaluation).__name__}.",
             "make one with st_predict.tl.evaluate",
         )
-    check("metric", metric, str)
-    check("sort_by", sort_by, str | None)
+    check("metric", metric, Text)
+    check("sort_by", sort_by, Text | None)
     n_cols = check("n_cols", n_cols, Count)
     check_figure(figsize=figsize, save=save, show=show)
     predictors = _check(frame, metric=metric, sort_by=sort_by)

@@ -10,9 +10,9 @@ from matplotlib.colors import Normalize
 from st_predict import get
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import check
+from st_predict._validated import Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
-from st_predict.pl._figure import FONT, add_scale_bar, check_figure, colour_map, figure_of, finish, list_of, make_axes
+from st_predict.pl._figure import FONT, add_scale_bar, check_figure, colour_map, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
@@ -133,29 +133,28 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
         counts are not raw, if ``ax`` has not one Axes a panel, or if the prediction has no standard deviations to draw.
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    shapes_key = check("region", region, str | None)
+    shapes_key = check("region", region, Text | None)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check_slide(sdata)
-    genes = check("genes", [genes] if isinstance(genes, str) else list_of(genes), list[str])
+    genes, cmap = check("genes", genes, Texts), colour_map(cmap)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
-    cmap = colour_map(cmap)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, names=section.spots.names)
     columns = values.columns(genes)
     _check_std(values, key, wanted=std)
     n_maps = 1 + bool(values.is_observed[columns].any())
-    n_panels = tissue + n_maps + std
-    size = figsize or (n_panels * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
-    axes = make_axes(len(genes), n_panels, ax=ax, size=size)
+    size = figsize or ((tissue + n_maps + std) * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
+    axes = make_axes(len(genes), tissue + n_maps + std, ax=ax, size=size)
     for row, column in zip(axes, columns, strict=True):
         _draw_background(row, section, tissue=tissue, strength=tissue_strength)
         norm = _shared_norm(values, column, percentiles)
-        maps, rest = row[tissue : tissue + n_maps], row[tissue + n_maps :]
-        _draw_maps(maps, section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale)
+        _draw_maps(
+            row[tissue : tissue + n_maps], section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale
+        )
         if std:
-            _draw_std(rest, section, values, column=column, scale=spot_scale)
+            _draw_std(row[tissue + n_maps :], section, values, column=column, scale=spot_scale)
     finish(figure_of(axes), save=save, show=show)
     return axes
 

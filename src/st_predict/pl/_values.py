@@ -14,7 +14,7 @@ from st_predict import get, metrics, pp
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._validated import check
+from st_predict._validated import Text, check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +183,7 @@ def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
 def _counts(table: AnnData, layer: str | None) -> Any:
     if layer is None:
         return table.X
-    if check("layer", layer, str) not in table.layers:
+    if check("layer", layer, Text) not in table.layers:
         raise NotFoundError(
             f"No layer {layer!r}; the table has {sorted(filter(None, table.layers))}.",
             Advice("leave out {} to take X", "layer"),

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._validated import Text, check
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,6 +19,7 @@ __all__ = ["check_counts", "dense", "read_counts"]
 
 def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | csr_array:
     """Counts of ``adata.X``, or of a layer, ``(n_spots, n_vars)``; never a copy that is written to."""
+    layer = check("layer", layer, Text | None)
     layers = sorted(filter(None, adata.layers))
     if layer is not None and layer not in adata.layers:
         raise NotFoundError(
@@ -34,7 +36,10 @@ def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | c
 
 def check_counts(counts: Any) -> NDArray[Any] | csr_array:
     """Return counts as an array or a CSR array; refuse what cannot be counts."""
-    matrix: Any = csr_array(counts) if issparse(counts) else np.asarray(counts)
+    try:
+        matrix: Any = csr_array(counts) if issparse(counts) else np.asarray(counts)
+    except ValueError as error:
+        raise InvalidTypeError(f"Counts must be an array of numbers, got {type(counts).__name__}.") from error
     if matrix.ndim != 2:
         raise InvalidValueError(f"Counts must be (n_spots, n_vars), got the shape {matrix.shape}.")
     values = matrix.data if issparse(matrix) else matrix

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from st_predict._containers import check_data
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
-from st_predict._validated import Count, Natural, check
+from st_predict._validated import Count, Natural, Text, check
 from st_predict._where import Duplicates
 from st_predict.io import find_table
 from st_predict.pp._counts import read_counts
@@ -92,7 +92,8 @@ def select_panel(
     """
     method, duplicates = check("method", method, Method), check("duplicates", duplicates, Duplicates)
     n_genes, n_variable = check("n_genes", n_genes, Count), check("n_variable", n_variable, Count)
-    seed = check("seed", seed, Natural)
+    seed, id_column = check("seed", seed, Natural), check("id_column", id_column, Text | None)
+    table_key = check("table_key", table_key, Text | None)
     tables = [_table(data, table_key) for data in _as_list(adatas)]
     sections = [
         _read_section(number, table, layer=layer, id_column=id_column, duplicates=duplicates)

@@ -15,7 +15,7 @@ from spatialdata.transformations import get_transformation
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
-from st_predict._validated import Positive, Share, check
+from st_predict._validated import Flag, Name, Positive, Share, check
 from st_predict.io import find_image, find_mpp, open_pyramid
 from st_predict.pp._tissue import find_tissue
 
@@ -89,6 +89,7 @@ def make_grid(
     check_slide(sdata)
     pitch_um, diameter_um = check("pitch_um", pitch_um, Positive), check("diameter_um", diameter_um, Positive)
     min_tissue, layout = check("min_tissue", min_tissue, Share), check("layout", layout, Layout)
+    key_added, tissue_only = check("key_added", key_added, Name), check("tissue_only", tissue_only, Flag)
     if key_added in sdata:
         raise InvalidValueError(
             f"{key_added!r} is in sdata already.", Advice("choose another name with {}", "key_added"), "delete it first"

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 
+from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._identifiers import GeneAliases, GeneIdType, gene_id_type_of, unversioned
-from st_predict._validated import check
+from st_predict._validated import File, Text, check
 from st_predict._where import Duplicates, GeneMatching, Missing
 from st_predict.pp._counts import dense
 from st_predict.pp._organism import refuse_other_organism
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from anndata import AnnData
@@ -52,7 +52,8 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
     ValueError
         If the file has no gene, a gene twice, or a line that is not one gene.
     """
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    file = check("path", path, File)
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     for number, line in enumerate(lines, start=1):
         if re.search(r"[\s,;]", line):
             raise InvalidValueError(f"Line {number} of {path} is not one gene: {line[:60]!r}. Write one gene a line.")
@@ -215,6 +216,8 @@ def align_panel(
     FileNotFoundError
         If there is no file ``aliases``.
     """
+    check_table(adata)
+    organism = check("organism", organism, Text)
     matching = GeneMatching(
         missing=missing,
         duplicates=duplicates,
@@ -239,7 +242,7 @@ def align_panel(
 
 
 def _panel(panel: Sequence[str]) -> list[str]:
-    if isinstance(panel, str | PathLike) or not isinstance(panel, Iterable):
+    if isinstance(panel, str | PathLike | Mapping) or not isinstance(panel, Iterable):
         raise InvalidTypeError(
             f"panel must be a list of genes, got {panel!r}.", "read a file with st_predict.pp.read_panel"
         )

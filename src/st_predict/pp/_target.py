@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._validated import Count, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.specs import TargetSpec
@@ -88,6 +90,7 @@ def make_target(
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
         ``panel`` was matched with another table, or ``spec`` lacks limits that it needs.
     """
+    check_table(adata)
     _check_spec(spec)
     if not adata.n_obs:
         raise InvalidValueError("The table has no spots.")
@@ -171,9 +174,16 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     return _transform(panel_counts, totals, spec, n_summed=n_summed, rows=np.arange(len(totals)))
 
 
+def _numbers(argument: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"{argument} must be an array of numbers, got {type(values).__name__}.") from error
+
+
 def _columns(panel_index: ArrayLike, n_vars: int) -> NDArray[np.int64]:
-    columns = np.asarray(panel_index)
-    if columns.ndim != 1 or columns.dtype.kind not in "iu" or not ((columns >= 0) & (columns < n_vars)).all():
+    columns = _numbers("panel_index", panel_index)
+    if columns.ndim != 1 or (columns != np.rint(columns)).any() or not ((columns >= 0) & (columns < n_vars)).all():
         raise InvalidValueError(f"panel_index must be whole numbers from 0 to {n_vars - 1}, got {panel_index!r:.200}.")
     return columns.astype(np.int64)
 
@@ -258,7 +268,7 @@ def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]
     ValueError
         If there is no spot.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = _numbers("values", values)
     if array.ndim != 2 or not len(array):
         raise InvalidValueError(f"Limits need (n_spots, n_genes) with at least one spot, got {array.shape}.")
     return tuple(array.min(axis=0).tolist()), tuple(array.max(axis=0).tolist())
@@ -285,7 +295,7 @@ def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
         If ``spec`` is scaled and has no limits, or those of another number of genes.
     """
     _check_spec(spec)
-    array = np.asarray(values, dtype=np.float32)
+    array = _numbers("values", values).astype(np.float32)
     if array.ndim != 2:
         raise InvalidValueError(f"values must be (n_spots, n_genes), got the shape {array.shape}.")
     return _scale(array, spec)
@@ -317,7 +327,9 @@ def from_target(
         If shapes do not agree, a total is negative or not finite, ``n_summed`` is needed and was not given, or ``spec``
         lacks limits that it needs.
     """
-    values, sums = np.asarray(target, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    _check_spec(spec)
+    values, sums = _numbers("target", target), _numbers("totals", totals)
+    n_summed = check("n_summed", n_summed, Count | None)
     if values.ndim != 2 or sums.shape != values.shape[:1]:
         raise InvalidValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {values.shape} and {sums.shape}.")
     if not (np.isfinite(sums) & (sums >= 0)).all():

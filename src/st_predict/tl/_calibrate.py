@@ -34,7 +34,7 @@ from st_predict._sections import (
     warn_of_missing,
     warn_of_validation,
 )
-from st_predict._validated import Positive, check
+from st_predict._validated import Flag, Positive, Text, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.specs import ModelCard
@@ -423,6 +423,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
         image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
+    spots, scaled = check("spots", spots, Text | None), check("scaled", scaled, Flag | None)
     slides = as_list(held_out, "held_out")
     key = common_key(slides, key, where)
     found = each(slides, lambda sdata: read_stored(sdata, key, scaled=scaled, table_key=table_key), named=held_out)
@@ -431,8 +432,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
     sections, kept = _join(slides, found, where, named=held_out, spots=spots)
-    known = [] if train is None else as_list(train, "train")
-    trained = trained_pairs(card, known, where)
+    trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where)
     refuse_trained(sections, trained)
     refuse_duplicates(sections)
     warn_of_validation(sections, card)

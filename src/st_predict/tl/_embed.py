@@ -11,7 +11,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute, pick_precision
 from st_predict._sections import open_slide, section_features
-from st_predict._validated import Positive, check
+from st_predict._validated import Flag, Positive, Text, check
 from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder
 
@@ -129,7 +129,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     check_slide(sdata)
-    at_mpp = check("at_mpp", at_mpp, Positive | None)
+    at_mpp, key_added = check("at_mpp", at_mpp, Positive | None), check("key_added", key_added, Text | None)
+    cache = check("cache", cache, Flag)
     wanted = _wanted(encoder, crop, pixels)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)

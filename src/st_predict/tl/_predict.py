@@ -10,6 +10,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
 from st_predict._sections import open_slide, read_context
+from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.tl._ensemble import Draws, Ensemble
 
@@ -167,6 +168,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, mpp=mpp, genes=genes)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     check_slide(sdata)
+    key_added, hparams = check("key_added", key_added, Text | None), check("hparams", hparams, Fields | None)
     _refuse_without_effect(where, context)
     ensemble = Ensemble.open(
         model, hparams=hparams, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute

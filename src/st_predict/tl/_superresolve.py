@@ -15,6 +15,7 @@ from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
 from st_predict._runtime import Compute, Inference
 from st_predict._sections import CellReader, encoder_of
+from st_predict._validated import Fields, File, Flag, Name, check
 from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
@@ -121,6 +122,8 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     """
     where = Where(image_key=image_key, table_key=table_key, mpp=mpp)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
+    key_added, hparams = check("key_added", key_added, Name | None), check("hparams", hparams, Fields | None)
+    tissue_only, out = check("tissue_only", tissue_only, Flag), check("out", out, File | None)
     image_key = find_image(sdata, image_key)
     network, card = checkpoints.load(checkpoints.find_weights(model), hparams=hparams)
     encoder = _cell_encoder(card)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from numbers import Integral
@@ -34,7 +34,7 @@ from st_predict._sections import (
     store_of,
 )
 from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
-from st_predict._validated import Count, File, Flag, Positive, check
+from st_predict._validated import Count, Fields, File, Flag, Positive, Text, Texts, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
@@ -42,7 +42,7 @@ from st_predict.pp import apply_limits, fit_limits, select_panel
 from st_predict.specs import ModelCard, check_card_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
     from spatialdata import SpatialData
@@ -189,9 +189,10 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
     spec, out = get_spec(model), check("out", out, File)
-    setting = get_preset(spec, preset)
+    setting, hparams = get_preset(spec, check("preset", preset, Text)), check("hparams", hparams, Fields | None)
     config = configure(setting, config)
     _check_config(config, spec)
+    allow_shared = check("allow_shared", allow_shared, Texts)
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
@@ -253,7 +254,7 @@ def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where
             duplicates=where.genes.duplicates,
         )
         return tuple(chosen)
-    if isinstance(panel, str | bool) or not isinstance(panel, Iterable):
+    if isinstance(panel, str | bool | Mapping) or not isinstance(panel, Iterable):
         raise InvalidTypeError(f"panel must be a list of genes, or the number of genes to select, got {panel!r}.")
     return tuple(str(gene) for gene in panel)
 
