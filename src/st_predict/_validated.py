@@ -74,7 +74,7 @@ def _flag(value: Any) -> Any:
 
 def _text(value: Any) -> Any:
     if not isinstance(value, str) or not value:
-        raise ValueError("must be a string")
+        raise ValueError("must be a string that is not empty")
     return str(value)
 
 

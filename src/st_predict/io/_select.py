@@ -90,7 +90,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     raise InvalidValueError(
         f"There are several tables in sdata: {names}.",
         Advice("choose one with {}", "table_key"),
-        f"name that of the spots {Keys.TABLE!r}",
+        f"rename that of the spots to {Keys.TABLE!r}",
     )
 
 
@@ -130,7 +130,7 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
         raise InvalidValueError(
             f"There is no table in sdata, and several shapes: {names}.",
             Advice("choose one with {}", "shapes_key"),
-            f"name those that are the spots {Keys.GRID!r}",
+            f"rename those that are the spots to {Keys.GRID!r}",
         )
     raise InvalidValueError(
         "There are no spots: sdata has neither a table nor shapes.",
