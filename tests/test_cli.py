@@ -306,3 +306,88 @@ def test_traceback_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ST_PREDICT_DEBUG", "1")
     result = run("download", "m3ost")
     assert isinstance(result.exception, KeyError)
+
+
+@pytest.fixture
+def layered(folder: Path, tmp_path: Path) -> list[Path]:
+    """The sections with counts in a layer of one of two tables, and a gene called by its old name."""
+    paths = []
+    for name in ("P1S1", "P2S1"):
+        sdata = spatialdata.read_zarr(folder / f"{name}.zarr")
+        table = sdata.tables.pop("table")
+        sdata.tables["cells"] = table.copy()
+        table.layers["counts"] = table.X.copy()
+        table.X = np.log1p(table.X)
+        table.var_names = ["old", *table.var_names[1:]]
+        sdata.tables["counted"] = table
+        sdata.write(tmp_path / f"{name}.zarr")
+        paths.append(tmp_path / f"{name}.zarr")
+    return paths
+
+
+def test_counts_elsewhere(folder: Path, layered: list[Path], model: Path, tmp_path: Path) -> None:
+    first = (folder / "panel.txt").read_text().split()[0]
+    (tmp_path / "names.tsv").write_text(f"symbol\tprev_symbol\n{first}\told\n")
+    place = ["--table-key", "counted", "--layer", "counts", "--aliases", tmp_path / "names.tsv"]
+    plain, elsewhere = tmp_path / "plain", tmp_path / "elsewhere"
+    for out, sections, options in ((plain, [folder / f"{p.name}" for p in layered], []), (elsewhere, layered, place)):
+        out.mkdir()
+        arguments = ["--panel", folder / "panel.txt", "--out", out / "model", *options]
+        result = run("train", *sections, "--model", "mean", *arguments)
+        assert result.exit_code == 0, result.output
+        table = options[:2]
+        predicted = out / "P2S1.zarr"
+        assert run("predict", sections[1], "--model", model, "--out", predicted, *table).exit_code == 0
+        scored = run("evaluate", predicted, "--train", sections[0], "--out", out / "scores.csv", *options)
+        assert scored.exit_code == 0, scored.output
+        calibrated = run("calibrate", predicted, "--out", out / "c.json", "--coverage", 0.5, *options)
+        assert calibrated.exit_code == 0, calibrated.output
+    assert (plain / "scores.csv").read_text() == (elsewhere / "scores.csv").read_text()
+    quantiles = [json.loads((out / "c.json").read_text())["genes"] for out in (plain, elsewhere)]
+    assert quantiles[0] == quantiles[1]
+    assert stp.checkpoints.load(plain / "model" / "mean.safetensors")[0].state_dict().keys()
+
+
+def test_errors_speak_of_files_and_options(folder: Path, layered: list[Path], model: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "out"]
+    panel = ["--panel", folder / "panel.txt", "--model", "mean", *out]
+    check_refused(
+        run("train", folder / "P2S1.zarr", layered[0], *panel),
+        f"{layered[0]}: There are several tables in the file: ['cells', 'counted']. Choose one with --table-key",
+    )
+    check_refused(run("train", *layered, *panel, "--table-key", "counted"), "with --missing drop", "with --aliases.")
+    check_refused(
+        run(
+            "predict",
+            layered[0],
+            "--model",
+            model,
+            "--out",
+            tmp_path / "out.zarr",
+            "--table-key",
+            "spots",
+            "--n-samples",
+            1,
+        ),
+        "n_samples must be at least 2",
+    )
+    (tmp_path / "broken.zarr").mkdir()
+    check_refused(
+        run("evaluate", tmp_path / "broken.zarr", "--out", tmp_path / "s.csv"), "broken.zarr", "not a SpatialData"
+    )
+    result = run("train", layered[0], *panel, "--table-key", "counted", "--device", "abacus")
+    check_refused(result, "Device 'abacus' cannot be used here", "with --device auto")
+    assert "config" not in result.stderr
+
+
+def test_a_fault_of_ours_says_how_to_report_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("st_predict.tl.evaluate", fail)
+    arguments = ("evaluate", folder / "P1S1.zarr", "--out", tmp_path / "s.csv")
+    check_refused(
+        run(*arguments), "fault of st_predict", "ZeroDivisionError: division by zero", "report it", "ST_PREDICT_DEBUG=1"
+    )
+    monkeypatch.setenv("ST_PREDICT_DEBUG", "1")
+    assert isinstance(run(*arguments).exception, ZeroDivisionError)

@@ -129,6 +129,8 @@ def validated(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise _translated(error, made) from None
 
+    # for those who ask for types; these of pydantic are about its own class
+    init.__annotations__ = {name: info.annotation for name, info in made.__pydantic_fields__.items()}
     made.__init__ = init
     return made
 

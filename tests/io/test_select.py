@@ -47,7 +47,9 @@ def test_a_table_that_holds_predictions_is_still_a_table():
 
 def test_of_several_tables_the_default_name_wins():
     assert find_table(SpatialData(tables={"table": _table(), "cells": _table()}), None) == "table"
-    with pytest.raises(ValueError, match=re.escape("several tables in sdata: ['a', 'b']. Choose one with table_key=, or rename")):
+    with pytest.raises(
+        ValueError, match=re.escape("several tables in sdata: ['a', 'b']. Choose one with table_key=, or rename")
+    ):
         find_table(SpatialData(tables={"b": _table(), "a": _table()}), None)
 
 
@@ -55,7 +57,8 @@ def test_of_several_shapes_the_grid_wins(sdata):
     shapes = sdata["spots"]
     assert find_shapes(SpatialData(shapes={"tissue": shapes, "grid": shapes.copy()}), None) == "grid"
     with pytest.raises(
-        ValueError, match=re.escape("no table in sdata, and several shapes: ['a', 'b']. Choose one with shapes_key=, or rename")
+        ValueError,
+        match=re.escape("no table in sdata, and several shapes: ['a', 'b']. Choose one with shapes_key=, or rename"),
     ):
         find_shapes(SpatialData(shapes={"b": shapes, "a": shapes.copy()}), None)
     with pytest.raises(KeyError, match=re.escape("No shapes element 'x' in sdata; there are ['spots']")):

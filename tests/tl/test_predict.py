@@ -582,3 +582,14 @@ def test_the_lattice_of_a_grid_is_read(measured: SpatialData, tmp_path: Path) ->
             with pytest.raises(ValueError, match=r"4 .n_pos. rows and columns of a lattice, 0 to 3; .* {'grid': 11}"):
                 stp.tl.predict(slide, path, device="cpu")
         del slide.shapes["grid"]
+
+
+def test_a_section_that_is_too_large_is_named(
+    measured: SpatialData, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise MemoryError("Unable to allocate 3 TiB")
+
+    monkeypatch.setattr("st_predict.tl._ensemble.inputs_of", fail)
+    with pytest.raises(MemoryError, match="Section 'spots' of 12 spots: Unable to allocate 3 TiB"):
+        predict(measured, checkpoint())

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
 from anndata import AnnData
 from spatialdata.models import TableModel
 from spatialdata.transformations import Identity, set_transformation
@@ -23,7 +27,6 @@ from st_predict.pp import make_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from spatialdata import SpatialData
 
@@ -303,3 +306,40 @@ def test_a_spot_outside_the_image_is_told_once(
     caplog.clear()
     stp.tl.predict(pair[1], result)
     assert caplog.text.count("outside the image") == 1
+
+
+CACHE = Path(os.environ.get("ST_PREDICT_CACHE", Path(__file__).parents[3] / "shared" / "data" / "her2st"))
+
+# symbols of 2018 and of today, with identifiers, from HGNC
+RENAMED = pd.DataFrame(
+    {
+        "symbol": ["CIBAR1", "ERBB2", "CD74"],
+        "prev_symbol": ["FAM92A", "NGL", "DHLAG"],
+        "ensembl_gene_id": ["ENSG00000188343", "ENSG00000141736", "ENSG00000019582"],
+    }
+)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not CACHE.is_dir(), reason=f"The sections of her2st are not at {CACHE}.")
+def test_a_real_section_with_a_layer_and_other_names(tmp_path: Path) -> None:
+    plain, scanpy_like = stp.datasets.her2st("C2", cache=CACHE), stp.datasets.her2st("C2", cache=CACHE)
+    panel = ["ERBB2", "CD74", "KRT8", "COL3A1", "FAM132A"]
+    table = scanpy_like["table"]
+    table.layers["counts"] = table.X.copy()
+    sc.pp.normalize_total(table)
+    sc.pp.log1p(table)
+    names = {"ERBB2": "ENSG00000141736.14", "CD74": "DHLAG"}
+    table.var_names = [names.get(name, name) for name in table.var_names]
+    scanpy_like.tables["table"] = table[:, [name for name in table.var_names if name != "FAM132A"]].copy()
+
+    place = {"layer": "counts", "aliases": RENAMED, "missing": "drop"}
+    one = stp.tl.train(plain, "mean", panel=panel[:4], out=tmp_path / "plain")
+    same = stp.tl.train(scanpy_like, "mean", panel=panel, out=tmp_path / "scanpy", **place)
+    assert same.card.genes == one.card.genes == tuple(panel[:4])
+    stp.tl.predict(plain, one)
+    stp.tl.predict(scanpy_like, one)
+    scores = [stp.tl.evaluate(sdata, **options) for sdata, options in ((plain, {}), (scanpy_like, place))]
+    pd.testing.assert_frame_equal(scores[0].summary, scores[1].summary)
+    weights = [checkpoints.load(result.checkpoint)[0].state_dict() for result in (one, same)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -26,7 +26,7 @@ from st_predict._sections._inputs import encoder_of, inputs_of
 from st_predict._sections._measured import Measured, keep_common, measure, measured_table_key, select_genes
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
-from st_predict._sections._section import Section, Sections, Slide, as_list, each, open_slide
+from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_slide
 from st_predict._sections._split import LeakageError, refuse_same_sections, split_patients
 from st_predict._sections._store import store_of
 from st_predict._sections._unlabelled import open_unlabelled
@@ -55,6 +55,7 @@ __all__ = [
     "measure",
     "measure_held_out",
     "measured_table_key",
+    "naming",
     "needs_mpp",
     "observe",
     "open_slide",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -27,7 +28,7 @@ from st_predict.io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from st_predict.io import Mpp, PyramidReader, Spots
     from st_predict.specs import CropSpec
 
-__all__ = ["Section", "Sections", "Slide", "as_list", "each", "open_slide", "open_table", "region_key_of"]
+__all__ = ["Section", "Sections", "Slide", "as_list", "each", "naming", "open_slide", "open_table", "region_key_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -302,6 +303,15 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
     for sdata in found:
         check_slide(sdata, argument=f"Each member of {argument}")
     return found
+
+
+@contextmanager
+def naming(section: Section) -> Iterator[None]:
+    """Say which section it was where memory does not suffice."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"Section {section.region!r} of {len(section.rows)} spots: {error}") from error
 
 
 def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named: Sections | None) -> list[R]:

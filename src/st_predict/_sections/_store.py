@@ -9,6 +9,7 @@ import numpy as np
 from st_predict._files import check_space
 from st_predict._sections._cells import join_cells
 from st_predict._sections._inputs import features_of
+from st_predict._sections._section import naming
 from st_predict._training import CropStore
 from st_predict.crops import iter_batches
 from st_predict.models import get_spec
@@ -39,7 +40,10 @@ def store_of(
     if encoder is None:
         nothing = get_spec(card.model).reads(card.hparams).kind == "nothing"
         return keep_targets(observed) if nothing else cut_crops(observed, card.crop, folder=folder)
-    features = [features_of(o.section, card, encoder, compute=compute) for o in observed]
+    features = []
+    for one in observed:
+        with naming(one.section):
+            features.append(features_of(one.section, card, encoder, compute=compute))
     return keep_features(observed, join_cells(features))
 
 

@@ -10,7 +10,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute, pick_precision
-from st_predict._sections import open_slide, section_features
+from st_predict._sections import naming, open_slide, section_features
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder
@@ -142,9 +142,11 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     slot = slide.slot(key_added or Keys.embedding(spec.name))
     slot.check_free("embedding")
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
-    features = slide.gather(
-        section_features(section, loaded, crop=shown, compute=compute, cache=cache) for section in slide.sections
-    )
+    parts = []
+    for section in slide.sections:
+        with naming(section):
+            parts.append(section_features(section, loaded, crop=shown, compute=compute, cache=cache))
+    features = slide.gather(parts)
     how = "float32" if spec.float32 else pick_precision(precision, compute.place)
     params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(compute.place), "precision": how}
     described = {**loaded.describe(), "license": spec.license, "citation": spec.citation}

@@ -16,7 +16,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Compute, Inference, Moments
-from st_predict._sections import check_needs, encoder_of, inputs_of, needs_mpp
+from st_predict._sections import check_needs, encoder_of, inputs_of, naming, needs_mpp
 from st_predict._validated import Count, Natural, check
 from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
@@ -209,7 +209,8 @@ class Ensemble:
         """
         outside, moments = section.outside, Moments()
         for member in self.members:
-            mean, squares = _predict(member, section, ~outside, counts=counts)
+            with naming(section):
+                mean, squares = _predict(member, section, ~outside, counts=counts)
             moments.add(mean, squares, member.n_draws)
         moments.mean[outside] = np.nan
         if moments.n == 1:
