@@ -585,11 +585,11 @@ def test_the_lattice_of_a_grid_is_read(measured: SpatialData, tmp_path: Path) ->
 
 
 def test_a_section_that_is_too_large_is_named(
-    measured: SpatialData, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+    measured: SpatialData, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: object, **_options: object) -> None:
         raise MemoryError("Unable to allocate 3 TiB")
 
     monkeypatch.setattr("st_predict.tl._ensemble.inputs_of", fail)
     with pytest.raises(MemoryError, match="Section 'spots' of 12 spots: Unable to allocate 3 TiB"):
-        predict(measured, checkpoint())
+        stp.tl.predict(measured, checkpoint())
