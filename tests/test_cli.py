@@ -380,6 +380,15 @@ def test_errors_speak_of_files_and_options(folder: Path, layered: list[Path], mo
     assert "config" not in result.stderr
 
 
+def test_files_of_users_are_no_faults_of_ours(folder: Path, tmp_path: Path) -> None:
+    section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--model", "mean"]
+    check_refused(run("train", section, section, "--panel", 4, *out), "Files are given twice")
+    (tmp_path / "latin.txt").write_bytes("GENE\xe9".encode("latin-1"))
+    check_refused(run("train", section, "--panel", tmp_path / "latin.txt", *out), "latin.txt", "UTF-8")
+    check_refused(run("train", section, "--panel", "\u00b2", *out), "No such file")
+    check_refused(run("train", section, "--panel", 0, *out), "panel must be at least 1, got 0")
+
+
 def test_a_fault_of_ours_says_how_to_report_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_options: object) -> None:
         raise ZeroDivisionError("division by zero")

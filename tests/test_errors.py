@@ -8,11 +8,16 @@ import inspect
 import pickle
 import re
 from collections import deque
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
 
 import st_predict as stp
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
@@ -76,6 +81,25 @@ def test_errors_survive_pickling_and_changes() -> None:
     assert str(error.about("C2.zarr:")) == "C2.zarr: Found. Pass mpp=, or go on."
     assert str(error.without({"mpp"})) == "Found. Go on."
     assert error.arguments == {"mpp"}
+
+
+def test_errors_come_back_from_other_processes() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        error = pool.submit(_fail_by_a_setting).exception()
+        told = pool.submit(_fail_by_advice).exception()
+    assert isinstance(error, InvalidValueError)
+    assert str(error) == "epochs must be at least 1, got 0."
+    assert str(told).endswith("several images in sdata: ['a', 'b']. Choose one with image_key=.")
+
+
+def _fail_by_a_setting() -> None:
+    stp.tl.TrainConfig(epochs=0)
+
+
+def _fail_by_advice() -> None:
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    images = {name: Image2DModel.parse(pixels, dims=("c", "y", "x")) for name in "ab"}
+    stp.io.find_image(SpatialData(images=images), None)
 
 
 # what follows walks the source
@@ -276,6 +300,8 @@ UNREACHABLE = {
     "st_predict.get._names": ("tl.", "pl."),
     # only maps of genes name some
     "st_predict.pl._values.Values.columns": ("pl.pca_map",),
+    # bounds are added to a prediction, whatever shapes were measured
+    "st_predict._sections._measured.measured_table_key": ("tl.Calibration.apply",),
     # a calibration has its own key
     "st_predict.get.only_key": ("tl.Calibration.",),
     # missing genes matter only for sums over the panel, whose number is known

@@ -70,6 +70,32 @@ def test_a_name_of_two_genes_is_not_used() -> None:
     assert GeneAliases.of(names).gene("one") == 0
 
 
+def test_a_name_that_is_old_for_one_gene_and_an_alias_of_another_is_not_used() -> None:
+    names = pd.DataFrame(
+        {"symbol": ["A", "B", "C"], "prev_symbol": ["OLD", "OLD", ""], "alias_symbol": ["", "", "OLD|X"]}
+    )
+    assert GeneAliases.of(names).gene("OLD") is None
+    assert GeneAliases.of(names).gene("X") == 2
+
+
+@pytest.mark.parametrize(
+    ("panel", "names", "options"),
+    [
+        (["ERBB2", "Erbb2"], ["ERBB2"], {"ignore_case": True}),
+        (["ENSG00000141736.1", "ENSG00000141736.2"], ["ENSG00000141736"], {}),
+    ],
+)
+def test_a_column_is_not_two_genes_of_a_panel(panel: list[str], names: list[str], options: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match=r"are the same gene of the table\. Leave one"):
+        align_panel(table(names), panel, **options)
+
+
+def test_the_case_of_other_names_of_the_table_does_not_matter() -> None:
+    adata = table(["Probe_1_at", "Gene2"])
+    adata.var["symbol"] = ["ERBB2", "TP53"]
+    assert align_panel(adata, ["ERBB2", "TP53"], organism="homo_sapiens").source == "symbol"
+
+
 def test_a_column_of_another_panel_gene_is_not_taken() -> None:
     names = pd.DataFrame({"symbol": ["A"], "alias_symbol": ["A1|A2"]})
     match = align_panel(table(["A1"]), ["A1", "A"], aliases=names, missing="drop")
@@ -86,7 +112,7 @@ def test_files_are_read_as_they_are_published(tmp_path: Path, compression: str) 
 
 
 def test_unfit_tables(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no table of aliases"):
+    with pytest.raises(FileNotFoundError, match="with a table of aliases"):
         GeneAliases.of(tmp_path / "nope.txt")
     with pytest.raises(ValueError, match=r"needs the column 'symbol' and at least one of .*it has \['symbol'\]"):
         GeneAliases.of(pd.DataFrame({"symbol": ["A"]}))
@@ -111,7 +137,8 @@ HUMAN, MOUSE = ["ERBB2", "GNAS", "CD74", "C1orf112", "MT-CO1"], ["Erbb2", "Gnas"
     ("panel", "names", "options", "refused"),
     [
         (HUMAN, HUMAN, {"organism": "human"}, None),
-        (HUMAN, HUMAN, {"organism": "mouse"}, "panel is of mouse.*as in human: this is another organism"),
+        (MOUSE, HUMAN, {"organism": "mouse"}, "panel is of mouse.*as in human: this is another organism"),
+        (HUMAN, HUMAN, {"organism": "mouse"}, None),  # the same names, whatever the card says
         (HUMAN, MOUSE, {"organism": "Homo sapiens"}, "panel is of human.*as in mouse and rat"),
         (MOUSE, MOUSE, {"organism": "Mus musculus"}, None),
         (MOUSE, MOUSE, {"organism": "rat"}, None),

@@ -49,12 +49,16 @@ class StPredictError(Exception):
         super().__init__(found)
         self.found = found
         self.advice = advice
+        self._called: tuple[str, ...] | None = None  # arguments of the called function, in another process
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.found, *self.advice)
+        return _restored, (type(self), self.found, self.advice, self._arguments())
+
+    def _arguments(self) -> tuple[str, ...] | None:
+        return _arguments_of_called(self.__traceback__) if self._called is None else self._called
 
     def __str__(self) -> str:
-        arguments = _arguments_of_called(self.__traceback__)
+        arguments = self._arguments()
         return self.say(lambda way: _keyword(way) if arguments is None or way.argument in arguments else None)
 
     @property
@@ -76,6 +80,15 @@ class StPredictError(Exception):
         """Return the same error without advice about some arguments, which mean something else to the caller."""
         kept = (way for way in self.advice if not isinstance(way, Advice) or way.argument not in arguments)
         return type(self)(self.found, *kept)
+
+
+def _restored(
+    kind: type[StPredictError], found: str, advice: tuple[str | Advice, ...], called: tuple[str, ...] | None
+) -> StPredictError:
+    """Make an error that was pickled; its traceback is gone, or has no names of arguments."""
+    error = kind(found, *advice)
+    error._called = called
+    return error
 
 
 class InvalidValueError(StPredictError, ValueError):

@@ -21,8 +21,8 @@ GeneIdType: TypeAlias = Literal["symbol", "ensembl"]
 ENSEMBL = re.compile(r"(?P<stem>(?P<prefix>ENS[A-Z]{0,4}G)\d{11})(?P<version>\.\d+)?", flags=re.ASCII)
 """Ensembl identifier of a gene, with or without version."""
 
-_NAMES = ("symbol", "prev_symbol", "alias_symbol")
-"""Columns of the complete set of HGNC with names of genes; where two genes share a name, the earlier column decides."""
+_OLD = ("prev_symbol", "alias_symbol")
+"""Columns of the complete set of HGNC with other names of genes; a current symbol is never one of these."""
 
 _IDS = "ensembl_gene_id"
 
@@ -84,31 +84,32 @@ class GeneAliases:
 def _read(path: PathLike[str] | str) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no table of aliases {str(path)!r}.") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"There is no file {str(path)!r} with a table of aliases.") from error
     except (ValueError, UnicodeDecodeError, EOFError) as error:
         raise InvalidValueError(f"{str(path)!r} is not a tab-separated table: {error}") from error
 
 
 def _genes(table: pd.DataFrame, source: str) -> dict[str, int]:
-    if "symbol" not in table or not {*_NAMES[1:], _IDS} & set(table):
+    if "symbol" not in table or not {*_OLD, _IDS} & set(table):
         raise InvalidValueError(
             f"{source} is not in the form of HGNC's complete set: it needs the column 'symbol' and at least one of "
-            f"{[*_NAMES[1:], _IDS]}; it has {list(table)[:10]}."
+            f"{[*_OLD, _IDS]}; it has {list(table)[:10]}."
         )
-    found: dict[str, int] = {}
-    for column in (name for name in _NAMES if name in table):
-        found |= {name: gene for name, gene in _unique(table[column]).items() if name not in found}
+    found = _unique([table["symbol"]])
+    old = _unique([table[name] for name in _OLD if name in table])
+    found |= {name: gene for name, gene in old.items() if name not in set(table["symbol"])}
     if _IDS in table:
-        found |= {unversioned(name): gene for name, gene in _unique(table[_IDS]).items()}
+        found |= {unversioned(name): gene for name, gene in _unique([table[_IDS]]).items()}
     return found
 
 
-def _unique(column: Iterable[Any]) -> dict[str, int]:
-    """Names of a column that belong to one gene; several names of a gene are separated by ``|``."""
+def _unique(columns: Iterable[Iterable[Any]]) -> dict[str, int]:
+    """Names in some columns that belong to one gene; several names of a gene are separated by ``|``."""
     genes: dict[str, set[int]] = {}
-    for gene, cell in enumerate(column):
-        for name in str(cell).strip('"').split("|") if isinstance(cell, str) else ():
-            if name.strip():
-                genes.setdefault(name.strip(), set()).add(gene)
+    for column in columns:
+        for gene, cell in enumerate(column):
+            for name in str(cell).strip('"').split("|") if isinstance(cell, str) else ():
+                if name.strip():
+                    genes.setdefault(name.strip(), set()).add(gene)
     return {name: next(iter(found)) for name, found in genes.items() if len(found) == 1}

@@ -131,6 +131,11 @@ class Record:
         return any(isinstance(stored, Mapping) and stored.get("values") == _COPY for stored in _stored(uns).values())
 
     @staticmethod
+    def is_result(uns: Mapping[str, Any], name: str) -> bool:
+        """Whether a table of this name is a result of st_predict, and not a table of spots."""
+        return name in _stored(uns) or Record.is_copy(uns)
+
+    @staticmethod
     def kind_of(uns: Mapping[str, Any], key: str) -> Kind | None:
         """What the values under a key are, without reading the card; ``None`` if st_predict did not write them."""
         stored = _fields(uns, key)

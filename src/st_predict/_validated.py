@@ -19,6 +19,7 @@ from st_predict._errors import InvalidValueError, StPredictError
 __all__ = [
     "Byte",
     "Count",
+    "Device",
     "Fields",
     "File",
     "Flag",
@@ -73,7 +74,9 @@ def _flag(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    if not value:
         raise ValueError("must be a string that is not empty")
     return str(value)
 
@@ -87,6 +90,12 @@ def _texts(value: Any) -> Any:
     if not all(isinstance(name, str) for name in names):
         raise ValueError("must be a list of names")
     return names
+
+
+def _device(value: Any) -> Any:
+    if isinstance(value, str) or type(value).__name__ == "device":  # of torch, which is slow to import
+        return str(value)
+    raise ValueError("must be the name of a device")
 
 
 def _fields(value: Any) -> Any:
@@ -108,7 +117,8 @@ Probability = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Byte = Annotated[Natural, Field(le=255)]
-Flag = Annotated[Any, BeforeValidator(_flag)]
+Device = Annotated[str, BeforeValidator(_device)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Name = Annotated[Any, BeforeValidator(_name)]
 """Name of an element that SpatialData can store."""
 
@@ -126,8 +136,10 @@ def validated(cls: type[T]) -> type[T]:
     def init(self: Any, *args: Any, **values: Any) -> None:
         try:
             make(self, *args, **values)
+            return
         except ValidationError as error:
-            raise _translated(error, made) from None
+            translated = _translated(error, made)
+        raise translated  # outside, so that it can be pickled: what pydantic raised cannot
 
     # for those who ask for types; these of pydantic are about its own class
     init.__annotations__ = {name: info.annotation for name, info in made.__pydantic_fields__.items()}
@@ -147,7 +159,7 @@ def check(argument: str, value: Any, kind: Any) -> Any:
         return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         found = [{**one, "loc": (argument, *one["loc"])} for one in error.errors()]
-        raise InvalidValueError(f"{_sentence(argument, found)}.") from None
+    raise InvalidValueError(f"{_sentence(argument, found)}.")
 
 
 def _translated(error: ValidationError, cls: Any) -> StPredictError:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
-from st_predict._validated import Positive, Text, validated
+from st_predict._validated import Flag, Positive, Text, validated
 
 __all__ = ["Duplicates", "GeneMatching", "Missing", "Where"]
 
@@ -38,7 +38,7 @@ class GeneMatching:
 
     missing: Missing = "error"
     duplicates: Duplicates = "error"
-    ignore_case: bool = False
+    ignore_case: Flag = False
     id_column: Text | None = None
     aliases: Annotated[Any, BeforeValidator(GeneAliases.of)] = None
 

@@ -208,7 +208,7 @@ def train(  # noqa: PLR0913  # options of a command line
     result = stp.tl.train(
         _read(sections),
         model,
-        panel=int(panel) if panel.isdigit() else stp.pp.read_panel(panel),
+        panel=int(panel) if panel.isdecimal() else stp.pp.read_panel(panel),
         out=out,
         validation=_read(validation) if validation else hold_out or None,
         group_key=group_key,
@@ -459,6 +459,9 @@ def download(
 
 def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
     """Read slides; errors name their files."""
+    paths = list(paths)
+    if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
+        raise InvalidValueError(f"Files are given twice: {twice}.")
     return {str(path): _read_one(path) for path in paths}
 
 

@@ -162,20 +162,30 @@ class ModelCard:
 
     Parameters
     ----------
-    model, hparams
-        How to build the network.
+    model
+        Name of the network.
     genes
         Gene panel, in the order of the outputs.
-    crop, pixels, target
-        Pixels in, units out.
+    crop
+        Crops that the network reads.
+    pixels
+        Normalisation of the pixels.
+    target
+        Units of the outputs.
+    hparams
+        Hyper-parameters of the network.
     gene_id_type
         ``"symbol"`` or ``"ensembl"``.
     organism
-        Whose genes.
+        Organism of the genes, such as ``"human"``.
     training
         Data, sections, split, seed, epochs, version of st_predict, scores.
-    license, citation
-        Of the weights.
+    license
+        Licence of the weights.
+    citation
+        Publication of the weights.
+    format_version
+        Version of the format of the card.
     """
 
     model: str
@@ -184,12 +194,22 @@ class ModelCard:
     pixels: PixelSpec = field(default_factory=PixelSpec)
     target: TargetSpec = field(default_factory=TargetSpec)
     hparams: dict[str, Any] = field(default_factory=dict)
-    gene_id_type: str = "symbol"
+    gene_id_type: Literal["symbol", "ensembl"] = "symbol"
     organism: str = "unknown"
     training: dict[str, Any] = field(default_factory=dict)
     license: str = "unknown"
     citation: str = ""
     format_version: Natural = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.genes or len(set(self.genes)) < len(self.genes):
+            raise InvalidValueError(
+                f"genes must be a list of different names, got {len(self.genes)} of {set(self.genes)}."
+            )
+        if self.target.limits is not None and len(self.target.limits[0]) != len(self.genes):
+            raise InvalidValueError(
+                f"The target has limits of {len(self.target.limits[0])} genes, and the panel has {len(self.genes)}."
+            )
 
     METADATA_KEY: ClassVar[str] = "st_predict.card"
     """Entry of the metadata of a ``.safetensors`` file that holds the card."""
@@ -289,7 +309,7 @@ _FURTHER: dict[str, Any] = {
     "organism": str,
     "license": str,
     "citation": str,
-    "gene_id_type": str,
+    "gene_id_type": Literal["symbol", "ensembl"],
     "training": dict[str, Any],
 }
 

@@ -18,12 +18,14 @@ import scanpy as sc
 import torch
 from anndata import AnnData
 from spatialdata.models import TableModel
-from spatialdata.transformations import Identity, set_transformation
+from spatialdata.transformations import Identity, Scale, set_transformation
 
 import st_predict as stp
 from st_predict import checkpoints
+from st_predict._where import Where
 from st_predict.models import get_spec
 from st_predict.pp import make_target
+from st_predict.tl._train import _panel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,6 +308,138 @@ def test_a_spot_outside_the_image_is_told_once(
     caplog.clear()
     stp.tl.predict(pair[1], result)
     assert caplog.text.count("outside the image") == 1
+
+
+# what a table of another name, or shapes, must not hide
+
+
+def with_another_table(sdata: SpatialData) -> SpatialData:
+    """Move the counts to the table ``hd``, beside a table of other patients without names of sections."""
+    mark(sdata)
+    counted = sdata.tables.pop("table")
+    sdata.tables["hd"] = counted
+    strange = counted.copy()
+    strange.obs["patient"] = "nobody"
+    del strange.obs["section"]
+    sdata.tables["table"] = strange
+    return sdata
+
+
+def test_leakage_is_looked_for_in_the_table_of_the_prediction(other: Make, tmp_path: Path) -> None:
+    trained, same = with_another_table(other("P1")), with_another_table(other("P1"))
+    result = fit(trained, tmp_path / "m", table_key="hd")
+    network, card = checkpoints.load(result.checkpoint)
+    checkpoints.save(tmp_path / "m.safetensors", network, replace(card, training={}))
+    stp.tl.predict(same, tmp_path / "m.safetensors", table_key="hd")
+    assert stp.tl.evaluate(same).summary["n_spots"].iloc[0] == 12
+    with pytest.raises(stp.tl.LeakageError, match="in train and to be scored"):
+        stp.tl.evaluate(same, train=trained)
+    with pytest.raises(stp.tl.LeakageError, match="was trained on"):
+        stp.tl.calibrate(same, train=trained, coverage=0.5)
+
+
+def test_shapes_select_the_table_of_prediction_and_counts(other: Make, tmp_path: Path) -> None:
+    sdata = other("P2")
+    result = fit(other("P1"), tmp_path / "m")
+    sdata.shapes["fine"] = sdata.shapes["spots"].copy()
+    fine = sdata.tables["table"].copy()
+    fine.X = fine.X[::-1].copy()  # other counts of spots of the same names
+    fine.obs["region"] = pd.Categorical(["fine"] * 12)
+    fine.uns.pop("spatialdata_attrs")
+    sdata.tables["fine_table"] = TableModel.parse(fine, region="fine", region_key="region", instance_key="instance")
+    stp.tl.predict(sdata, result, table_key="table")
+    plain = stp.tl.evaluate(sdata, shapes_key="spots").summary
+    with pytest.raises(KeyError, match=r"pred_mean|no prediction"):
+        stp.tl.evaluate(sdata, key=KEY, shapes_key="fine")
+    stp.tl.predict(sdata, result, table_key="fine_table")
+    pd.testing.assert_frame_equal(plain, stp.tl.evaluate(sdata, shapes_key="spots").summary)
+    # a copy of the prediction annotates the spots too, and is not the table of the counts
+    sdata["copy"] = stp.get.prediction(sdata, KEY, table_key="table")
+    pd.testing.assert_frame_equal(plain, stp.tl.evaluate(sdata, shapes_key="spots").summary)
+
+
+def test_a_numeric_panel_is_chosen_by_the_spots_of_training(two_regions: SpatialData) -> None:
+    table = two_regions.tables["table"]
+    table.X[1::2, 0] = 1000  # gene a, of the other region
+    table.X[::2, 3] = 90
+    assert _panel(1, [two_regions], Where(shapes_key="spots"), method="mean") == ("d",)
+    assert _panel(1, [two_regions], Where(), method="mean") == ("a",)
+
+
+def test_shapes_do_not_hide_the_patient_of_an_unlabelled_slide(
+    other: Make, tmp_path: Path, quick: Callable[..., Any]
+) -> None:
+    train, validation, slide = other("P1"), other("P2"), other("P2", "S2")
+    slide.images["he"] = slide.images["he"].copy()
+    slide.shapes["other"] = slide.shapes["spots"].copy()
+    table = slide.tables.pop("table")
+    table.obs["region"] = pd.Categorical(["other"] * 12)
+    table.uns.pop("spatialdata_attrs")
+    slide.tables["table"] = TableModel.parse(table, region="other", region_key="region", instance_key="instance")
+    with pytest.raises(stp.tl.LeakageError, match=r"patients \['P2'\] of validation"):
+        stp.tl.train(
+            train,
+            "m2ost",
+            panel=GENES,
+            out=tmp_path / "m",
+            validation=validation,
+            unlabelled=slide,
+            shapes_key="spots",
+            hparams=dict(get_spec("m2ost").tiny),
+            config=quick(epochs=1),
+        )
+
+
+def test_a_card_cannot_hide_what_was_trained_on(other: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"card\['training'\] cannot set \['sections'\]"):
+        fit(other("P1"), tmp_path / "m", card={"training": {"sections": []}})
+    assert fit(other("P1"), tmp_path / "m", card={"training": {"note": 1}}).card.training["note"] == 1
+
+
+# messages
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_the_slide_that_is_unfit_is_named(pair: tuple[SpatialData, SpatialData], tmp_path: Path, verb: str) -> None:
+    for sdata in pair:
+        to_layer(sdata)
+    result = fit(pair[0], tmp_path / "m", layer="counts")
+    for sdata in pair:
+        stp.tl.predict(sdata, result)
+    pair[1].tables["table"].layers["counts"][0, 0] = 0.5
+    calls = {
+        "train": lambda slides: fit(slides, tmp_path / "n", layer="counts"),
+        "evaluate": lambda slides: stp.tl.evaluate(slides, layer="counts"),
+    }
+    for slides, name in (({"one": pair[0], "two": pair[1]}, "two:"), (list(pair), "Slide 2 of 2:")):
+        with pytest.raises(ValueError, match=f"^{name} 1 count is not a whole number"):
+            calls[verb](slides)
+
+
+def test_sections_may_be_any_iterable(pair: tuple[SpatialData, SpatialData], tmp_path: Path) -> None:
+    slides = dict(zip("ab", pair, strict=True))
+    for number, given in enumerate((slides.values(), (sdata for sdata in pair), pair)):
+        assert len(fit(given, tmp_path / str(number)).card.training["sections"]) == 2
+    held = fit(pair, tmp_path / "held", validation=np.array(["P2"])).card.training
+    assert [section["patients"] for section in held["validation"]] == [["P2"]]
+    with pytest.raises(TypeError, match=r"sdatas, or each of several in a list or a mapping, must be a SpatialData"):
+        fit(pair[0].tables["table"], tmp_path / "x")
+
+
+def test_the_resolution_to_train_at_is_not_that_of_the_image(
+    pair: tuple[SpatialData, SpatialData], tmp_path: Path, quick: Callable[..., Any]
+) -> None:
+    set_transformation(pair[0].images["he"], Scale([3.0, 3.0], axes=("x", "y")), "um")
+    options = {"hparams": dict(get_spec("m2ost").tiny), "config": quick(epochs=1)}
+    with pytest.raises(ValueError, match="3 um/px") as error:
+        stp.tl.train(pair[0], "m2ost", panel=GENES, out=tmp_path / "m", mpp=1.0, **options)
+    assert "with mpp=" not in str(error.value)
+
+
+@pytest.mark.parametrize("panel", [0, -1, [], np.array(2), {"a": 1}, "ERBB2", True])
+def test_unfit_panels_are_called_panel(pair: tuple[SpatialData, SpatialData], tmp_path: Path, panel: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^panel (must be|is empty)"):
+        fit(pair[0], tmp_path / "m", panel=panel)
 
 
 CACHE = Path(os.environ.get("ST_PREDICT_CACHE", Path(__file__).parents[3] / "shared" / "data" / "her2st"))

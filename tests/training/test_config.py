@@ -37,8 +37,8 @@ from st_predict.tl import TrainConfig
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 2**63}, "seed must be below 4611686018427387904"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
-        ({"device": None}, "device must be a string, got None"),
-        ({"augment": "x"}, "augment must be a valid boolean.*got 'x'"),
+        ({"device": None}, "device must be the name of a device, got None"),
+        ({"augment": "x"}, "augment must be True or False, got 'x'"),
     ],
 )
 def test_unfit_configuration(options: dict[str, Any], message: str) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import BeforeValidator
+from typing import TYPE_CHECKING
 
 from st_predict._runtime._device import pick_device, pick_precision
-from st_predict._validated import Count, validated
+from st_predict._validated import Count, Device, validated
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +27,7 @@ class Compute:
         Number of spots at a time; ``None`` for what suits the device.
     """
 
-    device: Annotated[str, BeforeValidator(str)] = "auto"
+    device: Device = "auto"
     precision: str = "auto"
     batch_size: Count | None = None
 

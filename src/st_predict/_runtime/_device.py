@@ -25,6 +25,8 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise NotImplementedError("it holds no values")
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(

@@ -13,21 +13,23 @@ from st_predict._sections._held_out import (
     common_key,
     join_held_out,
     measure_held_out,
+    measure_training,
     pairs_of,
     read_stored,
     refuse_duplicates,
     refuse_other_networks,
+    refuse_scored_in_training,
     refuse_trained,
     trained_pairs,
     warn_of_missing,
     warn_of_validation,
 )
 from st_predict._sections._inputs import encoder_of, inputs_of
-from st_predict._sections._measured import Measured, keep_common, measure, measured_table_key, select_genes
+from st_predict._sections._measured import Measured, keep_common, measure_each, measured_table, select_genes
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_slide
-from st_predict._sections._split import LeakageError, refuse_same_sections, split_patients
+from st_predict._sections._split import LeakageError, split_patients
 from st_predict._sections._store import store_of
 from st_predict._sections._unlabelled import open_unlabelled
 
@@ -52,9 +54,10 @@ __all__ = [
     "inputs_of",
     "join_held_out",
     "keep_common",
-    "measure",
+    "measure_each",
     "measure_held_out",
-    "measured_table_key",
+    "measure_training",
+    "measured_table",
     "naming",
     "needs_mpp",
     "observe",
@@ -65,7 +68,7 @@ __all__ = [
     "read_stored",
     "refuse_duplicates",
     "refuse_other_networks",
-    "refuse_same_sections",
+    "refuse_scored_in_training",
     "refuse_trained",
     "section_features",
     "select_genes",

@@ -12,10 +12,10 @@ from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._context import spots_of
-from st_predict._sections._measured import describe_measured, measure, select_genes
+from st_predict._sections._measured import describe_measured, measure_each, measured_table_key, select_genes
 from st_predict._sections._observed import observe
 from st_predict._sections._section import each
-from st_predict._sections._split import LeakageError
+from st_predict._sections._split import LeakageError, refuse_same_sections
 from st_predict.get import only_key, prediction, spots_table_of, table_of
 from st_predict.models import get_spec
 from st_predict.pp import from_target
@@ -40,10 +40,12 @@ __all__ = [
     "common_key",
     "join_held_out",
     "measure_held_out",
+    "measure_training",
     "pairs_of",
     "read_stored",
     "refuse_duplicates",
     "refuse_other_networks",
+    "refuse_scored_in_training",
     "refuse_trained",
     "trained_pairs",
     "warn_of_missing",
@@ -102,7 +104,7 @@ class StoredPrediction:
         return replace(self, mean=self.mean[:, kept], sd=sd, card=select_genes(self.card, kept))
 
 
-def common_key(slides: Sequence[SpatialData], key: str | None, where: Where) -> str:
+def common_key(slides: Sequence[SpatialData], key: str | None, where: Where, *, named: Sections) -> str:
     """Return the key of the prediction, which by default is the only one that all slides have.
 
     Raises
@@ -110,16 +112,19 @@ def common_key(slides: Sequence[SpatialData], key: str | None, where: Where) -> 
     KeyError, ValueError
         If a slide has no prediction, or several, or slides have different ones.
     """
-    try:
-        keys = list(dict.fromkeys(only_key(sdata, key, table_key=where.table_key) for sdata in slides))
-    except NotFoundError as error:
-        raise error.without({"key"}) from None  # a prediction whose record was lost has no card
+    found = each(slides, lambda sdata: only_key(sdata, key, table_key=table_key_of(sdata, where)), named=named)
+    keys = list(dict.fromkeys(found))
     if len(keys) > 1:
         raise InvalidValueError(f"The slides have different predictions: {keys}.", Advice("name one with {}", "key"))
     return keys[0]
 
 
-def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key: str | None = None) -> StoredPrediction:
+def table_key_of(sdata: SpatialData, where: Where) -> str | None:
+    """Return the table that is named, by itself or by shapes that it annotates; ``None`` if neither is."""
+    return None if where.table_key is None and where.shapes_key is None else measured_table_key(sdata, where)
+
+
+def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | None) -> StoredPrediction:
     """Read a prediction; ``scaled`` requires its standard deviations, ignores them (false) or takes any (``None``).
 
     Raises
@@ -129,6 +134,7 @@ def read_stored(sdata: SpatialData, key: str, *, scaled: bool | None, table_key:
     ValueError
         If the gene names of the prediction are unknown.
     """
+    table_key = table_key_of(sdata, where)
     result = prediction(sdata, key, table_key=table_key)
     record = Record.read(result.uns, key)
     if record is None or record.card is None:
@@ -242,14 +248,29 @@ def measure_held_out(
     slides: Sequence[SpatialData], stored: Sequence[StoredPrediction], where: Where, *, named: Sections
 ) -> list[Measured]:
     """Open the slides of predictions for their counts, in the tables of the predicted spots."""
-    found = {id(sdata): prediction for sdata, prediction in zip(slides, stored, strict=True)}
+    opened = []
+    for sdata, found in zip(slides, stored, strict=True):
+        own = replace(where, table_key=found.table_key or where.table_key)
+        opened += measure_each([sdata], found.card, own, crops=False, named=named)
+    return opened
 
-    def open_one(sdata: SpatialData) -> Measured:
-        own = found[id(sdata)]
-        table_key = where.table_key or (own.table_key if where.shapes_key is None else None)
-        return measure(sdata, own.card, replace(where, table_key=table_key), crops=False)
 
-    return each(slides, open_one, named=named)
+def measure_training(
+    slides: Sequence[SpatialData], card: ModelCard, where: Where, *, table_key: str | None, named: Sections | None
+) -> list[Measured]:
+    """Open training slides; their counts are in a table of the same name as those of the predicted spots, if there is one."""
+    opened = []
+    for sdata in slides:
+        same = table_key if where.shapes_key is None and table_key in sdata.tables else None
+        own = replace(where, table_key=where.table_key or same)
+        opened += measure_each([sdata], card, own, crops=False, named=named)
+    return opened
+
+
+def refuse_scored_in_training(scored: Sequence[Measured], training: Sequence[Measured], group_key: str) -> None:
+    """Raise :class:`LeakageError` if a section is to be scored and was trained on."""
+    known = [[(slide.slide.sdata, slide.obs) for slide in side] for side in (scored, training)]
+    refuse_same_sections(known[0], known[1], group_key=group_key, what="in train and to be scored")
 
 
 def join_held_out(
@@ -326,14 +347,19 @@ def pairs_of(described: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
     return {(patient, name) for one in described for patient in one["patients"] for name in one["section"].split("+")}
 
 
-def trained_pairs(card: ModelCard, train: Sequence[SpatialData], where: Where) -> set[tuple[str, str]]:
+def trained_pairs(
+    card: ModelCard, train: Sequence[SpatialData], where: Where, *, table_key: str | None
+) -> set[tuple[str, str]]:
     """Patient and name of the sections that a network was trained on, from its card and from ``train``."""
     if not train and not all("sections" in training for training in _trainings(card)):
         logger.warning(
             "The card does not say what the network was trained on, so calibration on the same sections would not be noticed. "
             "Name them as train."
         )
-    known = pairs_of(section for sdata in train for section in describe_measured(sdata, where))
+    known: set[tuple[str, str]] = set()
+    for sdata in train:
+        same = table_key if where.shapes_key is None and table_key in sdata.tables else None
+        known |= pairs_of(describe_measured(sdata, replace(where, table_key=where.table_key or same)))
     for training in _trainings(card):
         pairs = pairs_of(section for role in ("sections", "unlabelled") for section in training.get(role, []))
         same = training.get("group_key", where.group_key) == where.group_key

@@ -13,7 +13,7 @@ from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._section import open_table, region_key_of
+from st_predict._sections._section import each, name_of, open_table, region_key_of
 from st_predict.io import find_table
 from st_predict.pp import align_panel
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict._sections._section import Slide
+    from st_predict._sections._section import Sections, Slide
     from st_predict._where import Where
     from st_predict.pp import PanelMatch
     from st_predict.specs import ModelCard
@@ -36,10 +36,13 @@ __all__ = [
     "keep_common",
     "match_genes",
     "measure",
+    "measure_each",
     "measured_obs",
+    "measured_table",
     "measured_table_key",
     "patients_of",
     "section_name",
+    "spot_tables",
     "select_genes",
 ]
 
@@ -60,17 +63,36 @@ class Measured:
         Elements, layer and gene matching.
     patients
         ``(n_obs,)``: patient of each row of the table.
+    name
+        How messages about it begin; empty if there is only one slide.
     """
 
     slide: Slide
     match: PanelMatch
     where: Where
     patients: pd.Series
+    name: str = ""
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """``.obs`` of the spots of its sections."""
+        return self.table.obs.iloc[np.sort(np.concatenate([section.rows for section in self.slide.sections]))]
 
     @property
     def table(self) -> AnnData:
         """The table of the counts."""
         return self.slide.sdata.tables[self.slide.table_key]
+
+
+def measure_each(
+    slides: Sequence[SpatialData], card: ModelCard, where: Where, *, named: Sections | None, crops: bool = True
+) -> list[Measured]:
+    """Open measured slides; errors say which one it was, by its name or place in ``named``."""
+
+    def one(sdata: SpatialData) -> Measured:
+        return replace(measure(sdata, card, where, crops=crops), name=name_of(sdata, named))
+
+    return each(slides, one, named=named)
 
 
 def measure(sdata: SpatialData, card: ModelCard, where: Where, *, crops: bool = True) -> Measured:
@@ -177,13 +199,18 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
     )
 
 
-def measured_obs(sdata: SpatialData, where: Where) -> pd.DataFrame:
-    """Return ``.obs`` of the measured spots that are meant."""
+def measured_table(sdata: SpatialData, where: Where) -> AnnData:
+    """Return the table of the counts, or the rows of the shapes that are meant."""
     table_key = measured_table_key(sdata, where)
     table = sdata.tables[table_key]
     if where.shapes_key is None:
-        return table.obs
-    return table.obs[table.obs[region_key_of(table, table_key)].astype(str) == where.shapes_key]
+        return table
+    return table[(table.obs[region_key_of(table, table_key)].astype(str) == where.shapes_key).to_numpy()]
+
+
+def measured_obs(sdata: SpatialData, where: Where) -> pd.DataFrame:
+    """Return ``.obs`` of the measured spots that are meant."""
+    return measured_table(sdata, where).obs
 
 
 def patients_of(sdata: SpatialData, where: Where) -> set[str]:
@@ -195,6 +222,11 @@ def patients_of(sdata: SpatialData, where: Where) -> set[str]:
 def section_name(obs: pd.DataFrame, region: str) -> str:
     """Return the name of a section; the names of sections that share a region are joined by a plus sign."""
     return "+".join(sorted(set(obs[Keys.SECTION].astype(str)))) if Keys.SECTION in obs else region
+
+
+def spot_tables(sdata: SpatialData) -> list[AnnData]:
+    """Return all tables that are not results of st_predict."""
+    return [sdata.tables[name] for name in sorted(_spot_tables(sdata))]
 
 
 def describe_measured(sdata: SpatialData, where: Where) -> list[dict[str, Any]]:
@@ -235,4 +267,4 @@ def _annotated(sdata: SpatialData, table_key: str) -> set[str]:
 
 def _spot_tables(sdata: SpatialData) -> set[str]:
     """Tables that are not results of st_predict."""
-    return {name for name, table in sdata.tables.items() if name not in Record.keys(table.uns)}
+    return {name for name, table in sdata.tables.items() if not Record.is_result(table.uns, name)}

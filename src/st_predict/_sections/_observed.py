@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from st_predict._sections._measured import section_name
+from st_predict._sections._section import about
 from st_predict.pp import make_target
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False) -> lis
     KeyError, ValueError
         If there is no such layer, or counts are unfit.
     """
-    return [_observe(section, measured, card, counts=counts) for section in measured.slide.sections]
+    with about(measured.name):
+        return [_observe(section, measured, card, counts=counts) for section in measured.slide.sections]
 
 
 def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool) -> Observed:

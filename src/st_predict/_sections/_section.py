@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import get_table_keys
 
@@ -28,9 +30,8 @@ from st_predict.io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from st_predict._where import Where
@@ -38,7 +39,19 @@ if TYPE_CHECKING:
     from st_predict.io import Mpp, PyramidReader, Spots
     from st_predict.specs import CropSpec
 
-__all__ = ["Section", "Sections", "Slide", "as_list", "each", "naming", "open_slide", "open_table", "region_key_of"]
+__all__ = [
+    "Section",
+    "Sections",
+    "Slide",
+    "about",
+    "as_list",
+    "each",
+    "name_of",
+    "naming",
+    "open_slide",
+    "open_table",
+    "region_key_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -295,8 +308,8 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
     """
     if isinstance(sdatas, SpatialData):
         return [sdatas]
-    if not isinstance(sdatas, Mapping | Sequence) or isinstance(sdatas, str):
-        check_slide(sdatas, argument=argument)
+    if isinstance(sdatas, str | PathLike | AnnData) or not isinstance(sdatas, Iterable):
+        check_slide(sdatas, argument=f"{argument}, or each of several in a list or a mapping,")
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
         raise InvalidValueError(f"{argument} is empty: no section was given.")
@@ -314,21 +327,35 @@ def naming(section: Section) -> Iterator[None]:
         raise MemoryError(f"Section {section.region!r} of {len(section.rows)} spots: {error}") from error
 
 
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Say which of several slides it was where something is unfit."""
+    try:
+        yield
+    except StPredictError as error:
+        if not name:
+            raise
+        raise error.about(name) from error.__cause__
+
+
 def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named: Sections | None) -> list[R]:
     """Apply a function to each slide; errors say which slide it was, by its name or place in ``named``."""
     results = []
     for slide in slides:
-        try:
+        with about(name_of(slide, named)):
             results.append(do(slide))
-        except StPredictError as error:
-            raise error.about(name_of(slide, named)) from None
     return results
 
 
-def name_of(slide: SpatialData, named: Sections | None) -> str:
-    """Return how a message begins that is about one of several slides."""
-    if isinstance(named, Mapping):
-        return next((f"{name}:" for name, value in named.items() if value is slide), "")
-    if isinstance(named, Sequence) and len(named) > 1:
-        return next((f"Slide {i} of {len(named)}:" for i, value in enumerate(named, start=1) if value is slide), "")
+def name_of(slide: SpatialData, *named: Sections | Sequence[str] | None) -> str:
+    """Return how a message begins that is about one of several slides; empty if there is only one."""
+    for slides in named:
+        if isinstance(slides, Mapping):
+            found = [f"{name}:" for name, value in slides.items() if value is slide]
+        elif isinstance(slides, Sequence) and len(slides) > 1:
+            found = [f"Slide {i} of {len(slides)}:" for i, value in enumerate(slides, start=1) if value is slide]
+        else:
+            found = []
+        if found:
+            return found[0]
     return ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spatialdata import SpatialData
 
@@ -13,12 +13,16 @@ from st_predict._sections._measured import measured_obs, patients_of
 from st_predict._sections._section import as_list, each
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import pandas as pd
 
     from st_predict._sections._section import Sections
     from st_predict._where import Where
 
-__all__ = ["LeakageError", "refuse_same_sections", "split_patients"]
+__all__ = ["Known", "LeakageError", "refuse_same_sections", "split_patients"]
+
+
+Known: TypeAlias = "tuple[SpatialData, pd.DataFrame]"
+"""A slide, and ``.obs`` of its spots."""
 
 
 class LeakageError(InvalidValueError):
@@ -54,10 +58,11 @@ def split_patients(
         return slides, []
     if patients := _patient_names(validation):
         return _hold_out(slides, groups, patients)
-    if not isinstance(validation, SpatialData | Sequence | Mapping):
+    if isinstance(validation, bytes) or not isinstance(validation, SpatialData | Iterable):
         raise InvalidTypeError(f"validation must be sections, or names of patients to hold out, got {validation!r}.")
     held_out = as_list(validation, "validation")
-    refuse_same_sections(held_out, slides, where=where, what="in training and in validation")
+    sides = [[(sdata, measured_obs(sdata, where)) for sdata in side] for side in (held_out, slides)]
+    refuse_same_sections(sides[0], sides[1], group_key=where.group_key, what="in training and in validation")
     shared = set().union(*groups) & set().union(
         *each(held_out, lambda sdata: patients_of(sdata, where), named=validation)
     )
@@ -71,15 +76,13 @@ def split_patients(
     return slides, held_out
 
 
-def refuse_same_sections(
-    slides: Sequence[SpatialData], others: Sequence[SpatialData], *, where: Where, what: str, own: Where | None = None
-) -> None:
+def refuse_same_sections(slides: Sequence[Known], others: Sequence[Known], *, group_key: str, what: str) -> None:
     """Raise :class:`LeakageError` if a section is on both sides, as the same object or by patient and name.
 
-    ``own`` is where the data of ``slides`` is, if that is not where those of ``others`` are.
+    Slides are given with ``.obs`` of their spots.
     """
-    twice = _names(slides, own or where) & _names(others, where)
-    if twice or any(one is other for one in slides for other in others):
+    twice = _names(slides, group_key) & _names(others, group_key)
+    if twice or any(one is other for one, _ in slides for other, _ in others):
         raise LeakageError(
             f"The same section is {what}: {sorted(twice) or 'the same object'}.", "leave it out of one of the two"
         )
@@ -88,9 +91,10 @@ def refuse_same_sections(
 def _patient_names(validation: Any) -> set[str]:
     """Names of patients, if that is what ``validation`` holds."""
     given = [validation] if isinstance(validation, str) else validation
-    if isinstance(given, Sequence) and all(isinstance(name, str) for name in given):
-        return set(given)
-    return set()
+    if isinstance(given, SpatialData | Mapping) or not isinstance(given, Iterable):
+        return set()
+    names = list(given) if isinstance(given, Sized) else []  # an iterator is of sections
+    return set(names) if names and all(isinstance(name, str) for name in names) else set()
 
 
 def _hold_out(
@@ -109,11 +113,11 @@ def _hold_out(
     return training, [s for s, g in zip(sdatas, groups, strict=True) if g & patients]
 
 
-def _names(sdatas: Iterable[SpatialData], where: Where) -> set[tuple[str, str]]:
+def _names(slides: Iterable[Known], group_key: str) -> set[tuple[str, str]]:
     """Which sections of which patients these are, as far as the tables say so."""
     found: set[tuple[str, str]] = set()
-    for obs in (measured_obs(sdata, where) for sdata in sdatas):
-        if {where.group_key, Keys.SECTION} <= set(obs):
-            named = obs[[where.group_key, Keys.SECTION]].dropna().astype(str).drop_duplicates()
+    for _, obs in slides:
+        if {group_key, Keys.SECTION} <= set(obs):
+            named = obs[[group_key, Keys.SECTION]].dropna().astype(str).drop_duplicates()
             found |= set(named.itertuples(index=False, name=None))
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from st_predict._errors import Advice, NotFoundError
-from st_predict._sections._measured import measured_obs, measured_table_key
+from st_predict._sections._measured import measured_obs, measured_table_key, spot_tables
 from st_predict._sections._observed import Observed
 from st_predict._sections._section import open_slide, open_table
 from st_predict._sections._split import LeakageError, refuse_same_sections
@@ -17,6 +17,7 @@ from st_predict.io import find_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from spatialdata import SpatialData
 
     from st_predict._sections._section import Section, Slide
@@ -64,22 +65,27 @@ def open_unlabelled(
     KeyError, ValueError
         If an element does not exist or is ambiguous, or mpp is needed and not known.
     """
-    patients = set().union(*(_patients(slide, where) for slide in held_out)) - set(allow_shared)
+    group_key = where.group_key
+    sides = {
+        role: [(slide, measured_obs(slide, where)) for slide in side]
+        for role, side in (("validation", held_out), ("training", training))
+    }
+    patients = set().union(*(_patients(obs, group_key) for _, obs in sides["validation"])) - set(allow_shared)
     images = [image for slide in held_out for image in slide.images.values()]
     opened = []
     for number, slide in enumerate(slides):
-        own = _own(slide, where)
-        theirs = _patients(slide, own)
-        for others, role in ((held_out, "validation"), (training, "training")) if theirs else ():
-            refuse_same_sections([slide], others, where=where, own=own, what=f"in {role} and to be labelled")
-        shared = sorted(theirs & patients)
+        # whichever table has the spots, others may tell whose they are
+        known = [(slide, table.obs) for table in spot_tables(slide) if _patients(table.obs, group_key)]
+        for role, side in sides.items():
+            refuse_same_sections(known, side, group_key=group_key, what=f"in {role} and to be labelled")
+        shared = sorted(set().union(*(_patients(obs, group_key) for _, obs in known)) & patients)
         if shared or any(image is other for image in slide.images.values() for other in images):
             raise LeakageError(
                 f"Unlabelled slide {number} shows {f'patients {shared}' if shared else 'an image'} of validation, which would "
                 "then not show how the network does on new tissue.",
                 Advice("leave it out of {}", "unlabelled"),
             )
-        opened.append(_open(slide, own, need_mpp=card.crop.mpp is not None))
+        opened.append(_open(slide, _own(slide, where), need_mpp=card.crop.mpp is not None))
     return [_without_target(section) for slide in opened for section in slide.sections]
 
 
@@ -108,12 +114,9 @@ def _table_key(slide: SpatialData, own: Where) -> str | None:
         return None
 
 
-def _patients(slide: SpatialData, own: Where) -> set[str]:
-    """Patients whose spots a slide holds, as far as its table says so."""
-    if _table_key(slide, own) is None:
-        return set()
-    obs = measured_obs(slide, own)
-    return set(obs[own.group_key].dropna().astype(str)) if own.group_key in obs else set()
+def _patients(obs: pd.DataFrame, group_key: str) -> set[str]:
+    """Patients whose spots a table holds, as far as it says so."""
+    return set(obs[group_key].dropna().astype(str)) if group_key in obs else set()
 
 
 def _without_target(section: Section) -> Observed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Natural, NotNegative, Positive, Probability, validated
+from st_predict._validated import Count, Device, Flag, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
 
 if TYPE_CHECKING:
@@ -27,17 +27,25 @@ class TrainConfig:
 
     Parameters
     ----------
-    epochs, batch_size, lr, weight_decay, optimizer
-        As everywhere; ``batch_size`` is of networks that see single spots.
+    epochs
+        Number of passes over the training spots.
+    batch_size
+        Number of spots per step, for spot-level models.
+    lr
+        Learning rate.
+    weight_decay
+        Weight decay of the optimiser.
+    optimizer
+        ``"adam"``, ``"adamw"`` or ``"sgd"``.
     regions
-        Of networks that see sections as a whole: how many parts of each section an epoch has, each a spot drawn at random
-        with those nearest to it, from 2 to all of the section. 0 takes sections whole.
+        Section-level models: number of random regions sampled per section and epoch. A region is a random spot with its
+        nearest neighbours, from 2 spots to the whole section. 0 takes sections whole.
     regions_per_step
-        Sections, or such parts of them, for each step of the optimiser.
+        Section-level models: number of sections or regions per step.
     momentum
-        Of ``optimizer="sgd"``.
+        Momentum of ``optimizer="sgd"``.
     schedule
-        Of the learning rate; ``"cosine"`` falls to 0 over ``epochs``.
+        Schedule of the learning rate; ``"cosine"`` falls to 0 over ``epochs``.
     warmup
         Epochs over which the learning rate rises to ``lr``. M2OST has no norm in front of its first attention and
         can collapse to the mean without one.
@@ -84,14 +92,14 @@ class TrainConfig:
     clip: Positive | None = None
     patience: Count | None = None
     monitor: Monitor = "pearson"
-    augment: bool = True
-    measure_pixels: bool = False
+    augment: Flag = True
+    measure_pixels: Flag = False
     level_drop: Probability = 0.0
-    start_at_mean: bool = True
+    start_at_mean: Flag = True
     seed: Annotated[Natural, Field(lt=2**62)] = 0
-    device: str = "auto"
-    precision: str = "auto"
-    progress: bool = True
+    device: Device = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    progress: Flag = True
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":

@@ -11,7 +11,6 @@ from st_predict._record import Record
 from st_predict._validated import check
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["find_image", "find_shapes", "find_table"]
@@ -80,7 +79,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     check_slide(sdata)
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table", argument="table_key")
-    names = sorted(name for name, table in sdata.tables.items() if not _is_result(name, table))
+    names = sorted(name for name, table in sdata.tables.items() if not Record.is_result(table.uns, name))
     if not names:
         return None
     if len(names) == 1:
@@ -92,10 +91,6 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
         Advice("choose one with {}", "table_key"),
         f"rename that of the spots to {Keys.TABLE!r}",
     )
-
-
-def _is_result(name: str, table: AnnData) -> bool:
-    return name in Record.keys(table.uns) or Record.is_copy(table.uns)
 
 
 def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:

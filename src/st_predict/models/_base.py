@@ -211,8 +211,9 @@ class ModelSpec:
             raise InvalidValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
     def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """Return hyper-parameters with what training adds to them; see ``complete_of``."""
-        return dict(hparams) if self.complete_of is None else {**hparams, **self._with(self.complete_of, hparams)}
+        """Return hyper-parameters as values of their types, with what training adds to them; see ``complete_of``."""
+        known = checked(self.name, hparams, kinds_of(self.build, self.config))
+        return known if self.complete_of is None else {**known, **self._with(self.complete_of, known)}
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters reads, or its encoder."""
@@ -248,7 +249,9 @@ class ModelSpec:
         values = checked(self.name, hparams, kinds_of(self.build, self.config))
         try:
             return make(**values)
-        except TypeError as error:  # of a model that does not say what it takes
+        except TypeError as error:
+            if kinds_of(self.build, self.config) is not None:  # names and types were right
+                raise
             raise InvalidValueError(
                 f"{self.name!r} cannot be made with the hyper-parameters {values}: {error}. Those of its publication "
                 f"are {dict(self.hparams)}."

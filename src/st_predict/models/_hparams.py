@@ -13,7 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._runtime import Network
-from st_predict._validated import check
+from st_predict._validated import Flag, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,8 @@ def _types(what: Any) -> dict[str, Any]:
         hints = get_type_hints(what.func if isinstance(what, partial) else what, include_extras=True)
     except (NameError, TypeError):  # imported for type checkers only; an object without annotations
         return {}
-    return {name: kind if _can_be_checked(kind) else Any for name, kind in hints.items()}
+    kinds = {name: kind if _can_be_checked(kind) else Any for name, kind in hints.items()}
+    return {name: Flag if kind is bool else kind for name, kind in kinds.items()}
 
 
 def _can_be_checked(kind: Any) -> bool:

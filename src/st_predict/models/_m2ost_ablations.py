@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import validated
+from st_predict._validated import Flag, validated
 from st_predict.models._attention import digest
 from st_predict.models._layers import patch_mlp, patches
 
@@ -46,9 +46,9 @@ class Ablations:
         Input of the head: class tokens (``"cls"``) or token means (``"mean"``, :func:`mean_token`).
     """
 
-    dpe: bool = True
+    dpe: Flag = True
     itmm: Literal["split", "joint"] = "split"
-    ctmm: bool = True
+    ctmm: Flag = True
     ccmm: Literal["gate", "ffn"] = "gate"
     pool: Literal["cls", "mean"] = "cls"
 

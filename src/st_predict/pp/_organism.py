@@ -11,7 +11,7 @@ from st_predict._identifiers import ENSEMBL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["refuse_other_organism"]
+__all__ = ["refuse_other_case", "refuse_other_prefix"]
 
 ENSEMBL_PREFIXES = {
     "ENSG": "human",
@@ -42,44 +42,62 @@ SCIENTIFIC = {
 TITLE_CASE = {"mouse", "rat"}
 """Organisms whose symbols are written as ``Erbb2``; those of the others known here are not."""
 
+_TRANSLATE = "translate genes to their orthologues first"
+
 _MOST = 0.75  # share of the names that has to agree; human genes such as C1orf112 do not
 
 
-def refuse_other_organism(
-    genes: Sequence[str], ids: Sequence[str], *, organism: str, ignore_case: bool, found_some: bool
-) -> None:
-    """Refuse a table of another organism than the panel.
+def refuse_other_prefix(genes: Sequence[str], ids: Sequence[Sequence[str]], *, organism: str) -> None:
+    """Refuse a table whose Ensembl identifiers are of another organism than the panel.
 
     Parameters
     ----------
     genes
         The panel.
     ids
+        Columns of identifiers of the table.
+    organism
+        Organism of the panel; ``"unknown"`` if nobody says.
+
+    Raises
+    ------
+    InvalidValueError
+        If most identifiers of a column have the prefix of another organism.
+    """
+    expected = _common_name(organism) or _by_prefix(genes)
+    for names in ids:
+        there = _by_prefix(names)
+        if expected is not None and there is not None and expected != there:
+            raise InvalidValueError(
+                f"The panel is of {expected}, and the Ensembl identifiers of the table are of {there}, such as {_first(names)}.",
+                _TRANSLATE,
+            )
+
+
+def refuse_other_case(genes: Sequence[str], ids: Sequence[str], *, organism: str, ignore_case: bool) -> None:
+    """Refuse a table whose symbols are written as those of another organism than the panel.
+
+    Parameters
+    ----------
+    genes
+        The panel, most of which is not in the table as it is written.
+    ids
         Identifiers of the table.
     organism
         Organism of the panel; ``"unknown"`` if nobody says.
     ignore_case
         Whether case tells nothing; it is believed unless the organism is known.
-    found_some
-        Whether genes of the panel are in the table as they are written; if so, case alone is no evidence.
 
     Raises
     ------
     InvalidValueError
-        If Ensembl identifiers are of another organism, or the case of the symbols is that of another organism.
+        If the case of the symbols is that of another organism.
     """
-    known = _common_name(organism)
-    expected, there = known or _by_prefix(genes), _by_prefix(ids)
-    if expected is not None and there is not None and expected != there:
-        raise InvalidValueError(
-            f"The panel is of {expected}, and the Ensembl identifiers of the table are of {there}, such as {_first(ids)}. "
-            "Genes of another organism have to be translated to their orthologues first."
-        )
-    theirs = _is_title_case(ids)
+    known, theirs = _common_name(organism), _is_title_case(ids)
     if known is not None:
         ours: bool | None = known in TITLE_CASE if known in ENSEMBL_PREFIXES.values() else None
     else:
-        ours = None if ignore_case or found_some else _is_title_case(genes)
+        ours = None if ignore_case else _is_title_case(genes)
     if ours is None or theirs is None or ours == theirs:
         return
     what = f"The panel is of {known}" if known else f"Symbols of the panel are written as {_first(genes)}"
@@ -90,14 +108,14 @@ def refuse_other_organism(
     )
     raise InvalidValueError(
         f"{what}, and symbols of the table are written as {_first(ids)}, as in "
-        f"{'mouse and rat' if theirs else 'human'}: this is another organism. Genes of another organism have to be translated "
-        "to their orthologues first.",
+        f"{'mouse and rat' if theirs else 'human'}: this is another organism.",
+        _TRANSLATE,
         *ways,
     )
 
 
 def _common_name(organism: str) -> str | None:
-    name = organism.strip().lower()
+    name = organism.strip().lower().replace("_", " ")
     return None if name in {"", "unknown"} else SCIENTIFIC.get(name, name)
 
 

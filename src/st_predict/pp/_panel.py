@@ -18,7 +18,7 @@ from st_predict._identifiers import GeneAliases, GeneIdType, gene_id_type_of, un
 from st_predict._validated import File, Text, check
 from st_predict._where import Duplicates, GeneMatching, Missing
 from st_predict.pp._counts import dense
-from st_predict.pp._organism import refuse_other_organism
+from st_predict.pp._organism import refuse_other_case, refuse_other_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,10 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
         If the file has no gene, a gene twice, or a line that is not one gene.
     """
     file = check("path", path, File)
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{str(file)!r} is not a text in UTF-8 ({error}).", "save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
         if re.search(r"[\s,;]", line):
             raise InvalidValueError(f"Line {number} of {path} is not one gene: {line[:60]!r}. Write one gene a line.")
@@ -230,11 +233,10 @@ def align_panel(
     source = _find_source(adata, genes, id_type=id_type, matching=matching)
     ids = _ids(adata, source)
     found = _look_up(genes, ids, matching)
-    exact = any(way == "exact" for way, _ in found.values())
-    for named in {source, "var_names"}:
-        refuse_other_organism(
-            genes, _ids(adata, named), organism=organism, ignore_case=matching.ignore_case, found_some=exact
-        )
+    n_exact = sum(way == "exact" for way, _ in found.values())
+    refuse_other_prefix(genes, [ids, _ids(adata, "var_names")], organism=organism)
+    if 2 * n_exact < len(genes):
+        refuse_other_case(genes, ids, organism=organism, ignore_case=matching.ignore_case)
     match = _to_match(genes, found, source=source, duplicates=matching.duplicates, var_names=adata.var_names)
     _refuse(match, ids, matching)
     logger.info("%s", match)
@@ -258,9 +260,10 @@ def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, match
         if matching.id_column not in adata.var:
             raise NotFoundError(f"No column {matching.id_column!r} in .var; it has {list(adata.var)}.")
         return matching.id_column
-    if gene_id_type_of(adata.var_names) == id_type:
-        return "var_names"
     wanted = {unversioned(gene) for gene in genes}
+    same_type = gene_id_type_of(list(adata.var_names)) == id_type
+    if same_type and wanted & {unversioned(name) for name in _ids(adata, "var_names")}:
+        return "var_names"
     columns = [c for c in _text_columns(adata.var) if wanted & {unversioned(name) for name in _ids(adata, c)}]
     if len(columns) == 1:
         return columns[0]
@@ -268,7 +271,7 @@ def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, match
         raise InvalidValueError(
             f"Several columns of .var have genes of the panel: {columns}.", Advice("choose one with {}", "id_column")
         )
-    if matching.aliases is not None:
+    if same_type or matching.aliases is not None:
         return "var_names"
     raise InvalidValueError(
         f"The panel holds identifiers of the type {id_type!r} ({_some(genes)}), var_names hold another "
@@ -300,8 +303,20 @@ def _look_up(genes: list[str], ids: list[str], matching: GeneMatching) -> dict[s
             found[gene] = ("version", stems[stem])
         elif gene.upper() in upper:
             found[gene] = ("case", upper[gene.upper()])
+    _refuse_same_gene(found)
     aliases = {} if matching.aliases is None else _by_alias(genes, ids, matching.aliases, found)
     return {gene: (found | aliases)[gene] for gene in genes if gene in found or gene in aliases}
+
+
+def _refuse_same_gene(found: Mapping[str, tuple[Way, list[int]]]) -> None:
+    """Refuse genes of the panel that are one gene of the table, whose counts would count twice."""
+    genes: dict[int, str] = {}
+    for gene, (_, columns) in found.items():
+        if (other := genes.setdefault(columns[0], gene)) != gene:
+            raise InvalidValueError(
+                f"The panel genes {other!r} and {gene!r} are the same gene of the table.",
+                "leave one of them out of the panel",
+            )
 
 
 def _by_alias(
@@ -314,10 +329,11 @@ def _by_alias(
         if column not in taken and (number := aliases.gene(name)) is not None:
             columns.setdefault(number, []).append(column)
     numbers = {gene: aliases.gene(gene) for gene in genes if gene not in found}
+    n_named = Counter(numbers.values())
     return {
         gene: ("alias", columns[number])
         for gene, number in numbers.items()
-        if number in columns and list(numbers.values()).count(number) == 1
+        if number in columns and n_named[number] == 1
     }
 
 

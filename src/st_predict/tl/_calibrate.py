@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
@@ -34,7 +34,7 @@ from st_predict._sections import (
     warn_of_missing,
     warn_of_validation,
 )
-from st_predict._validated import Flag, Positive, Text, check
+from st_predict._validated import File, Flag, Positive, Text, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.specs import ModelCard
@@ -126,7 +126,8 @@ class Calibration:
             If the prediction is by another network or has other settings, or something else is stored under the names
             of the bounds.
         """
-        found = self._read(sdata, table_key=table_key)
+        check_slide(sdata)
+        found = self._read(sdata, Where(table_key=table_key))
         lower, upper = self._intervals(self.card.genes).bounds(found.mean, found.sd)
         write_bounds(sdata.tables[found.holder], self.key, lower, upper, calibration=self._describe())
 
@@ -201,7 +202,7 @@ class Calibration:
             genes=genes,
         )
         slides = as_list(sdatas)
-        found = each(slides, lambda sdata: self._read(sdata, table_key=table_key), named=sdatas)
+        found = each(slides, lambda sdata: self._read(sdata, where), named=sdatas)
         sections, card = _join(slides, found, where, named=sdatas)
         refuse_trained(sections, self.trained)
         refuse_duplicates(sections)
@@ -232,10 +233,10 @@ class Calibration:
             "card": self.card.to_json(),
             "settings": dict(self.settings),
         }
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-        with whole(path) as fresh:
+        file = check("path", path, File)
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
+        with whole(file) as fresh:
             fresh.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
@@ -250,7 +251,7 @@ class Calibration:
             If it is not a calibration, or was written by a newer version.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(check("path", path, File).read_text(encoding="utf-8"))
             if content["format_version"] > _FORMAT_VERSION:
                 raise InvalidValueError(
                     f"its format {content['format_version']} is newer than this st_predict: upgrade it."
@@ -275,8 +276,8 @@ class Calibration:
             units=select_genes(self.card, [self.card.genes.index(gene) for gene in genes]).target,
         )
 
-    def _read(self, sdata: SpatialData, *, table_key: str | None = None) -> StoredPrediction:
-        found = read_stored(sdata, self.key, scaled=self.scaled, table_key=table_key)
+    def _read(self, sdata: SpatialData, where: Where) -> StoredPrediction:
+        found = read_stored(sdata, self.key, where, scaled=self.scaled)
         refuse_other_networks(found, self.card, self.settings)
         return found
 
@@ -425,14 +426,14 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
     spots, scaled = check("spots", spots, Text | None), check("scaled", scaled, Flag | None)
     slides = as_list(held_out, "held_out")
-    key = common_key(slides, key, where)
-    found = each(slides, lambda sdata: read_stored(sdata, key, scaled=scaled, table_key=table_key), named=held_out)
+    key = common_key(slides, key, where, named=held_out)
+    found = each(slides, lambda sdata: read_stored(sdata, key, where, scaled=scaled), named=held_out)
     card, settings = found[0].card, found[0].settings
     for other in found:
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
     sections, kept = _join(slides, found, where, named=held_out, spots=spots)
-    trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where)
+    trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where, table_key=found[0].table_key)
     refuse_trained(sections, trained)
     refuse_duplicates(sections)
     warn_of_validation(sections, card)

@@ -22,11 +22,11 @@ from st_predict._sections import (
     inputs_of,
     join_held_out,
     keep_common,
-    measure,
     measure_held_out,
+    measure_training,
     observe,
     read_stored,
-    refuse_same_sections,
+    refuse_scored_in_training,
     store_of,
     warn_of_missing,
 )
@@ -177,14 +177,14 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         genes=genes,
     )
     slides = as_list(sdatas)
-    key = common_key(slides, key, where)
+    key = common_key(slides, key, where, named=sdatas)
     _refuse_name_of_baseline(key)
-    stored = each(slides, lambda sdata: read_stored(sdata, key, scaled=False, table_key=table_key), named=sdatas)
+    stored = each(slides, lambda sdata: read_stored(sdata, key, where, scaled=False), named=sdatas)
     card = _common_card(stored, key)
     learned = [] if train is None else as_list(train, "train")
-    refuse_same_sections(slides, learned, where=where, what="in train and to be scored")
-    known = each(learned, lambda sdata: measure(sdata, card, where, crops=False), named=train)
+    known = measure_training(learned, card, where, table_key=stored[0].table_key, named=train)
     held_out = measure_held_out(slides, stored, where, named=sdatas)
+    refuse_scored_in_training(held_out, known, group_key)
     return _evaluate(key, keep_common(card, [*known, *held_out]), held_out, stored, training=known)
 
 

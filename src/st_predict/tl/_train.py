@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from numbers import Integral
@@ -23,11 +24,10 @@ from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
-    each,
     encoder_of,
     keep_common,
-    measure,
-    measured_table_key,
+    measure_each,
+    measured_table,
     observe,
     open_unlabelled,
     split_patients,
@@ -42,7 +42,7 @@ from st_predict.pp import apply_limits, fit_limits, select_panel
 from st_predict.specs import ModelCard, check_card_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from os import PathLike
 
     from spatialdata import SpatialData
@@ -185,6 +185,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
+    rounds, resume = check("rounds", rounds, Count), check("resume", resume, Flag)
     where = Where(
         image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
@@ -200,9 +201,9 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     more = _open_unlabelled(
         unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
     )
-    data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=check("rounds", rounds, Count))
+    data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     _check_buildable(model_card)
-    run = Run.create(out, spec, resume=check("resume", resume, Flag))
+    run = Run.create(out, spec, resume=resume)
     return _fit(model_card, data, run, config=config, how={"group_key": group_key, "preset": preset})
 
 
@@ -244,19 +245,28 @@ def _check_config(config: TrainConfig, spec: ModelSpec) -> None:
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
     """Genes to predict: those that are named, or as many as asked for."""
     if isinstance(panel, Integral) and not isinstance(panel, bool):
-        tables = [sdata.tables[measured_table_key(sdata, where)] for sdata in training]
+        n_genes = check("panel", panel, Count)
+        tables = [measured_table(sdata, where) for sdata in training]
         chosen = select_panel(
             tables,
-            n_genes=int(panel),
+            n_genes=n_genes,
             method=method,
             layer=where.layer,
             id_column=where.genes.id_column,
             duplicates=where.genes.duplicates,
         )
         return tuple(chosen)
-    if isinstance(panel, str | bool | Mapping) or not isinstance(panel, Iterable):
+    if (
+        isinstance(panel, str | bool | Mapping)
+        or not isinstance(panel, Iterable)
+        or (np.ndim(panel) == 0 and isinstance(panel, np.ndarray))
+    ):
         raise InvalidTypeError(f"panel must be a list of genes, or the number of genes to select, got {panel!r}.")
-    return tuple(str(gene) for gene in panel)
+    if not (genes := tuple(str(gene) for gene in panel)):
+        raise InvalidValueError(
+            "panel is empty.", Advice("name genes, or the number of genes to select, with {}", "panel")
+        )
+    return genes
 
 
 def _write_card(
@@ -271,7 +281,7 @@ def _write_card(
     """Write the card of the network to train, as far as it is known before the sections are opened."""
     mpp = check("mpp", mpp, Positive | None)
     spec.check_names(hparams or {})
-    settled = spec.complete(_plain({**spec.hparams, **setting.hparams, **(hparams or {})}))
+    settled = _plain(spec.complete(_plain({**spec.hparams, **setting.hparams, **(hparams or {})})))
     crop = spec.crop_for(settled)
     if mpp is not None and crop.mpp not in {None, mpp}:
         logger.warning(
@@ -284,8 +294,25 @@ def _write_card(
         pixels=spec.pixels_for(settled),
         target=setting.target or spec.target,
         hparams=settled,
-        **{"gene_id_type": gene_id_type_of(genes), **check_card_fields({} if extra is None else extra)},
+        **{"gene_id_type": gene_id_type_of(genes), **_further_fields(extra)},
     )
+
+
+_NOTED = (
+    *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
+    *("group_key", "preset", "config", "kept", "best", "st_predict"),
+)
+"""Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
+
+
+def _further_fields(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    fields = check_card_fields({} if extra is None else extra)
+    if taken := sorted(set(fields.get("training", ())) & set(_NOTED)):
+        raise InvalidValueError(
+            f"card['training'] cannot set {taken}, which training writes.",
+            Advice("give these notes other names in {}", "card"),
+        )
+    return fields
 
 
 def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
@@ -314,10 +341,17 @@ def _read(
 
 
 def _measure(slides: Sequence[SpatialData], card: ModelCard, where: Where, *, named: Any) -> list[Measured]:
+    with _mpp_of_training():
+        return measure_each(slides, card, where, named=named)
+
+
+@contextmanager
+def _mpp_of_training() -> Iterator[None]:
+    """Leave out advice about the mpp of an image, as ``mpp`` is the resolution to train at."""
     try:
-        return each(slides, lambda sdata: measure(sdata, card, where), named=named)
+        yield
     except StPredictError as error:
-        raise error.without({"mpp"}) from None  # the mpp of an image is not the one to train at
+        raise error.without({"mpp"}) from error.__cause__
 
 
 def _observe(measured: Sequence[Measured], n_training: int, card: ModelCard) -> tuple[ModelCard, list[list[Observed]]]:
@@ -351,14 +385,15 @@ def _open_unlabelled(
             f"Unlabelled slides are for networks that see single spots and learn by gradients, not for {card.model!r}.",
             Advice("leave out {}", "unlabelled"),
         )
-    return open_unlabelled(
-        as_list(unlabelled, "unlabelled"),
-        card,
-        training=training,
-        held_out=held_out,
-        where=where,
-        allow_shared=allow_shared,
-    )
+    with _mpp_of_training():
+        return open_unlabelled(
+            as_list(unlabelled, "unlabelled"),
+            card,
+            training=training,
+            held_out=held_out,
+            where=where,
+            allow_shared=allow_shared,
+        )
 
 
 def _check_buildable(card: ModelCard) -> None:
@@ -383,7 +418,7 @@ def _learn(
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Cut what the network reads, and train it; return the card with what was measured for it."""
     compute, encoder = Compute(device=config.device, precision=config.precision), encoder_of(card)
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".crops-") as crops:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".crops-") as crops, _mpp_of_training():
         stores = {
             name: store_of(sections, card, encoder, folder=Path(crops) / name, compute=compute)
             for name, sections in (
