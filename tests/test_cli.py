@@ -369,7 +369,7 @@ def test_errors_speak_of_files_and_options(folder: Path, layered: list[Path], mo
             "--n-samples",
             1,
         ),
-        "n_samples must be at least 2",
+        "--n-samples must be at least 2, got 1",
     )
     (tmp_path / "broken.zarr").mkdir()
     check_refused(

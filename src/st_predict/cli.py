@@ -49,7 +49,9 @@ class _Commands(TyperGroup):
         if isinstance(error, StPredictError):
             params = self.commands[str(command)].params
             options = {str(p.name): p.opts[0] for p in params if isinstance(p, TyperOption)}
-            return " ".join(_in_files(error).say(lambda way: _option(way, options)).split())
+            said = " ".join(_in_files(error).say(lambda way: _option(way, options)).split())
+            name = said.partition(" ")[0]
+            return f"{options[name]}{said.removeprefix(name)}" if name in options else said
         if isinstance(error, OSError | MemoryError | ImportError):
             return " ".join(str(error).split())
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]

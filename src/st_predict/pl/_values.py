@@ -70,7 +70,8 @@ class Values:
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown:
             raise NotFoundError(
-                f"No gene {unknown[0]!r} in the panel of {len(self.genes)} genes{_suggest(unknown[0], list(self.genes))}."
+                f"No gene {unknown[0]!r} in the panel of {len(self.genes)} genes, which begins with {list(self.genes[:5])}.",
+                *_suggest(unknown[0], list(self.genes)),
             )
         return [int(self.genes.get_loc(gene)) for gene in genes]
 
@@ -83,10 +84,10 @@ class Values:
         return float(metrics.pearson(pair[:, :1], pair[:, 1:], axis=0)[0])
 
 
-def _suggest(gene: str, genes: Sequence[str]) -> str:
+def _suggest(gene: str, genes: Sequence[str]) -> list[str]:
     upper = {name.upper(): name for name in genes}
     close = [upper[name] for name in difflib.get_close_matches(gene.upper(), upper, n=5, cutoff=0.6)]
-    return f"; did you mean one of {close}?" if close else f", which begins with {list(genes[:5])}"
+    return [f"take one of {close}"] if close else []
 
 
 def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) -> Values:
