@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
@@ -15,7 +15,7 @@ from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictErr
 from st_predict._validated import Count, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -26,13 +26,20 @@ __all__ = [
     "LevelSpec",
     "ModelCard",
     "PixelSpec",
+    "Reference",
     "TargetSpec",
 ]
 
 FORMAT_VERSION = 1
 """Version of the format of a :class:`ModelCard`; newer cards are refused."""
 
-Transform = Literal["log1p_total", "log_proportion", "log1p", "counts"]
+Transform = Literal[
+    "log1p_total", "log10_total", "log1p_10k", "log_proportion", "log1p", "counts", "pearson_residuals", "log_fold"
+]
+FITTED = ("pearson_residuals", "log_fold")
+"""Transforms that depend on the spots of training."""
+
+_OF_ALL_GENES = (*FITTED, "log1p_10k")
 Over = Literal["panel", "all"]
 Scale = Literal["none", "minmax"]
 
@@ -109,23 +116,57 @@ IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @validated
+class Reference:
+    """Statistics of the training spots that a target is relative to.
+
+    Parameters
+    ----------
+    proportions
+        Share of each gene of the panel in the counts of all genes.
+    median_total
+        Median over spots of the sum of counts over all genes.
+    """
+
+    proportions: tuple[Number, ...]
+    median_total: Positive
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in self.proportions):
+            raise InvalidValueError("proportions must be shares from 0 to 1, one per gene.")
+
+
+@validated
 class TargetSpec:
     """Units of the values that a model predicts.
 
     Parameters
     ----------
     transform
-        ``"log1p_total"`` is ``ln(1 + total * c / sum(c))`` (M2OST, HisToGene with another ``total``);
-        ``"log_proportion"`` is ``ln((1 + c) / (n_genes + sum(c)))`` (ST-Net); ``"log1p"`` is ``ln(1 + c)`` (HEST);
-        ``"counts"`` leaves counts alone.
+        Transform of the counts ``c`` of a spot whose sum over genes is ``n``:
+
+        - ``"pearson_residuals"``: ``(c - m) / sqrt(m + m**2 / theta)`` with ``m = n * q``, analytic Pearson residuals
+          :cite:p:`Lause2021`. ``q`` is the share of the gene in the training spots (``reference``), so nothing of the
+          section that is predicted is needed.
+        - ``"log_fold"``: ``ln((c + 1) / (n * q + 1))``.
+        - ``"log1p_10k"``: ``ln(1 + 10,000 * c / n)``, as scanpy's ``normalize_total`` and ``log1p``.
+        - ``"log1p_total"``: ``ln(1 + total * c / n)`` (M2OST); ``"log10_total"``: the same to base 10 (HisToGene, Hist2ST).
+        - ``"log_proportion"``: ``ln((1 + c) / (n_genes + n))`` (ST-Net).
+        - ``"log1p"``: ``ln(1 + c)`` (HEST). ``"counts"``: ``c``.
     total
-        Sum of a spot after scaling, for ``"log1p_total"``.
+        Sum of a spot after scaling, for ``"log1p_total"`` and ``"log10_total"``.
     over
-        Genes over which the sum of a spot runs: the ``"panel"`` or ``"all"`` genes of the table.
+        Genes over which the sum of a spot runs: the ``"panel"`` or ``"all"`` genes of the table. Residuals, folds and
+        ``"log1p_10k"`` are always relative to all genes.
     scale
         ``"minmax"`` then scales each gene so that its ``limits`` become 0 and 1 (DeepSpaCE).
     limits
         Least and largest value of each gene of the panel among the training spots; ``None`` before training.
+    theta
+        Overdispersion of the negative binomial, for ``"pearson_residuals"``.
+    clip
+        Largest absolute residual; ``None`` before training, which takes the square root of the number of training spots.
+    reference
+        Statistics of the training spots, for ``"pearson_residuals"`` and ``"log_fold"``; ``None`` before training.
     """
 
     transform: Transform = "log1p_total"
@@ -133,8 +174,19 @@ class TargetSpec:
     over: Over = "panel"
     scale: Scale = "none"
     limits: _Limits | None = None
+    theta: _Positive = 100.0
+    clip: _Positive | None = None
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        if self.transform in _OF_ALL_GENES:
+            object.__setattr__(self, "over", "all")
+        if self.transform == "log1p_10k":
+            object.__setattr__(self, "total", 1e4)
+        if self.transform not in FITTED and (self.reference is not None or self.clip is not None):
+            raise InvalidValueError(
+                f"Only {list(FITTED)} have a reference, and residuals a clip; got {self.transform!r}."
+            )
         if self.limits is None:
             return
         low, high = self.limits
@@ -148,12 +200,31 @@ class TargetSpec:
         """The transform as a formula, to be read by people."""
         genes = "panel genes" if self.over == "panel" else "all genes"
         formula = {
+            "pearson_residuals": "Pearson residual of the count, given the sum over all genes",
+            "log_fold": "ln((count + 1) / (expected count + 1)), given the sum over all genes",
+            "log1p_10k": "ln(1 + 10,000 * count / sum over all genes)",
             "log1p_total": f"ln(1 + {self.total:,.10g} * count / sum over {genes})",
+            "log10_total": f"log10(1 + {self.total:,.10g} * count / sum over {genes})",
             "log_proportion": f"ln((1 + count) / (n_genes + sum)), over {genes}",
             "log1p": "ln(1 + count)",
             "counts": "counts",
         }[self.transform]
         return formula if self.scale == "none" else f"{formula}, from 0 at the least to 1 at the largest of training"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that training has to set is there."""
+        fitted = self.transform not in FITTED or self.reference is not None
+        return fitted and (self.scale == "none" or self.limits is not None)
+
+    def only(self, kept: Sequence[int]) -> TargetSpec:
+        """Return the units of some of the genes, by their places in the panel."""
+        limits, reference = self.limits, self.reference
+        if limits is not None:
+            limits = (tuple(limits[0][i] for i in kept), tuple(limits[1][i] for i in kept))
+        if reference is not None:
+            reference = replace(reference, proportions=tuple(reference.proportions[i] for i in kept))
+        return replace(self, limits=limits, reference=reference)
 
 
 @validated
@@ -206,17 +277,22 @@ class ModelCard:
             raise InvalidValueError(
                 f"genes must be a list of different names, got {len(self.genes)} of {set(self.genes)}."
             )
-        if self.target.limits is not None and len(self.target.limits[0]) != len(self.genes):
-            raise InvalidValueError(
-                f"The target has limits of {len(self.target.limits[0])} genes, and the panel has {len(self.genes)}."
-            )
+        limits, reference = self.target.limits, self.target.reference
+        for what, values in (("limits", limits and limits[0]), ("proportions", reference and reference.proportions)):
+            if values and len(values) != len(self.genes):
+                raise InvalidValueError(
+                    f"The target has {what} of {len(values)} genes, and the panel has {len(self.genes)}."
+                )
 
     METADATA_KEY: ClassVar[str] = "st_predict.card"
     """Entry of the metadata of a ``.safetensors`` file that holds the card."""
 
     def to_json(self) -> str:
         """Serialise, with sorted keys so that equal cards are equal strings."""
-        return json.dumps(asdict(self), sort_keys=True, default=_plain)
+        values = asdict(self)
+        if self.target.transform not in FITTED:  # cards of other units are written as ever
+            values["target"] = {k: v for k, v in values["target"].items() if k not in {"theta", "clip", "reference"}}
+        return json.dumps(values, sort_keys=True, default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:

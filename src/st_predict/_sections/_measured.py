@@ -158,10 +158,7 @@ def keep_common(card: ModelCard, slides: Sequence[Measured]) -> ModelCard:
 
 def select_genes(card: ModelCard, kept: Sequence[int]) -> ModelCard:
     """Return a card with some of the genes."""
-    limits = card.target.limits
-    if limits is not None:
-        limits = (tuple(limits[0][i] for i in kept), tuple(limits[1][i] for i in kept))
-    return replace(card, genes=tuple(card.genes[i] for i in kept), target=replace(card.target, limits=limits))
+    return replace(card, genes=tuple(card.genes[i] for i in kept), target=card.target.only(kept))
 
 
 def measured_table_key(sdata: SpatialData, where: Where) -> str:

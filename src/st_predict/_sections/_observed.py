@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from st_predict._sections._measured import section_name
 from st_predict._sections._section import about
-from st_predict.pp import make_target
+from st_predict.pp import make_target, read_totals
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from st_predict._sections._measured import Measured
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from st_predict.specs import ModelCard
 
 __all__ = ["Observed", "observe"]
+
+SPOT_UM, SPOT_COUNTS = 50.0, 50
+"""Diameter from which on an observation is a spot of several cells, and the least counts of the panel that it then has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +40,10 @@ class Observed:
         ``(n_spots,)``: rows of the section with a target, that is with counts and inside the image.
     target
         ``(n_spots, n_genes)`` float32.
+    totals
+        ``(n_spots,)`` float64: sums of counts over all genes of the table.
     counts
-        ``(n_spots, n_genes)``: raw counts, for a model whose loss reads them.
+        ``(n_spots, n_genes)``: raw counts, for a model whose loss reads them, and for scores.
     """
 
     name: str
@@ -45,12 +51,13 @@ class Observed:
     section: Section
     rows: NDArray[np.int64]
     target: NDArray[np.float32]
+    totals: NDArray[np.float64]
     counts: NDArray[np.float32] | None = None
 
     def take(self, which: NDArray[np.bool_]) -> Observed:
         """Return some of the measured spots."""
         counts = None if self.counts is None else self.counts[which]
-        return replace(self, rows=self.rows[which], target=self.target[which], counts=counts)
+        return replace(self, rows=self.rows[which], target=self.target[which], totals=self.totals[which], counts=counts)
 
     def describe(self) -> dict[str, Any]:
         """Return what a card says of a section."""
@@ -65,7 +72,7 @@ class Observed:
         }
 
 
-def observe(measured: Measured, card: ModelCard, *, counts: bool = False) -> list[Observed]:
+def observe(measured: Measured, card: ModelCard, *, counts: bool = False, min_counts: int | None = 0) -> list[Observed]:
     """Return the sections of a measured slide, with targets as ``card`` defines them.
 
     Parameters
@@ -76,6 +83,8 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False) -> lis
         Panel and units.
     counts
         Whether to keep the raw counts of the panel beside the targets.
+    min_counts
+        Least sum of the counts of the panel in a spot; ``None`` for what suits the size of the spots.
 
     Raises
     ------
@@ -83,13 +92,26 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False) -> lis
         If there is no such layer, or counts are unfit.
     """
     with about(measured.name):
-        return [_observe(section, measured, card, counts=counts) for section in measured.slide.sections]
+        return [
+            _observe(section, measured, card, counts=counts, min_counts=_least_counts(section, min_counts))
+            for section in measured.slide.sections
+        ]
 
 
-def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool) -> Observed:
+def _least_counts(section: Section, asked: int | None) -> int:
+    """Spots hold many cells, and too few counts say that something failed; bins and cells have few counts."""
+    if asked is not None:
+        return asked
+    radius, mpp = section.spots.radius, section.mpp
+    if radius is None or mpp is None:
+        return 1
+    return SPOT_COUNTS if 2 * float(np.median(radius)) * mpp.value > SPOT_UM * 0.99 else 1
+
+
+def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool, min_counts: int) -> Observed:
     table, layer = measured.table[section.rows], measured.where.layer
     match = measured.match.only(card.genes)
-    target = make_target(table, match, card.target, layer=layer)
+    target = make_target(table, match, card.target, layer=layer, min_counts=min_counts)
     inside = ~section.outside[target.rows]
     raw = replace(card.target, transform="counts", scale="none", limits=None)
     return Observed(
@@ -98,5 +120,6 @@ def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: b
         section=section,
         rows=target.rows[inside],
         target=target.values[inside],
+        totals=np.asarray(read_totals(table, layer=layer))[target.rows[inside]],
         counts=make_target(table[target.rows[inside]], match, raw, layer=layer).values if counts else None,
     )

@@ -122,4 +122,6 @@ def _patients(obs: pd.DataFrame, group_key: str) -> set[str]:
 def _without_target(section: Section) -> Observed:
     rows = np.flatnonzero(~section.outside)
     target = np.empty((len(rows), 0), dtype=np.float32)
-    return Observed(name=section.region, patients=(), section=section, rows=rows, target=target)
+    return Observed(
+        name=section.region, patients=(), section=section, rows=rows, target=target, totals=np.empty(len(rows))
+    )

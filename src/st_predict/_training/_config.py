@@ -10,6 +10,7 @@ from pydantic import Field
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._validated import Count, Device, Flag, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
+from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from st_predict.models import ModelSpec
@@ -108,15 +109,19 @@ class TrainConfig:
             )
 
 
+RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
+"""Predict what is left of expression beyond sequencing depth, of genes that vary over the tissue."""
+
+
 def get_preset(spec: ModelSpec, name: str) -> Preset:
-    """Return how to train a model: ``"paper"``, as the M2OST paper trained all, or ``"original"``, as its own did.
+    """Return how to train a model: ``"recommended"``; ``"paper"``, as the M2OST paper trained all; ``"original"``, as its own did.
 
     Raises
     ------
     ValueError
         If there is no such preset.
     """
-    presets = {"paper": Preset(), "original": spec.original}
+    presets = {"recommended": RECOMMENDED, "paper": Preset(), "original": spec.original}
     if name not in presets:
         raise InvalidValueError(f"preset must be one of {list(presets)}, got {name!r}.")
     return presets[name]

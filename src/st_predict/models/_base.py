@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._runtime import Network, is_out_of_memory
-from st_predict._validated import Count, Positive, check, validated
+from st_predict._validated import Count, Natural, Positive, check, validated
 from st_predict.encoders import Encoder, EncoderSpec
 from st_predict.models._hparams import checked, kinds_of, refuse_unknown
 from st_predict.specs import CropSpec, PixelSpec, TargetSpec
@@ -94,6 +94,8 @@ class Preset:
         Units of the target, if they are others than those of the model's ``SPEC``.
     panel
         Rule of :func:`st_predict.pp.select_panel` by which genes are chosen.
+    min_counts
+        Least sum of the counts of the panel in a training spot; ``None`` for what suits the size of the spots.
     notes
         What of the publication is not reproduced, in a sentence.
     """
@@ -101,7 +103,8 @@ class Preset:
     training: Mapping[str, Any] = field(default_factory=dict)
     hparams: Mapping[str, Any] = field(default_factory=dict)
     target: TargetSpec | None = None
-    panel: Literal["m2ost", "mean", "hvg"] = "m2ost"
+    panel: Literal["m2ost", "mean", "hvg", "spatial"] = "m2ost"
+    min_counts: Natural | None = 0
     notes: str = ""
 
 

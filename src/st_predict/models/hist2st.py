@@ -447,7 +447,7 @@ SPEC = ModelSpec(
     original=Preset(
         training={"lr": 1e-5, "epochs": 350, "augment": False, "start_at_mean": False},
         hparams={"zinb": round(0.25 * log(10) ** 2, 4)},
-        target=TargetSpec(total=1e4),
+        target=TargetSpec(transform="log10_total", total=1e4),
         panel="hvg",
         notes="The target has the natural logarithm instead of that of base 10, and so is 2.303 times as large; the weight of the "
         "likelihood is 5.302 times as large, so that the loss is the same but for this factor. Not reproduced: the list of 785 "

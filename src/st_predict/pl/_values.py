@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,9 +155,7 @@ def _fill_observed(
         return
     counts = counts[table.obs_names.get_indexer(prediction.obs_names)]
     summed = counts[:, columns[there]] if spec.over == "panel" else counts
-    if spec.limits is not None:
-        low, high = np.asarray(spec.limits)[:, there].tolist()
-        spec = replace(spec, limits=(tuple(low), tuple(high)))
+    spec = spec.only(np.flatnonzero(there).tolist())
     # nothing was measured in a spot without a count
     measured = np.asarray(summed.sum(axis=1)).ravel() > 0
     observed[np.ix_(measured, there)] = pp.to_target(counts[measured], spec, panel_index=columns[there])

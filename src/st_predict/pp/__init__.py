@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from st_predict.pp._counts import read_totals
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
-from st_predict.pp._target import Target, apply_limits, fit_limits, from_target, make_target, to_target
+from st_predict.pp._target import Target, apply_limits, fit_limits, fit_target, from_target, make_target, to_target
 from st_predict.pp._tissue import Tissue, find_tissue
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "apply_limits",
     "find_tissue",
     "fit_limits",
+    "fit_target",
     "from_target",
     "make_grid",
     "make_target",
     "read_panel",
+    "read_totals",
     "select_panel",
     "to_target",
 ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, check
+from st_predict._validated import Count, Natural, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
-from st_predict.specs import TargetSpec
+from st_predict.pp._residuals import pearson_residuals
+from st_predict.specs import FITTED, Reference, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Target", "apply_limits", "fit_limits", "from_target", "make_target", "to_target"]
+__all__ = ["Target", "apply_limits", "fit_limits", "fit_target", "from_target", "make_target", "to_target"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,12 @@ class Target:
 
 
 def make_target(
-    adata: AnnData, panel: Sequence[str] | PanelMatch, spec: TargetSpec, *, layer: str | None = None
+    adata: AnnData,
+    panel: Sequence[str] | PanelMatch,
+    spec: TargetSpec,
+    *,
+    layer: str | None = None,
+    min_counts: int = 0,
 ) -> Target:
     """Turn the counts of a table into targets; spots without a count are left out.
 
@@ -76,6 +83,8 @@ def make_target(
         Units of the target.
     layer
         Layer with the counts; by default ``adata.X``.
+    min_counts
+        Least sum of the counts of the panel; spots with fewer are left out.
 
     Returns
     -------
@@ -88,7 +97,7 @@ def make_target(
         If there is no such layer, or panel genes are missing.
     ValueError
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
-        ``panel`` was matched with another table, or ``spec`` lacks limits that it needs.
+        ``panel`` was matched with another table, or ``spec`` lacks what training has to set.
     """
     check_table(adata)
     _check_spec(spec)
@@ -100,9 +109,9 @@ def make_target(
     counts = read_counts(adata, layer=layer)
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
-    rows = np.flatnonzero(totals > 0)
-    dropped = tuple(adata.obs_names[totals == 0])
-    _report(dropped, n_spots=adata.n_obs, spec=spec)
+    enough = (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
+    rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[~enough])
+    _report(dropped, n_spots=adata.n_obs, spec=spec, min_counts=check("min_counts", min_counts, Natural))
     values = _transform(panel_counts, totals, spec, n_summed=n_summed, rows=rows)
     return Target(
         values=values,
@@ -132,19 +141,30 @@ def _check_spec(spec: TargetSpec) -> None:
         raise InvalidTypeError(f"spec must be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec")
 
 
-def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec) -> None:
-    genes = "the panel" if spec.over == "panel" else "all genes"
+def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_counts: int) -> None:
+    """Say how many spots were left out; refuse to leave out all."""
+    genes = "all genes" if spec.over == "all" and not min_counts else "the panel"
+    few = f"fewer than {min_counts} counts" if min_counts > 1 else "a sum of zero"
     if len(dropped) == n_spots:
+        ways = (Advice("take spots with fewer counts with {}", "min_counts"),) if min_counts > 1 else ()
         raise InvalidValueError(
-            f"All {n_spots} spots have a sum of zero over {genes}: this is not the table with their counts.",
+            f"All {n_spots} spots have {few} over {genes}.",
+            *ways,
             Advice("name the layer with the raw counts with {}", "layer"),
             Advice("name the table of the counts with {}", "table_key"),
         )
-    if dropped:
-        logger.warning("Dropped %d of %d spots with a sum of zero over %s.", len(dropped), n_spots, genes)
+    if 2 * len(dropped) > n_spots:
+        logger.warning(
+            "More than half of the spots are left out: %d of %d have %s over %s (min_counts=%d).",
+            *(len(dropped), n_spots, few, genes, min_counts),
+        )
+    elif dropped:
+        logger.warning("Dropped %d of %d spots with %s over %s.", len(dropped), n_spots, few, genes)
 
 
-def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = None) -> NDArray[np.float32]:
+def to_target(
+    counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = None, totals: ArrayLike | None = None
+) -> NDArray[np.float32]:
     """Turn counts into targets.
 
     Parameters
@@ -156,6 +176,8 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     panel_index
         ``(n_genes,)`` columns of ``counts`` to predict, in order; by default all of them. With ``spec.over="all"`` the
         sum of a spot still runs over every column.
+    totals
+        ``(n_spots,)`` sums of counts over the genes that ``spec.over`` says; by default those of ``counts``.
 
     Returns
     -------
@@ -170,8 +192,12 @@ def to_target(counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = 
     _check_spec(spec)
     counts = check_counts(counts)
     panel_counts = dense(counts if panel_index is None else counts[:, _columns(panel_index, counts.shape[1])])
-    totals, n_summed = _totals(counts, panel_counts, spec)
-    return _transform(panel_counts, totals, spec, n_summed=n_summed, rows=np.arange(len(totals)))
+    sums, n_summed = _totals(counts, panel_counts, spec)
+    if totals is not None:
+        sums = _numbers("totals", totals)
+        if sums.shape != panel_counts.shape[:1]:
+            raise InvalidValueError(f"totals must be ({len(panel_counts)},), got the shape {sums.shape}.")
+    return _transform(panel_counts, sums, spec, n_summed=n_summed, rows=np.arange(len(sums)))
 
 
 def _numbers(argument: str, values: ArrayLike) -> NDArray[np.float64]:
@@ -205,17 +231,21 @@ def _transform(
     rows: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     empty = rows[totals[rows] == 0]
-    if spec.transform == "log1p_total" and len(empty):
+    if spec.transform in _RELATIVE and len(empty):
         raise InvalidValueError(
             f"{len(empty)} of {len(rows)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
-            f"{spec.units} cannot divide by; leave them out, as make_target does."
+            f"{spec.units} cannot divide by.",
+            "leave them out, as st_predict.pp.make_target does",
         )
     values = np.empty((len(rows), panel_counts.shape[1]), dtype=np.float32)
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        unscaled = _unscaled(panel_counts[some], totals[some, None], spec, n_summed=n_summed)
+        unscaled = _unscaled(panel_counts[some], totals[some], spec, n_summed=n_summed)
         values[start : start + _ROWS] = _scale(unscaled.astype(np.float32), spec)
     return values
+
+
+_RELATIVE = {"log1p_total", "log10_total", "log1p_10k"}  # divide by the sum of a spot
 
 
 def _unscaled(
@@ -226,8 +256,33 @@ def _unscaled(
     if spec.transform == "log1p":
         return np.log1p(counts)
     if spec.transform == "log_proportion":
-        return np.log((1 + counts) / (n_summed + totals))
-    return np.log1p(spec.total * counts / totals)
+        return np.log((1 + counts) / (n_summed + totals[:, None]))
+    if spec.transform in FITTED:
+        return _relative_to_training(counts, totals, spec)
+    scaled = spec.total * counts / totals[:, None]
+    return np.log10(1 + scaled) if spec.transform == "log10_total" else np.log1p(scaled)
+
+
+def _relative_to_training(
+    counts: NDArray[np.float64], totals: NDArray[np.float64], spec: TargetSpec
+) -> NDArray[np.float64]:
+    proportions = _proportions(spec, counts.shape[1])
+    if spec.transform == "log_fold":
+        return np.log((counts + 1) / (totals[:, None] * proportions + 1))
+    return pearson_residuals(counts, totals, proportions, theta=spec.theta, clip=spec.clip)
+
+
+def _proportions(spec: TargetSpec, n_genes: int) -> NDArray[np.float64]:
+    if spec.reference is None:
+        raise InvalidValueError(
+            f"The target {spec.transform!r} has no statistics of training spots: training sets them, and "
+            "st_predict.pp.fit_target computes them from counts."
+        )
+    if len(spec.reference.proportions) != n_genes:
+        raise InvalidValueError(
+            f"The target has proportions of {len(spec.reference.proportions)} genes, for a panel of {n_genes}."
+        )
+    return np.asarray(spec.reference.proportions, dtype=np.float64)
 
 
 def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]:
@@ -249,6 +304,44 @@ def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], 
     if len(low) != n_genes:
         raise InvalidValueError(f"The TargetSpec has limits of {len(low)} genes, for a panel of {n_genes}.")
     return low, high - low
+
+
+def fit_target(counts: ArrayLike, totals: ArrayLike, spec: TargetSpec) -> TargetSpec:
+    """Find what a target has to know of the training spots: gene proportions, median total, clip and limits.
+
+    Parameters
+    ----------
+    counts
+        ``(n_spots, n_genes)`` raw counts of the panel in all training spots, and in no others.
+    totals
+        ``(n_spots,)`` sums of counts over the genes that ``spec.over`` says.
+    spec
+        Units of the target.
+
+    Returns
+    -------
+    The units with their statistics; unchanged if they need none.
+
+    Raises
+    ------
+    ValueError
+        If there is no spot, or shapes do not agree.
+    """
+    _check_spec(spec)
+    array, sums = _numbers("counts", counts), _numbers("totals", totals)
+    if array.ndim != 2 or sums.shape != array.shape[:1] or not len(array):
+        raise InvalidValueError(f"Expected (n_spots, n_genes) and (n_spots,), got {array.shape} and {sums.shape}.")
+    if spec.transform in FITTED:
+        reference = Reference(
+            proportions=tuple((array.sum(axis=0) / sums.sum()).tolist()), median_total=float(np.median(sums))
+        )
+        clip = math.sqrt(len(array)) if spec.transform == "pearson_residuals" and spec.clip is None else spec.clip
+        spec = replace(spec, reference=reference, clip=clip)
+    if spec.scale == "none":
+        return spec
+    plain = replace(spec, scale="none", limits=None)
+    values = _transform(array, sums, plain, n_summed=array.shape[1], rows=np.flatnonzero(sums > 0))
+    return replace(spec, limits=fit_limits(values))
 
 
 def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -337,13 +430,25 @@ def from_target(
     if spec.scale != "none":
         low, span = _low_and_span(spec, values.shape[1])
         values = low + span * values
+    return _counts_of(values, sums, spec, n_summed=n_summed)
+
+
+def _counts_of(
+    values: NDArray[np.float64], sums: NDArray[np.float64], spec: TargetSpec, *, n_summed: int | None
+) -> NDArray[np.float64]:
     if spec.transform == "counts":
         return values.copy()
     if spec.transform == "log1p":
         return np.expm1(values)
     if spec.transform == "log_proportion":
         return np.exp(values) * (_n_summed(n_summed, values.shape[1], spec) + sums[:, None]) - 1
-    return np.expm1(values) * sums[:, None] / spec.total
+    if spec.transform in FITTED:
+        mean = sums[:, None] * _proportions(spec, values.shape[1])
+        if spec.transform == "log_fold":
+            return np.exp(values) * (mean + 1) - 1
+        return mean + values * np.sqrt(mean + mean**2 / spec.theta)
+    scaled = 10**values - 1 if spec.transform == "log10_total" else np.expm1(values)
+    return scaled * sums[:, None] / spec.total
 
 
 def _n_summed(n_summed: int | None, n_genes: int, spec: TargetSpec) -> int:

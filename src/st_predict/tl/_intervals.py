@@ -122,7 +122,11 @@ def _spread(sd: NDArray[np.float32] | None, floor: NDArray[np.float64]) -> NDArr
 def _range(units: TargetSpec) -> NDArray[np.float32]:
     """Least and largest possible value, ``(2, 1)`` or ``(2, n_genes)``."""
     bounds = {
+        "pearson_residuals": (-(units.clip or math.inf), units.clip or math.inf),
+        "log_fold": (-math.inf, math.inf),
+        "log1p_10k": (0.0, math.log1p(units.total)),
         "log1p_total": (0.0, math.log1p(units.total)),
+        "log10_total": (0.0, math.log10(1 + units.total)),
         "log_proportion": (-math.inf, 0.0),
         "log1p": (0.0, math.inf),
         "counts": (0.0, math.inf),

@@ -34,12 +34,12 @@ from st_predict._sections import (
     store_of,
 )
 from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
-from st_predict._validated import Count, Fields, File, Flag, Positive, Text, Texts, check
+from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
-from st_predict.pp import apply_limits, fit_limits, select_panel
-from st_predict.specs import ModelCard, check_card_fields
+from st_predict.pp import fit_target, select_panel, to_target
+from st_predict.specs import ModelCard, TargetSpec, check_card_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +84,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     mpp: float | None = None,
-    preset: str = "paper",
+    preset: str = "recommended",
+    min_counts: int | None = None,
     hparams: Mapping[str, Any] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     unlabelled: Sections | None = None,
@@ -140,9 +141,13 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         Resolution to train at, in um/px of the finest level; the mpp of every image must then be known.
         By default that of the model, for most ``None``: pixels as they are.
     preset
+        ``"recommended"`` predicts Pearson residuals, expression beyond sequencing depth, of genes that vary over the tissue;
         ``"paper"`` trains every model as the M2OST paper did, so that models can be compared; ``"original"`` as the
         publication of the model itself did: target, hyper-parameters, rule of the panel, optimiser. What of that is not
         reproduced is in ``original.notes`` of its :class:`~st_predict.models.ModelSpec`.
+    min_counts
+        Least sum of the counts of the panel in a spot; spots with fewer are left out. By default that of the preset: 0 for
+        ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins and cells.
     hparams
         Hyper-parameters of the network that differ from those of the preset.
     config
@@ -197,14 +202,17 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
-    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation))
+    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
+    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
     more = _open_unlabelled(
         unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
     )
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     _check_buildable(model_card)
     run = Run.create(out, spec, resume=resume)
-    return _fit(model_card, data, run, config=config, how={"group_key": group_key, "preset": preset})
+    return _fit(
+        model_card, data, run, config=config, how={"group_key": group_key, "preset": preset, "min_counts": least}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +308,7 @@ def _write_card(
 
 _NOTED = (
     *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
-    *("group_key", "preset", "config", "kept", "best", "st_predict"),
+    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict"),
 )
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
@@ -333,10 +341,12 @@ def _read(
     where: Where,
     *,
     named: tuple[Any, Any],
+    min_counts: int | None,
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
     """Read the targets of both sides; return them with the card of the genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
-    card, observed = _observe([*known[0], *known[1]], len(training), keep_common(card, [*known[0], *known[1]]))
+    slides = [*known[0], *known[1]]
+    card, observed = _observe(slides, len(training), keep_common(card, slides), min_counts=min_counts)
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
@@ -354,17 +364,25 @@ def _mpp_of_training() -> Iterator[None]:
         raise error.without({"mpp"}) from error.__cause__
 
 
-def _observe(measured: Sequence[Measured], n_training: int, card: ModelCard) -> tuple[ModelCard, list[list[Observed]]]:
-    """Read targets; a card whose target is scaled gets the limits of each gene among the spots of training."""
+def _observe(
+    measured: Sequence[Measured], n_training: int, card: ModelCard, *, min_counts: int | None
+) -> tuple[ModelCard, list[list[Observed]]]:
+    """Read targets; a card whose target depends on the training spots gets their statistics."""
     counts = "counts" in get_spec(card.model).needs
-    unscaled = replace(card, target=replace(card.target, scale="none", limits=None))
-    slides = [observe(slide, unscaled, counts=counts) for slide in measured]
-    if card.target.scale == "none":
-        return card, slides
-    values = np.concatenate([section.target for slide in slides[:n_training] for section in slide])
-    card = replace(card, target=replace(card.target, limits=fit_limits(values)))
-    return card, [
-        [replace(section, target=apply_limits(section.target, card.target)) for section in slide] for slide in slides
+    target = card.target
+    if target.is_complete:
+        return card, [observe(slide, card, counts=counts, min_counts=min_counts) for slide in measured]
+    raw = replace(card, target=TargetSpec(transform="counts", over=target.over))
+    slides = [observe(slide, raw, counts=counts, min_counts=min_counts) for slide in measured]
+    known = [section for slide in slides[:n_training] for section in slide]
+    sums = {
+        id(s): s.totals if target.over == "all" else s.target.sum(axis=1, dtype=np.float64)
+        for slide in slides
+        for s in slide
+    }
+    target = fit_target(np.concatenate([s.target for s in known]), np.concatenate([sums[id(s)] for s in known]), target)
+    return replace(card, target=target), [
+        [replace(s, target=to_target(s.target, target, totals=sums[id(s)])) for s in slide] for slide in slides
     ]
 
 
