@@ -10,6 +10,7 @@ import numpy as np
 from st_predict._sections._measured import section_name
 from st_predict._sections._section import about
 from st_predict.pp import make_target, read_totals
+from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: b
     match = measured.match.only(card.genes)
     target = make_target(table, match, card.target, layer=layer, min_counts=min_counts)
     inside = ~section.outside[target.rows]
-    raw = replace(card.target, transform="counts", scale="none", limits=None)
+    raw = TargetSpec(transform="counts", over=card.target.over)
     return Observed(
         name=section_name(table.obs, section.region),
         patients=tuple(sorted(set(measured.patients.iloc[section.rows]))),
