@@ -121,9 +121,16 @@ class Record:
             target[Keys.UNS] = {**_stored(target), key: deepcopy(dict(_fields(source, key)))}
 
     @staticmethod
-    def mark_copy(uns: MutableMapping[str, Any], key: str) -> None:
-        """Note that the values of a key are ``.X`` of this table, which was made of another one."""
-        uns[Keys.UNS] = {**_stored(uns), key: {**_fields(uns, key), "values": _COPY}}
+    def mark_copy(uns: MutableMapping[str, Any], key: str, units: str | None) -> None:
+        """Note that the values of a key are ``.X`` of this table, made of another one, and units that are not the network's."""
+        noted = {} if units is None else {"units": units}
+        uns[Keys.UNS] = {**_stored(uns), key: {**_fields(uns, key), "values": _COPY, **noted}}
+
+    @staticmethod
+    def units_of(uns: Mapping[str, Any], key: str) -> str | None:
+        """Units of a prediction that was copied out of another table; ``None`` for those of its network."""
+        units = _fields(uns, key).get("units")
+        return None if units is None else str(units)
 
     @staticmethod
     def is_copy(uns: Mapping[str, Any]) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from os import PathLike
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from st_predict import pp
 from st_predict._containers import check_data, check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict.specs import TargetSpec
+
 __all__ = ["frame", "prediction", "table_of"]
 
+
+logger = logging.getLogger(__name__)
+
+Units: TypeAlias = Literal["log1p_10k", "model"]
+MODEL: Literal["model"] = "model"
 
 _TABLE_ATTRS = "spatialdata_attrs"
 
@@ -37,6 +46,7 @@ def prediction(
     *,
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
+    units: Units | None = None,
 ) -> AnnData:
     """Return a prediction as a separate object, with the gene panel as variables.
 
@@ -55,6 +65,10 @@ def prediction(
     genes
         Gene names of a prediction in ``.obsm`` whose record was lost: a list, or the ``.safetensors`` checkpoint that
         made the prediction. :func:`anndata.concat` drops the record unless it is given ``uns_merge="same"``.
+    units
+        ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
+        (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
+        such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
 
     Returns
     -------
@@ -68,7 +82,7 @@ def prediction(
         Copied from the spot table where present.
     ``.uns["st_predict"][key]``
         Card and version of the model, if they are known, and a note that the values are ``.X``, so that a table made of
-        this result is not taken for the table of the spots.
+        this result is not taken for the table of the spots; ``"units"`` says so if they are not those of the network.
     ``.uns["spatialdata_attrs"]``
         Links to the spots, copied from the spot table.
 
@@ -78,7 +92,7 @@ def prediction(
         If there is no such prediction or table; the message lists those that there are.
     ValueError
         If ``key`` is not given and there are several predictions, several tables have a prediction of this key, the gene
-        names are unknown, or ``genes`` does not fit.
+        names are unknown, ``genes`` does not fit, or the prediction cannot be converted to ``units``.
     FileNotFoundError
         If ``genes`` is the path of a file that does not exist.
     TypeError
@@ -89,6 +103,30 @@ def prediction(
     >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
     >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
     """
+    units = check("units", units, Units | None)
+    result = stored_prediction(data, key, table_key=table_key, genes=genes)
+    key = only_key(data, key, table_key=table_key)
+    written = Record.units_of(result.uns, key)
+    if written in {None, MODEL}:
+        written = _convert(result, key, units)
+    elif units not in {None, written}:
+        raise InvalidValueError(
+            f"This copy of {key!r} is in the units {written!r} and cannot be converted.",
+            Advice("leave out {}", "units"),
+            "take the prediction that it was copied from",
+        )
+    Record.mark_copy(result.uns, key, None if written == MODEL else written)
+    return result
+
+
+def stored_prediction(
+    data: AnnData | SpatialData,
+    key: str | None,
+    *,
+    table_key: str | None = None,
+    genes: Sequence[str] | PathLike[str] | str | None = None,
+) -> AnnData:
+    """Return a prediction as it is stored, in the units of the network; see :func:`prediction`."""
     key = only_key(data, key, table_key=table_key)
     if isinstance(data, AnnData):
         return _from_obsm(data, key, genes)
@@ -99,12 +137,47 @@ def prediction(
     return _from_table(data.tables[holder], key, genes, spots=None if spots is None else data.tables[spots])
 
 
+def _convert(result: AnnData, key: str, units: Units | None) -> Units:
+    """Convert values, standard deviations and bounds; return the units that they are in."""
+    if units == MODEL:
+        return MODEL
+    spec = _units(result, key)
+    if spec is None or not spec.gives_rates:
+        if units is None:
+            return MODEL
+        raise InvalidValueError(
+            f"The prediction {key!r} cannot be converted to {units!r}: "
+            + ("its card is unknown." if spec is None else f"its units are {spec.units}."),
+            Advice("take those of the network with {}", "units", MODEL),
+        )
+    if Keys.STD in result.layers:
+        step = np.float32(1e-3)
+        slope = (pp.to_log1p_10k(result.X + step, spec) - pp.to_log1p_10k(result.X - step, spec)) / (2 * step)
+        result.layers[Keys.STD] = (result.layers[Keys.STD] * slope).astype(np.float32)
+    for layer in {Keys.LOWER, Keys.UPPER} & set(result.layers):
+        result.layers[layer] = pp.to_log1p_10k(result.layers[layer], spec)
+    result.X = pp.to_log1p_10k(result.X, spec)
+    logger.info("%r is given in ln(1 + counts per 10,000); units='model' gives %s.", key, spec.units)
+    return "log1p_10k"
+
+
+def _units(result: AnnData, key: str) -> TargetSpec | None:
+    """Units of the network; ``None`` if its card is lost or cannot be read."""
+    try:
+        record = Record.read(result.uns, key)
+    except InvalidValueError as error:
+        logger.warning("%s The prediction is given as it is stored.", error)
+        return None
+    return None if record is None or record.card is None else record.card.target
+
+
 def frame(
     data: AnnData | SpatialData,
     key: str | None = None,
     *,
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
+    units: Units | None = None,
 ) -> pd.DataFrame:
     """Return a prediction as a DataFrame.
 
@@ -118,6 +191,10 @@ def frame(
         Table of the spots; may be left out unless several tables have a prediction of this key.
     genes
         Gene names, or the checkpoint that made the prediction, if its record was lost; see :func:`prediction`.
+    units
+        ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
+        (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
+        such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
 
     Returns
     -------
@@ -133,7 +210,7 @@ def frame(
     --------
     >>> st_predict.get.frame(sdata, "pred_m2ost")["ERBB2"]  # doctest: +SKIP
     """
-    return prediction(data, key, table_key=table_key, genes=genes).to_df()
+    return prediction(data, key, table_key=table_key, genes=genes, units=units).to_df()
 
 
 def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | str | None) -> AnnData:
@@ -233,7 +310,6 @@ def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: A
     if _TABLE_ATTRS in spots.uns:
         result.uns[_TABLE_ATTRS] = _links(spots)
     Record.copy(stored.uns, result.uns, key)
-    Record.mark_copy(result.uns, key)
     return result
 
 

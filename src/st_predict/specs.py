@@ -217,6 +217,12 @@ class TargetSpec:
         fitted = self.transform not in FITTED or self.reference is not None
         return fitted and (self.scale == "none" or self.limits is not None)
 
+    @property
+    def gives_rates(self) -> bool:
+        """Whether values can be turned into the share of a gene in all counts, without knowing the spot."""
+        relative = self.transform in {"log1p_total", "log10_total", "log1p_10k"} and self.over == "all"
+        return self.is_complete and (relative or self.transform in FITTED)
+
     def only(self, kept: Sequence[int]) -> TargetSpec:
         """Return the units of some of the genes, by their places in the panel."""
         limits, reference = self.limits, self.reference

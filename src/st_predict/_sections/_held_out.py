@@ -16,7 +16,7 @@ from st_predict._sections._measured import describe_measured, measure_each, meas
 from st_predict._sections._observed import observe
 from st_predict._sections._section import each
 from st_predict._sections._split import LeakageError, refuse_same_sections
-from st_predict.get import only_key, prediction, spots_table_of, table_of
+from st_predict.get import only_key, spots_table_of, stored_prediction, table_of
 from st_predict.models import get_spec
 from st_predict.pp import from_target
 
@@ -135,7 +135,7 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
         If the gene names of the prediction are unknown.
     """
     table_key = table_key_of(sdata, where)
-    result = prediction(sdata, key, table_key=table_key)
+    result = stored_prediction(sdata, key, table_key=table_key)
     record = Record.read(result.uns, key)
     if record is None or record.card is None:
         raise NotFoundError(

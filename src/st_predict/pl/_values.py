@@ -109,7 +109,7 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) 
     """
     table_key = where.table_key
     try:
-        prediction = get.prediction(sdata, key, table_key=table_key)[names]
+        prediction = get.stored_prediction(sdata, key, table_key=table_key)[names]
     except StPredictError as error:
         raise error.without({"genes"}) from error  # which are those to draw
     spec = _target_spec(prediction, key)

@@ -6,7 +6,16 @@ from st_predict.pp._counts import read_totals
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
-from st_predict.pp._target import Target, apply_limits, fit_limits, fit_target, from_target, make_target, to_target
+from st_predict.pp._target import (
+    Target,
+    apply_limits,
+    fit_limits,
+    fit_target,
+    from_target,
+    make_target,
+    to_log1p_10k,
+    to_target,
+)
 from st_predict.pp._tissue import Tissue, find_tissue
 
 __all__ = [
@@ -24,5 +33,6 @@ __all__ = [
     "read_panel",
     "read_totals",
     "select_panel",
+    "to_log1p_10k",
     "to_target",
 ]

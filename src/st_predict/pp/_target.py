@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Target", "apply_limits", "fit_limits", "fit_target", "from_target", "make_target", "to_target"]
+__all__ = [
+    "Target",
+    "apply_limits",
+    "fit_limits",
+    "fit_target",
+    "from_target",
+    "make_target",
+    "to_log1p_10k",
+    "to_target",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -431,6 +440,34 @@ def from_target(
         low, span = _low_and_span(spec, values.shape[1])
         values = low + span * values
     return _counts_of(values, sums, spec, n_summed=n_summed)
+
+
+def to_log1p_10k(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
+    """Turn predictions into ``ln(1 + counts per 10,000)``, for a spot with the median total of training.
+
+    Parameters
+    ----------
+    values
+        ``(n_spots, n_genes)`` in the units of ``spec``.
+    spec
+        Units of ``values`` (:attr:`st_predict.specs.TargetSpec.gives_rates`).
+
+    Returns
+    -------
+    ``(n_spots, n_genes)``, as scanpy's ``normalize_total(target_sum=1e4)`` and ``log1p`` give it; rates below 0 are 0.
+
+    Raises
+    ------
+    ValueError
+        If values of these units are not rates.
+    """
+    _check_spec(spec)
+    if not spec.gives_rates:
+        raise InvalidValueError(f"Values in the units {spec.units} cannot be turned into rates.")
+    array = _numbers("values", values)
+    total = spec.reference.median_total if spec.reference is not None else spec.total
+    counts = from_target(array, spec, np.full(len(array), total))
+    return np.log1p(1e4 * np.maximum(counts, 0) / total).astype(np.float32)
 
 
 def _counts_of(
