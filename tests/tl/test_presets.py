@@ -62,7 +62,7 @@ def test_a_field_that_does_not_exist_is_refused() -> None:
 
 
 def test_a_preset_that_does_not_exist_is_refused(measured: SpatialData, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"preset must be one of \['paper', 'original'\], got 'mine'"):
+    with pytest.raises(ValueError, match=r"preset must be one of \['recommended', 'paper', 'original'\], got 'mine'"):
         stp.tl.train(measured, panel=GENES, out=tmp_path / "out", preset="mine")
     assert not (tmp_path / "out").exists()
 
@@ -148,7 +148,9 @@ def test_limits_come_from_the_training_spots_alone(
 
 def test_the_mean_is_the_mean(measured: SpatialData, other: Callable[..., SpatialData], tmp_path: Path) -> None:
     held_out = other("P2")
-    result = stp.tl.train(measured, "mean", panel=GENES, out=tmp_path / "out", validation=[held_out], config=QUICK)
+    result = stp.tl.train(
+        measured, "mean", panel=GENES, out=tmp_path / "out", validation=[held_out], config=QUICK, preset="paper"
+    )
     stp.tl.predict(held_out, result.checkpoint)
     expected = stp.pp.make_target(measured.tables["table"], GENES, TargetSpec()).values.mean(0)
     predicted = held_out.tables["table"].obsm["pred_mean"]

@@ -38,7 +38,8 @@ GENES = ("a", "b", "c", "d")
 
 
 def train(sdatas: Any, out: Path, config: TrainConfig, **options: Any) -> stp.tl.TrainResult:
-    return stp.tl.train(sdatas, **{"panel": GENES, "out": out, "hparams": TINY, "config": config, **options})
+    known = {"panel": GENES, "out": out, "hparams": TINY, "config": config, "preset": "paper"}
+    return stp.tl.train(sdatas, **{**known, **options})
 
 
 def same_weights(one: Path, other: Path) -> bool:

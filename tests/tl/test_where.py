@@ -46,7 +46,7 @@ def pair(other: Make) -> tuple[SpatialData, SpatialData]:
 
 
 def fit(sdatas: Any, out: Path, **options: Any) -> stp.tl.TrainResult:
-    return stp.tl.train(sdatas, "mean", **{"panel": GENES, "out": out, **options})
+    return stp.tl.train(sdatas, "mean", **{"panel": GENES, "out": out, "preset": "paper", **options})
 
 
 def run(pair: tuple[SpatialData, SpatialData], out: Path, change: Change, **options: Any) -> list[pd.DataFrame]:
@@ -468,8 +468,8 @@ def test_a_real_section_with_a_layer_and_other_names(tmp_path: Path) -> None:
     scanpy_like.tables["table"] = table[:, [name for name in table.var_names if name != "FAM132A"]].copy()
 
     place = {"layer": "counts", "aliases": RENAMED, "missing": "drop"}
-    one = stp.tl.train(plain, "mean", panel=panel[:4], out=tmp_path / "plain")
-    same = stp.tl.train(scanpy_like, "mean", panel=panel, out=tmp_path / "scanpy", **place)
+    one = fit(plain, tmp_path / "plain", panel=panel[:4])
+    same = fit(scanpy_like, tmp_path / "scanpy", panel=panel, **place)
     assert same.card.genes == one.card.genes == tuple(panel[:4])
     stp.tl.predict(plain, one)
     stp.tl.predict(scanpy_like, one)
