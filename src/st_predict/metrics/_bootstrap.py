@@ -1,0 +1,297 @@
+"""Intervals of scores by resampling blocks of neighbouring spots, and sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Natural, Probability, check
+from st_predict.metrics._arrays import as_array, as_pair, check_length
+from st_predict.metrics._correlation import standardize, unit_variance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["bootstrap_mean", "bootstrap_pearson", "bootstrap_sections", "percentile_interval", "spatial_blocks"]
+
+SMALLEST = 1e-12
+"""Share of its sum of squares that a column must keep after regression, the square of that of partial_pearson."""
+
+
+def spatial_blocks(xy: ArrayLike, n_blocks: int) -> NDArray[np.int64]:
+    """Divide spots into compact blocks of equal size.
+
+    The spots are cut in two across their longer side, and each part again, until there are ``n_blocks``.
+
+    Parameters
+    ----------
+    xy
+        Positions of the spots, ``(n_spots, 2)``, in any unit of length.
+    n_blocks
+        Number of blocks. A block should be wider than the patterns of the tissue; with fewer than about 10 blocks,
+        intervals are too narrow.
+
+    Returns
+    -------
+    ``(n_spots,)``: block of each spot, from 0 to ``n_blocks - 1``. Sizes differ by few spots.
+
+    Raises
+    ------
+    TypeError
+        If ``xy`` is sparse.
+    ValueError
+        If ``xy`` is not ``(n_spots, 2)`` finite numbers, or ``n_blocks`` is not between 1 and the number of spots.
+    """
+    xy = as_array(xy, "xy", ("n_spots", "2"))
+    if xy.shape[1] != 2:
+        raise InvalidValueError(f"xy must be (n_spots, 2), got the shape {xy.shape}.")
+    n_blocks = check("n_blocks", n_blocks, Count)
+    if n_blocks > len(xy):
+        raise InvalidValueError(f"n_blocks must be at most the number of spots, {len(xy)}, got {n_blocks}.")
+    blocks = np.empty(len(xy), dtype=np.int64)
+    for block, rows in enumerate(_cut(np.arange(len(xy)), xy, n_blocks)):
+        blocks[rows] = block
+    return blocks
+
+
+def bootstrap_pearson(
+    pred: ArrayLike,
+    true: ArrayLike,
+    blocks: ArrayLike,
+    *,
+    seed: int,
+    covariates: ArrayLike | None = None,
+    n: int = 1000,
+) -> NDArray[np.float64]:
+    """Correlations per gene in bootstrap resamples of blocks of spots :cite:p:`Lahiri2003`.
+
+    In each resample as many blocks as there are, are drawn with replacement, and the correlation is computed over their
+    spots. The same ``blocks``, ``n`` and ``seed`` give the same resamples for another predictor, so that differences
+    between predictors can be taken resample by resample.
+
+    Parameters
+    ----------
+    pred, true
+        Prediction and observation, ``(n_spots, n_genes)``. For intervals of the Spearman correlation pass ranks within
+        the section; they are not ranked again in each resample.
+    blocks
+        Block of each spot, ``(n_spots,)``, at least two blocks; see :func:`spatial_blocks`.
+    seed
+        Random seed of the resamples.
+    covariates
+        Covariates of the partial correlation, ``(n_spots, k)``; regression is repeated in each resample.
+    n
+        Number of resamples.
+
+    Returns
+    -------
+    ``(n, n_genes)``, from -1 to 1; NaN where :func:`partial_pearson` of the resample is undefined.
+
+    Raises
+    ------
+    TypeError
+        If an array is sparse.
+    ValueError
+        If the arrays are not numbers, do not fit each other, are empty, or hold NaN or infinite values, if there are
+        fewer than two blocks, or if ``n`` or ``seed`` is not a whole number in range.
+    """
+    pred, true = as_pair(pred, true)
+    labels, n_blocks = _labels(blocks, len(pred))
+    times = _times(n_blocks, n, seed)
+    basis = np.ones((len(pred), 1))
+    if covariates is not None:
+        given = as_array(covariates, "covariates", ("n_spots", "k"))
+        check_length(given, "covariates", len(pred))
+        basis = np.hstack([basis, unit_variance(given)])
+    pred, true = (standardize(values, axis=0) for values in (pred, true))
+    sums = _Sums(basis, pred, true, labels=labels)
+    return np.concatenate([sums.correlations(part) for part in np.array_split(times, -(-len(times) // 100))])
+
+
+def bootstrap_mean(
+    scores_of: Callable[[NDArray[np.int64]], ArrayLike], blocks: ArrayLike, *, seed: int, n: int = 1000
+) -> NDArray[np.float64]:
+    """Mean over genes of any score in bootstrap resamples of blocks of spots :cite:p:`Lahiri2003`.
+
+    The resamples are those of :func:`bootstrap_pearson` with the same ``blocks``, ``n`` and ``seed``.
+
+    Parameters
+    ----------
+    scores_of
+        Function of the resampled rows ``(n_rows,)``, some of which occur more than once, that gives a score per gene
+        ``(n_genes,)``; NaN where undefined.
+    blocks
+        Block of each spot, ``(n_spots,)``, at least two blocks; see :func:`spatial_blocks`.
+    seed
+        Random seed of the resamples.
+    n
+        Number of resamples.
+
+    Returns
+    -------
+    ``(n,)``: mean over the genes that are defined in the resample; NaN if there is none.
+
+    Raises
+    ------
+    ValueError
+        If ``blocks`` has fewer than two blocks, if ``n`` or ``seed`` is not a whole number in range, or if ``scores_of``
+        does not give numbers, ``(n_genes,)``.
+
+    Examples
+    --------
+    >>> pred, true = np.random.default_rng(0).normal(size=(2, 60, 5))
+    >>> blocks = np.repeat(np.arange(10), 6)
+    >>> bootstrap_mean(lambda rows: np.abs(pred[rows] - true[rows]).mean(axis=0), blocks, n=20, seed=0).shape
+    (20,)
+    """
+    labels, n_blocks = _labels(blocks, None)
+    members = [np.flatnonzero(labels == block) for block in range(n_blocks)]
+    means = []
+    for times in _times(n_blocks, n, seed):
+        rows = np.concatenate([np.tile(members[block], count) for block, count in enumerate(times) if count])
+        scores = as_array(scores_of(rows), "Result of scores_of", ("n_genes",), undefined=True)
+        defined = scores[~np.isnan(scores)]
+        means.append(defined.mean() if len(defined) else np.nan)
+    return np.array(means)
+
+
+def bootstrap_sections(samples: ArrayLike, *, seed: int, n: int = 1000) -> NDArray[np.float64]:
+    """Mean score over sections when sections are drawn with replacement as well as blocks.
+
+    Each draw takes as many sections as there are, and for each an independent resample of its blocks.
+
+    Parameters
+    ----------
+    samples
+        Mean score of each section in each resample of its blocks, ``(n_resamples, n_sections)``; a single row, the scores
+        themselves, resamples sections only. NaN is undefined and left out.
+    seed
+        Random seed of the draws.
+    n
+        Number of draws.
+
+    Returns
+    -------
+    ``(n,)``. With one section, the spread is that of its blocks.
+
+    Raises
+    ------
+    TypeError
+        If ``samples`` is sparse.
+    ValueError
+        If ``samples`` is not numbers, not two-dimensional, empty or infinite, or if ``n`` or ``seed`` is not a whole
+        number in range.
+    """
+    samples = as_array(samples, "samples", ("n_resamples", "n_sections"), undefined=True)
+    n = check("n", n, Count)
+    generator = np.random.default_rng(check("seed", seed, Natural))
+    n_resamples, n_sections = samples.shape
+    sections = generator.integers(n_sections, size=(n, n_sections))
+    drawn = samples[generator.integers(n_resamples, size=(n, n_sections)), sections]
+    n_defined = (~np.isnan(drawn)).sum(axis=1)
+    return np.divide(np.nansum(drawn, axis=1), n_defined, out=np.full(n, np.nan), where=n_defined > 0)
+
+
+def percentile_interval(samples: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap percentile interval :cite:p:`Efron1993`.
+
+    Parameters
+    ----------
+    samples
+        Score in each resample, ``(n_resamples,)``; NaN is left out.
+    level
+        Share of the resamples inside the interval, above 0 and below 1.
+
+    Returns
+    -------
+    Lower and upper bound; NaN if no sample is defined.
+
+    Raises
+    ------
+    TypeError
+        If ``samples`` is sparse.
+    ValueError
+        If ``samples`` is not numbers, not one-dimensional, empty or infinite, or ``level`` is out of range.
+
+    Examples
+    --------
+    >>> percentile_interval(np.arange(101), level=0.5)
+    (25.0, 75.0)
+    """
+    samples = as_array(samples, "samples", ("n_resamples",), undefined=True)
+    level = check("level", level, Probability)
+    if level == 0:
+        raise InvalidValueError("level must be above 0 and below 1, got 0.")
+    defined = samples[~np.isnan(samples)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class _Sums:
+    """Sums of products per block, from which correlations of any resample of blocks follow without its spots."""
+
+    def __init__(
+        self,
+        basis: NDArray[np.float64],
+        pred: NDArray[np.float64],
+        true: NDArray[np.float64],
+        *,
+        labels: NDArray[np.int64],
+    ) -> None:
+        self.members = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)  # (n_blocks, n_spots)
+        self.n_spots = self.members.sum(axis=1)
+        self.normal = self._products(basis, basis)
+        self.with_basis = [self._products(basis, values) for values in (pred, true)]
+        self.squares = [self.members @ (a * b) for a, b in ((pred, pred), (true, true), (pred, true))]
+
+    def _products(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``a.T @ b`` of each block, ``(n_blocks, a.shape[1], b.shape[1])``."""
+        return np.stack([(a * block[:, None]).T @ b for block in self.members])
+
+    def correlations(self, times: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Correlations, ``(n_resamples, n_genes)``, with each block so many times as ``(n_resamples, n_blocks)`` says."""
+        normal, of_pred, of_true = (np.tensordot(times, s, axes=1) for s in (self.normal, *self.with_basis))
+        inverse = np.linalg.pinv(normal, rcond=1e-10, hermitian=True)
+        explained = [
+            np.sum(a * (inverse @ b), axis=1) for a, b in ((of_pred, of_pred), (of_true, of_true), (of_pred, of_true))
+        ]
+        pp, tt, pt = (times @ square - part for square, part in zip(self.squares, explained, strict=True))
+        defined = (pp > SMALLEST * (times @ self.squares[0])) & (tt > SMALLEST * (times @ self.squares[1]))
+        defined &= (times @ self.n_spots >= normal.shape[1] + 2)[:, None]
+        spread = np.sqrt(np.where(defined, pp * tt, np.nan))
+        result: NDArray[np.float64] = (pt / spread).clip(-1, 1)
+        return result
+
+
+def _labels(blocks: ArrayLike, n_spots: int | None) -> tuple[NDArray[np.int64], int]:
+    """Blocks numbered from 0, and how many there are."""
+    given = as_array(blocks, "blocks", ("n_spots",))
+    if n_spots is not None:
+        check_length(given, "blocks", n_spots)
+    names, labels = np.unique(given, return_inverse=True)
+    if len(names) < 2:
+        raise InvalidValueError("blocks must have at least 2 different values to resample, got 1.")
+    return labels.astype(np.int64), len(names)
+
+
+def _times(n_blocks: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Number of times each block is drawn, ``(n, n_blocks)``."""
+    n = check("n", n, Count)
+    generator = np.random.default_rng(check("seed", seed, Natural))
+    return generator.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n)
+
+
+def _cut(rows: NDArray[np.int64], xy: NDArray[np.float64], n_blocks: int) -> list[NDArray[np.int64]]:
+    if n_blocks == 1:
+        return [rows]
+    axis = int(np.argmax(np.ptp(xy[rows], axis=0)))
+    rows = rows[np.argsort(xy[rows, axis], kind="stable")]
+    left = n_blocks // 2
+    cut = len(rows) * left // n_blocks
+    return _cut(rows[:cut], xy, left) + _cut(rows[cut:], xy, n_blocks - left)

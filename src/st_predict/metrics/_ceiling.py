@@ -1,0 +1,117 @@
+"""Highest correlation that the noise of counts allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict._errors import InvalidValueError
+from st_predict._validated import Count, Natural, check
+from st_predict.metrics._arrays import as_array, as_whole, check_length
+from st_predict.metrics._correlation import partial_pearson, pearson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Transform = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+__all__ = ["noise_ceiling"]
+
+
+def noise_ceiling(
+    counts: ArrayLike,
+    totals: ArrayLike,
+    transform: Transform,
+    *,
+    seed: int,
+    covariates: ArrayLike | None = None,
+    n_splits: int = 10,
+) -> NDArray[np.float64]:
+    """Correlation per gene that a perfect predictor of expression rates would have with the observed values.
+
+    Each count is split at random into two halves, which are independent if counts are Poisson given the rates
+    :cite:p:`Neufeld2024`. Both halves are transformed and correlated over the spots. ``2 r / (1 + r)``, with ``r`` the
+    mean over the splits, is the reliability of the full counts :cite:p:`Spearman1910,Brown1910`: the share of the
+    variance of the observed values that is not noise. Its square root is the result. The reliability itself would be the
+    correlation of two noisy measurements; a predictor of the rates has no noise of its own, so its ceiling is higher.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of the panel, ``(n_spots, n_genes)``.
+    totals
+        Total count of each spot over all genes of the table, ``(n_spots,)``. The part outside the panel is split as well.
+    transform
+        Function of counts ``(n_spots, n_genes)`` and totals ``(n_spots,)`` that gives the scored values
+        ``(n_spots, n_genes)``. It is called with halves of counts and totals, some of which may be 0.
+    seed
+        Random seed of the splits.
+    covariates
+        Covariates of the partial correlation, ``(n_spots, k)``, for the ceiling of :func:`partial_pearson`;
+        see :func:`depth_covariates`.
+    n_splits
+        Number of random splits to average.
+
+    Returns
+    -------
+    ``(n_genes,)``, from 0 to 1. 0 where halves are not positively correlated: leaving such genes out would raise a mean
+    over genes. NaN where the correlation is undefined in all splits, as for a gene without counts.
+
+    Raises
+    ------
+    TypeError
+        If an array is sparse.
+    ValueError
+        If counts or totals are not whole numbers of at least 0, if a total is below the sum of the counts of its spot, if
+        shapes do not fit, or if ``transform`` gives another shape, NaN or infinite values.
+
+    Notes
+    -----
+    Right for transforms whose signal grows with depth as that of Pearson residuals does. For ``log1p`` of counts per
+    million, an indicator of zeros at low depth, it is too high: halves share the depth of their spot.
+    """
+    counts, totals = _check(counts, totals)
+    splits = check("n_splits", n_splits, Count)
+    generator = np.random.default_rng(check("seed", seed, Natural))
+    correlations = np.empty((splits, counts.shape[1]))
+    for row in correlations:
+        a, b = (_transformed(transform, *half) for half in _halves(counts, totals, generator))
+        row[:] = pearson(a, b, axis=0) if covariates is None else partial_pearson(a, b, covariates)
+    n_defined = (~np.isnan(correlations)).sum(axis=0)
+    undefined = np.full(counts.shape[1], np.nan)
+    r = np.divide(np.nansum(correlations, axis=0), n_defined, out=undefined, where=n_defined > 0)
+    r = np.maximum(r, 0)
+    return np.sqrt(2 * r / (1 + r))
+
+
+def _check(counts: ArrayLike, totals: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    counts, totals = as_whole(counts, "counts", ("n_spots", "n_genes")), as_whole(totals, "totals", ("n_spots",))
+    check_length(totals, "totals", len(counts))
+    if counts.min() < 0:
+        raise InvalidValueError(f"counts must be at least 0, got {counts.min()}.")
+    n_bad = int((totals < counts.sum(axis=1)).sum())
+    if n_bad:
+        raise InvalidValueError(
+            f"totals are sums over all genes, but {n_bad} of {len(totals)} are below the sum of the counts of their spot."
+        )
+    return counts, totals
+
+
+def _halves(
+    counts: NDArray[np.int64], totals: NDArray[np.int64], generator: np.random.Generator
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Split counts, and totals by the same split."""
+    first = generator.binomial(counts, 0.5)
+    first_totals = first.sum(axis=1) + generator.binomial(totals - counts.sum(axis=1), 0.5)
+    yield first.astype(np.float64), first_totals.astype(np.float64)
+    yield (counts - first).astype(np.float64), (totals - first_totals).astype(np.float64)
+
+
+def _transformed(transform: Transform, counts: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = as_array(transform(counts, totals), "Result of transform")
+    if values.shape != counts.shape:
+        raise InvalidValueError(f"transform must give the shape {counts.shape} of the counts, got {values.shape}.")
+    return values

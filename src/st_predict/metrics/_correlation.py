@@ -1,0 +1,234 @@
+"""Correlations of prediction and observation, plain and beyond sequencing depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy.stats import rankdata
+
+from st_predict._errors import InvalidValueError
+from st_predict._validated import Number, check
+from st_predict.metrics._arrays import as_array, as_pair, check_axis
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["depth_covariates", "partial_pearson", "pearson", "share_above", "spearman", "standardize", "unit_variance"]
+
+SMALLEST = 1e-6
+"""Share of its spread that a column must keep after regression; less is rounding, even of float32."""
+
+
+def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.float64]:
+    """Pearson correlation per gene or per spot.
+
+    ``sum(dp * dt) / sqrt(sum(dp**2) * sum(dt**2))`` with ``dp = pred - mean(pred)`` and ``dt = true - mean(true)``, all
+    along ``axis``.
+
+    Parameters
+    ----------
+    pred, true
+        Prediction and observation, ``(n_spots, n_genes)``.
+    axis
+        Axis to run over. 0: over spots, one score per gene. 1: over genes, one score per spot.
+
+    Returns
+    -------
+    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
+
+    Raises
+    ------
+    TypeError
+        If an array is sparse.
+    ValueError
+        If the arrays are not numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+    """
+    check_axis(axis)
+    pred, true = as_pair(pred, true)
+    return _pearson(pred, true, axis=axis)
+
+
+def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.float64]:
+    """Spearman correlation per gene or per spot.
+
+    The Pearson correlation of the ranks along ``axis``; tied values share the mean of their ranks.
+
+    Parameters
+    ----------
+    pred, true
+        Prediction and observation, ``(n_spots, n_genes)``.
+    axis
+        Axis to run over. 0: over spots, one score per gene. 1: over genes, one score per spot.
+
+    Returns
+    -------
+    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
+
+    Raises
+    ------
+    TypeError
+        If an array is sparse.
+    ValueError
+        If the arrays are not numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+    """
+    check_axis(axis)
+    pred, true = as_pair(pred, true)
+    return _pearson(rankdata(pred, axis=axis), rankdata(true, axis=axis), axis=axis)
+
+
+def partial_pearson(
+    pred: ArrayLike, true: ArrayLike, covariates: ArrayLike, *, axis: Literal[0, 1] = 0
+) -> NDArray[np.float64]:
+    """Partial correlation given covariates.
+
+    The Pearson correlation of the residuals after prediction and observation were each regressed on ``covariates``, by
+    least squares with an intercept. With :func:`depth_covariates` it is the agreement beyond sequencing depth.
+
+    Parameters
+    ----------
+    pred, true
+        Prediction and observation, ``(n_spots, n_genes)``.
+    covariates
+        Covariates to regress out, ``(n_spots, k)``; with ``axis=1``, ``(n_genes, k)``. Collinear columns are accepted.
+    axis
+        Axis to run over. 0: over spots, one score per gene. 1: over genes, one score per spot.
+
+    Returns
+    -------
+    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1. NaN where ``pred`` or ``true`` is constant or a linear function of the
+    covariates (a spread below 1e-6 of the original one is left), and everywhere with fewer than ``k + 3`` spots.
+
+    Raises
+    ------
+    TypeError
+        If an array is sparse.
+    ValueError
+        If the arrays are not numbers, not two-dimensional, are empty, differ in shape or length, or hold NaN or infinite
+        values.
+
+    Examples
+    --------
+    >>> totals = [10, 20, 40, 80, 160]
+    >>> partial_pearson([[1], [4], [3], [6], [5]], [[1], [5], [3], [6], [5]], depth_covariates(totals)).round(3)
+    array([0.967])
+    """
+    check_axis(axis)
+    pred, true = as_pair(pred, true)
+    if axis == 1:
+        pred, true = pred.T, true.T
+    covariates = as_array(covariates, "covariates", ("n_spots", "k"))
+    n, k = covariates.shape
+    if n != len(pred):
+        raise InvalidValueError(f"covariates must have one row per score and value, {len(pred)}, got {n}.")
+    if n < k + 3:
+        return np.full(pred.shape[1], np.nan)
+    basis = _basis(covariates)
+    a, b = (_residuals(values, basis) for values in (pred, true))
+    return _pearson(a, b, axis=0)
+
+
+def depth_covariates(totals: ArrayLike) -> NDArray[np.float64]:
+    """Log total count and its square, as covariates of :func:`partial_pearson`.
+
+    Parameters
+    ----------
+    totals
+        Total count of each spot over all genes of the table, ``(n_spots,)``.
+
+    Returns
+    -------
+    ``(n_spots, 2)``: the standardised log total, and its standardised square. Regression on them with an intercept equals
+    regression on the log total and its square. A column without spread is 0.
+
+    Raises
+    ------
+    TypeError
+        If ``totals`` is sparse.
+    ValueError
+        If ``totals`` is not numbers, not one-dimensional, empty, or has values that are not above 0.
+    """
+    totals = as_array(totals, "totals", ("n_spots",))
+    n_bad = int((totals <= 0).sum())
+    if n_bad:
+        raise InvalidValueError(
+            f"totals must be above 0, but {n_bad} of {len(totals)} values are not.", "leave these spots out"
+        )
+    depth = unit_variance(np.log(totals)[:, None])
+    return np.hstack([depth, unit_variance(depth**2)])
+
+
+def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
+    """Share of genes with a score above a threshold.
+
+    Parameters
+    ----------
+    scores
+        Score per gene, ``(n_genes,)``; NaN where undefined.
+    threshold
+        Score that counted genes exceed.
+
+    Returns
+    -------
+    Share of the genes with a defined score, from 0 to 1; NaN if no gene has one.
+
+    Raises
+    ------
+    TypeError
+        If ``scores`` is sparse.
+    ValueError
+        If ``scores`` is not numbers, not one-dimensional, empty or infinite, or ``threshold`` is not a finite number.
+
+    Examples
+    --------
+    >>> share_above([0.5, 0.2, float("nan"), 0.3])
+    0.3333333333333333
+    """
+    threshold = check("threshold", threshold, Number)
+    scores = as_array(scores, "scores", ("n_genes",), undefined=True)
+    defined = scores[~np.isnan(scores)]
+    return float((defined > threshold).mean()) if len(defined) else float("nan")
+
+
+def _pearson(pred: NDArray[np.float64], true: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    a, b = standardize(pred, axis=axis), standardize(true, axis=axis)
+    r: NDArray[np.float64] = np.sum(a * b, axis=axis).clip(-1, 1)
+    # The rounded mean of a constant need not be that constant, so the test is on the values themselves.
+    constant = (np.ptp(pred, axis=axis) == 0) | (np.ptp(true, axis=axis) == 0)
+    r[constant] = np.nan
+    return r
+
+
+def standardize(x: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    """Centre to mean 0 and scale to sum of squares 1; a constant gives something finite and meaningless."""
+    # Differences to one of the values are exact or nearly so where values are alike, which their mean is not.
+    x = x - np.take(x, [0], axis=axis)
+    x = x - x.mean(axis=axis, keepdims=True)
+    # Without this step squares could overflow or vanish.
+    largest = np.abs(x).max(axis=axis, keepdims=True)
+    x = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)
+    norm = np.sqrt(np.sum(x * x, axis=axis, keepdims=True))
+    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+
+
+def unit_variance(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standardise columns; rounding of a constant column is not spread."""
+    spread = np.ptp(x, axis=0) > 1e-12 * np.abs(x).max(axis=0)
+    return np.where(spread, standardize(x, axis=0) * np.sqrt(len(x)), 0.0)
+
+
+def _basis(covariates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal basis of the centred covariates, ``(n_spots, rank)``."""
+    columns = unit_variance(covariates)
+    vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    return vectors[:, sizes > 1e-10 * max(sizes[0], 1)]
+
+
+def _residuals(values: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Residuals of each column; constant zero where nothing but rounding is left."""
+    constant = np.ptp(values, axis=0) == 0
+    centred = standardize(values, axis=0)
+    left = centred - basis @ (basis.T @ centred)
+    explained = np.sqrt(np.sum(left * left, axis=0)) < SMALLEST
+    left[:, constant | explained] = 0
+    return left
