@@ -274,7 +274,12 @@ def refuse_scored_in_training(scored: Sequence[Measured], training: Sequence[Mea
 
 
 def join_held_out(
-    measured: Measured, found: StoredPrediction, card: ModelCard, *, spots: str | None = None
+    measured: Measured,
+    found: StoredPrediction,
+    card: ModelCard,
+    *,
+    spots: str | None = None,
+    min_counts: int | None = 0,
 ) -> list[HeldOutSection]:
     """Join a prediction and the measured values per section, without spots whose counts the network has read.
 
@@ -288,6 +293,8 @@ def join_held_out(
         Card of the network, with the genes to compare.
     spots
         Boolean column of ``.obs`` that selects the spots; all by default.
+    min_counts
+        Least sum of the counts of the panel in a spot; ``None`` for what suits the size of the spots.
 
     Raises
     ------
@@ -300,7 +307,8 @@ def join_held_out(
     names, used = table.obs_names, table.obs_names[use]
     compared = found.only(card.genes)
     sections = [
-        _join(section, names[section.section.rows[section.rows]], compared) for section in observe(measured, card)
+        _join(section, names[section.section.rows[section.rows]], compared)
+        for section in observe(measured, card, counts=True, min_counts=min_counts)
     ]
     return [section.take(section.spots.isin(used)) for section in sections]
 

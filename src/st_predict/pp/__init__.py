@@ -6,6 +6,7 @@ from st_predict.pp._counts import read_totals
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
+from st_predict.pp._residuals import THETA, pearson_residuals
 from st_predict.pp._target import (
     Target,
     apply_limits,
@@ -19,6 +20,7 @@ from st_predict.pp._target import (
 from st_predict.pp._tissue import Tissue, find_tissue
 
 __all__ = [
+    "THETA",
     "PanelMatch",
     "Target",
     "Tissue",
@@ -30,6 +32,7 @@ __all__ = [
     "from_target",
     "make_grid",
     "make_target",
+    "pearson_residuals",
     "read_panel",
     "read_totals",
     "select_panel",

@@ -1,0 +1,202 @@
+"""What a prediction is scored beside: constants, depth, position, neighbours and ridge regression on colours."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict import metrics
+from st_predict._keys import Keys
+from st_predict._runtime import Compute, Inference
+from st_predict._sections import encoder_of, inputs_of, store_of
+from st_predict._training import TrainConfig, solve
+from st_predict.models import get_spec
+from st_predict.specs import ModelCard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from st_predict._sections import HeldOutSection, Observed
+    from st_predict.encoders import Encoder
+    from st_predict.models import SpotModel
+
+__all__ = ["PREDICTORS", "Baselines"]
+
+logger = logging.getLogger(__name__)
+
+_CPU = Compute(device="cpu", precision="float32")
+_NEIGHBOURS = 6
+
+PREDICTORS = {
+    "global_mean": "Mean of each gene over all spots of the training sections: the model 'mean'.",
+    "patient_mean": "Mean of each gene over the spots of training sections of the same patient; "
+    "left out for a patient who is not among them.",
+    "section_mean": "Mean of each gene over the spots of the section itself. Uses what is to be predicted: no method can "
+    "have it, and no constant has a smaller squared error.",
+    "log_total": "Log total count of each spot, the same for every gene. Uses what is to be predicted, and no image: a score near "
+    "it is sequencing depth.",
+    "position": "Cubic polynomial of the position in the image, fitted on the training sections: what the place on the slide says, "
+    "without an image. Consecutive sections of a block are laid out alike.",
+    "neighbours": "Mean of the six nearest measured spots. Uses what is to be predicted: what smoothness of the tissue allows.",
+    "ceiling": "Noise ceiling: the correlation that a perfect predictor of expression rates would have with these counts.",
+    "ridge": "Ridge regression on colour, stain and texture in fields of view of 128, 256 and 512 um, fitted on the training "
+    "sections: the model 'ridge' on the encoder 'rgb'. Left out where the mpp of an image is unknown or above 2 um/px.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Baselines:
+    """Predictors that were fitted to training sections, and those that need none.
+
+    Parameters
+    ----------
+    models
+        Models in closed form.
+    position
+        Polynomial of the position; ``None`` without training sections.
+    """
+
+    models: tuple[_Baseline, ...]
+    position: _Position | None
+
+    @classmethod
+    def fit(cls, training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> Baselines:
+        """Fit to training sections; without any, only predictors that need none are left."""
+        position = _Position.fit(training) if training else None
+        return cls(models=tuple(_fit_baselines(training, card, scored=scored)), position=position)
+
+    def predict(self, section: HeldOutSection) -> dict[str, NDArray[Any]]:
+        """Predict the spots of a section by each predictor, ``(n_spots, n_genes)``."""
+        observed, shape = section.observed, section.target.shape
+        found: dict[str, NDArray[Any]] = {
+            "log_total": np.broadcast_to(np.log(observed.totals)[:, None], shape),
+            "section_mean": np.broadcast_to(section.target.mean(axis=0), shape),
+        }
+        if len(section.target) > _NEIGHBOURS:
+            weights = metrics.neighbour_weights(observed.section.spots.xy[observed.rows], k=_NEIGHBOURS)
+            found["neighbours"] = weights @ section.target
+        if self.position is not None:
+            found["position"] = self.position.predict(observed)
+        for baseline in self.models:
+            if baseline.patient is None or section.patients == (baseline.patient,):
+                found[baseline.name] = baseline.predict(observed)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Position:
+    """Cubic polynomial of the position, in micrometres where all training sections have them."""
+
+    in_um: bool
+    centre: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, training: Sequence[Observed]) -> _Position:
+        in_um = all(section.section.mpp is not None for section in training)
+        xy = np.concatenate([_places(section, in_um=in_um) for section in training])
+        centre, scale = xy.mean(axis=0), np.maximum(xy.std(axis=0), 1e-9)
+        target = np.concatenate([section.target for section in training]).astype(np.float64)
+        weights = np.asarray(np.linalg.lstsq(_cubic((xy - centre) / scale), target, rcond=None)[0], np.float64)
+        return cls(in_um=in_um, centre=centre, scale=scale, weights=weights)
+
+    def predict(self, observed: Observed) -> NDArray[np.float64]:
+        places = (_places(observed, in_um=self.in_um) - self.centre) / self.scale
+        # beyond the training sections, a cubic goes anywhere
+        return np.asarray(_cubic(places.clip(-3, 3)) @ self.weights)
+
+
+def _places(observed: Observed, *, in_um: bool) -> NDArray[np.float64]:
+    xy = observed.section.spots.xy[observed.rows]
+    mpp = observed.section.mpp
+    return xy * mpp.value if in_um and mpp is not None else xy
+
+
+def _cubic(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    x, y = xy.T
+    return np.column_stack([x**i * y**j for i in range(4) for j in range(4 - i)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Baseline:
+    """A model that was fitted to training sections in a moment.
+
+    Parameters
+    ----------
+    name
+        What it is called beside the prediction.
+    card, network, encoder
+        The model.
+    patient
+        Patient whose sections it is for; ``None`` for all.
+    """
+
+    name: str
+    card: ModelCard
+    network: SpotModel
+    encoder: Encoder | None
+    patient: str | None = None
+
+    @classmethod
+    def fit(
+        cls, name: str, model: str, sections: Sequence[Observed], like: ModelCard, *, patient: str | None = None
+    ) -> _Baseline:
+        """Fit a model in closed form to the panel and the units of another one's card."""
+        spec = get_spec(model)
+        card = ModelCard(
+            model=model,
+            genes=like.genes,
+            target=like.target,
+            crop=spec.crop_for(spec.hparams),
+            pixels=spec.pixels_for(spec.hparams),
+            hparams=dict(spec.hparams),
+        )
+        encoder = encoder_of(card)
+        store = store_of(sections, card, encoder, folder=Path(), compute=_CPU)
+        network, _ = solve(card, store, config=TrainConfig(device="cpu", precision="float32"))
+        return cls(name=name, card=card, network=network, encoder=encoder, patient=patient)
+
+    def predict(self, observed: Observed) -> NDArray[np.float32]:
+        """Predict the measured spots of a section, ``(n_spots, n_genes)``."""
+        batches = inputs_of(observed.section, self.card, self.encoder, compute=_CPU, batch_size=None)
+        inference = Inference(self.network, device=_CPU.place, precision=_CPU.precision, scope="section")
+        ((_, prediction),) = inference.over(batches)
+        return prediction.numpy()[observed.rows]
+
+
+def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> list[_Baseline]:
+    """Fit the models ``mean`` and ``ridge``, each to all training sections, and ``mean`` to those of each patient."""
+    if not training:
+        return []
+    baselines = [_Baseline.fit("global_mean", "mean", training, card)]
+    patients = sorted({section.patients[0] for section in training if len(section.patients) == 1})
+    for patient in patients:
+        own = [section for section in training if section.patients == (patient,)]
+        baselines.append(_Baseline.fit("patient_mean", "mean", own, card, patient=patient))
+    if unfit := [reason for section in (*training, *scored) if (reason := _unfit_for_ridge(section))]:
+        logger.warning("The baseline 'ridge' is left out: %s", unfit[0])
+    else:
+        baselines.append(_Baseline.fit("ridge", "ridge", training, card))
+    return baselines
+
+
+def _unfit_for_ridge(observed: Observed) -> str:
+    """Say why colours cannot be read in fields of known size; empty if they can."""
+    mpp, crop = observed.section.mpp, get_spec("ridge").crop
+    if mpp is None:
+        return (
+            f"the mpp of the image of {observed.name!r} is unknown. A transformation of the image to a coordinate system "
+            f"called {Keys.UM!r} gives it, or the argument mpp."
+        )
+    try:
+        observed.section.plan(crop)
+    except ValueError:
+        return f"the image of {observed.name!r} has {mpp.value:.4g} um/px, and colours are read at {crop.mpp:g} um/px."
+    return ""

@@ -1,0 +1,121 @@
+"""The result of an evaluation, and how it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+__all__ = ["Evaluation", "words_of"]
+
+DEPTH, BEYOND = 0.3, 0.1
+"""A plain correlation above the first, with a partial one below the second, comes from sequencing depth."""
+
+_COLUMNS = {
+    "gene_partial": "partial",
+    "interval": "95 % interval",
+    "gene_residual": "residual",
+    "gene_pearson": "plain",
+    "share_above": "> 0.3",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class Evaluation:
+    """Scores of a prediction, beside what it has to beat.
+
+    Parameters
+    ----------
+    summary
+        One row per section and predictor: means over genes, which ``definitions`` explains. ``gene_partial`` is the
+        headline; ``gene_partial_low`` and ``gene_partial_high`` are its interval over blocks of spots.
+    paper
+        One row per section and predictor: the scores of the M2OST paper, in the units of the prediction.
+    comparisons
+        One row per section and predictor: mean difference of ``gene_partial`` between the prediction and the predictor, its
+        interval, and p-values of a paired test, corrected for the number of predictors.
+    genes
+        One row per section, predictor and gene: ``partial``, ``residual``, ``pearson``, ``spearman``, ``morans_i`` and
+        ``ssim``, beside ``observed_morans_i``, and the noise ceilings ``ceiling_partial`` and ``ceiling_residual``. NaN where
+        a score is undefined.
+    definitions
+        Meaning of each score and each predictor.
+    words
+        Sentences about what the scores show.
+    """
+
+    summary: pd.DataFrame
+    paper: pd.DataFrame
+    comparisons: pd.DataFrame
+    genes: pd.DataFrame
+    definitions: Mapping[str, str]
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = []
+        for section, table in self._tables():
+            text = table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
+            parts.append(f"Section {section}, {table.attrs['n_spots']} spots, {table.attrs['n_genes']} genes\n{text}")
+        parts += [_wrap(sentence) for sentence in self.words]
+        parts.append(
+            _wrap(
+                "partial: correlation with Pearson residuals given sequencing depth, mean over genes; residual: without "
+                "depth regressed out; plain: in the units of the prediction. More in .summary, .paper, .genes and .definitions."
+            )
+        )
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<h4>Section {escape(str(section))}, {table.attrs['n_spots']} spots, {table.attrs['n_genes']} genes</h4>"
+            + table.to_html(float_format=lambda value: f"{value:.3f}", na_rep="-")
+            for section, table in self._tables()
+        ]
+        return "".join(parts) + "".join(f"<p>{escape(sentence)}</p>" for sentence in self.words)
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        """Headline of each section, one row per predictor, in at most 80 columns."""
+        tables = []
+        for section, rows in self.summary.groupby("section", sort=False):
+            table = rows.set_index("predictor")
+            bounds = zip(table["gene_partial_low"], table["gene_partial_high"], strict=True)
+            table["interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "-" for low, high in bounds]  # noqa: PLR0124
+            shown = table[list(_COLUMNS)].rename(columns=_COLUMNS).rename_axis(index=None)
+            shown.attrs = {"n_spots": int(rows["n_spots"].iloc[0]), "n_genes": int(rows["n_genes"].iloc[0])}
+            tables.append((str(section), shown))
+        return tables
+
+
+def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
+    """Say in words what numbers hide: correlations that come from sequencing depth, and baselines that are as good."""
+    sentences = []
+    for section, rows in summary.groupby("section", sort=False):
+        table = rows.set_index("predictor")
+        own = table.loc[key]
+        if own["gene_pearson"] > DEPTH and not own["gene_partial"] > BEYOND:
+            sentences.append(
+                f"Section {section}: the correlation of {own['gene_pearson']:.2f} comes from sequencing depth. Given the log "
+                f"total count of each spot, it is {own['gene_partial']:.2f}; the log total count itself, without an image, "
+                f"reaches {table.loc['log_total', 'gene_pearson']:.2f}."
+            )
+        better = [
+            name
+            for name in ("position", "ridge")
+            if name in table.index and table.loc[name, "gene_partial"] >= own["gene_partial"]
+        ]
+        if better:
+            sentences.append(f"Section {section}: {key!r} is not better than {' and '.join(map(repr, better))}.")
+    return tuple(sentences)
+
+
+def _wrap(text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, 80)

@@ -1,0 +1,226 @@
+"""Scores of the predictions of one section, against what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from st_predict import metrics
+from st_predict.pp import THETA, pearson_residuals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_array
+
+    from st_predict._sections import HeldOutSection
+    from st_predict.specs import ModelCard
+
+__all__ = ["Truth", "compare", "score_section"]
+
+N_BOOTSTRAP = 200
+SPOTS_PER_BLOCK = 12
+MIN_SPOTS = 8
+"""Fewer spots have no neighbours to speak of, and no blocks to draw."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Truth:
+    """What the spots of a section were measured as.
+
+    Parameters
+    ----------
+    name
+        Name of the section.
+    genes
+        Panel.
+    target
+        ``(n_spots, n_genes)``: measured values in the units of the prediction.
+    residuals
+        ``(n_spots, n_genes)``: Pearson residuals of the counts.
+    covariates
+        ``(n_spots, 2)``: log total count and its square.
+    weights
+        Graph of the nearest spots; ``None`` for too few spots.
+    blocks
+        ``(n_spots,)``: block of neighbouring spots, for intervals; ``None`` for too few spots.
+    grid
+        ``(n_spots, 2)``: row and column on the lattice, if there is one.
+    constants
+        Per-gene scores that do not depend on the predictor.
+    """
+
+    name: str
+    genes: tuple[str, ...]
+    target: NDArray[np.float32]
+    residuals: NDArray[np.float64]
+    covariates: NDArray[np.float64]
+    weights: csr_array | None
+    blocks: NDArray[np.int64] | None
+    grid: NDArray[np.int64] | None
+    constants: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, section: HeldOutSection, card: ModelCard) -> Self:
+        """Measure a section: residuals by the card's gene proportions, or else by its own."""
+        observed = section.observed
+        counts, totals = np.asarray(observed.counts, np.float64), observed.totals
+        proportions = _proportions(counts, totals, card)
+        theta = card.target.theta if card.target.reference is not None else THETA
+
+        def residuals_of(counts: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
+            return pearson_residuals(counts, totals, proportions, theta=theta, clip=np.sqrt(len(counts)))
+
+        covariates = metrics.depth_covariates(totals)
+        residuals = residuals_of(counts, totals)
+        xy, grid = observed.section.spots.xy[observed.rows], observed.section.spots.grid
+        enough = len(counts) >= MIN_SPOTS
+        weights = metrics.neighbour_weights(xy, k=6) if enough else None
+        n_blocks = max(2, len(counts) // SPOTS_PER_BLOCK)
+        undefined = np.full(len(card.genes), np.nan)
+        ceiling = {
+            "ceiling_partial": metrics.noise_ceiling(counts, totals, residuals_of, seed=0, covariates=covariates)
+            if enough
+            else undefined,
+            "ceiling_residual": metrics.noise_ceiling(counts, totals, residuals_of, seed=0) if enough else undefined,
+        }
+        moran = undefined if weights is None else metrics.morans_i(residuals, weights)
+        return cls(
+            name=section.name,
+            genes=card.genes,
+            target=section.target,
+            residuals=residuals,
+            covariates=covariates,
+            weights=weights,
+            blocks=metrics.spatial_blocks(xy, n_blocks) if enough else None,
+            grid=None if grid is None else grid[observed.rows],
+            constants={"observed_morans_i": moran, **ceiling},
+        )
+
+
+def _proportions(counts: NDArray[np.float64], totals: NDArray[np.float64], card: ModelCard) -> NDArray[np.float64]:
+    if card.target.reference is not None:
+        return np.asarray(card.target.reference.proportions)
+    return np.asarray(counts.sum(axis=0) / totals.sum())
+
+
+def score_section(
+    truth: Truth, predictions: Mapping[str, NDArray[Any]]
+) -> tuple[pd.DataFrame, list[dict[str, Any]], list[dict[str, Any]], dict[str, NDArray[np.float64]]]:
+    """Score predictions beside each other.
+
+    Returns
+    -------
+    Per-gene scores; rows of the summary; rows of the paper's scores; and resamples of the mean partial correlation of each
+    predictor, ``(n_resamples,)``.
+    """
+    genes, rows, papers, samples = [], [], [], {}
+    for name, predicted in predictions.items():
+        about = {"section": truth.name, "predictor": name}
+        scores, samples[name] = _score_genes(np.asarray(predicted, np.float64), truth)
+        genes.append(pd.DataFrame({**about, "gene": truth.genes, **scores, **truth.constants}))
+        rows.append({**about, **_means(scores, samples[name], truth)})
+        papers.append({**about, **_paper(np.asarray(predicted, np.float64), truth)})
+    rows.append(_ceiling_row(truth))
+    return pd.concat(genes, ignore_index=True), rows, papers, samples
+
+
+def _score_genes(
+    predicted: NDArray[np.float64], truth: Truth
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    undefined = np.full(len(truth.genes), np.nan)
+    scores = {
+        "partial": metrics.partial_pearson(predicted, truth.residuals, truth.covariates),
+        "residual": metrics.pearson(predicted, truth.residuals, axis=0),
+        "pearson": metrics.pearson(predicted, truth.target, axis=0),
+        "spearman": metrics.spearman(predicted, truth.target, axis=0),
+        "morans_i": undefined if truth.weights is None else metrics.morans_i(predicted, truth.weights),
+        "ssim": undefined if truth.grid is None else metrics.ssim(predicted, truth.residuals, truth.grid, scale="own"),
+    }
+    if truth.blocks is None or np.isnan(scores["partial"]).all():
+        return scores, np.full(N_BOOTSTRAP, np.nan)
+    drawn = metrics.bootstrap_pearson(
+        predicted, truth.residuals, truth.blocks, seed=0, covariates=truth.covariates, n=N_BOOTSTRAP
+    )
+    return scores, _mean_defined(drawn, axis=1)
+
+
+def _means(scores: Mapping[str, NDArray[np.float64]], samples: NDArray[np.float64], truth: Truth) -> dict[str, Any]:
+    low, high = metrics.percentile_interval(samples)
+    return {
+        "n_spots": len(truth.target),
+        "n_genes": len(truth.genes),
+        "gene_partial": float(_mean_defined(scores["partial"])),
+        "gene_partial_low": low,
+        "gene_partial_high": high,
+        "gene_residual": float(_mean_defined(scores["residual"])),
+        "gene_pearson": float(_mean_defined(scores["pearson"])),
+        "gene_spearman": float(_mean_defined(scores["spearman"])),
+        "share_above": metrics.share_above(scores["partial"]),
+        "morans_i": float(_mean_defined(scores["morans_i"])),
+        "observed_morans_i": float(_mean_defined(truth.constants["observed_morans_i"])),
+        "ssim": float(_mean_defined(scores["ssim"])),
+        "n_undefined_genes": int(np.isnan(scores["pearson"]).sum()),
+    }
+
+
+def _ceiling_row(truth: Truth) -> dict[str, Any]:
+    means = {name: float(_mean_defined(values)) for name, values in truth.constants.items()}
+    return {
+        "section": truth.name,
+        "predictor": "ceiling",
+        "n_spots": len(truth.target),
+        "n_genes": len(truth.genes),
+        "gene_partial": means["ceiling_partial"],
+        "gene_residual": means["ceiling_residual"],
+        "share_above": metrics.share_above(truth.constants["ceiling_partial"]),
+        "observed_morans_i": means["observed_morans_i"],
+    }
+
+
+def _paper(predicted: NDArray[np.float64], truth: Truth) -> dict[str, Any]:
+    spots = metrics.pearson(predicted, truth.target, axis=1)
+    return {
+        "n_spots": len(truth.target),
+        "gene_pearson": float(_mean_defined(metrics.pearson(predicted, truth.target, axis=0))),
+        "spot_pearson": float(_mean_defined(spots)),
+        "n_undefined_spots": int(np.isnan(spots).sum()),
+        "spot_rmse": float(metrics.rmse(predicted, truth.target, axis=1).mean()),
+        "mae": float(metrics.mae(predicted, truth.target, axis=1).mean()),
+    }
+
+
+def compare(
+    key: str, genes: pd.DataFrame, samples: Mapping[str, NDArray[np.float64]], section: str
+) -> list[dict[str, Any]]:
+    """Compare the partial correlations of a prediction with those of each predictor, gene by gene."""
+    partial = genes.pivot(index="gene", columns="predictor", values="partial")
+    others: Sequence[str] = [name for name in samples if name != key and partial[name].notna().any()]
+    rows = []
+    for name in others:
+        low, high = metrics.percentile_interval(samples[key] - samples[name])
+        test = metrics.paired_test(partial[key].to_numpy(), partial[name].to_numpy())
+        rows.append(
+            {
+                "section": section,
+                "predictor": name,
+                "difference": test.difference,
+                "low": low,
+                "high": high,
+                "p": test.p_value,
+            }
+        )
+    if not rows:
+        return []
+    corrected = metrics.benjamini_hochberg(np.array([row["p"] for row in rows], dtype=np.float64))
+    return [{**row, "q": q} for row, q in zip(rows, corrected.tolist(), strict=True)]
+
+
+def _mean_defined(scores: NDArray[np.float64], axis: int | None = None) -> Any:
+    """Mean of what is defined; NaN, not zero, where nothing is."""
+    n = (~np.isnan(scores)).sum(axis=axis)
+    return np.divide(np.nansum(scores, axis=axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
