@@ -19,7 +19,8 @@ def list_panels() -> list[str]:
 
     Examples
     --------
-    >>> st_predict.datasets.list_panels()
+    >>> from st_predict.datasets import list_panels
+    >>> list_panels()
     ['m2ost_cscc', 'm2ost_hbc', 'm2ost_her2']
     """
     folder = files(__package__).joinpath("panels")
@@ -58,7 +59,8 @@ def panel(name: str) -> list[str]:
 
     Examples
     --------
-    >>> st_predict.datasets.panel("m2ost_her2")[:3]
+    >>> from st_predict.datasets import panel
+    >>> panel("m2ost_her2")[:3]
     ['HLA-C', 'DDX5', 'TSPO']
     """
     known = list_panels()

@@ -60,7 +60,8 @@ def list_splits() -> list[str]:
 
     Examples
     --------
-    >>> st_predict.datasets.list_splits()
+    >>> from st_predict.datasets import list_splits
+    >>> list_splits()
     ['cscc_histogene', 'cscc_leave_one_patient_out', 'her2st_histogene', 'her2st_leave_one_patient_out']
     """
     return sorted(_SPLITS)
@@ -101,7 +102,8 @@ def splits(name: str) -> tuple[Fold, ...]:
 
     Examples
     --------
-    >>> folds = st_predict.datasets.splits("her2st_leave_one_patient_out")
+    >>> from st_predict.datasets import splits
+    >>> folds = splits("her2st_leave_one_patient_out")
     >>> len(folds), folds[4].test
     (8, ('E1', 'E2', 'E3'))
     """

@@ -104,8 +104,9 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     least ``min_mean`` in every section. Counts become analytic Pearson residuals :cite:p:`Lause2021` (theta 100, total
     over all genes of the table, proportions of the section, clipped at the square root of the number of spots), which
     remove sequencing depth. Moran's I :cite:p:`Moran1950` of the residuals is computed on the graph of the 6 nearest
-    neighbours, with weights that sum to 1 per spot. One-sided p values come from the normal approximation under
-    randomisation; the false discovery rate is controlled over the candidates :cite:p:`Benjamini1995`. A gene passes if it
+    neighbours, with weights that sum to 1 per spot. One-sided p values come from a normal approximation whose variance is
+    that under random signs of the residuals; unlike the one under permutation, it allows residuals of overdispersed genes
+    to be larger where depth is. The false discovery rate is controlled over the candidates :cite:p:`Benjamini1995`. A gene passes if it
     is significant in at least half of the sections. Genes that pass are ranked by the mean over sections of their rank of
     Moran's I among the candidates. Other genes never fill the panel up. The log has the numbers of candidates and of
     genes that pass.

@@ -261,27 +261,25 @@ def morans_i(values: NDArray[np.float64], graph: csr_array) -> tuple[NDArray[np.
 
     Returns
     -------
-    Moran's I and p values, ``(n_genes,)`` each. The p values are those of a normal distribution with the mean and variance
-    of random permutations of the values. Constant values have the mean and a p value of 1.
+    Moran's I and p values, ``(n_genes,)`` each. Constant values have a p value of 1.
+
+    Notes
+    -----
+    The p values are those of a normal distribution with the mean under permutation and the variance under random signs: the
+    magnitudes of the centred values stay where they are. Magnitudes of Pearson residuals of overdispersed genes grow with
+    depth, and depth is a smooth field. The variance under permutation ignores that: at a nominal false discovery rate of
+    0.05, simulated genes without a field of their own were 6 % (theta 100) to 15 % (theta 1) of those that passed; here,
+    4 % to 5 %.
     """
     n = len(values)
     centred = values - values.mean(axis=0)
-    squares = (centred**2).sum(axis=0)
-    varies = squares > 1e-12 * n
-    s0, s1, s2 = _sums(graph)
+    squares = centred**2
+    total = squares.sum(axis=0)
+    varies = total > 1e-12 * n
+    scale = np.divide(n / graph.sum(), total, out=np.zeros_like(total), where=varies)
     mean = -1 / (n - 1)
-    products = (centred * (graph @ centred)).sum(axis=0)
-    moran = np.divide(n / s0 * products, squares, out=np.full_like(squares, mean), where=varies)
-    kurtosis = np.divide(n * (centred**4).sum(axis=0), squares**2, out=np.zeros_like(squares), where=varies)
-    of_weights = n * ((n**2 - 3 * n + 3) * s1 - n * s2 + 3 * s0**2)
-    of_values = kurtosis * ((n**2 - n) * s1 - 2 * n * s2 + 6 * s0**2)
-    variance = (of_weights - of_values) / ((n - 1) * (n - 2) * (n - 3) * s0**2) - mean**2
-    sd = np.sqrt(np.maximum(variance, np.finfo(np.float64).tiny))
-    return moran, np.where(varies, norm.sf((moran - mean) / sd), 1.0)
-
-
-def _sums(graph: csr_array) -> tuple[float, float, float]:
-    """Sums of weights that the variance of Moran's I depends on (Cliff and Ord)."""
-    both = graph + graph.T
-    degrees = graph.sum(axis=0) + graph.sum(axis=1)
-    return float(graph.sum()), float((both.data**2).sum() / 2), float((degrees**2).sum())
+    moran = np.where(varies, scale * (centred * (graph @ centred)).sum(axis=0), mean)
+    pairs = (graph + graph.T).power(2)
+    sd = scale * np.sqrt((squares * (pairs @ squares)).sum(axis=0) / 2)
+    z = np.divide(moran - mean, sd, out=np.full_like(moran, -np.inf), where=sd > 0)
+    return moran, norm.sf(z)
