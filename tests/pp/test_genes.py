@@ -12,11 +12,10 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from st_predict import pp
+from st_predict import datasets, pp
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 HER2ST = Path(os.environ.get("ST_PREDICT_CACHE", SHARED / "her2st"))
-PUBLISHED = SHARED / "gene_panels" / "m2ost_her2.txt"
 
 
 def table(counts: np.ndarray, names: list[str]) -> AnnData:
@@ -124,7 +123,7 @@ def test_layers_spatialdata_dense_and_nothing_is_changed(method):
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_bad_input():
     adata = section(1)
-    with pytest.raises(ValueError, match="method must be 'm2ost', 'mean' or 'hvg', got 'best'"):
+    with pytest.raises(ValueError, match="method must be 'm2ost', 'mean', 'hvg' or 'spatial', got 'best'"):
         pp.select_panel([adata], method="best")
     for name in ("n_genes", "n_variable"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -148,10 +147,9 @@ def test_bad_input():
 @pytest.mark.data
 def test_the_published_panel_follows_the_rule():
     """All 250 published genes are in the intersection, which over all 36 sections has 329 genes."""
-    for needed in (HER2ST, PUBLISHED):
-        if not needed.exists():
-            pytest.skip(f"no {needed}")
-    published = pp.read_panel(PUBLISHED)
+    if not HER2ST.exists():
+        pytest.skip(f"no {HER2ST}")
+    published = datasets.panel("m2ost_her2")
     sections = [read_her2st(name) for name in ("B4", "C2")]
     with pytest.raises(ValueError, match="genes are among the 1500 most variable") as error:
         pp.select_panel(sections, n_genes=10_000)

@@ -1,8 +1,21 @@
-"""Data to work with: sections that are simulated, and sections that are downloaded."""
+"""Data to work with: simulated and downloaded sections, and published gene panels and splits."""
 
 from __future__ import annotations
 
 from st_predict.datasets._her2st import her2st
+from st_predict.datasets._panels import list_panels, panel
 from st_predict.datasets._simulate import SectionTruth, Simulation, simulate, toy
+from st_predict.datasets._splits import Fold, list_splits, splits
 
-__all__ = ["SectionTruth", "Simulation", "her2st", "simulate", "toy"]
+__all__ = [
+    "Fold",
+    "SectionTruth",
+    "Simulation",
+    "her2st",
+    "list_panels",
+    "list_splits",
+    "panel",
+    "simulate",
+    "splits",
+    "toy",
+]

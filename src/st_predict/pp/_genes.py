@@ -17,10 +17,11 @@ from spatialdata import SpatialData
 from st_predict._containers import check_data
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
-from st_predict._validated import Count, Natural, Text, check
+from st_predict._validated import Count, Natural, NotNegative, Share, Text, check
 from st_predict._where import Duplicates
 from st_predict.io import find_table
 from st_predict.pp._counts import read_counts
+from st_predict.pp._spatial_panel import PlacedCounts, find_places, rank_spatial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,16 +30,18 @@ if TYPE_CHECKING:
 
 __all__ = ["select_panel"]
 
-Method = Literal["m2ost", "mean", "hvg"]
+Method = Literal["m2ost", "mean", "hvg", "spatial"]
 
 
-def select_panel(
+def select_panel(  # noqa: PLR0913  # rules have different parameters, and every one is a keyword
     adatas: Sequence[AnnData | SpatialData],
     *,
     n_genes: int = 250,
     method: Method = "m2ost",
     seed: int = 1553,
     n_variable: int = 1500,
+    min_mean: float = 1.0,
+    fdr: float = 0.05,
     layer: str | None = None,
     table_key: str | None = None,
     id_column: str | None = None,
@@ -49,7 +52,8 @@ def select_panel(
     Parameters
     ----------
     adatas
-        One table a section, or objects that hold one. They are not changed.
+        One table per section, or objects that hold one. They are not changed. For ``"spatial"``, a table that annotates
+        several regions is several sections.
     n_genes
         Size of the panel.
     method
@@ -57,11 +61,16 @@ def select_panel(
         in every section, and draws the panel from these at random :cite:p:`Wang2025`. ``"mean"`` takes the genes of
         highest mean over all spots of all sections; a section that lacks a gene counts as zeros :cite:p:`He2020`.
         ``"hvg"`` takes the highly variable genes of scanpy (flavor ``"seurat"``, on ``log1p`` of counts scaled to 10 000
-        a spot, with the section as batch) among the genes that all sections have.
+        a spot, with the section as batch) among the genes that all sections have. ``"spatial"`` takes the genes with
+        the highest spatial autocorrelation beyond sequencing depth; see the notes.
     seed
         Random seed for the draw of ``"m2ost"``.
     n_variable
         Number of variable genes per section, for ``"m2ost"``.
+    min_mean
+        Lowest mean count per spot, in every section, for ``"spatial"``.
+    fdr
+        False discovery rate within each section, for ``"spatial"``; 1 keeps all candidates.
     layer
         Layer with the raw counts; by default ``.X``.
     table_key
@@ -73,8 +82,8 @@ def select_panel(
 
     Returns
     -------
-    The genes: in alphabetical order for ``"m2ost"``, the highest mean first for ``"mean"``, and the most variable first
-    for ``"hvg"``.
+    The genes: in alphabetical order for ``"m2ost"``, the highest mean first for ``"mean"``, the most variable first
+    for ``"hvg"``, and the most autocorrelated first for ``"spatial"``.
 
     Raises
     ------
@@ -82,19 +91,37 @@ def select_panel(
         If there is no such table, layer or column.
     ValueError
         If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
-        ``n_genes`` genes are left, or an argument is not one of its choices.
+        ``n_genes`` genes are left, or an argument is not one of its choices. For ``"spatial"``, also if positions are
+        missing or not finite, or a section has fewer than 7 spots with counts.
 
     Notes
     -----
     The published code of M2OST draws from a set, whose order changes from run to run. Here genes are sorted first and
     drawn with :func:`numpy.random.default_rng`, so a seed always gives the same panel, but not the published one. Ties in
     variance are broken by name, so the order of the genes in a table does not matter.
+
+    ``"spatial"`` works within each section, without its empty spots. Candidates are the genes with a mean count of at
+    least ``min_mean`` in every section. Counts become analytic Pearson residuals :cite:p:`Lause2021` (theta 100, total
+    over all genes of the table, proportions of the section, clipped at the square root of the number of spots), which
+    remove sequencing depth. Moran's I :cite:p:`Moran1950` of the residuals is computed on the graph of the 6 nearest
+    neighbours, with weights that sum to 1 per spot. One-sided p values come from a normal approximation whose variance is
+    that under random signs of the residuals; unlike the one under permutation, it allows residuals of overdispersed genes
+    to be larger where depth is. The false discovery rate is controlled over the candidates :cite:p:`Benjamini1995`. A gene passes if it
+    is significant in at least half of the sections. Genes that pass are ranked by the mean over sections of their rank of
+    Moran's I among the candidates. Other genes never fill the panel up. The log has the numbers of candidates and of
+    genes that pass.
+
+    Positions for ``"spatial"`` are ``.obsm["spatial"]`` of :class:`~anndata.AnnData`, and the spots that a table of a
+    :class:`~spatialdata.SpatialData` object annotates: in pixels of the image (:func:`st_predict.io.read_spots`) if
+    there is one image, else the centroids of the annotated element. Only distances matter.
     """
     method, duplicates = check("method", method, Method), check("duplicates", duplicates, Duplicates)
     n_genes, n_variable = check("n_genes", n_genes, Count), check("n_variable", n_variable, Count)
     seed, id_column = check("seed", seed, Natural), check("id_column", id_column, Text | None)
     table_key = check("table_key", table_key, Text | None)
-    tables = [_table(data, table_key) for data in _as_list(adatas)]
+    min_mean, fdr = check("min_mean", min_mean, NotNegative), check("fdr", fdr, Share)
+    given = _as_list(adatas)
+    tables = [_table(data, table_key) for data in given]
     sections = [
         _read_section(number, table, layer=layer, id_column=id_column, duplicates=duplicates)
         for number, table in enumerate(tables)
@@ -103,6 +130,9 @@ def select_panel(
         return _m2ost(sections, n_genes=n_genes, n_variable=n_variable, seed=seed)
     if method == "mean":
         return _highest_mean(sections, n_genes=n_genes)
+    if method == "spatial":
+        placed = _place(given, tables, sections, table_key)
+        return _most_spatial(placed, n_genes=n_genes, min_mean=min_mean, fdr=fdr)
     return _highly_variable(sections, n_genes=n_genes)
 
 
@@ -202,6 +232,35 @@ def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     return adata
+
+
+def _place(
+    given: list[AnnData | SpatialData],
+    tables: list[AnnData],
+    sections: list[tuple[pd.Index, csr_array]],
+    table_key: str | None,
+) -> list[PlacedCounts]:
+    """Counts and positions of every region of every table."""
+    placed = []
+    for number, (data, table, (names, counts)) in enumerate(zip(given, tables, sections, strict=True)):
+        key = find_table(data, table_key) if isinstance(data, SpatialData) else None
+        places = find_places(data, table, table_key=key, label=f"Table {number}")
+        placed += [
+            PlacedCounts(label=label, names=names, counts=csr_array(counts[rows]), xy=xy)
+            for label, (rows, xy) in places.items()
+        ]
+    return placed
+
+
+def _most_spatial(sections: list[PlacedCounts], *, n_genes: int, min_mean: float, fdr: float) -> list[str]:
+    ranked, n_candidates = rank_spatial(sections, min_mean=min_mean, fdr=fdr)
+    what = (
+        f"of {n_candidates} candidates (mean count of at least {min_mean:g}) are spatially autocorrelated in at least "
+        f"half of {len(sections)} sections (false discovery rate {fdr:g})"
+    )
+    ways = Advice("allow more false discoveries with a higher {}", "fdr"), Advice("lower {}", "min_mean")
+    _check_enough(len(ranked), n_genes, what, *ways)
+    return ranked[:n_genes]
 
 
 def _check_enough(n: int, n_genes: int, what: str, *ways: Advice) -> None:

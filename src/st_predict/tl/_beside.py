@@ -41,8 +41,8 @@ PREDICTORS = {
     "have it, and no constant has a smaller squared error.",
     "log_total": "Log total count of each spot, the same for every gene. Uses what is to be predicted, and no image: a score near "
     "it is sequencing depth.",
-    "position": "Cubic polynomial of the position in the image, fitted on the training sections: what the place on the slide says, "
-    "without an image. Consecutive sections of a block are laid out alike.",
+    "position": "Cubic polynomial of the position among the spots of the section, fitted on the training sections: what the place "
+    "says, without an image. Consecutive sections of a block are laid out alike.",
     "neighbours": "Mean of the six nearest measured spots. Uses what is to be predicted: what smoothness of the tissue allows.",
     "ceiling": "Noise ceiling: the correlation that a perfect predictor of expression rates would have with these counts.",
     "ridge": "Ridge regression on colour, stain and texture in fields of view of 128, 256 and 512 um, fitted on the training "
@@ -91,32 +91,24 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Position:
-    """Cubic polynomial of the position, in micrometres where all training sections have them."""
+    """Cubic polynomial of the position of a spot among the spots of its section."""
 
-    in_um: bool
-    centre: NDArray[np.float64]
-    scale: NDArray[np.float64]
     weights: NDArray[np.float64]
 
     @classmethod
     def fit(cls, training: Sequence[Observed]) -> _Position:
-        in_um = all(section.section.mpp is not None for section in training)
-        xy = np.concatenate([_places(section, in_um=in_um) for section in training])
-        centre, scale = xy.mean(axis=0), np.maximum(xy.std(axis=0), 1e-9)
+        places = np.concatenate([_places(section) for section in training])
         target = np.concatenate([section.target for section in training]).astype(np.float64)
-        weights = np.asarray(np.linalg.lstsq(_cubic((xy - centre) / scale), target, rcond=None)[0], np.float64)
-        return cls(in_um=in_um, centre=centre, scale=scale, weights=weights)
+        return cls(weights=np.asarray(np.linalg.lstsq(_cubic(places), target, rcond=None)[0], np.float64))
 
     def predict(self, observed: Observed) -> NDArray[np.float64]:
-        places = (_places(observed, in_um=self.in_um) - self.centre) / self.scale
-        # beyond the training sections, a cubic goes anywhere
-        return np.asarray(_cubic(places.clip(-3, 3)) @ self.weights)
+        return np.asarray(_cubic(_places(observed)) @ self.weights)
 
 
-def _places(observed: Observed, *, in_um: bool) -> NDArray[np.float64]:
+def _places(observed: Observed) -> NDArray[np.float64]:
+    """Centres of the spots, relative to their mean and spread over the section."""
     xy = observed.section.spots.xy[observed.rows]
-    mpp = observed.section.mpp
-    return xy * mpp.value if in_um and mpp is not None else xy
+    return np.asarray((xy - xy.mean(axis=0)) / np.maximum(xy.std(axis=0), 1e-9))
 
 
 def _cubic(xy: NDArray[np.float64]) -> NDArray[np.float64]:

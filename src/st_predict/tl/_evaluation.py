@@ -108,7 +108,7 @@ def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
         better = [
             name
             for name in ("position", "ridge")
-            if name in table.index and table.loc[name, "gene_partial"] >= own["gene_partial"]
+            if name in table.index and table.loc[name, "gene_partial"] > own["gene_partial"]
         ]
         if better:
             sentences.append(f"Section {section}: {key!r} is not better than {' and '.join(map(repr, better))}.")

@@ -1,0 +1,177 @@
+"""Splits into training and test sections that published comparisons use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from st_predict._errors import InvalidValueError
+from st_predict._validated import Text, check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Fold", "list_splits", "splits"]
+
+HER2ST = tuple(
+    f"{patient}{number}"
+    for patient, n_sections in zip("ABCDEFGH", (6, 6, 6, 6, 3, 3, 3, 3), strict=True)
+    for number in range(1, n_sections + 1)
+)
+
+CSCC = tuple(f"{patient}_ST_rep{number}" for patient in ("P2", "P5", "P9", "P10") for number in (1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fold:
+    """Sections of one round of training and testing.
+
+    Parameters
+    ----------
+    name
+        Name of the fold: the patient or the section that is tested.
+    train
+        Training sections.
+    test
+        Test sections.
+    validation
+        Sections that choose the epoch; empty if the protocol has none.
+    shared_patients
+        Patients with sections both in training and in the test. :func:`st_predict.tl.train` and
+        :func:`st_predict.tl.evaluate` refuse these unless ``allow_shared`` names them.
+    note
+        Source of the protocol, and whether training and test share patients.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    shared_patients: tuple[str, ...] = ()
+    note: str
+
+
+def list_splits() -> list[str]:
+    """Names of the published splits.
+
+    Returns
+    -------
+    The names that :func:`st_predict.datasets.splits` accepts, sorted.
+
+    Examples
+    --------
+    >>> from st_predict.datasets import list_splits
+    >>> list_splits()
+    ['cscc_histogene', 'cscc_leave_one_patient_out', 'her2st_histogene', 'her2st_leave_one_patient_out']
+    """
+    return sorted(_SPLITS)
+
+
+def splits(name: str) -> tuple[Fold, ...]:
+    """Published split of sections into training and test.
+
+    Parameters
+    ----------
+    name
+        One of :func:`st_predict.datasets.list_splits`:
+
+        ``"her2st_leave_one_patient_out"``
+            8 folds; each tests all sections of one patient of :func:`st_predict.datasets.her2st`.
+        ``"her2st_histogene"``
+            32 folds; each tests one section. The other sections of its patient are in training. A1 and H1-H3 are not used
+            :cite:p:`Pang2021`; Hist2ST has the same folds :cite:p:`Zeng2022`.
+        ``"cscc_leave_one_patient_out"``
+            4 folds over the 12 sections of cutaneous squamous cell carcinoma of GSE144240 :cite:p:`Ji2020`; each tests one
+            patient.
+        ``"cscc_histogene"``
+            12 folds over the same sections; each tests one section. The other sections of its patient are in training.
+
+    Returns
+    -------
+    The folds, in the order of the tested sections.
+
+    Raises
+    ------
+    ValueError
+        If there is no such split; the message lists the names.
+
+    Notes
+    -----
+    The split of M2OST :cite:p:`Wang2025` is not included. Its code shuffles the image files of a download with a seed and
+    splits 70/0/30, the paper says 60/10/30, and the lists of sections are unpublished.
+
+    Examples
+    --------
+    >>> from st_predict.datasets import splits
+    >>> folds = splits("her2st_leave_one_patient_out")
+    >>> len(folds), folds[4].test
+    (8, ('E1', 'E2', 'E3'))
+    """
+    if check("name", name, Text) not in _SPLITS:
+        raise InvalidValueError(f"There is no split {name!r}; there are {list_splits()}.", "choose one of these")
+    return _SPLITS[name]()
+
+
+def _her2st_patient(section: str) -> str:
+    return section[0]
+
+
+def _cscc_patient(section: str) -> str:
+    return section.partition("_")[0]
+
+
+def _leave_one_patient_out(
+    sections: tuple[str, ...], patient_of: Callable[[str], str], *, source: str
+) -> tuple[Fold, ...]:
+    return tuple(
+        Fold(
+            name=patient,
+            train=tuple(section for section in sections if patient_of(section) != patient),
+            test=tuple(section for section in sections if patient_of(section) == patient),
+            note=f"{source} Training and test share no patient.",
+        )
+        for patient in dict.fromkeys(map(patient_of, sections))
+    )
+
+
+def _leave_one_section_out(
+    sections: tuple[str, ...], patient_of: Callable[[str], str], *, source: str
+) -> tuple[Fold, ...]:
+    return tuple(
+        Fold(
+            name=section,
+            train=tuple(other for other in sections if other != section),
+            test=(section,),
+            shared_patients=(patient_of(section),),
+            note=f"{source} Training and test share the patient: other sections of it are in training.",
+        )
+        for section in sections
+    )
+
+
+def _her2st_leave_one_patient_out() -> tuple[Fold, ...]:
+    source = "Leave one patient out over the 36 sections of her2st (Andersson et al. 2021), as in TRIPLEX."
+    return _leave_one_patient_out(HER2ST, _her2st_patient, source=source)
+
+
+def _her2st_histogene() -> tuple[Fold, ...]:
+    source = "Leave one section out of A2-G3 of her2st; code of HisToGene (https://github.com/maxpmx/HisToGene)."
+    return _leave_one_section_out(HER2ST[1:33], _her2st_patient, source=source)
+
+
+def _cscc_leave_one_patient_out() -> tuple[Fold, ...]:
+    source = "Leave one patient out over the 12 sections of GSE144240 (Ji et al. 2020), as in TRIPLEX."
+    return _leave_one_patient_out(CSCC, _cscc_patient, source=source)
+
+
+def _cscc_histogene() -> tuple[Fold, ...]:
+    source = "Leave one section out of GSE144240; code of HisToGene (https://github.com/maxpmx/HisToGene)."
+    return _leave_one_section_out(CSCC, _cscc_patient, source=source)
+
+
+_SPLITS: dict[str, Callable[[], tuple[Fold, ...]]] = {
+    "cscc_histogene": _cscc_histogene,
+    "cscc_leave_one_patient_out": _cscc_leave_one_patient_out,
+    "her2st_histogene": _her2st_histogene,
+    "her2st_leave_one_patient_out": _her2st_leave_one_patient_out,
+}

@@ -1,0 +1,285 @@
+"""Genes whose expression is spatially autocorrelated beyond sequencing depth."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csc_array, csr_array
+from scipy.spatial import cKDTree
+from scipy.stats import false_discovery_control, norm, rankdata
+from spatialdata import SpatialData, get_centroids
+from spatialdata.models import get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._keys import Keys
+from st_predict.io import read_spots
+from st_predict.pp._residuals import pearson_residuals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["PlacedCounts", "find_places", "morans_i", "nearest_neighbours", "rank_spatial"]
+
+N_NEIGHBOURS = 6
+"""Neighbours per spot: those of the hexagonal lattice of Visium."""
+
+BLOCK = 2**23
+"""Number of residuals held in memory at a time."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedCounts:
+    """Counts and positions of one section.
+
+    Parameters
+    ----------
+    label
+        Name of the section, for messages.
+    names
+        Names of the genes.
+    counts
+        ``(n_spots, n_genes)`` raw counts.
+    xy
+        ``(n_spots, 2)`` positions, in any unit of length.
+    """
+
+    label: str
+    names: pd.Index
+    counts: csr_array
+    xy: NDArray[np.float64]
+
+
+def find_places(
+    data: AnnData | SpatialData, table: AnnData, *, table_key: str | None, label: str
+) -> dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """Rows and positions of the spots of each section of a table.
+
+    Parameters
+    ----------
+    data
+        The table, or the object that holds it.
+    table
+        The table; each region that it annotates is one section.
+    table_key
+        Name of the table, if ``data`` is a :class:`~spatialdata.SpatialData` object.
+    label
+        Name of the table, for messages.
+
+    Returns
+    -------
+    Rows ``(n_spots,)`` and positions ``(n_spots, 2)`` per section, by label.
+
+    Raises
+    ------
+    KeyError
+        If a region is not an element of ``data``.
+    ValueError
+        If there are no positions, or they are not finite.
+    """
+    regions, region_key, instance_key = _annotated(table)
+    places = {}
+    for region in regions:
+        name = label if len(regions) == 1 else f"{label}, region {region!r}"
+        rows = np.arange(table.n_obs) if region is None else np.flatnonzero(table.obs[region_key] == region)
+        if len(rows) == 0:
+            continue
+        if region is None or not isinstance(data, SpatialData):
+            xy = _stored_xy(table, name)[rows]
+        elif len(data.images) == 1 and region not in data.labels:
+            xy = read_spots(data, table_key=table_key, region=region).xy
+        else:
+            xy = _centroids(data, region, table.obs[instance_key].iloc[rows], name)
+        if not np.isfinite(xy).all():
+            raise InvalidValueError(f"{name} has positions that are NaN or infinite.", "leave these spots out")
+        places[name] = rows, xy
+    return places
+
+
+def _annotated(table: AnnData) -> tuple[list[Any], Any, Any]:
+    """Regions, their column and the column of instances; one region ``None`` for a table that annotates nothing."""
+    try:
+        regions, region_key, instance_key = get_table_keys(table)
+    except ValueError:
+        return [None], None, None
+    if not regions:
+        return [None], None, None
+    return [regions] if isinstance(regions, str) else list(regions), region_key, instance_key
+
+
+def _stored_xy(table: AnnData, label: str) -> NDArray[np.float64]:
+    if Keys.SPATIAL not in table.obsm:
+        raise InvalidValueError(
+            f"{label} has no positions of its spots, which method='spatial' needs: .obsm has {sorted(table.obsm)}.",
+            f"store x and y in .obsm[{Keys.SPATIAL!r}]",
+            "give the SpatialData object with the shapes of the spots",
+            Advice("choose genes by another rule with {}", "method"),
+            Advice("name the genes with {}", "panel"),
+        )
+    try:
+        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{label} has .obsm[{Keys.SPATIAL!r}] that is not numbers: {error}.") from error
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise InvalidValueError(f"{label} has .obsm[{Keys.SPATIAL!r}] of shape {xy.shape}; it must be (n_obs, 2).")
+    return xy
+
+
+def _centroids(sdata: SpatialData, region: str, instances: pd.Series, label: str) -> NDArray[np.float64]:
+    if region not in sdata:
+        raise NotFoundError(f"{label}: no element {region!r} in sdata; there are shapes {sorted(sdata.shapes)}.")
+    element = sdata[region]
+    system = min(get_transformation(element, get_all=True))
+    centroids = get_centroids(element, coordinate_system=system).compute(scheduler="synchronous")
+    rows = centroids.index.get_indexer(pd.Index(instances))
+    if n_missing := int((rows < 0).sum()):
+        raise InvalidValueError(f"{label}: {n_missing} of {len(rows)} rows of the table are not in {region!r}.")
+    return centroids[["x", "y"]].to_numpy(dtype=np.float64)[rows]
+
+
+def rank_spatial(sections: Sequence[PlacedCounts], *, min_mean: float, fdr: float) -> tuple[list[str], int]:
+    """Rank the genes that are spatially autocorrelated.
+
+    Parameters
+    ----------
+    sections
+        Counts and positions of each section.
+    min_mean
+        Lowest mean count per spot, in every section.
+    fdr
+        False discovery rate within a section.
+
+    Returns
+    -------
+    Genes that pass in at least half of the sections, the most autocorrelated first, and the number of candidates.
+    """
+    kept = [_without_empty(section) for section in sections]
+    candidates = _candidates(kept, min_mean)
+    if len(candidates) == 0:
+        return [], 0
+    ranks, n_passed = np.zeros(len(candidates)), np.zeros(len(candidates), dtype=np.int64)
+    for section in kept:
+        moran, p = _test(section, candidates)
+        passed = false_discovery_control(p) <= fdr
+        ranks += rankdata(-moran)
+        n_passed += passed
+        logger.info("%s: %d of %d genes are spatially autocorrelated.", section.label, passed.sum(), len(candidates))
+    passing = np.flatnonzero(2 * n_passed >= len(kept))
+    logger.info(
+        "%d candidates have a mean count of at least %g in each of %d sections; %d pass a false discovery rate of %g in "
+        "at least half of them.",
+        *(len(candidates), min_mean, len(kept), len(passing), fdr),
+    )
+    # candidates are sorted, so ties are broken by name
+    return candidates[passing[np.argsort(ranks[passing], kind="stable")]].tolist(), len(candidates)
+
+
+def _without_empty(section: PlacedCounts) -> PlacedCounts:
+    measured = np.flatnonzero(section.counts.sum(axis=1) > 0)
+    if len(measured) <= N_NEIGHBOURS:
+        raise InvalidValueError(
+            f"{section.label} has {len(measured)} spots with counts; spatial autocorrelation needs at least "
+            f"{N_NEIGHBOURS + 1}.",
+            "leave this section out",
+            Advice("choose genes by another rule with {}", "method"),
+            Advice("name the genes with {}", "panel"),
+        )
+    if n_empty := section.counts.shape[0] - len(measured):
+        logger.info("%s: %d spots without counts are left out.", section.label, n_empty)
+    return PlacedCounts(
+        label=section.label, names=section.names, counts=section.counts[measured], xy=section.xy[measured]
+    )
+
+
+def _candidates(sections: Sequence[PlacedCounts], min_mean: float) -> pd.Index:
+    """Genes with enough counts in every section, sorted."""
+    enough = [
+        set(section.names[section.counts.sum(axis=0, dtype=np.float64) >= min_mean * section.counts.shape[0]])
+        for section in sections
+    ]
+    return pd.Index(sorted(set.intersection(*enough)), dtype=object)
+
+
+def _test(section: PlacedCounts, genes: pd.Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Moran's I of the Pearson residuals of some genes, and p values, ``(n_genes,)`` each."""
+    counts = csc_array(section.counts, dtype=np.float64)
+    totals, sums = counts.sum(axis=1), counts.sum(axis=0)
+    n_spots = len(totals)
+    columns = section.names.get_indexer(genes)
+    graph = nearest_neighbours(section.xy)
+    moran, p = np.empty(len(genes)), np.empty(len(genes))
+    step = max(1, BLOCK // n_spots)
+    for start in range(0, len(genes), step):
+        some = columns[start : start + step]
+        residuals = pearson_residuals(
+            counts[:, some].toarray(), totals, sums[some] / sums.sum(), clip=float(np.sqrt(n_spots))
+        )
+        moran[start : start + step], p[start : start + step] = morans_i(residuals, graph)
+    return moran, p
+
+
+def nearest_neighbours(xy: NDArray[np.float64], *, k: int = N_NEIGHBOURS) -> csr_array:
+    """Graph of the ``k`` nearest other spots, with weights that sum to 1 per spot.
+
+    Parameters
+    ----------
+    xy
+        ``(n_spots, 2)`` positions.
+    k
+        Number of neighbours, fewer than there are spots.
+
+    Returns
+    -------
+    ``(n_spots, n_spots)``; among neighbours at the same distance the choice depends on the order of the spots.
+    """
+    n = len(xy)
+    found = cKDTree(xy).query(xy, k=k + 1)[1]
+    own = found == np.arange(n)[:, None]
+    own[~own.any(axis=1), -1] = True  # more than k other spots at the same position
+    columns = found[~own]
+    return csr_array((np.full(n * k, 1 / k), (np.repeat(np.arange(n), k), columns)), shape=(n, n))
+
+
+def morans_i(values: NDArray[np.float64], graph: csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Moran's I and its p value against the alternative of positive autocorrelation.
+
+    Parameters
+    ----------
+    values
+        ``(n_spots, n_genes)``.
+    graph
+        ``(n_spots, n_spots)`` weights.
+
+    Returns
+    -------
+    Moran's I and p values, ``(n_genes,)`` each. Constant values have a p value of 1.
+
+    Notes
+    -----
+    The p values are those of a normal distribution with the mean under permutation and the variance under random signs: the
+    magnitudes of the centred values stay where they are. Magnitudes of Pearson residuals of overdispersed genes grow with
+    depth, and depth is a smooth field. The variance under permutation ignores that: at a nominal false discovery rate of
+    0.05, simulated genes without a field of their own were 6 % (theta 100) to 15 % (theta 1) of those that passed; here,
+    4 % to 5 %.
+    """
+    n = len(values)
+    centred = values - values.mean(axis=0)
+    squares = centred**2
+    total = squares.sum(axis=0)
+    varies = total > 1e-12 * n
+    scale = np.divide(n / graph.sum(), total, out=np.zeros_like(total), where=varies)
+    mean = -1 / (n - 1)
+    moran = np.where(varies, scale * (centred * (graph @ centred)).sum(axis=0), mean)
+    pairs = (graph + graph.T).power(2)
+    sd = scale * np.sqrt((squares * (pairs @ squares)).sum(axis=0) / 2)
+    z = np.divide(moran - mean, sd, out=np.full_like(moran, -np.inf), where=sd > 0)
+    return moran, norm.sf(z)
