@@ -141,7 +141,9 @@ def validated(cls: type[T]) -> type[T]:
             translated = _translated(error, made)
         raise translated  # outside, so that it can be pickled: what pydantic raised cannot
 
-    # for those who ask for types; these of pydantic are about its own class
+    # what pydantic wrote has annotations of its own, which nobody else can resolve
+    del init.__wrapped__
+    init.__module__ = __name__
     init.__annotations__ = {name: info.annotation for name, info in made.__pydantic_fields__.items()}
     made.__init__ = init
     return made
