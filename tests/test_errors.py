@@ -305,12 +305,14 @@ UNREACHABLE = {
     # a calibration has its own key
     "st_predict.get.only_key": ("tl.Calibration.",),
     # missing genes matter only for sums over the panel, whose number is known
-    "st_predict.pp._target._n_summed": ("tl.",),
+    "st_predict.pp._target._n_summed": ("tl.", "get.", "pp.to_log1p_10k"),
     # baselines are computed on the CPU
     "st_predict._runtime._device.pick_device": ("tl.evaluate", "tl.calibrate", "tl.Calibration."),
     # it writes its own way out, st_predict.pp.align_panel
     "st_predict.pp._panel._find_source": ("pp.make_target",),
     "st_predict.pp._panel._refuse": ("pp.make_target",),
+    # it looks for positions in an image only where there is one
+    "st_predict.io._select.find_image": ("pp.select_panel",),
     # encoders are built by names that exist
     "st_predict._backbones._check_architecture": ("tl.embed", "encoders."),
     # it is given the counts themselves

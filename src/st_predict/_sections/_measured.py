@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -41,6 +41,7 @@ __all__ = [
     "measured_table",
     "measured_table_key",
     "patients_of",
+    "placed_table",
     "section_name",
     "spot_tables",
     "select_genes",
@@ -203,6 +204,21 @@ def measured_table(sdata: SpatialData, where: Where) -> AnnData:
     if where.shapes_key is None:
         return table
     return table[(table.obs[region_key_of(table, table_key)].astype(str) == where.shapes_key).to_numpy()]
+
+
+def placed_table(sdata: SpatialData, where: Where) -> AnnData:
+    """Return the measured rows with the places of their spots in ``.obsm["spatial"]``, without changing the table."""
+    table = measured_table(sdata, where)
+    if Keys.SPATIAL in table.obsm:
+        return table
+    slide = open_table(sdata, measured_table_key(sdata, where), where, need_mpp=False, region=where.shapes_key)
+    xy = np.empty((sdata.tables[slide.table_key].n_obs, 2))
+    for section in slide.sections:
+        xy[section.rows] = section.spots.xy
+    rows = np.sort(np.concatenate([section.rows for section in slide.sections]))
+    placed = AnnData(table.X, obs=table.obs, var=table.var, layers=dict(table.layers), uns=dict(table.uns))
+    placed.obsm[Keys.SPATIAL] = xy[rows]
+    return placed
 
 
 def measured_obs(sdata: SpatialData, where: Where) -> pd.DataFrame:

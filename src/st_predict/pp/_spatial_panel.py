@@ -119,7 +119,7 @@ def _annotated(table: AnnData) -> tuple[list[Any], Any, Any]:
 def _stored_xy(table: AnnData, label: str) -> NDArray[np.float64]:
     if Keys.SPATIAL not in table.obsm:
         raise InvalidValueError(
-            f"{label} has no positions of its spots, which method='spatial' needs: .obsm has {sorted(table.obsm)}.",
+            f"{label} has no positions of its spots, which the rule 'spatial' needs; .obsm has {sorted(table.obsm)}.",
             f"store x and y in .obsm[{Keys.SPATIAL!r}]",
             "give the SpatialData object with the shapes of the spots",
             Advice("choose genes by another rule with {}", "method"),

@@ -38,6 +38,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
+_COLUMNS = {
+    "gene_partial": "Headline. Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the "
+    "counts, after both were regressed on the log total count of the spot and its square: what is predicted beyond sequencing "
+    "depth. Residuals use the gene proportions of the network's training spots if its card has them, else those of the section.",
+    "gene_partial_low": "Lower end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
+    "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
+    "gene_residual": "The same correlation with Pearson residuals, without depth regressed out.",
+    "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i beside it is that of the prediction.",
+    "n_genes": "Number of genes that were scored.",
+}
+
 
 def evaluate(  # noqa: PLR0913  # every one is a keyword
     sdatas: Sections,
@@ -237,4 +248,4 @@ def _write_scores(slide: Measured, scores: Sequence[pd.DataFrame], genes: Sequen
 
 def _definitions(key: str, card: ModelCard) -> dict[str, str]:
     what = f"Prediction of a {card.model!r} network, in {card.target.units}."
-    return {**metrics.DEFINITIONS, key: what, **PREDICTORS}
+    return {**metrics.DEFINITIONS, **_COLUMNS, key: what, **PREDICTORS}

@@ -27,9 +27,9 @@ from st_predict._sections import (
     encoder_of,
     keep_common,
     measure_each,
-    measured_table,
     observe,
     open_unlabelled,
+    placed_table,
     split_patients,
     store_of,
 )
@@ -196,8 +196,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     )
     spec, out = get_spec(model), check("out", out, File)
     setting, hparams = get_preset(spec, check("preset", preset, Text)), check("hparams", hparams, Fields | None)
-    config = configure(setting, config)
-    _check_config(config, spec)
+    config = _configure(setting, config, spec)
     allow_shared = check("allow_shared", allow_shared, Texts)
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
     panel = _panel(panel, training, where, method=setting.panel)
@@ -208,11 +207,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
     )
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    _check_buildable(model_card)
-    run = Run.create(out, spec, resume=resume)
-    return _fit(
-        model_card, data, run, config=config, how={"group_key": group_key, "preset": preset, "min_counts": least}
-    )
+    how = {"group_key": group_key, "preset": preset, "min_counts": least}
+    return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,21 +236,23 @@ class _Data:
         return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": self.rounds}
 
 
-def _check_config(config: TrainConfig, spec: ModelSpec) -> None:
-    """Refuse settings that do not fit the model or the machine."""
+def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None, spec: ModelSpec) -> TrainConfig:
+    """Return the configuration; refuse settings that do not fit the model or the machine."""
+    config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
             f"{config.regions} regions per section are for networks that see sections; {spec.name!r} sees single spots.",
             Advice("leave out 'regions' in {}", "config"),
         )
     Compute(device=config.device, precision=config.precision)  # refuses what does not exist
+    return config
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
     """Genes to predict: those that are named, or as many as asked for."""
     if isinstance(panel, Integral) and not isinstance(panel, bool):
         n_genes = check("panel", panel, Count)
-        tables = [measured_table(sdata, where) for sdata in training]
+        tables = [placed_table(sdata, where) for sdata in training]
         chosen = select_panel(
             tables,
             n_genes=n_genes,
@@ -420,8 +418,12 @@ def _check_buildable(card: ModelCard) -> None:
         checkpoints.build(card)
 
 
-def _fit(card: ModelCard, data: _Data, run: Run, *, config: TrainConfig, how: Mapping[str, Any]) -> TrainResult:
+def _fit(
+    card: ModelCard, data: _Data, out: Path, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
+) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
+    _check_buildable(card)
+    run = Run.create(out, get_spec(card.model), resume=resume)
     sections = data.describe()
     run.note(card, config, sections=sections)
     card, network, history = _learn(card, data, run, config=config)
