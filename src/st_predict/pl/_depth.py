@@ -79,7 +79,7 @@ def depth(
     frame = score_table(evaluation, ["pearson", "partial"])
     predictor = _choose(frame, predictor)
     sections = list(frame["section"].unique())
-    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (8.4, len(sections) * 3.9))
+    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (9.2, len(sections) * 3.9))
     points = {section: _points(frame, section, predictor) for section in sections}
     x_limits = _limits([table["depth"] for table in points.values()])
     y_limits = _limits([table[column] for table in points.values() for column in ("pearson", "partial")])
@@ -141,8 +141,8 @@ def _draw_plain(axes: Axes, table: pd.DataFrame, section: str) -> None:
     n_above = int((shown["pearson"] > shown["depth"]).sum())
     axes.set_title(
         f"{section}: plain correlation, mean {_mean(shown['pearson'])}\n"
-        f"Dashed line: total count only, mean {_mean(shown['depth'])}; {n_above} of {len(shown)} genes above",
-        fontsize=FONT,
+        f"Dashed: total count, no image, mean {_mean(shown['depth'])}; {n_above} of {len(shown)} genes above",
+        fontsize=FONT - 1,
     )
 
 
@@ -152,7 +152,7 @@ def _draw_partial(axes: Axes, table: pd.DataFrame, section: str) -> None:
     axes.set_title(
         f"{section}: given the total count, mean {_mean(shown['partial'])}\n"
         f"Zero: nothing predicted beyond sequencing depth; {len(shown)} genes",
-        fontsize=FONT,
+        fontsize=FONT - 1,
     )
 
 

@@ -117,6 +117,7 @@ def scores(
         # the look of a predictor is the same in every panel, also where another predictor is missing
         _draw_section(one, table, metric=metric, looks={name: predictors.index(name) for name in table})
         one.set(title=section, ylim=limits)
+        one.set_yticks([tick for tick in one.get_yticks() if limits[0] <= tick <= 1])
     finish(figure_of(axes), save=save, show=show)
     return axes
 
