@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -46,6 +47,9 @@ __all__ = ["spatial"]
 BAR_WIDTH = 0.5
 """Width of a colour bar with its numbers, in inches."""
 
+CHARACTERS_PER_INCH = 15
+"""Density of the units beside a colour bar."""
+
 
 def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     sdata: SpatialData,
@@ -80,8 +84,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
-    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The title
-    of the prediction has the Pearson correlation over the spots of this section. Spots without a value are left out. A gene
+    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The last
+    colour bar of a gene has the units. The title of the prediction has the Pearson correlation over the spots of this section. Spots without a value are left out. A gene
     that was not measured is drawn as predicted only, and so are all genes if the table lacks panel genes that the units need,
     which a warning says.
 
@@ -251,7 +255,9 @@ def _draw_gene(
         _draw_map(one, section, expression, title=title, norm=norm, cmap=colours.cmap, scale=spot_scale)
         for one, (title, expression), norm in zip(axes, maps.items(), norms, strict=True)
     ]
-    _add_bars(drawn, axes, list(maps.values()), units=values.spec.units, shared=colours.scale == "shared")
+    _add_bars(
+        drawn, axes, list(maps.values()), units=_wrap(values.spec.units, section), shared=colours.scale == "shared"
+    )
     if std:
         _draw_std(row[-1], section, values, column=column, spot_scale=spot_scale)
 
@@ -264,14 +270,14 @@ def _add_bars(
     units: str,
     shared: bool,
 ) -> None:
-    """Add a colour bar to each map that has spots, or one to both maps of a shared scale."""
+    """Add a colour bar to each map that has spots, or one to both maps of a shared scale; the last one has the units."""
     both = all(np.isfinite(expression).any() for expression in expressions)
     if shared:
         note = "\nsame scale in both maps" if both and len(axes) == 2 else ""
         _add_bar(drawn[-1], axes, np.concatenate(expressions), label=units + note)
         return
     for one, map_axes, expression in zip(drawn, axes, expressions, strict=True):
-        bar = _add_bar(one, [map_axes], expression, label=units)
+        bar = _add_bar(one, [map_axes], expression, label=units if one is drawn[-1] else "")
         bar.ax.set_visible(bool(np.isfinite(expression).any()))  # hidden, not left out: maps keep one size
 
 
@@ -283,6 +289,11 @@ def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.flo
     return bar
 
 
+def _wrap(units: str, section: View) -> str:
+    """Break units into lines that fit beside a map."""
+    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * PANEL_WIDTH * section.aspect)))
+
+
 def _draw_std(axes: Axes, section: View, values: Values, *, column: int, spot_scale: float) -> None:
     """Draw the standard deviation of a gene, from 0 on."""
     assert values.std is not None  # checked before anything was drawn
@@ -290,7 +301,7 @@ def _draw_std(axes: Axes, section: View, values: Values, *, column: int, spot_sc
     norm = Normalize(0, float(np.nanmax(std, initial=0)) or 1)
     title = f"{values.genes[column]}, standard deviation"
     drawn = _draw_map(axes, section, std, title=title, norm=norm, cmap="magma", scale=spot_scale)
-    _add_bar(drawn, [axes], std, label=values.spec.units)
+    _add_bar(drawn, [axes], std, label="")
 
 
 def _draw_map(
