@@ -91,7 +91,8 @@ class ColourScale:
         low = float(ends[0]) if self.vmin is None else self.vmin
         high = float(ends[1]) if self.vmax is None else self.vmax
         if low > high:  # all values lie beyond the one end that was given
-            low, high = (low, low) if self.vmax is None else (high, high)
+            extent = float(ends[1] - ends[0]) or 1.0
+            low, high = (low, low + extent) if self.vmax is None else (high - extent, high)
         return Normalize(low, high)
 
 

@@ -47,6 +47,9 @@ __all__ = ["spatial"]
 BAR_WIDTH = 0.5
 """Width of a colour bar with its numbers, in inches."""
 
+UNITS_WIDTH = 0.4
+"""Width of the units beside the last colour bar of a gene, in inches."""
+
 CHARACTERS_PER_INCH = 15
 """Density of the units beside a colour bar."""
 
@@ -216,8 +219,8 @@ def _make_panels(
     """Return axes, ``(n_genes, tissue + n_maps)``; that of the tissue is the same in all rows."""
     n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
     if ax is None:
-        width = tissue * PANEL_WIDTH + n_across * n_maps * (PANEL_WIDTH + BAR_WIDTH)
-        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.5)
+        width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
+        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.35)
         flat = make_blocks(n_genes, n_maps, ncols=n_across, first=tissue, size=size or (width, height))
     else:
         flat = make_axes(1, tissue + n_genes * n_maps, ax=ax, size=(1, 1)).ravel()
