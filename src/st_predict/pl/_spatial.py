@@ -87,10 +87,11 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
-    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The last
-    colour bar of a gene has the units. The title of the prediction has the Pearson correlation over the spots of this section. Spots without a value are left out. A gene
-    that was not measured is drawn as predicted only, and so are all genes if the table lacks panel genes that the units need,
-    which a warning says.
+    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
+    bar of the prediction has the units, and its title the Pearson correlation over the spots of this section.
+
+    Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if the
+    table lacks panel genes that the units need; a warning says so.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     cmap
         Colour map.
     ncols
-        Number of genes per row. By default, a row has about twice as many maps as there are rows.
+        Number of genes per row of a new figure. By default, a row has about twice as many maps as there are rows.
     tissue_strength
         Strength of the grey tissue under the spots: 0 is white, 1 is not faded. It is grey so that colours mean
         expression only.
