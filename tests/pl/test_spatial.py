@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection, PolyCollection
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from scipy.stats import pearsonr
 from shapely import Point, box
 from spatialdata.models import Image2DModel, ShapesModel
@@ -137,6 +137,11 @@ def test_ends_of_the_scale_that_contradict(predicted: SpatialData) -> None:
         spatial(predicted, "VIM", vmax=2, norm=Normalize())
     with pytest.raises(InvalidTypeError, match=r"norm must be a matplotlib\.colors\.Normalize, got 'log'\."):
         spatial(predicted, "VIM", norm="log")
+    predicted["table"].obsm["pred_m2ost"] *= -1
+    with pytest.raises(
+        InvalidValueError, match=r"norm, a LogNorm, cannot scale values from -12\.\d to -11\.\d: .*norm=\."
+    ):
+        spatial(predicted, "VIM", norm=LogNorm())
     with pytest.raises(InvalidValueError, match=r"scale must be .*own.*shared"):
         spatial(predicted, "VIM", scale="both")
     assert not plt.get_fignums()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.colors import Normalize
+from matplotlib.colors import BoundaryNorm, Normalize
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._validated import Number, check
@@ -87,6 +87,7 @@ class ColourScale:
         if self.norm is not None:
             norm = deepcopy(self.norm)  # maps differ in their limits, and the norm of the user stays as it is
             norm.autoscale_None(found.clip(*ends) if len(found) else ends)
+            _check_limits(norm, ends)
             return norm
         low = float(ends[0]) if self.vmin is None else self.vmin
         high = float(ends[1]) if self.vmax is None else self.vmax
@@ -94,6 +95,20 @@ class ColourScale:
             extent = float(ends[1] - ends[0]) or 1.0
             low, high = (low, low + extent) if self.vmax is None else (high - extent, high)
         return Normalize(low, high)
+
+
+def _check_limits(norm: Normalize, ends: NDArray[np.float64]) -> None:
+    """Refuse a norm that is undefined for the values, before matplotlib does so when it draws."""
+    if isinstance(norm, BoundaryNorm):  # has limits of its own, and no inverse
+        return
+    try:
+        norm.inverse(norm(ends))  # as a colour bar does
+    except ValueError as error:
+        raise InvalidValueError(
+            f"norm, a {type(norm).__name__}, cannot scale values from {ends[0]:.3g} to {ends[1]:.3g}: {error}.",
+            "pass vmin and vmax to its constructor",
+            Advice("choose another with {}", "norm"),
+        ) from error
 
 
 def extend_of(norm: Normalize, values: NDArray[Any]) -> Literal["neither", "min", "max", "both"]:

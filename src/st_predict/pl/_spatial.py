@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -170,7 +171,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     TypeError
         If ``sdata`` is not a SpatialData object, or ``norm`` not a Normalize.
     ValueError
-        If an argument has another type or range, if ``norm`` is given with ``vmin`` or ``vmax``, if it is not clear which
+        If an argument has another type or range, if ``norm`` is given with ``vmin`` or ``vmax`` or cannot scale the values, if it is not clear which
         prediction, table, region or image is meant, if counts are not raw, if the number of ``ax`` is not the number of
         panels, or if the prediction has no standard deviations to draw.
     """
@@ -185,18 +186,36 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, names=section.spots.names)
-    columns = values.columns(genes)
-    n_maps = _count_maps(values, key, columns, std=std)
-    axes = _make_panels(len(genes), n_maps, tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
+    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
+    axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
     _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
-    for row, column in zip(axes[:, int(tissue) :], columns, strict=True):
-        _draw_gene(row, section, values, column=column, colours=colours, std=std, spot_scale=spot_scale)
+    for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
+        drawn = [_draw_map(one, section, planned, scale=spot_scale) for one, planned in zip(row, of_gene, strict=True)]
+        _add_bars(drawn, row, of_gene, units=_wrap(values.spec.units, section), shared=scale == "shared")
     finish(figure_of(axes), save=save, show=show)
     return axes
 
 
-def _count_maps(values: Values, key: str, columns: Sequence[int], *, std: bool) -> int:
-    """Return the number of maps per gene: predicted, observed if there are values, and standard deviation."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Map:
+    """A map of a gene; ``expression`` is ``(n_spots,)``, NaN where there is no value."""
+
+    kind: Literal["observed", "predicted", "std"]
+    title: str
+    expression: NDArray[np.float32]
+    norm: Normalize
+    cmap: Colormap | str
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        """``(n_spots,)``, True for spots with a value."""
+        return np.asarray(np.isfinite(self.expression))
+
+
+def _plan_maps(
+    values: Values, key: str, columns: Sequence[int], *, colours: ColourScale, std: bool
+) -> list[list[_Map]]:
+    """Return the maps of each gene: observed if any gene is, predicted, and standard deviation if wanted."""
     if std and values.std is None:
         raise InvalidValueError(
             f"{key!r} has no standard deviations.",
@@ -204,7 +223,34 @@ def _count_maps(values: Values, key: str, columns: Sequence[int], *, std: bool) 
             "predict with several checkpoints",
             Advice("leave them out with {}", "std", value=False),
         )
-    return 1 + bool(values.is_observed[list(columns)].any()) + std
+    observed = bool(values.is_observed[list(columns)].any())
+    return [
+        [*_plan_expression(values, column, colours, observed=observed), *([_plan_std(values, column)] if std else [])]
+        for column in columns
+    ]
+
+
+def _plan_expression(values: Values, column: int, colours: ColourScale, *, observed: bool) -> list[_Map]:
+    gene, expressions = values.genes[column], [values.predicted[:, column]]
+    titles = [f"{gene}, predicted{_correlation(values, column)}"]
+    kinds: list[Literal["observed", "predicted"]] = ["predicted"]
+    if observed:
+        expressions.insert(0, values.observed[:, column])
+        titles.insert(0, f"{gene}, {'observed' if values.is_observed[column] else 'not measured'}")
+        kinds.insert(0, "observed")
+    return [
+        _Map(kind=kind, title=title, expression=expression, norm=norm, cmap=colours.cmap)
+        for kind, title, expression, norm in zip(kinds, titles, expressions, colours.norms(expressions), strict=True)
+    ]
+
+
+def _plan_std(values: Values, column: int) -> _Map:
+    """Return the map of a standard deviation, on a scale from 0."""
+    assert values.std is not None  # checked before
+    std = values.std[:, column]
+    norm = Normalize(0, float(np.nanmax(std, initial=0)) or 1)
+    title = f"{values.genes[column]}, standard deviation"
+    return _Map(kind="std", title=title, expression=std, norm=norm, cmap="magma")
 
 
 def _make_panels(
@@ -239,50 +285,26 @@ def _draw_background(axes: NDArray[np.object_], section: View, *, tissue: bool, 
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
 
 
-def _draw_gene(
-    row: NDArray[np.object_],
-    section: View,
-    values: Values,
-    *,
-    column: int,
-    colours: ColourScale,
-    std: bool,
-    spot_scale: float,
-) -> None:
-    """Draw the maps of a gene: observed if there is an axes for it, predicted, and standard deviation if wanted."""
-    gene, is_observed = values.genes[column], bool(values.is_observed[column])
-    maps = {f"{gene}, predicted{_correlation(values, column)}": values.predicted[:, column]}
-    if len(row) == 2 + std:
-        maps = {f"{gene}, {'observed' if is_observed else 'not measured'}": values.observed[:, column], **maps}
-    norms, axes = colours.norms(list(maps.values())), list(row[: len(maps)])
-    drawn = [
-        _draw_map(one, section, expression, title=title, norm=norm, cmap=colours.cmap, scale=spot_scale)
-        for one, (title, expression), norm in zip(axes, maps.items(), norms, strict=True)
-    ]
-    _add_bars(
-        drawn, axes, list(maps.values()), units=_wrap(values.spec.units, section), shared=colours.scale == "shared"
-    )
-    if std:
-        _draw_std(row[-1], section, values, column=column, spot_scale=spot_scale)
+def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
+    axes.set_title(planned.title, fontsize=FONT)
+    array = planned.expression[planned.shown]
+    return draw_spots(axes, section, planned.shown, scale=scale, array=array, norm=planned.norm, cmap=planned.cmap)
 
 
 def _add_bars(
-    drawn: Sequence[Collection],
-    axes: Sequence[Axes],
-    expressions: Sequence[NDArray[np.float32]],
-    *,
-    units: str,
-    shared: bool,
+    drawn: Sequence[Collection], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
 ) -> None:
-    """Add a colour bar to each map that has spots, or one to both maps of a shared scale; the last one has the units."""
-    both = all(np.isfinite(expression).any() for expression in expressions)
-    if shared:
-        note = "\nsame scale in both maps" if both and len(axes) == 2 else ""
-        _add_bar(drawn[-1], axes, np.concatenate(expressions), label=units + note)
-        return
-    for one, map_axes, expression in zip(drawn, axes, expressions, strict=True):
-        bar = _add_bar(one, [map_axes], expression, label=units if one is drawn[-1] else "")
-        bar.ax.set_visible(bool(np.isfinite(expression).any()))  # hidden, not left out: maps keep one size
+    """Add a colour bar to each map, or one to both maps of a shared scale; that of the prediction has the units."""
+    pair = [i for i, planned in enumerate(maps) if planned.kind != "std"] if shared else []
+    if pair:
+        both = len(pair) == 2 and all(maps[i].shown.any() for i in pair)
+        note = "\nsame scale in both maps" if both else ""
+        expression = np.concatenate([maps[i].expression for i in pair])
+        _add_bar(drawn[pair[-1]], [row[i] for i in pair], expression, label=units + note)
+    for i, planned in enumerate(maps):
+        if i not in pair:
+            bar = _add_bar(drawn[i], [row[i]], planned.expression, label=units if planned.kind == "predicted" else "")
+            bar.ax.set_visible(bool(planned.shown.any()))  # hidden, not left out: maps keep one size
 
 
 def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
@@ -296,31 +318,6 @@ def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.flo
 def _wrap(units: str, section: View) -> str:
     """Break units into lines that fit beside a map."""
     return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * PANEL_WIDTH * section.aspect)))
-
-
-def _draw_std(axes: Axes, section: View, values: Values, *, column: int, spot_scale: float) -> None:
-    """Draw the standard deviation of a gene, from 0 on."""
-    assert values.std is not None  # checked before anything was drawn
-    std = values.std[:, column]
-    norm = Normalize(0, float(np.nanmax(std, initial=0)) or 1)
-    title = f"{values.genes[column]}, standard deviation"
-    drawn = _draw_map(axes, section, std, title=title, norm=norm, cmap="magma", scale=spot_scale)
-    _add_bar(drawn, [axes], std, label="")
-
-
-def _draw_map(
-    axes: Axes,
-    section: View,
-    expression: NDArray[np.float32],
-    *,
-    title: str,
-    norm: Normalize,
-    cmap: str | Colormap,
-    scale: float,
-) -> Collection:
-    shown = np.isfinite(expression)
-    axes.set_title(title, fontsize=FONT)
-    return draw_spots(axes, section, shown, scale=scale, array=expression[shown], norm=norm, cmap=cmap)
 
 
 def _correlation(values: Values, column: int) -> str:
