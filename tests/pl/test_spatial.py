@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from scipy.stats import pearsonr
 from shapely import Point, box
 from spatialdata.models import Image2DModel, ShapesModel
@@ -71,8 +72,18 @@ def test_values_are_those_of_the_table_in_the_units_of_the_model(
         np.testing.assert_allclose(spots(row[2]).get_array(), prediction[gene].dropna())
 
 
-def test_both_maps_share_one_scale_that_is_written_beside_them(predicted: SpatialData, observed: pd.DataFrame) -> None:
-    axes = spatial(predicted, "ERBB2", percentiles=(10, 80))
+def test_each_map_has_its_own_scale(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    axes = spatial(predicted, ["ERBB2", "VIM"], percentiles=(10, 80))
+    for row, gene in zip(axes, ["ERBB2", "VIM"], strict=True):
+        for one, values in ((row[1], observed[gene]), (row[2], get.frame(predicted)[gene].dropna())):
+            assert spots(one).get_clim() == pytest.approx(tuple(np.percentile(values, (10, 80))), rel=1e-5)
+            assert spots(one).colorbar.extend == "both"
+        assert spots(row[1]).colorbar.ax.get_ylabel() == ""
+        assert spots(row[2]).colorbar.ax.get_ylabel().replace("\n", " ") == TargetSpec().units
+
+
+def test_a_shared_scale_is_written_beside_both_maps(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    axes = spatial(predicted, "ERBB2", percentiles=(10, 80), scale="shared")
     both = np.concatenate([observed["ERBB2"], get.frame(predicted)["ERBB2"].dropna()])
     low, high = np.percentile(both, (10, 80))
     for one in axes[0, 1:]:
@@ -82,7 +93,124 @@ def test_both_maps_share_one_scale_that_is_written_beside_them(predicted: Spatia
         )
     bar = spots(axes[0, 2]).colorbar
     assert bar.extend == "both"
-    assert bar.ax.get_ylabel() == f"{TargetSpec().units}\nsame scale in both maps"
+    assert bar.ax.get_ylabel().replace("\n", " ") == f"{TargetSpec().units} same scale in both maps"
+    assert spots(axes[0, 1]).colorbar is None
+
+
+@pytest.mark.parametrize("scale", ["own", "shared"])
+def test_ends_of_the_scale_that_are_given(predicted: SpatialData, scale: str) -> None:
+    for one in spatial(predicted, ["ERBB2", "VIM"], vmin=11, vmax=12.5, scale=scale)[:, 1:].ravel():
+        assert spots(one).get_clim() == (11, 12.5)
+    drawn = spots(spatial(predicted, "VIM", vmin=11, scale=scale)[0, 2])
+    assert drawn.get_clim()[0] == 11
+    assert drawn.get_clim()[1] > 12
+    assert drawn.colorbar.extend == "max"
+    beyond = spatial(predicted, "VIM", vmin=100, scale=scale)[0, 2]
+    assert spots(beyond).get_clim()[0] == 100  # all values are below
+    assert spots(beyond).get_clim()[1] > 100
+    assert spots(beyond).colorbar.extend == "min"
+    low, high = spots(spatial(predicted, "VIM", vmax=-100, scale=scale)[0, 2]).get_clim()
+    assert low < high == -100
+    spots(beyond).figure.canvas.draw()
+
+
+def test_a_norm_is_copied_for_each_map(predicted: SpatialData) -> None:
+    norm = PowerNorm(0.5)
+    axes = spatial(predicted, "VIM", norm=norm, percentiles=(0, 100))
+    assert (norm.vmin, norm.vmax) == (None, None)
+    for one in axes[0, 1:]:
+        drawn = spots(one)
+        assert isinstance(drawn.norm, PowerNorm)
+        assert drawn.norm.gamma == 0.5
+        assert drawn.get_clim() == pytest.approx((drawn.get_array().min(), drawn.get_array().max()))
+    partly = spatial(predicted, "VIM", norm=Normalize(vmin=3), percentiles=(0, 100))
+    assert [spots(one).norm.vmin for one in partly[0, 1:]] == [3, 3]
+    assert spots(partly[0, 1]).norm.vmax != spots(partly[0, 2]).norm.vmax
+    shared = spatial(predicted, "VIM", norm=norm, scale="shared")
+    assert spots(shared[0, 1]).norm is spots(shared[0, 2]).norm
+
+
+def test_ends_of_the_scale_that_contradict(predicted: SpatialData) -> None:
+    with pytest.raises(InvalidValueError, match=r"vmin must be below vmax, got 3 and 2\."):
+        spatial(predicted, "VIM", vmin=3, vmax=2)
+    with pytest.raises(InvalidValueError, match=r"norm and vmax = 2 both set .*eave out vmax="):
+        spatial(predicted, "VIM", vmax=2, norm=Normalize())
+    with pytest.raises(InvalidTypeError, match=r"norm must be a matplotlib\.colors\.Normalize, got 'log'\."):
+        spatial(predicted, "VIM", norm="log")
+    predicted["table"].obsm["pred_m2ost"] *= -1
+    with pytest.raises(
+        InvalidValueError, match=r"norm, a LogNorm, cannot scale values from -12\.\d to -11\.\d: .*norm=\."
+    ):
+        spatial(predicted, "VIM", norm=LogNorm())
+    with pytest.raises(InvalidValueError, match=r"scale must be .*own.*shared"):
+        spatial(predicted, "VIM", scale="both")
+    assert not plt.get_fignums()
+
+
+def with_std(sdata: SpatialData) -> None:
+    table = sdata["table"]
+    table.obsm["pred_m2ost_std"] = np.ones((12, 5), np.float32)
+    table.uns["st_predict"]["pred_m2ost"]["derived"] = json.dumps(["pred_m2ost_std"])
+
+
+def cells(axes: np.ndarray) -> list[tuple[int, int]]:
+    places = [one.get_subplotspec() for one in axes]
+    return [(place.rowspan.start, place.colspan.start) for place in places]
+
+
+@pytest.mark.parametrize("n_genes", [1, 2, 5])
+@pytest.mark.parametrize("std", [False, True])
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("tissue", [False, True])
+def test_layouts_are_well_formed(predicted: SpatialData, n_genes: int, std: bool, counted: bool, tissue: bool) -> None:
+    with_std(predicted)
+    if not counted:
+        predicted["table"].X = None
+    genes = list(get.frame(predicted))[:n_genes]
+    n_maps = 1 + counted + std
+    axes = spatial(predicted, genes, std=std, tissue=tissue)
+    assert axes.shape == (n_genes, tissue + n_maps)
+    figure = axes[0, 0].figure
+    drawn = [one for one in figure.axes if one.images]
+    assert len(drawn) == len(set(axes.ravel())) == tissue + n_genes * n_maps
+    assert [one.get_title() for one in drawn].count("H&E") == tissue
+    for row, gene in zip(axes, genes, strict=True):
+        assert all(one.get_title().startswith(f"{gene}, ") for one in row[int(tissue) :])
+        # the maps of a gene are side by side
+        at = cells(row[int(tissue) :])
+        assert at == [(at[0][0], at[0][1] + i) for i in range(n_maps)]
+    assert len(set(cells(drawn))) == len(drawn)
+    figure.canvas.draw()
+    boxes = [one.get_position() for one in drawn]
+    assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+    assert max(box.width for box in boxes) / min(box.width for box in boxes) < 1.2
+    apart = [not a.padded(-1e-3).overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert all(apart)
+
+
+def test_the_tissue_is_drawn_once(predicted: SpatialData) -> None:
+    axes = spatial(predicted, ["VIM", "ACTB", "KRT8"])
+    assert axes[0, 0] is axes[1, 0] is axes[2, 0]
+    assert len(axes[0, 0].images) == 1
+    assert axes[0, 0].get_title() == "H&E"
+
+
+def test_genes_per_row(predicted: SpatialData) -> None:
+    genes = list(get.frame(predicted))
+    assert cells(spatial(predicted, genes, ncols=2)[:, 1]) == [(0, 1), (0, 3), (1, 1), (1, 3), (2, 1)]
+    assert cells(spatial(predicted, genes, ncols=1, tissue=False)[:, 0]) == [(i, 0) for i in range(5)]
+    assert cells(spatial(predicted, genes[:2], ncols=9)[:, 1]) == [(0, 1), (0, 3)]
+    for ncols in (0, "2", 1.5):
+        with pytest.raises(InvalidValueError, match="ncols must be"):
+            spatial(predicted, "VIM", ncols=ncols)
+
+
+def test_units_are_wrapped_beside_a_map(predicted: SpatialData) -> None:
+    axes = spatial(predicted, ["VIM", "ACTB"])
+    axes[0, 0].figure.canvas.draw()
+    for row in axes:
+        bar = spots(row[2]).colorbar.ax
+        assert bar.yaxis.label.get_window_extent().height < 1.1 * row[2].get_window_extent().height
 
 
 def test_title_has_the_correlation_over_the_spots_that_have_both(
@@ -114,7 +242,11 @@ def test_a_gene_that_was_not_measured_is_drawn_as_predicted(without_krt8: Spatia
     mixed = spatial(without_krt8, ["KRT8", "VIM"])
     assert mixed[0, 1].get_title() == "KRT8, not measured"
     assert len(spots(mixed[0, 1]).get_offsets()) == 0
-    assert "same scale" not in spots(mixed[0, 2]).colorbar.ax.get_ylabel()
+    assert not spots(mixed[0, 1]).colorbar.ax.get_visible()
+    assert spots(mixed[1, 1]).colorbar.ax.get_visible()
+    shared = spatial(without_krt8, ["KRT8", "VIM"], scale="shared")
+    labels = [spots(row[2]).colorbar.ax.get_ylabel() for row in shared]
+    assert ["same scale" in label for label in labels] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +261,7 @@ def test_other_units_are_not_drawn_beside_the_prediction(
     without_krt8: SpatialData, target: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     set_target(without_krt8, **target)
-    axes = spatial(without_krt8, "VIM")
+    axes = spatial(without_krt8, "VIM", scale="shared")
     assert [one.get_title() for one in axes[0]] == ["H&E", "VIM, predicted"]
     assert "same scale" not in spots(axes[0, 1]).colorbar.ax.get_ylabel()
     assert "1 of 5 panel genes are not in the table" in caplog.text
@@ -323,6 +455,11 @@ def test_axes_of_the_user(predicted: SpatialData) -> None:
         spatial(predicted, "VIM", ax=given[:2])
     with pytest.raises(TypeError, match="ax must be one matplotlib Axes"):
         spatial(predicted, "VIM", ax=[1, 2, 3])
+    _, five = plt.subplots(1, 5)
+    two = spatial(predicted, ["VIM", "ACTB"], ax=five)
+    assert [list(row) for row in two] == [[five[0], five[1], five[2]], [five[0], five[3], five[4]]]
+    with pytest.raises(ValueError, match="ax needs 5 Axes, got 3"):
+        spatial(predicted, ["VIM", "ACTB"], ax=given)
 
 
 def test_saving_replaces_the_file_and_closes_the_figure(predicted: SpatialData, tmp_path: Path) -> None:
@@ -397,6 +534,11 @@ def test_advice_is_about_arguments_of_this_plot(predicted: SpatialData) -> None:
         ("region", 3),
         ("tissue", "yes"),
         ("std", None),
+        ("scale", 3),
+        ("vmin", "low"),
+        ("vmax", np.inf),
+        ("norm", "log"),
+        ("ncols", 0),
         ("tissue_strength", "half"),
         ("tissue_strength", np.nan),
         ("spot_scale", None),

@@ -34,6 +34,7 @@ __all__ = [
     "figure_of",
     "finish",
     "make_axes",
+    "make_blocks",
     "scale_bar_um",
 ]
 
@@ -75,6 +76,35 @@ def make_axes(
             f"This plot has {n_rows} x {n_cols} panels, so ax needs {n_rows * n_cols} Axes, got {len(given)}."
         )
     return np.array(given, dtype=object).reshape(n_rows, n_cols)
+
+
+def make_blocks(
+    n_blocks: int, n_panels: int, *, ncols: int, first: bool, size: tuple[float, float]
+) -> NDArray[np.object_]:
+    """Make a figure of blocks of panels side by side, ``ncols`` blocks per row, and one panel in front of the first row.
+
+    Parameters
+    ----------
+    n_blocks
+        Number of blocks.
+    n_panels
+        Number of panels per block.
+    ncols
+        Number of blocks per row.
+    first
+        Whether there is a panel in front.
+    size
+        Width and height in inches.
+
+    Returns
+    -------
+    Axes, ``(first + n_blocks * n_panels,)``, block by block.
+    """
+    figure = plt.figure(figsize=size, layout="compressed")
+    grid = figure.add_gridspec(-(-n_blocks // ncols), first + ncols * n_panels)
+    places = [divmod(block, ncols) for block in range(n_blocks)]
+    cells = [(row, first + place * n_panels + panel) for row, place in places for panel in range(n_panels)]
+    return np.array([figure.add_subplot(grid[cell]) for cell in [(0, 0)] * first + cells], dtype=object)
 
 
 def figure_of(axes: NDArray[np.object_]) -> Figure:

@@ -1,79 +1,84 @@
-"""Scores of every gene, beside the baselines."""
+"""Scores of every gene, beside its noise ceiling and the baselines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
+from st_predict._errors import NotFoundError
 from st_predict._validated import Count, Text, check
 from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._table import check_scores, predictors_of, score_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from st_predict.pl._table import HasGenes
 
 __all__ = ["scores"]
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f")
-"""Okabe and Ito's, which people with any colour vision tell apart."""
+"""Palette of Okabe and Ito, distinguishable with any colour vision."""
 
 MARKERS = "os^Dv<>"
 
-METRIC_NAMES = {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+METRIC_NAMES = {
+    "partial": "Partial correlation given log total count",
+    "residual": "Correlation with Pearson residuals",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+
+CEILING = "noise ceiling"
+CEILING_COLOUR = "0.88"
 
 MAX_NAMED = 40
-"""Genes whose names can be read below each other."""
-
-
-class HasGenes(Protocol):
-    """What :func:`st_predict.tl.evaluate` returns."""
-
-    @property
-    def genes(self) -> pd.DataFrame:
-        """A row for each section, predictor and gene."""
+"""Number of gene names that fit side by side."""
 
 
 def scores(
     evaluation: HasGenes | pd.DataFrame,
     *,
-    metric: str = "pearson",
+    metric: str = "partial",
     sort_by: str | None = None,
-    n_cols: int = 3,
+    ncols: int = 3,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     figsize: tuple[float, float] | None = None,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
-    """Draw the score of every gene, sorted, with the baselines: one panel a section.
+    """Draw the score of every gene, sorted, beside its noise ceiling and the baselines: one panel per section.
 
-    Genes are in the order of one predictor, from its best to its worst, so that points of the others above its line are
-    genes that they predict better. The legend has the mean over the genes where a score is defined, and how many are
-    undefined because the prediction or the observation is constant; these are left out, not drawn as zero.
+    Genes are in the order of one predictor, from its best to its worst. Points of a baseline above that line are genes
+    that the baseline predicts better. The grey area is the noise ceiling: the correlation that a perfect predictor would
+    have with these counts. It exists for ``"partial"`` and ``"residual"``.
+
+    Baselines without a defined score are left out: a constant has no correlation, and the log total count has no partial
+    correlation. The legend has the mean over the genes with a defined score, and the number of undefined genes.
 
     Parameters
     ----------
     evaluation
-        From :func:`st_predict.tl.evaluate`, or its ``genes``: a table with the columns ``section``, ``predictor``,
-        ``gene`` and ``metric``.
+        Result of :func:`st_predict.tl.evaluate`, or its ``genes``: a table with the columns ``section``, ``predictor``,
+        ``gene`` and ``metric``. The noise ceiling is read from the column ``ceiling_{metric}``.
     metric
-        Column to draw, ``"pearson"`` or ``"spearman"``.
+        Column to draw: ``"partial"``, ``"residual"``, ``"pearson"`` or ``"spearman"``.
     sort_by
         Predictor that orders the genes; by default the first of the table, which is the model.
-    n_cols
-        Panels in a row.
+    ncols
+        Number of panels per row.
     ax
-        Axes to draw on, one a section; by default a new figure.
+        Axes to draw on, one per section; by default a new figure.
     figsize
         Size of a new figure in inches.
     save
-        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
     show
         Whether to show all open figures now. Notebooks show them anyway.
@@ -85,101 +90,137 @@ def scores(
     Raises
     ------
     KeyError
-        If a column or the predictor does not exist; the message lists what there is.
+        If a column or the predictor does not exist; the message lists the existing ones.
     TypeError
-        If ``evaluation`` is something else.
+        If ``evaluation`` is another object.
     ValueError
-        If an argument is of another type or range, if the table is empty or has a gene twice, or ``ax`` has not one Axes a section.
+        If an argument has another type or range, if the table is empty or repeats a gene, or if the number of ``ax`` is not
+        the number of sections.
     """
-    frame = evaluation if isinstance(evaluation, pd.DataFrame) else getattr(evaluation, "genes", None)
-    if not isinstance(frame, pd.DataFrame):
-        raise InvalidTypeError(
-            f"evaluation must be an Evaluation or its table of genes, got {type(evaluation).__name__}.",
-            "make one with st_predict.tl.evaluate",
-        )
     check("metric", metric, Text)
     check("sort_by", sort_by, Text | None)
-    n_cols = check("n_cols", n_cols, Count)
+    ncols = check("ncols", ncols, Count)
     check_figure(figsize=figsize, save=save, show=show)
-    predictors = _check(frame, metric=metric, sort_by=sort_by)
+    frame = score_table(evaluation, [metric])
+    predictors = _drawn_predictors(frame, metric=metric, sort_by=sort_by)
+    ceiling = _ceiling(frame, metric)
     sections = list(frame["section"].unique())
-    n_cols = min(n_cols, len(sections))
-    n_rows = -(-len(sections) // n_cols)
-    axes = _section_axes(len(sections), n_rows, n_cols, ax=ax, size=figsize or (n_cols * 4.2, n_rows * 3.4))
-    limits = _limits(frame[metric])
+    ncols = min(ncols, len(sections))
+    size = figsize or (ncols * _panel_width(frame), -(-len(sections) // ncols) * 3.6)
+    axes = _section_axes(len(sections), ncols, ax=ax, size=size)
+    limits = _limits(frame, [metric, *([ceiling] if ceiling else [])], n_labels=len(predictors) + 1)
     for one, section in zip(axes, sections, strict=True):
-        table = frame[frame["section"] == section].pivot(index="gene", columns="predictor", values=metric)
-        here = [name for name in predictors if name in table]
-        # A predictor looks the same in every panel, also where another one is missing.
-        looks = {name: predictors.index(name) for name in here}
-        _draw_section(one, table[here].sort_values(here[0], ascending=False), metric=metric, looks=looks)
+        rows = frame[frame["section"] == section]
+        table = _sorted_table(rows, predictors, metric=metric)
+        if ceiling:
+            _draw_ceiling(one, rows.drop_duplicates("gene").set_index("gene")[ceiling].reindex(table.index))
+        # the look of a predictor is the same in every panel, also where another predictor is missing
+        _draw_section(one, table, metric=metric, looks={name: predictors.index(name) for name in table})
         one.set(title=section, ylim=limits)
+        one.set_yticks([tick for tick in one.get_yticks() if limits[0] <= tick <= 1])
     finish(figure_of(axes), save=save, show=show)
     return axes
 
 
-def _check(frame: pd.DataFrame, *, metric: str, sort_by: str | None) -> list[str]:
-    """Predictors, the one that orders the genes first."""
-    missing = [column for column in ("section", "predictor", "gene", metric) if column not in frame]
-    if missing:
-        raise NotFoundError(f"The table of scores has no column {missing[0]!r}; it has {list(frame)}.")
-    if frame.empty:
-        raise InvalidValueError("The table of scores is empty.")
-    if not is_numeric_dtype(frame[metric]) or np.isinf(frame[metric].to_numpy(np.float64)).any():
-        raise InvalidValueError(f"Column {metric!r} of the table of scores should have finite numbers and NaN.")
-    repeated = frame.duplicated(["section", "predictor", "gene"])
-    if repeated.any():
-        row = frame.loc[repeated, ["section", "predictor", "gene"]].iloc[0].tolist()
-        raise InvalidValueError(
-            f"{int(repeated.sum())} rows are of a section, predictor and gene that were there, such as {row}."
-        )
-    predictors = [str(name) for name in frame["predictor"].unique()]
+def _drawn_predictors(frame: pd.DataFrame, *, metric: str, sort_by: str | None) -> list[str]:
+    """Return the predictor that orders the genes, then the others with a defined score."""
+    predictors = predictors_of(frame)
     first = predictors[0] if sort_by is None else sort_by
     if first not in predictors:
         raise NotFoundError(f"No predictor {first!r} in the table of scores; there are {predictors}.")
-    return [first, *(name for name in predictors if name != first)]
+    defined = set(frame.loc[frame[metric].notna(), "predictor"].astype(str))
+    return [first, *(name for name in predictors if name != first and name in defined)]
+
+
+def _ceiling(frame: pd.DataFrame, metric: str) -> str | None:
+    """Return the column with the noise ceiling of a metric, if the table has one."""
+    column = f"ceiling_{metric}"
+    if column not in frame:
+        return None
+    check_scores(frame, [column])
+    return column if frame[column].notna().any() else None
+
+
+def _panel_width(frame: pd.DataFrame) -> float:
+    """Return a width in inches that separates the points of many genes."""
+    return 4.4 if frame["gene"].nunique() <= MAX_NAMED else 6.0
+
+
+def _sorted_table(rows: pd.DataFrame, predictors: Sequence[str], *, metric: str) -> pd.DataFrame:
+    """Return scores of a section, one row per gene and one column per drawn predictor; the first one sorts."""
+    table = rows.pivot(index="gene", columns="predictor", values=metric)
+    here = [name for name in predictors if name in table]
+    kept = [name for name in here if name == here[0] or table[name].notna().any()]
+    return table[kept].sort_values(kept[0], ascending=False)
 
 
 def _section_axes(
     n_sections: int,
-    n_rows: int,
-    n_cols: int,
+    ncols: int,
     *,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
     size: tuple[float, float],
 ) -> NDArray[np.object_]:
-    """One axes a section; those of a new figure that are left over are removed."""
+    """Return one axes per section; surplus axes of a new figure are removed."""
     if ax is not None:
         return make_axes(1, n_sections, ax=ax, size=size).ravel()
-    axes = make_axes(n_rows, n_cols, ax=None, size=size).ravel()
-    for left_over in axes[n_sections:]:
-        left_over.remove()
+    axes = make_axes(-(-n_sections // ncols), ncols, ax=None, size=size).ravel()
+    for surplus in axes[n_sections:]:
+        surplus.remove()
     return axes[:n_sections]
 
 
-def _limits(column: pd.Series) -> tuple[float, float]:
-    """Of the values of all sections, so that panels compare, with zero always in view."""
-    low, high = np.nanmin([*column, 0.0]), np.nanmax([*column, 0.0])
-    margin = 0.05 * max(high - low, 0.1)
-    return float(low - margin), float(high + margin)
+def _limits(frame: pd.DataFrame, columns: Sequence[str], *, n_labels: int) -> tuple[float, float]:
+    """Return limits for all sections, so that panels compare, with zero in view and room for the legend."""
+    values = frame[list(columns)].to_numpy(np.float64)
+    low, high = np.nanmin([0.0, *values.ravel()]), np.nanmax([0.0, *values.ravel()])
+    extent = max(high - low, 0.1)
+    n_lines = -(-n_labels // 2)
+    return float(low - 0.05 * extent), float(high + (0.05 + 0.08 * n_lines) * extent)
+
+
+def _draw_ceiling(axes: Axes, ceiling: pd.Series) -> None:
+    """Draw the noise ceiling of each gene as a grey area from zero."""
+    edges = np.arange(len(ceiling) + 1) + 0.5
+    label = f"{CEILING}: mean {ceiling.mean():.3f}" if ceiling.notna().any() else f"{CEILING}: undefined"
+    axes.stairs(ceiling.to_numpy(np.float64), edges, fill=True, color=CEILING_COLOUR, zorder=-1, label=label)
 
 
 def _draw_section(axes: Axes, table: pd.DataFrame, *, metric: str, looks: dict[str, int]) -> None:
-    """Draw ``table``, a sorted row for each gene and a column for each predictor, the one that sorts first."""
+    """Draw ``table``, one sorted row per gene and one column per predictor; the first column sorts."""
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     rank = np.arange(1, len(table) + 1)
-    size = 3.0 if len(table) > MAX_NAMED else 5.0
+    many = len(table) > MAX_NAMED
     for name, look in reversed(looks.items()):
-        (points,) = axes.plot(rank, table[name].to_numpy(), label=_label(name, table[name]))
         first = name == table.columns[0]
+        (points,) = axes.plot(rank, table[name].to_numpy(), label=_label(name, table[name]))
         points.set(color=COLOURS[look % len(COLOURS)], linestyle="-" if first else "none")
-        points.set(marker=MARKERS[look % len(MARKERS)], markersize=size, markeredgewidth=0)
-        points.set_alpha(1 if first else 0.6)
+        points.set(marker=MARKERS[look % len(MARKERS)], markersize=2.5 if many else 5.0, markeredgewidth=0)
+        points.set(alpha=1 if first else 0.6, linewidth=2 if many else 1.2)
     _name_genes(axes, table)
-    axes.set_ylabel(f"{METRIC_NAMES.get(metric, metric)} within section", fontsize=FONT)
+    axes.set_xlim(0.5, len(table) + 0.5)
+    axes.set_ylabel(METRIC_NAMES.get(metric, metric), fontsize=FONT)
     axes.tick_params(labelsize=FONT - 1)
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Write the legend above the points: the first predictor, the ceiling, then the baselines."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=FONT - 2, frameon=False)
+    of = dict(zip(labels, handles, strict=True))
+    ceilings = [label for label in labels if label.startswith(f"{CEILING}:")]
+    others = [label for label in labels if label not in ceilings][::-1]
+    order = [others[0], *ceilings, *others[1:]]
+    axes.legend(
+        [of[label] for label in order],
+        order,
+        loc="upper center",
+        ncols=2,
+        fontsize=FONT - 2,
+        frameon=False,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
 
 
 def _label(name: str, column: pd.Series) -> str:

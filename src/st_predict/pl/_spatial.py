@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -10,9 +12,19 @@ from matplotlib.colors import Normalize
 from st_predict import get
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import Text, Texts, check
+from st_predict._validated import Count, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
-from st_predict.pl._figure import FONT, add_scale_bar, check_figure, colour_map, figure_of, finish, make_axes
+from st_predict.pl._figure import (
+    FONT,
+    add_scale_bar,
+    check_figure,
+    colour_map,
+    figure_of,
+    finish,
+    make_axes,
+    make_blocks,
+)
+from st_predict.pl._scale import ColourScale, extend_of
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
 
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.collections import Collection
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -31,6 +44,15 @@ if TYPE_CHECKING:
     from st_predict.pl._view import View
 
 __all__ = ["spatial"]
+
+BAR_WIDTH = 0.5
+"""Width of a colour bar with its numbers, in inches."""
+
+UNITS_WIDTH = 0.4
+"""Width of the units beside the last colour bar of a gene, in inches."""
+
+CHARACTERS_PER_INCH = 15
+"""Density of the units beside a colour bar."""
 
 
 def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
@@ -48,22 +70,29 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     region: str | None = None,
     tissue: bool = True,
     std: bool = False,
+    scale: Literal["own", "shared"] = "own",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    norm: Normalize | None = None,
+    percentiles: tuple[float, float] = (2, 98),
+    cmap: str | Colormap = "viridis",
+    ncols: int | None = None,
     tissue_strength: float = 0.5,
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
-    percentiles: tuple[float, float] = (2, 98),
-    cmap: str | Colormap = "viridis",
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     figsize: tuple[float, float] | None = None,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
-    """Draw observed beside predicted expression of genes on the tissue, one row a gene.
+    """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
-    Observed counts are put into the units of the prediction by the target transform of the model. Both maps of a gene
-    share one colour scale, written beside it. The title of the prediction has the Pearson correlation over the spots of
-    this section. Spots without a value are left out. A gene that was not measured is drawn as predicted only.
-    So are all genes if the table lacks some of the panel and the units need a sum over it; a warning says so.
+    Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
+    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
+    bar of the prediction has the units, and its title the Pearson correlation over the spots of this section.
+
+    Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if the
+    table lacks panel genes that the units need; a warning says so.
 
     Parameters
     ----------
@@ -93,146 +122,202 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     region
         Section to draw, if the table annotates several.
     tissue
-        Whether the tissue is also shown by itself, in its colours.
+        Whether the H&E image is also drawn in its colours, once per figure, left of the maps.
     std
-        Whether the standard deviation of the prediction is drawn beside it, in colours of its own.
+        Whether the standard deviation of the prediction is drawn beside it, on a colour scale from zero.
+    scale
+        Colour scale of a gene: ``"own"`` fits one to each map and compares patterns, ``"shared"`` fits one to the observed
+        and predicted values together and compares values.
+    vmin
+        Lower end of the colour scales; by default the lower one of ``percentiles``.
+    vmax
+        Upper end of the colour scales; by default the upper one of ``percentiles``.
+    norm
+        Normalisation of the colour scales, such as ``matplotlib.colors.PowerNorm(0.5)``, in place of ``vmin`` and ``vmax``.
+        Limits that it does not set are taken from ``percentiles``.
+    percentiles
+        Ends of a colour scale, as percentiles of its values. Values beyond have the colour of the end, and arrows at the
+        colour bar mark them.
+    cmap
+        Colour map.
+    ncols
+        Number of genes per row of a new figure. By default, a row has about twice as many maps as there are rows.
     tissue_strength
         Strength of the grey tissue under the spots: 0 is white, 1 is not faded. It is grey so that colours mean
         expression only.
     spot_scale
-        Size at which spots are drawn, in times their true size.
+        Size of the spots relative to their true size.
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
-    percentiles
-        Ends of the colour scale, as percentiles of the observed and predicted values of a gene together. Values beyond
-        have the colour of the end, and arrows at the colour bar say that there are some.
-    cmap
-        Colour map.
     ax
-        Axes to draw on, one a panel, row by row; by default a new figure.
+        Axes to draw on: one for the tissue, then those of each gene; by default a new figure.
     figsize
         Size of a new figure in inches.
     save
-        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
     show
         Whether to show all open figures now. Notebooks show them anyway.
 
     Returns
     -------
-    Axes, ``(n_genes, n_panels)``.
+    Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every row),
+    observed, predicted, and standard deviation, as far as they are drawn.
 
     Raises
     ------
     KeyError
-        If there is no such prediction, gene, layer, table or image; the message lists what there is.
+        If there is no such prediction, gene, layer, table or image; the message lists the existing ones.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object, or ``norm`` not a Normalize.
     ValueError
-        If an argument is of another type or range, if it is not clear which prediction, table, region or image is meant, if
-        counts are not raw, if ``ax`` has not one Axes a panel, or if the prediction has no standard deviations to draw.
+        If an argument has another type or range, if ``norm`` is given with ``vmin`` or ``vmax`` or cannot scale the values, if it is not clear which
+        prediction, table, region or image is meant, if counts are not raw, if the number of ``ax`` is not the number of
+        panels, or if the prediction has no standard deviations to draw.
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    shapes_key = check("region", region, Text | None)
+    shapes_key, ncols = check("region", region, Text | None), check("ncols", ncols, Count | None)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check_slide(sdata)
     genes, cmap = check("genes", genes, Texts), colour_map(cmap)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
+    colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
     check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, names=section.spots.names)
-    columns = values.columns(genes)
-    _check_std(values, key, wanted=std)
-    n_maps = 1 + bool(values.is_observed[columns].any())
-    size = figsize or ((tissue + n_maps + std) * PANEL_WIDTH + 1.4, len(genes) * (PANEL_WIDTH * section.aspect + 0.5))
-    axes = make_axes(len(genes), tissue + n_maps + std, ax=ax, size=size)
-    for row, column in zip(axes, columns, strict=True):
-        _draw_background(row, section, tissue=tissue, strength=tissue_strength)
-        norm = _shared_norm(values, column, percentiles)
-        _draw_maps(
-            row[tissue : tissue + n_maps], section, values, column=column, norm=norm, cmap=cmap, scale=spot_scale
-        )
-        if std:
-            _draw_std(row[tissue + n_maps :], section, values, column=column, scale=spot_scale)
+    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
+    axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
+    _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
+    for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
+        drawn = [_draw_map(one, section, planned, scale=spot_scale) for one, planned in zip(row, of_gene, strict=True)]
+        _add_bars(drawn, row, of_gene, units=_wrap(values.spec.units, section), shared=scale == "shared")
     finish(figure_of(axes), save=save, show=show)
     return axes
 
 
-def _draw_background(row: NDArray[np.object_], section: View, *, tissue: bool, strength: float) -> None:
-    """Draw the tissue by itself on the first axes, and faded on the others."""
-    if tissue:
-        draw_tissue(row[0], section)
-        row[0].set_title("H&E", fontsize=FONT)
-    for one in row[tissue:]:
-        draw_tissue(one, section, strength=strength, grey=True)
-    add_scale_bar(row[0], width=section.width, mpp=section.mpp)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Map:
+    """A map of a gene; ``expression`` is ``(n_spots,)``, NaN where there is no value."""
+
+    kind: Literal["observed", "predicted", "std"]
+    title: str
+    expression: NDArray[np.float32]
+    norm: Normalize
+    cmap: Colormap | str
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        """``(n_spots,)``, True for spots with a value."""
+        return np.asarray(np.isfinite(self.expression))
 
 
-def _check_std(values: Values, key: str, *, wanted: bool) -> None:
-    if wanted and values.std is None:
+def _plan_maps(
+    values: Values, key: str, columns: Sequence[int], *, colours: ColourScale, std: bool
+) -> list[list[_Map]]:
+    """Return the maps of each gene: observed if any gene is, predicted, and standard deviation if wanted."""
+    if std and values.std is None:
         raise InvalidValueError(
             f"{key!r} has no standard deviations.",
             "predict with st_predict.tl.predict(..., n_samples=)",
             "predict with several checkpoints",
             Advice("leave them out with {}", "std", value=False),
         )
+    observed = bool(values.is_observed[list(columns)].any())
+    return [
+        [*_plan_expression(values, column, colours, observed=observed), *([_plan_std(values, column)] if std else [])]
+        for column in columns
+    ]
 
 
-def _shared_norm(values: Values, column: int, percentiles: tuple[float, float]) -> Normalize:
-    """Colour scale of a gene, for observed and predicted values alike."""
-    both = np.concatenate([values.observed[:, column], values.predicted[:, column]])
-    both = both[np.isfinite(both)]
-    if not len(both):
-        return Normalize(0, 1)
-    low, high = np.percentile(both, percentiles)
-    return Normalize(float(low), float(high))
+def _plan_expression(values: Values, column: int, colours: ColourScale, *, observed: bool) -> list[_Map]:
+    gene, expressions = values.genes[column], [values.predicted[:, column]]
+    titles = [f"{gene}, predicted{_correlation(values, column)}"]
+    kinds: list[Literal["observed", "predicted"]] = ["predicted"]
+    if observed:
+        expressions.insert(0, values.observed[:, column])
+        titles.insert(0, f"{gene}, {'observed' if values.is_observed[column] else 'not measured'}")
+        kinds.insert(0, "observed")
+    return [
+        _Map(kind=kind, title=title, expression=expression, norm=norm, cmap=colours.cmap)
+        for kind, title, expression, norm in zip(kinds, titles, expressions, colours.norms(expressions), strict=True)
+    ]
 
 
-def _draw_maps(
-    row: NDArray[np.object_],
-    section: View,
-    values: Values,
-    *,
-    column: int,
-    norm: Normalize,
-    cmap: str | Colormap,
-    scale: float,
-) -> None:
-    """Draw a gene on the axes for its maps: the last one is that of the prediction."""
-    gene, is_observed = values.genes[column], bool(values.is_observed[column])
-    if len(row) == 2:
-        _draw_map(row[0], section, values.observed[:, column], norm=norm, cmap=cmap, scale=scale)
-        row[0].set_title(f"{gene}, {'observed' if is_observed else 'not measured'}", fontsize=FONT)
-    drawn = _draw_map(row[-1], section, values.predicted[:, column], norm=norm, cmap=cmap, scale=scale)
-    row[-1].set_title(f"{gene}, predicted{_correlation(values, column)}", fontsize=FONT)
-    bar = figure_of(row).colorbar(drawn, ax=list(row), extend=_extend(values, column, norm), fraction=0.05, pad=0.02)
-    bar.set_label(values.spec.units + ("\nsame scale in both maps" if is_observed else ""), fontsize=FONT - 2)
-    bar.ax.tick_params(labelsize=FONT - 2)
-
-
-def _draw_std(row: NDArray[np.object_], section: View, values: Values, *, column: int, scale: float) -> None:
-    """Draw the standard deviation of a gene on the last axes, from 0 on."""
-    assert values.std is not None  # checked before anything was drawn
+def _plan_std(values: Values, column: int) -> _Map:
+    """Return the map of a standard deviation, on a scale from 0."""
+    assert values.std is not None  # checked before
     std = values.std[:, column]
     norm = Normalize(0, float(np.nanmax(std, initial=0)) or 1)
-    drawn = _draw_map(row[-1], section, std, norm=norm, cmap="magma", scale=scale)
-    row[-1].set_title(f"{values.genes[column]}, standard deviation", fontsize=FONT)
-    bar = figure_of(row).colorbar(drawn, ax=list(row), fraction=0.05, pad=0.02)
-    bar.ax.tick_params(labelsize=FONT - 2)
+    title = f"{values.genes[column]}, standard deviation"
+    return _Map(kind="std", title=title, expression=std, norm=norm, cmap="magma")
 
 
-def _draw_map(
-    axes: Axes,
-    section: View,
-    expression: NDArray[np.float32],
+def _make_panels(
+    n_genes: int,
+    n_maps: int,
     *,
-    norm: Normalize,
-    cmap: str | Colormap,
-    scale: float,
-) -> Collection:
-    shown = np.isfinite(expression)
-    return draw_spots(axes, section, shown, scale=scale, array=expression[shown], norm=norm, cmap=cmap)
+    tissue: bool,
+    ncols: int | None,
+    aspect: float,
+    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
+    size: tuple[float, float] | None,
+) -> NDArray[np.object_]:
+    """Return axes, ``(n_genes, tissue + n_maps)``; that of the tissue is the same in all rows."""
+    n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
+    if ax is None:
+        width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
+        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.35)
+        flat = make_blocks(n_genes, n_maps, ncols=n_across, first=tissue, size=size or (width, height))
+    else:
+        flat = make_axes(1, tissue + n_genes * n_maps, ax=ax, size=(1, 1)).ravel()
+    maps = flat[int(tissue) :].reshape(n_genes, n_maps)
+    return np.column_stack([np.repeat(flat[:1], n_genes), maps]) if tissue else maps
+
+
+def _draw_background(axes: NDArray[np.object_], section: View, *, tissue: bool, strength: float) -> None:
+    """Draw the tissue in its colours on its axes, and faded under the maps."""
+    if tissue:
+        draw_tissue(axes[0, 0], section)
+        axes[0, 0].set_title("H&E", fontsize=FONT)
+    for one in axes[:, int(tissue) :].ravel():
+        draw_tissue(one, section, strength=strength, grey=True)
+    add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
+
+
+def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
+    axes.set_title(planned.title, fontsize=FONT)
+    array = planned.expression[planned.shown]
+    return draw_spots(axes, section, planned.shown, scale=scale, array=array, norm=planned.norm, cmap=planned.cmap)
+
+
+def _add_bars(
+    drawn: Sequence[Collection], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
+) -> None:
+    """Add a colour bar to each map, or one to both maps of a shared scale; that of the prediction has the units."""
+    pair = [i for i, planned in enumerate(maps) if planned.kind != "std"] if shared else []
+    if pair:
+        both = len(pair) == 2 and all(maps[i].shown.any() for i in pair)
+        note = "\nsame scale in both maps" if both else ""
+        expression = np.concatenate([maps[i].expression for i in pair])
+        _add_bar(drawn[pair[-1]], [row[i] for i in pair], expression, label=units + note)
+    for i, planned in enumerate(maps):
+        if i not in pair:
+            bar = _add_bar(drawn[i], [row[i]], planned.expression, label=units if planned.kind == "predicted" else "")
+            bar.ax.set_visible(bool(planned.shown.any()))  # hidden, not left out: maps keep one size
+
+
+def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
+    norm = cast("Normalize", drawn.norm)
+    bar = axes[0].figure.colorbar(drawn, ax=list(axes), extend=extend_of(norm, expression), fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=FONT - 2)
+    bar.ax.tick_params(labelsize=FONT - 2)
+    return bar
+
+
+def _wrap(units: str, section: View) -> str:
+    """Break units into lines that fit beside a map."""
+    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * PANEL_WIDTH * section.aspect)))
 
 
 def _correlation(values: Values, column: int) -> str:
@@ -240,12 +325,3 @@ def _correlation(values: Values, column: int) -> str:
         return ""
     r = values.pearson(column)
     return ", Pearson r undefined" if np.isnan(r) else f", Pearson r = {r:.2f}"
-
-
-def _extend(values: Values, column: int, norm: Normalize) -> Literal["neither", "min", "max", "both"]:
-    """At which ends of the colour scale there are values beyond it."""
-    both = np.concatenate([values.observed[:, column], values.predicted[:, column]])
-    below, above = bool((both < norm.vmin).any()), bool((both > norm.vmax).any())
-    if below and above:
-        return "both"
-    return "min" if below else "max" if above else "neither"
