@@ -16,6 +16,9 @@ __all__ = ["Evaluation", "words_of"]
 DEPTH, BEYOND = 0.3, 0.1
 """A plain correlation above the first, with a partial one below the second, comes from sequencing depth."""
 
+TIE = 0.005
+"""Mean correlations closer than this are the same."""
+
 _COLUMNS = {
     "gene_partial": "partial",
     "interval": "95 % interval",
@@ -108,7 +111,7 @@ def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
         better = [
             name
             for name in ("position", "ridge")
-            if name in table.index and table.loc[name, "gene_partial"] > own["gene_partial"]
+            if name in table.index and table.loc[name, "gene_partial"] > own["gene_partial"] + TIE
         ]
         if better:
             sentences.append(f"Section {section}: {key!r} is not better than {' and '.join(map(repr, better))}.")

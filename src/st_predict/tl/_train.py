@@ -419,7 +419,7 @@ def _check_buildable(card: ModelCard) -> None:
 
 
 def _fit(
-    card: ModelCard, data: _Data, out: Path, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
+    card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
     _check_buildable(card)
