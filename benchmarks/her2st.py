@@ -68,6 +68,7 @@ def train(sections: dict[str, SpatialData], args: argparse.Namespace) -> None:
         validation=[sections[SAME_PATIENT]],
         allow_shared=[SAME_PATIENT[0]],
         mpp=MPP,
+        preset="paper",
         config=stp.tl.TrainConfig(
             epochs=args.epochs,
             batch_size=24,
@@ -94,10 +95,13 @@ def report(sections: dict[str, SpatialData], out: Path) -> None:
         stp.pl.pca_map(sdata, save=out / f"{name}_pca.png", show=False)
     evaluation = stp.tl.evaluate(held_out, train=[sections[name] for name in TRAIN])
     evaluation.summary.to_csv(out / "summary.csv", index=False)
+    evaluation.paper.to_csv(out / "paper.csv", index=False)
     evaluation.genes.to_csv(out / "genes.csv", index=False)
     (out / "definitions.json").write_text(json.dumps(dict(evaluation.definitions), indent=2))
     stp.pl.scores(evaluation, save=out / "scores.png", show=False)
-    print(evaluation.summary.round(3).to_string(index=False))
+    stp.pl.depth(evaluation, save=out / "depth.png", show=False)
+    print(evaluation)
+    print(evaluation.paper.round(3).to_string(index=False))
 
 
 def release(out: Path) -> None:

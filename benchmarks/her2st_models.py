@@ -79,6 +79,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         out=args.out / name,
         validation=[sections[SAME_PATIENT]],
         allow_shared=[SAME_PATIENT[0]],
+        preset="paper",
         mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.reads(spec.hparams).kind),
         config={"epochs": epochs, "batch_size": args.batch_size, "progress": False},
     )
@@ -90,7 +91,10 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
     evaluation = stp.tl.evaluate(held_out, key=key, train=training if name == "mean" else None)
     best = result.card.training["best"].get("epoch", 0)
     rows = []
-    for predictor, scores in evaluation.summary.groupby("predictor", sort=False):
+    both = evaluation.summary.merge(
+        evaluation.paper, on=["section", "predictor", "n_spots", "gene_pearson"], how="right"
+    )
+    for predictor, scores in both.groupby("predictor", sort=False):
         if predictor != key and (name != "mean" or predictor == "ridge"):  # which is a model of its own
             continue
         own = predictor == key

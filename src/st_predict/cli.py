@@ -26,7 +26,6 @@ from st_predict._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    import pandas as pd
     from spatialdata import SpatialData
 
 __all__ = ["app"]
@@ -107,7 +106,13 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Spatial gene expres
 Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), a section each.")]
 Out = Annotated[Path, typer.Option(help="Where results go; nothing that exists is overwritten.")]
 Key = Annotated[str | None, typer.Option(help="Key of the prediction; by default the only one.")]
-Preset = Annotated[str, typer.Option(help="paper: all models alike; original: as the model was published.")]
+Preset = Annotated[
+    str,
+    typer.Option(help="recommended: beyond sequencing depth; paper: all models alike; original: as it was published."),
+]
+MinCounts = Annotated[
+    int | None, typer.Option(help="Least counts of the panel in a spot; by default 50 in spots of 50 um and more.")
+]
 Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
 Checkpoints = Annotated[
     list[str] | None,
@@ -157,12 +162,12 @@ def demo(
     typer.echo("Predicting the sixth patient ...")
     stp.tl.predict(held_out, result.checkpoint)
     evaluation = stp.tl.evaluate([held_out], train=train)
-    best = evaluation.genes.query("predictor == 'pred_m2ost'").nlargest(3, "pearson")["gene"].tolist()
+    best = evaluation.genes.query("predictor == 'pred_m2ost'").nlargest(3, "partial")["gene"].tolist()
     held_out.write(folder / "P6S1.zarr")
     stp.pl.spatial(held_out, best, save=folder / "predicted.png", show=False)
     stp.pl.scores(evaluation, save=folder / "scores.png", show=False)
     evaluation.summary.to_csv(folder / "scores.csv", index=False)
-    _show(evaluation.summary)
+    typer.echo(str(evaluation))
     for name in ("P6S1.zarr", "predicted.png", "scores.png", "scores.csv", "model/m2ost.safetensors"):
         typer.echo(f"Wrote {folder / name}")
 
@@ -187,7 +192,8 @@ def train(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
-    preset: Preset = "paper",
+    preset: Preset = "recommended",
+    min_counts: MinCounts = None,
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
@@ -226,6 +232,7 @@ def train(  # noqa: PLR0913  # options of a command line
         aliases=aliases,
         mpp=mpp,
         preset=preset,
+        min_counts=min_counts,
         hparams=_parse(hparams),
         config={name: value for name, value in config.items() if value is not None},
         unlabelled=_read(unlabelled) if unlabelled else None,
@@ -333,6 +340,7 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the images, for the baselines.")] = None,
+    min_counts: MinCounts = None,
 ) -> None:
     """Score the predictions that sections hold, beside the baselines."""
     _check_new(out, suffixes=(".csv",))
@@ -351,9 +359,10 @@ def evaluate(  # noqa: PLR0913  # options of a command line
         id_column=id_column,
         aliases=aliases,
         mpp=mpp,
+        min_counts=min_counts,
     )
     _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
-    _show(evaluation.summary)
+    typer.echo(str(evaluation))
     typer.echo(f"Wrote {out}")
 
 
@@ -378,6 +387,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
     ignore_case: IgnoreCase = False,  # noqa: FBT002
     id_column: IdColumn = None,
     aliases: Aliases = None,
+    min_counts: MinCounts = None,
 ) -> None:
     """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
     _check_new(out, suffixes=(".json",))
@@ -398,6 +408,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
         ignore_case=ignore_case,
         id_column=id_column,
         aliases=aliases,
+        min_counts=min_counts,
     )
     calibration.save(out)
     typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
@@ -534,13 +545,3 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a result that appears whole or not at all."""
     with whole(path) as fresh:
         write(fresh)
-
-
-def _show(summary: pd.DataFrame) -> None:
-    """Print a table a section, a row a score, a column a predictor."""
-    for section, rows in summary.groupby("section", sort=False):
-        scores = rows.drop(columns="section").set_index("predictor").T
-        table = Table("", *scores.columns, title=f"Section {section}")
-        for name, values in scores.iterrows():
-            table.add_row(str(name), *(f"{v:.0f}" if str(name).startswith("n_") else f"{v:.3f}" for v in values))
-        Console().print(table)

@@ -77,7 +77,7 @@ def test_evaluation_leaves_these_spots_out(slide: SpatialData, path: Path) -> No
     predict(slide, path, context="known")
     slide.tables["table"].obs["known"] = np.arange(12) > 10  # what was read is not what the column says now
     summary = stp.tl.evaluate(slide, key=KEY).summary
-    assert summary["n_spots"].tolist() == [8, 8]
+    assert summary["n_spots"].unique().tolist() == [8]
 
 
 def test_counts_are_in_the_order_of_the_panel_and_nan_elsewhere(slide: SpatialData) -> None:

@@ -377,8 +377,13 @@ def test_proportions_of_training_are_used_if_the_card_has_them(deep: SpatialData
     genes = stp.tl.evaluate(deep).genes.query("predictor == 'pred_mean'").set_index("gene")
     mean = counts.sum(axis=1, keepdims=True) * shares
     residuals = ((counts - mean) / np.sqrt(mean + mean**2 / 100)).clip(-np.sqrt(12), np.sqrt(12))
+    design = np.column_stack([np.ones(12), np.log(counts.sum(axis=1)), np.log(counts.sum(axis=1)) ** 2])
+    hat = np.eye(12) - design @ np.linalg.pinv(design)
+    own = sc.experimental.pp.normalize_pearson_residuals(AnnData(counts.copy()), inplace=False)["X"]
     for i, gene in enumerate("abcd"):
-        assert genes.loc[gene, "residual"] == pytest.approx(pearsonr(guess[:, i], residuals[:, i]).statistic, abs=1e-6)
+        expected = pearsonr(hat @ guess[:, i], hat @ residuals[:, i]).statistic
+        assert genes.loc[gene, "partial"] == pytest.approx(expected, abs=1e-5)
+        assert genes.loc[gene, "residual"] == pytest.approx(pearsonr(guess[:, i], own[:, i]).statistic, abs=1e-6)
 
 
 def test_position_and_neighbours(predicted: SpatialData, other: Make) -> None:

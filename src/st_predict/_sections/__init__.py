@@ -25,7 +25,14 @@ from st_predict._sections._held_out import (
     warn_of_validation,
 )
 from st_predict._sections._inputs import encoder_of, inputs_of
-from st_predict._sections._measured import Measured, keep_common, measure_each, placed_table, select_genes
+from st_predict._sections._measured import (
+    Measured,
+    keep_common,
+    measure_each,
+    measured_table,
+    placed_table,
+    select_genes,
+)
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_slide
@@ -58,6 +65,7 @@ __all__ = [
     "measure_held_out",
     "measure_training",
     "naming",
+    "measured_table",
     "needs_mpp",
     "observe",
     "open_slide",

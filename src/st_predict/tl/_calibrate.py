@@ -34,7 +34,7 @@ from st_predict._sections import (
     warn_of_missing,
     warn_of_validation,
 )
-from st_predict._validated import File, Flag, Positive, Text, check
+from st_predict._validated import File, Flag, Natural, Positive, Text, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.specs import ModelCard
@@ -144,6 +144,7 @@ class Calibration:
         ignore_case: bool = False,
         id_column: str | None = None,
         aliases: pd.DataFrame | PathLike[str] | str | None = None,
+        min_counts: int | None = None,
     ) -> pd.DataFrame:
         """Measure the coverage of the intervals per section and gene.
 
@@ -175,6 +176,9 @@ class Calibration:
         aliases
             Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
             :func:`st_predict.pp.align_panel`.
+        min_counts
+            Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um
+            and more, and 1 in bins and cells.
 
         Returns
         -------
@@ -203,7 +207,8 @@ class Calibration:
         )
         slides = as_list(sdatas)
         found = each(slides, lambda sdata: self._read(sdata, where), named=sdatas)
-        sections, card = _join(slides, found, where, named=sdatas)
+        least = check("min_counts", min_counts, Natural | None)
+        sections, card = _join(slides, found, where, named=sdatas, min_counts=least)
         refuse_trained(sections, self.trained)
         refuse_duplicates(sections)
         return pd.concat([self._report_section(section, card.genes) for section in sections], ignore_index=True)
@@ -333,6 +338,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     ignore_case: bool = False,
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
+    min_counts: int | None = None,
 ) -> Calibration:
     """Calibrate split-conformal prediction intervals per gene :cite:p:`Lei2018`.
 
@@ -380,6 +386,9 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     aliases
         Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
+    min_counts
+        Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um and
+        more, and 1 in bins and cells.
 
     Returns
     -------
@@ -432,7 +441,8 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     for other in found:
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
-    sections, kept = _join(slides, found, where, named=held_out, spots=spots)
+    least = check("min_counts", min_counts, Natural | None)
+    sections, kept = _join(slides, found, where, named=held_out, spots=spots, min_counts=least)
     trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where, table_key=found[0].table_key)
     refuse_trained(sections, trained)
     refuse_duplicates(sections)
@@ -456,13 +466,17 @@ def _join(
     where: Where,
     *,
     named: Sections,
+    min_counts: int | None,
     spots: str | None = None,
 ) -> tuple[list[HeldOutSection], ModelCard]:
     """Join predictions and measured values; the card has the genes that every table has."""
     held_out = measure_held_out(slides, found, where, named=named)
     card = keep_common(found[0].card, held_out)
     warn_of_missing(found, card)
-    joined = [join_held_out(slide, stored, card, spots=spots) for slide, stored in zip(held_out, found, strict=True)]
+    joined = [
+        join_held_out(slide, stored, card, spots=spots, min_counts=min_counts)
+        for slide, stored in zip(held_out, found, strict=True)
+    ]
     return [section for sections in joined for section in sections], card
 
 

@@ -44,7 +44,8 @@ _COLUMNS = {
     "depth. Residuals use the gene proportions of the network's training spots if its card has them, else those of the section.",
     "gene_partial_low": "Lower end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
     "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
-    "gene_residual": "The same correlation with Pearson residuals, without depth regressed out.",
+    "gene_residual": "Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the counts by "
+    "the gene proportions of the section, without depth regressed out.",
     "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i beside it is that of the prediction.",
     "n_genes": "Number of genes that were scored.",
 }

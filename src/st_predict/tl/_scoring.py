@@ -28,6 +28,17 @@ MIN_SPOTS = 8
 """Fewer spots have no neighbours to speak of, and no blocks to draw."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Residuals:
+    """Pearson residuals of counts, by given proportions of the genes."""
+
+    proportions: NDArray[np.float64]
+    theta: float
+
+    def __call__(self, counts: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        return pearson_residuals(counts, totals, self.proportions, theta=self.theta, clip=np.sqrt(len(counts)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Truth:
     """What the spots of a section were measured as.
@@ -41,7 +52,11 @@ class Truth:
     target
         ``(n_spots, n_genes)``: measured values in the units of the prediction.
     residuals
-        ``(n_spots, n_genes)``: Pearson residuals of the counts.
+        ``(n_spots, n_genes)``: Pearson residuals of the counts, by the gene proportions of the section.
+    relative
+        ``(n_spots, n_genes)``: Pearson residuals by the gene proportions of the training spots, if the card has them. Where
+        these differ from those of the section, as for another patient, such residuals depend on depth, so they are only scored
+        with depth regressed out.
     covariates
         ``(n_spots, 2)``: log total count and its square.
     weights
@@ -58,6 +73,7 @@ class Truth:
     genes: tuple[str, ...]
     target: NDArray[np.float32]
     residuals: NDArray[np.float64]
+    relative: NDArray[np.float64]
     covariates: NDArray[np.float64]
     weights: csr_array | None
     blocks: NDArray[np.int64] | None
@@ -66,27 +82,24 @@ class Truth:
 
     @classmethod
     def of(cls, section: HeldOutSection, card: ModelCard) -> Self:
-        """Measure a section: residuals by the card's gene proportions, or else by its own."""
+        """Measure a section."""
         observed = section.observed
         counts, totals = np.asarray(observed.counts, np.float64), observed.totals
-        proportions = _proportions(counts, totals, card)
-        theta = card.target.theta if card.target.reference is not None else THETA
-
-        def residuals_of(counts: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
-            return pearson_residuals(counts, totals, proportions, theta=theta, clip=np.sqrt(len(counts)))
-
+        own = _Residuals(counts.sum(axis=0) / totals.sum(), THETA)
+        reference = card.target.reference
+        relative = own if reference is None else _Residuals(np.asarray(reference.proportions), card.target.theta)
         covariates = metrics.depth_covariates(totals)
-        residuals = residuals_of(counts, totals)
+        residuals = own(counts, totals)
         xy, grid = observed.section.spots.xy[observed.rows], observed.section.spots.grid
         enough = len(counts) >= MIN_SPOTS
         weights = metrics.neighbour_weights(xy, k=6) if enough else None
         n_blocks = max(2, len(counts) // SPOTS_PER_BLOCK)
         undefined = np.full(len(card.genes), np.nan)
         ceiling = {
-            "ceiling_partial": metrics.noise_ceiling(counts, totals, residuals_of, seed=0, covariates=covariates)
+            "ceiling_partial": metrics.noise_ceiling(counts, totals, relative, seed=0, covariates=covariates)
             if enough
             else undefined,
-            "ceiling_residual": metrics.noise_ceiling(counts, totals, residuals_of, seed=0) if enough else undefined,
+            "ceiling_residual": metrics.noise_ceiling(counts, totals, own, seed=0) if enough else undefined,
         }
         moran = undefined if weights is None else metrics.morans_i(residuals, weights)
         return cls(
@@ -94,18 +107,13 @@ class Truth:
             genes=card.genes,
             target=section.target,
             residuals=residuals,
+            relative=relative(counts, totals),
             covariates=covariates,
             weights=weights,
             blocks=metrics.spatial_blocks(xy, n_blocks) if enough else None,
             grid=None if grid is None else grid[observed.rows],
             constants={"observed_morans_i": moran, **ceiling},
         )
-
-
-def _proportions(counts: NDArray[np.float64], totals: NDArray[np.float64], card: ModelCard) -> NDArray[np.float64]:
-    if card.target.reference is not None:
-        return np.asarray(card.target.reference.proportions)
-    return np.asarray(counts.sum(axis=0) / totals.sum())
 
 
 def score_section(
@@ -134,7 +142,7 @@ def _score_genes(
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
     undefined = np.full(len(truth.genes), np.nan)
     scores = {
-        "partial": metrics.partial_pearson(predicted, truth.residuals, truth.covariates),
+        "partial": metrics.partial_pearson(predicted, truth.relative, truth.covariates),
         "residual": metrics.pearson(predicted, truth.residuals, axis=0),
         "pearson": metrics.pearson(predicted, truth.target, axis=0),
         "spearman": metrics.spearman(predicted, truth.target, axis=0),
@@ -144,7 +152,7 @@ def _score_genes(
     if truth.blocks is None or np.isnan(scores["partial"]).all():
         return scores, np.full(N_BOOTSTRAP, np.nan)
     drawn = metrics.bootstrap_pearson(
-        predicted, truth.residuals, truth.blocks, seed=0, covariates=truth.covariates, n=N_BOOTSTRAP
+        predicted, truth.relative, truth.blocks, seed=0, covariates=truth.covariates, n=N_BOOTSTRAP
     )
     return scores, _mean_defined(drawn, axis=1)
 

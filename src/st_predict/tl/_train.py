@@ -27,6 +27,7 @@ from st_predict._sections import (
     encoder_of,
     keep_common,
     measure_each,
+    measured_table,
     observe,
     open_unlabelled,
     placed_table,
@@ -252,7 +253,8 @@ def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where
     """Genes to predict: those that are named, or as many as asked for."""
     if isinstance(panel, Integral) and not isinstance(panel, bool):
         n_genes = check("panel", panel, Count)
-        tables = [placed_table(sdata, where) for sdata in training]
+        find = placed_table if method == "spatial" else measured_table
+        tables = [find(sdata, where) for sdata in training]
         chosen = select_panel(
             tables,
             n_genes=n_genes,
