@@ -105,7 +105,7 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(card.genes) == (folder / "panel.txt").read_text().split()
     assert [s["section"] for s in card.training["validation"]] == ["P2S1"]
     assert calls["config"] == {"epochs": 1, "lr": 0.002, "schedule": "cosine", "device": "cpu"}
-    assert card.training["preset"] == calls["preset"] == "paper"
+    assert card.training["preset"] == calls["preset"] == "recommended"
     assert {name: card.hparams[name] for name in TINY} == TINY
     check_refused(run("train", *sections, *options), "already holds a training")
 
@@ -119,7 +119,7 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "timm", None)
-        check_refused(run("train", section, *out, "--model", "vit"), "needs timm: pip install")
+        check_refused(run("train", section, *out, "--model", "vit", "--preset", "paper"), "needs timm: pip install")
     check_refused(run("train", section, *out, "--preset", "mine"), "preset must be one of")
     check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be JSON", "depth=3")
     assert list(tmp_path.iterdir()) == []

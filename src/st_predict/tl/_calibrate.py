@@ -207,8 +207,7 @@ class Calibration:
         )
         slides = as_list(sdatas)
         found = each(slides, lambda sdata: self._read(sdata, where), named=sdatas)
-        least = check("min_counts", min_counts, Natural | None)
-        sections, card = _join(slides, found, where, named=sdatas, min_counts=least)
+        sections, card = _join(slides, found, where, named=sdatas, min_counts=min_counts)
         refuse_trained(sections, self.trained)
         refuse_duplicates(sections)
         return pd.concat([self._report_section(section, card.genes) for section in sections], ignore_index=True)
@@ -441,8 +440,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     for other in found:
         refuse_other_networks(other, card, settings)
     scaled = all_have_sd(found)
-    least = check("min_counts", min_counts, Natural | None)
-    sections, kept = _join(slides, found, where, named=held_out, spots=spots, min_counts=least)
+    sections, kept = _join(slides, found, where, named=held_out, spots=spots, min_counts=min_counts)
     trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where, table_key=found[0].table_key)
     refuse_trained(sections, trained)
     refuse_duplicates(sections)
@@ -470,6 +468,7 @@ def _join(
     spots: str | None = None,
 ) -> tuple[list[HeldOutSection], ModelCard]:
     """Join predictions and measured values; the card has the genes that every table has."""
+    min_counts = check("min_counts", min_counts, Natural | None)
     held_out = measure_held_out(slides, found, where, named=named)
     card = keep_common(found[0].card, held_out)
     warn_of_missing(found, card)
