@@ -439,7 +439,6 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     card, settings = found[0].card, found[0].settings
     for other in found:
         refuse_other_networks(other, card, settings)
-    scaled = all_have_sd(found)
     sections, kept = _join(slides, found, where, named=held_out, spots=spots, min_counts=min_counts)
     trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where, table_key=found[0].table_key)
     refuse_trained(sections, trained)
@@ -448,7 +447,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     return Calibration(
         key=key,
         coverage=float(coverage),
-        scaled=scaled,
+        scaled=all_have_sd(found),
         genes=_fit(sections, kept, coverage=coverage).genes.reindex(pd.Index(card.genes, name="gene")),
         sections=tuple(section.describe() for section in sections if len(section.spots)),
         trained=frozenset(trained),
