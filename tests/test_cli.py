@@ -402,3 +402,25 @@ def test_a_fault_of_ours_says_how_to_report_it(folder: Path, tmp_path: Path, mon
     )
     monkeypatch.setenv("ST_PREDICT_DEBUG", "1")
     assert isinstance(run(*arguments).exception, ZeroDivisionError)
+
+
+def test_spots_with_few_counts(folder: Path, model: Path, tmp_path: Path) -> None:
+    predicted = tmp_path / "P2S1.zarr"
+    assert run("predict", folder / "P2S1.zarr", "--model", model, "--out", predicted).exit_code == 0
+    counts = spatialdata.read_zarr(predicted).tables["table"][:, (folder / "panel.txt").read_text().split()].X
+    sums = np.asarray(counts.sum(axis=1)).ravel()
+    least = int(np.median(sums)) + 1
+    few = ["--min-counts", least]
+    scores, quantiles = tmp_path / "scores.csv", tmp_path / "c.json"
+    scored = run("evaluate", predicted, "--out", scores, *few)
+    assert scored.exit_code == 0, scored.output
+    assert set(pd.read_csv(scores)["n_spots"]) == {(sums >= least).sum()}
+    calibrated = run("calibrate", predicted, "--out", quantiles, "--coverage", 0.5, *few)
+    assert calibrated.exit_code == 0, calibrated.output
+    assert f"of {(sums >= least).sum()} spots" in calibrated.output
+    everything = ["--min-counts", int(sums.max()) + 1]
+    check_refused(run("evaluate", predicted, "--out", tmp_path / "none.csv", *everything), "--min-counts")
+    check_refused(run("calibrate", predicted, "--out", tmp_path / "none.json", *everything), "--min-counts")
+    out = ["--panel", folder / "panel.txt", "--out", tmp_path / "model"]
+    check_refused(run("train", predicted, "--model", "mean", *out, "--min-counts", 10**6), "--min-counts")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["P2S1.zarr", "c.json", "scores.csv"]

@@ -431,3 +431,40 @@ def test_predictors_are_compared_gene_by_gene(predicted: SpatialData, other: Mak
     assert row["difference"] == pytest.approx((partial[KEY] - partial["position"]).mean())
     assert row["p"] == pytest.approx(wilcoxon(partial[KEY] - partial["position"]).pvalue)
     assert (evaluation.comparisons["q"] >= evaluation.comparisons["p"] - 1e-12).all()
+
+
+def test_means_over_sections_vary_with_the_sections(other: Make) -> None:
+    sections = [other("P1", "S1", seed=1), other("P1", "S2", seed=2)]
+    for section, sign in zip(sections, (1, -1), strict=True):
+        with_card(section, sign * target_of(section))
+    evaluation = stp.tl.evaluate(sections, train=other("P2", "S3", seed=3))
+    own = evaluation.summary.query("predictor == 'pred_mean'")
+    assert own["gene_partial"].tolist() == pytest.approx([1, -1], abs=0.1)
+    overall = evaluation.overall.set_index("predictor")
+    means = evaluation.summary.groupby("predictor")[["gene_partial", "gene_residual", "gene_pearson"]].mean()
+    pd.testing.assert_frame_equal(overall[means.columns].sort_index(), means)
+    assert (overall["n_sections"] == 2).all()
+    assert list(overall.index) == list(evaluation.summary["predictor"].unique())
+    # a section may be drawn twice, so the interval spans both, and that of each section does not
+    row = overall.loc["pred_mean"]
+    assert row["gene_partial_low"] < -0.8
+    assert row["gene_partial_high"] > 0.8
+    assert own["gene_partial_low"].iloc[0] > 0.8
+    assert own["gene_partial_high"].iloc[1] < -0.8
+    assert np.isnan(row["difference_low"])
+    assert overall.loc["position", "difference_low"] < 0 < overall.loc["position", "difference_high"]
+    text = str(evaluation)
+    assert "Mean of 2 sections" in text
+    assert "Mean of 2 sections" in evaluation._repr_html_()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Mean of" not in str(stp.tl.evaluate(sections[0]))
+
+
+def test_differences_are_paired(other: Make) -> None:
+    section, training = other("P1"), other("P2", "S3", seed=3)
+    with_card(section, target_of(section))
+    right = stp.tl.evaluate(section, train=training).overall.set_index("predictor").loc["position"]
+    with_card(section, -target_of(section))
+    mirrored = stp.tl.evaluate(section, train=training).overall.set_index("predictor").loc["position"]
+    assert right["difference_low"] > 0 > mirrored["difference_high"]
+    assert right["gene_partial_low"] == mirrored["gene_partial_low"]

@@ -27,7 +27,7 @@ from st_predict._validated import Natural, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.tl._beside import PREDICTORS, Baselines
 from st_predict.tl._evaluation import Evaluation, words_of
-from st_predict.tl._scoring import Truth, compare, score_section
+from st_predict.tl._scoring import Truth, compare, over_sections, score_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +42,15 @@ _COLUMNS = {
     "gene_partial": "Headline. Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the "
     "counts, after both were regressed on the log total count of the spot and its square: what is predicted beyond sequencing "
     "depth. Residuals use the gene proportions of the network's training spots if its card has them, else those of the section.",
-    "gene_partial_low": "Lower end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
-    "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots.",
+    "gene_partial_low": "Lower end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots, and "
+    "sections where it is a mean over several.",
+    "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots, and "
+    "sections where it is a mean over several.",
+    "difference_low": "Lower end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
+    "sections and blocks of spots in them.",
+    "difference_high": "Upper end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
+    "sections and blocks of spots in them.",
+    "n_sections": "Number of sections in the mean; each counts the same, whatever its number of spots.",
     "gene_residual": "Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the counts by "
     "the gene proportions of the section, without depth regressed out.",
     "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i beside it is that of the prediction.",
@@ -180,21 +187,23 @@ def _evaluate(
     _check_sections([section for sections in measured for section in sections], key)
     known = [section for slide in training for section in observe(slide, card, min_counts=min_counts)]
     baselines = Baselines.fit(known, card, scored=[s.observed for sections in measured for s in sections])
-    genes, summary, paper, comparisons = [], [], [], []
+    genes, summary, paper, comparisons, samples = [], [], [], [], []
     for slide, sections in zip(slides, measured, strict=True):
         tables = []
         for section in sections:
             predictions = {key: section.mean, **baselines.predict(section)}
-            table, rows, papers, samples = score_section(Truth.of(section, card), predictions)
+            table, rows, papers, drawn = score_section(Truth.of(section, card), predictions)
             tables.append(table)
             summary += rows
             paper += papers
-            comparisons += compare(key, table, samples, section.name)
+            comparisons += compare(key, table, drawn, section.name)
+            samples.append(drawn)
         _write_scores(slide, [table[table["predictor"] == key] for table in tables], card.genes, key=key)
         genes += tables
     frame = pd.DataFrame(summary)
     return Evaluation(
         summary=frame,
+        overall=over_sections(key, frame, samples),
         paper=pd.DataFrame(paper),
         comparisons=pd.DataFrame(comparisons),
         genes=pd.concat(genes, ignore_index=True),

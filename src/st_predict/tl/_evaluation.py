@@ -37,6 +37,10 @@ class Evaluation:
     summary
         One row per section and predictor: means over genes, which ``definitions`` explains. ``gene_partial`` is the
         headline; ``gene_partial_low`` and ``gene_partial_high`` are its interval over blocks of spots.
+    overall
+        One row per predictor: means over sections. The interval of ``gene_partial`` draws sections with replacement, and blocks of
+        spots in each; ``difference_low`` and ``difference_high`` are the interval of the prediction minus the predictor, from the
+        same draws. A few sections of one patient say little about other patients, however narrow the interval.
     paper
         One row per section and predictor: the scores of the M2OST paper, in the units of the prediction.
     comparisons
@@ -53,6 +57,7 @@ class Evaluation:
     """
 
     summary: pd.DataFrame
+    overall: pd.DataFrame
     paper: pd.DataFrame
     comparisons: pd.DataFrame
     genes: pd.DataFrame
@@ -60,15 +65,15 @@ class Evaluation:
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = []
-        for section, table in self._tables():
-            text = table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
-            parts.append(f"Section {section}, {table.attrs['n_spots']} spots, {table.attrs['n_genes']} genes\n{text}")
+        parts = [
+            f"{title}\n{table.to_string(float_format=lambda value: f'{value:.3f}', na_rep='-')}"
+            for title, table in self._tables()
+        ]
         parts += [_wrap(sentence) for sentence in self.words]
         parts.append(
             _wrap(
                 "partial: correlation with Pearson residuals given sequencing depth, mean over genes; residual: without "
-                "depth regressed out; plain: in the units of the prediction. More in .summary, .paper, .genes and .definitions."
+                "depth regressed out; plain: in the units of the prediction. More in .summary, .overall, .paper, .comparisons, .genes and .definitions."
             )
         )
         return "\n\n".join(parts)
@@ -77,23 +82,29 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         parts = [
-            f"<h4>Section {escape(str(section))}, {table.attrs['n_spots']} spots, {table.attrs['n_genes']} genes</h4>"
-            + table.to_html(float_format=lambda value: f"{value:.3f}", na_rep="-")
-            for section, table in self._tables()
+            f"<h4>{escape(title)}</h4>" + table.to_html(float_format=lambda value: f"{value:.3f}", na_rep="-")
+            for title, table in self._tables()
         ]
         return "".join(parts) + "".join(f"<p>{escape(sentence)}</p>" for sentence in self.words)
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
-        """Headline of each section, one row per predictor, in at most 80 columns."""
-        tables = []
-        for section, rows in self.summary.groupby("section", sort=False):
-            table = rows.set_index("predictor")
-            bounds = zip(table["gene_partial_low"], table["gene_partial_high"], strict=True)
-            table["interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "-" for low, high in bounds]  # noqa: PLR0124
-            shown = table[list(_COLUMNS)].rename(columns=_COLUMNS).rename_axis(index=None)
-            shown.attrs = {"n_spots": int(rows["n_spots"].iloc[0]), "n_genes": int(rows["n_genes"].iloc[0])}
-            tables.append((str(section), shown))
+        """Title and headline of each section, and of all, one row per predictor, in at most 80 columns."""
+        tables = [
+            (f"Section {name}, {rows['n_spots'].iloc[0]} spots, {rows['n_genes'].iloc[0]} genes", _headline(rows))
+            for name, rows in self.summary.groupby("section", sort=False)
+        ]
+        if len(tables) > 1:
+            tables.append(
+                (f"Mean of {len(tables)} sections, intervals over sections and spots", _headline(self.overall))
+            )
         return tables
+
+
+def _headline(rows: pd.DataFrame) -> pd.DataFrame:
+    table = rows.set_index("predictor")
+    bounds = zip(table["gene_partial_low"], table["gene_partial_high"], strict=True)
+    table["interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "-" for low, high in bounds]  # noqa: PLR0124
+    return table[list(_COLUMNS)].rename(columns=_COLUMNS).rename_axis(index=None)
 
 
 def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from st_predict._sections import HeldOutSection
     from st_predict.specs import ModelCard
 
-__all__ = ["Truth", "compare", "score_section"]
+__all__ = ["Truth", "compare", "over_sections", "score_section"]
 
 N_BOOTSTRAP = 200
 SPOTS_PER_BLOCK = 12
+_OVERALL = ("gene_partial", "gene_residual", "gene_pearson", "gene_spearman", "share_above")
 MIN_SPOTS = 8
 """Fewer spots have no neighbours to speak of, and no blocks to draw."""
 
@@ -226,6 +227,38 @@ def compare(
         return []
     corrected = metrics.benjamini_hochberg(np.array([row["p"] for row in rows], dtype=np.float64))
     return [{**row, "q": q} for row, q in zip(rows, corrected.tolist(), strict=True)]
+
+
+def over_sections(
+    key: str, summary: pd.DataFrame, samples: Sequence[Mapping[str, NDArray[np.float64]]]
+) -> pd.DataFrame:
+    """Average the scores of each predictor over sections, with intervals that draw sections as well as blocks.
+
+    Parameters
+    ----------
+    key
+        Prediction that the others are compared with.
+    summary
+        One row per section and predictor.
+    samples
+        Resamples of the mean partial correlation of each predictor, ``(n_resamples,)``, one mapping per section.
+    """
+    undefined = np.full(N_BOOTSTRAP, np.nan)
+
+    def interval(values: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+        return metrics.percentile_interval(metrics.bootstrap_sections(np.stack(values, axis=1), seed=0))
+
+    def drawn(name: str) -> list[NDArray[np.float64]]:
+        return [section.get(name, undefined) for section in samples]
+
+    rows = []
+    for name, table in summary.groupby("predictor", sort=False):
+        row = {"predictor": name, "n_sections": len(table), **table[list(_OVERALL)].mean()}
+        row["gene_partial_low"], row["gene_partial_high"] = interval(drawn(str(name)))
+        differences = [mine - other for mine, other in zip(drawn(key), drawn(str(name)), strict=True)]
+        low, high = (np.nan, np.nan) if name == key else interval(differences)
+        rows.append({**row, "difference_low": low, "difference_high": high})
+    return pd.DataFrame(rows)
 
 
 def _mean_defined(scores: NDArray[np.float64], axis: int | None = None) -> Any:
