@@ -1,10 +1,11 @@
-"""Spatial autocorrelation against scanpy, formulas on small graphs, and permutations."""
+"""Spatial autocorrelation against scanpy, squidpy, formulas on small graphs, and permutations."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import scanpy as sc
+from anndata import AnnData
 from scipy.sparse import csr_array, csr_matrix
 from scipy.stats import kstest
 from sklearn.neighbors import kneighbors_graph
@@ -45,6 +46,27 @@ def test_same_as_scanpy():
         expected = sc.metrics.morans_i(csr_matrix(weights), values.T.copy())
         np.testing.assert_allclose(metrics.morans_i(values, weights), expected, atol=1e-12)
         np.testing.assert_allclose(metrics.morans_i(values + 1e6, weights.toarray()), expected, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the imports of squidpy
+def test_same_as_squidpy():
+    import squidpy as sq
+
+    xy = jittered()
+    rng = np.random.default_rng(0)
+    values = np.column_stack([xy[:, 0], np.sin(xy).sum(axis=1), rng.normal(size=(144, 20)), rng.poisson(0.3, (144, 9))])
+    weights = metrics.neighbour_weights(xy)
+    table = AnnData(values, obsp={"spatial_connectivities": csr_matrix(weights)})
+    table.uns["spatial_neighbors"] = {"connectivities_key": "spatial_connectivities"}
+    options = {"transformation": False, "n_perms": None, "two_tailed": False, "show_progress_bar": False, "copy": True}
+    expected = sq.gr.spatial_autocorr(table, mode="moran", **options).loc[table.var_names]
+    found = metrics.morans_i(values, weights)
+    np.testing.assert_allclose(found, expected["I"], atol=1e-12)
+    p = metrics.morans_i_pvalues(values, weights, assumption="normality")
+    # squidpy gives the tail on the side of the observed value
+    above = found > -1 / 143
+    assert 5 < above.sum() < len(above)
+    np.testing.assert_allclose(np.where(above, p, 1 - p), expected["pval_norm"], atol=1e-12)
 
 
 def test_by_hand():
