@@ -7,7 +7,7 @@ import pytest
 import scanpy as sc
 from anndata import AnnData
 from scipy.sparse import csr_array, csr_matrix
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 from sklearn.neighbors import kneighbors_graph
 
 from st_predict import metrics
@@ -100,6 +100,31 @@ def test_normality_is_right_for_normal_values():
     assert (np.abs(p - metrics.morans_i_pvalues(values, weights)) < 0.02).all()
 
 
+@pytest.mark.parametrize("kind", ["normal", "depth"])
+def test_signs_agree_with_random_signs(kind):
+    """By Monte Carlo: magnitudes stay where they are, signs are drawn."""
+    rng = np.random.default_rng(3)
+    xy = rng.uniform(0, 1000, (300, 2))
+    weights = metrics.neighbour_weights(xy)
+    magnitude = np.abs(rng.normal(size=300)) * (1 if kind == "normal" else np.exp(1.2 * np.sin(xy[:, 0] / 150)))
+    signed = magnitude[:, None] * rng.choice([-1, 1], (300, 20_000))
+    null, p = metrics.morans_i(signed, weights), metrics.morans_i_pvalues(signed, weights, assumption="signs")
+    share = (null[:200, None] <= null).mean(axis=1)
+    np.testing.assert_allclose(p[:200], share, atol=0.04)
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.015)
+
+
+def test_signs_of_values_without_depth_agree_with_permutations():
+    rng = np.random.default_rng(3)
+    weights = metrics.neighbour_weights(rng.uniform(0, 1000, (300, 2)))
+    values = rng.normal(size=300)
+    permuted = np.column_stack([rng.permutation(values) for _ in range(20_000)])
+    moran, p = metrics.morans_i(permuted, weights), metrics.morans_i_pvalues(permuted, weights, assumption="signs")
+    z = (moran - moran.mean()) / moran.std()
+    assert np.abs(norm.isf(p) - z).mean() < 0.1
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.01)
+
+
 def test_pattern_is_found_at_a_false_discovery_rate():
     xy = jittered()
     values = np.random.default_rng(0).normal(size=(144, 200))
@@ -135,7 +160,7 @@ def test_bad_input_is_refused_by_name():
         metrics.morans_i(csr_array(values), weights)
     with pytest.raises(InvalidValueError, match="values has 8 NaN"):
         metrics.morans_i(values * np.nan, weights)
-    with pytest.raises(InvalidValueError, match="assumption must be 'randomisation' or 'normality', got 'z'"):
+    with pytest.raises(InvalidValueError, match="assumption must be 'randomisation', 'normality' or 'signs', got 'z'"):
         metrics.morans_i_pvalues(values, weights, assumption="z")
     with pytest.raises(
         InvalidValueError, match=r"xy must be \(n_spots, 2\) with at least 2 spots, got the shape \(4, 3\)"

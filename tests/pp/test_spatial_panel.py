@@ -21,9 +21,8 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Scale
 from statsmodels.stats.multitest import multipletests
 
-from st_predict import datasets, pp
+from st_predict import datasets, metrics, pp
 from st_predict.pp import _spatial_panel
-from st_predict.pp._spatial_panel import morans_i, nearest_neighbours
 
 HER2ST = Path(os.environ.get("ST_PREDICT_CACHE", Path(__file__).parents[3] / "shared" / "data" / "her2st"))
 N_SPATIAL = 30
@@ -58,60 +57,6 @@ def all_passing(sections: list, **how) -> list[str]:
     if n == 0:
         return []
     return pp.select_panel(sections, n_genes=n, method="spatial", **how)
-
-
-def test_morans_i_is_that_of_scanpy():
-    rng = np.random.default_rng(1)
-    xy = positions(rng, 150)
-    values = rng.normal(size=(150, 20)) + np.sin(xy[:, :1] / 150) * np.arange(20)
-    graph = nearest_neighbours(xy)
-    moran, _ = morans_i(values, graph)
-    np.testing.assert_allclose(moran, sc.metrics.morans_i(csr_matrix(graph), values.T.copy()), rtol=1e-10)
-    assert moran[0] < 0.2
-    assert moran[-1] > 0.8
-
-
-def test_the_graph_is_that_of_scikit_learn():
-    xy = positions(np.random.default_rng(2), 100)
-    expected = kneighbors_graph(xy, 6).toarray() / 6
-    np.testing.assert_allclose(nearest_neighbours(xy).toarray(), expected)
-
-
-def test_no_spot_is_its_own_neighbour_if_positions_coincide():
-    graph = nearest_neighbours(np.repeat([[0.0, 0.0], [9.0, 9.0]], 10, axis=0))
-    assert graph.diagonal().sum() == 0
-    np.testing.assert_allclose(graph.sum(axis=1), 1)
-
-
-@pytest.mark.parametrize("kind", ["normal", "depth"])
-def test_p_values_are_those_of_random_signs(kind):
-    """By Monte Carlo: magnitudes stay where they are, signs are drawn."""
-    rng = np.random.default_rng(3)
-    xy = positions(rng, 300)
-    graph = nearest_neighbours(xy)
-    magnitude = np.abs(rng.normal(size=300)) * (1 if kind == "normal" else np.exp(1.2 * np.sin(xy[:, 0] / 150)))
-    signed = magnitude[:, None] * rng.choice([-1, 1], (300, 20_000))
-    null, p = morans_i(signed, graph)
-    share = (null[:200, None] <= null).mean(axis=1)
-    np.testing.assert_allclose(p[:200], share, atol=0.04)
-    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.015)
-
-
-def test_p_values_of_values_without_depth_are_those_of_permutations():
-    rng = np.random.default_rng(3)
-    graph = nearest_neighbours(positions(rng, 300))
-    values = rng.normal(size=300)
-    permuted, p = morans_i(np.column_stack([rng.permutation(values) for _ in range(20_000)]), graph)
-    z = (permuted - permuted.mean()) / permuted.std()
-    assert np.abs(norm.isf(p) - z).mean() < 0.1
-    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.01)
-
-
-def test_constant_values_do_not_pass():
-    graph = nearest_neighbours(positions(np.random.default_rng(4), 50))
-    moran, p = morans_i(np.column_stack([np.zeros(50), np.full(50, 3.7)]), graph)
-    np.testing.assert_allclose(moran, -1 / 49)
-    assert (p == 1).all()
 
 
 def reference(adatas: list[AnnData]) -> tuple[list[str], set[str]]:
@@ -156,9 +101,25 @@ def test_genes_that_only_follow_depth_are_not_chosen():
     adata = section(5)
     noise = adata[:, N_SPATIAL:].copy()
     values = np.log1p(noise.X.toarray())
-    _, p = morans_i(values, nearest_neighbours(noise.obsm["spatial"]))
+    weights = metrics.neighbour_weights(noise.obsm["spatial"])
+    p = metrics.morans_i_pvalues(values, weights, assumption="signs")
     assert (p < 0.001).mean() > 0.5  # what a panel by Moran's I of log counts would take
     assert len(all_passing([noise])) <= 3
+
+
+def test_genes_without_counts_cannot_pass():
+    adata = section(1)
+    expected = all_passing([adata], min_mean=0)
+    counts = adata.X.toarray()
+    with_empty = AnnData(
+        csr_matrix(np.column_stack([np.zeros((250, 2)), counts])),
+        var=pd.DataFrame(index=["empty", "void", *adata.var_names]),
+        obsm=dict(adata.obsm),
+    )
+    assert set(all_passing([with_empty], min_mean=0)) <= set(expected)
+    everything = pp.select_panel([with_empty], n_genes=332, method="spatial", min_mean=0, fdr=1)
+    alone = pp.select_panel([adata], n_genes=330, method="spatial", min_mean=0, fdr=1)
+    assert [gene for gene in everything if gene not in {"empty", "void"}] == alone
 
 
 def without_fields(adata: AnnData) -> AnnData:
