@@ -270,7 +270,7 @@ def test_names_that_concatenation_lost_may_be_given(
     with pytest.raises(FileNotFoundError, match=r"no file 'ERBB2'; genes must be a list of names or the path"):
         prediction(joined, genes="ERBB2")
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"net\.safetensors' is no complete safetensors file"):
+    with pytest.raises(ValueError, match=r"net\.safetensors' is not a complete safetensors file"):
         prediction(joined, genes=path)
 
 

@@ -155,7 +155,7 @@ def test_an_unfit_card_names_the_place(changes, message):
 
 @pytest.mark.parametrize("text", ["", "no json", "[1]", "null"])
 def test_text_that_is_no_card(text):
-    with pytest.raises(ValueError, match="This is no card of st_predict, as it is not"):
+    with pytest.raises(ValueError, match="This is not a card of st_predict, as it is not"):
         ModelCard.from_json(text)
 
 

@@ -14,7 +14,7 @@ __all__ = ["check_data", "check_slide", "check_table"]
 
 
 def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
-    """Refuse what is not a :class:`~spatialdata.SpatialData` object, and say how to make one of it.
+    """Refuse anything but a :class:`~spatialdata.SpatialData` object, and say how to make one of it.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
 
 
 def check_data(data: Any, *, argument: str = "data") -> None:
-    """Refuse what is neither :class:`~anndata.AnnData` nor :class:`~spatialdata.SpatialData`, and say how to get either.
+    """Refuse anything but :class:`~anndata.AnnData` or :class:`~spatialdata.SpatialData`, and say how to get either.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def check_data(data: Any, *, argument: str = "data") -> None:
 
 
 def check_table(adata: Any, *, argument: str = "adata") -> None:
-    """Refuse what is not AnnData.
+    """Refuse anything but AnnData.
 
     Raises
     ------

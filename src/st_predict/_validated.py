@@ -43,7 +43,7 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowe
 
 
 def _whole(value: Any) -> Any:
-    """Integers of numpy become those of Python; truth values and texts are no numbers."""
+    """Integers of numpy become those of Python; truth values and texts are not numbers."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError("must be a whole number")
     return int(value)

@@ -417,7 +417,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     KeyError
         If there is no such prediction or table.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If several tables have a prediction of this key.
     """

@@ -312,12 +312,12 @@ class ModelCard:
         try:
             values = json.loads(text)
         except (TypeError, ValueError) as error:
-            raise InvalidValueError(f"This is no card of st_predict, as it is not JSON ({error}).") from error
+            raise InvalidValueError(f"This is not a card of st_predict, as it is not JSON ({error}).") from error
         _check_fields(values, {f.name for f in fields(cls)})
         try:
             return cls(**values)
         except StPredictError as error:
-            raise error.about("This is no card of st_predict.") from error
+            raise error.about("This is not a card of st_predict.") from error
 
     @classmethod
     def of_file(cls, path: PathLike[str] | str) -> ModelCard:
@@ -361,14 +361,16 @@ def _metadata(path: Path) -> dict[str, str]:
             return dict(json.loads(file.read(length)).get("__metadata__") or {})
     except (AttributeError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
         raise InvalidValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
             "get it again",
         ) from error
 
 
 def _check_fields(values: Any, names: set[str]) -> None:
     if not isinstance(values, dict):
-        raise InvalidValueError(f"This is no card of st_predict, as it is not a mapping but {type(values).__name__}.")
+        raise InvalidValueError(
+            f"This is not a card of st_predict, as it is not a mapping but {type(values).__name__}."
+        )
     version = values.get("format_version", 0)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InvalidValueError(

@@ -206,7 +206,7 @@ def test_the_card_is_read_without_the_weights(path):
 def test_headers_that_are_not_those_of_safetensors(tmp_path, header):
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(ValueError, match=r"a\.safetensors' is no complete safetensors file"):
+    with pytest.raises(ValueError, match=r"a\.safetensors' is not a complete safetensors file"):
         ModelCard.of_file(path)
 
 

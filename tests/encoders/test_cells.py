@@ -307,7 +307,7 @@ def test_weights_that_are_not_those_of_hipt_name_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"hipt\.safetensors' cannot be used\. These are not the weights of HIPT"):
         load_hipt(path)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"hipt\.safetensors' is no complete safetensors file .* Get it again\.$"):
+    with pytest.raises(ValueError, match=r"hipt\.safetensors' is not a complete safetensors file .* Get it again\.$"):
         load_cell_encoder("hipt", weights=path)
     with pytest.raises(ValueError, match="weights must be a path, got 3"):
         load_cell_encoder("hipt", weights=3)

@@ -196,7 +196,7 @@ def test_counts_that_are_no_counts(folder, value, named):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("counts", "\tA\tB\n3x10\t1\tx\n", "has a count that is no number"),
+        ("counts", "\tA\tB\n3x10\t1\tx\n", "has a count that is not a number"),
         ("counts", "\tA\tB\n3x10\t1\n", "spot '3x10' has 1 counts for 2 genes"),
         ("counts", "\tA\tB\nspot7\t1\t2\n", "expected names of spots like 7x13, got 'spot7'"),
         ("counts", "\tA\n3x10\t1\n3x10\t2\n", "has spots twice: ['3x10']"),
@@ -204,7 +204,7 @@ def test_counts_that_are_no_counts(folder, value, named):
         ("counts", "\tA\n", "holds no counts"),
         ("spots", "barcode,row,col,px,py\nAC,1,2,3,4\n", "its first line is ['barcode', 'row', 'col', 'px', 'py']"),
         ("spots", "3x10,1,2\n3x10,1,2\n", "has spots twice: ['3x10']"),
-        ("spots", "x\ty\tpixel_x\tpixel_y\n3\t10\t\t2\n", "has coordinates that are no numbers"),
+        ("spots", "x\ty\tpixel_x\tpixel_y\n3\t10\t\t2\n", "has coordinates that are not numbers"),
         ("spots", ",X,Y\n3x10,1,2\n3x11,1,2\n", "on one line of the lattice"),
         ("image", "no image", "is no JPEG, PNG or TIFF image"),
     ],

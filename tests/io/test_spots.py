@@ -256,7 +256,7 @@ def _not_annotating(sdata):
         (_empty_table, "Table 'table' has no rows in region 'spots'"),
         (_repeat_name, "obs_names of table 'table' must be unique, but 1 entries are repeated, the first are ['s0']"),
         (_repeat_instance, "Column 'instance' of table 'table' must be unique"),
-        (_nan, "2 of 12 spots of 'spots' have coordinates that are no numbers, the first are ['s0', 's1']"),
+        (_nan, "2 of 12 spots of 'spots' have coordinates that are not numbers, the first are ['s0', 's1']"),
         (_not_annotating, "Table 'table' does not say which shapes its rows are"),
     ],
 )

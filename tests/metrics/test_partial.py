@@ -1,4 +1,4 @@
-"""Partial correlation against scipy and statsmodels, and what depth alone cannot reach."""
+"""Partial correlation against scipy and statsmodels, and a limit that depth cannot reach."""
 
 from __future__ import annotations
 

@@ -182,3 +182,22 @@ def test_units_that_cannot_be_had_are_refused(counts: np.ndarray) -> None:
         get.prediction(table, units="log1p_10k")
     with pytest.raises(ValueError, match="units must be 'log1p_10k' or 'model'"):
         get.prediction(table, units="cpm")
+
+
+def test_totals_over_other_genes_are_noticed(counts: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    panel = list(range(25))
+    spec = pp.fit_target(
+        counts[:, panel], counts.sum(axis=1) * 4, RESIDUALS
+    )  # three quarters of the counts are elsewhere
+    names = pd.DataFrame(index=[f"g{i}" for i in range(40)])
+    pp.make_target(AnnData(counts, var=names), list(names.index[:25]), spec)
+    assert "use tables with the same genes" in caplog.text
+    caplog.clear()
+    whole = AnnData(np.column_stack([counts, 3 * counts.sum(axis=1)]), var=pd.DataFrame(index=[*names.index, "rest"]))
+    target = pp.make_target(whole, list(names.index[:25]), spec)
+    assert not caplog.text
+    np.testing.assert_array_equal(target.counts, counts[:, panel])
+    np.testing.assert_array_equal(target.table_totals, 4 * counts.sum(axis=1))
+    # single genes differ between patients
+    pp.to_target(counts[:, [3]], pp.fit_target(counts[:, [3]], counts.sum(axis=1) * 9, RESIDUALS), totals=counts.sum(1))
+    assert not caplog.text

@@ -526,8 +526,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     stp.tl.calibrate(off_by(mixed(12))).save(path)
     content = json.loads(path.read_text())
     for text, said in (
-        ("{", "is no calibration that can be read"),
-        ("[]", "is no calibration that can be read"),
+        ("{", "is not a readable calibration"),
+        ("[]", "is not a readable calibration"),
         (json.dumps({**content, "format_version": 2}), "format 2 is newer than this st_predict"),
         (json.dumps({k: v for k, v in content.items() if k != "genes"}), "'genes'"),
     ):

@@ -173,7 +173,7 @@ def _read(path: Path, header: str) -> NDArray[np.float32] | None:
 
 
 def _keep(paths: Sequence[Path], header: str, features: NDArray[np.float32]) -> None:
-    """Write the first path, or the next one where writing is not permitted; a cache that is full is no reason to fail."""
+    """Write the first path, or the next one where writing is not permitted; a cache that is full must not fail."""
     path, *others = paths
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

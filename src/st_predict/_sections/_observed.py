@@ -9,8 +9,7 @@ import numpy as np
 
 from st_predict._sections._measured import section_name
 from st_predict._sections._section import about
-from st_predict.pp import make_target, read_totals
-from st_predict.specs import TargetSpec
+from st_predict.pp import make_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,13 +113,12 @@ def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: b
     match = measured.match.only(card.genes)
     target = make_target(table, match, card.target, layer=layer, min_counts=min_counts)
     inside = ~section.outside[target.rows]
-    raw = TargetSpec(transform="counts", over=card.target.over)
     return Observed(
         name=section_name(table.obs, section.region),
         patients=tuple(sorted(set(measured.patients.iloc[section.rows]))),
         section=section,
         rows=target.rows[inside],
         target=target.values[inside],
-        totals=np.asarray(read_totals(table, layer=layer))[target.rows[inside]],
-        counts=make_target(table[target.rows[inside]], match, raw, layer=layer).values if counts else None,
+        totals=target.table_totals[inside],
+        counts=target.counts[inside] if counts else None,
     )

@@ -110,7 +110,7 @@ class TrainConfig:
 
 
 RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
-"""Predict what is left of expression beyond sequencing depth, of genes that vary over the tissue."""
+"""Predict expression relative to sequencing depth, for genes with a spatial pattern."""
 
 
 def get_preset(spec: ModelSpec, name: str) -> Preset:

@@ -143,6 +143,6 @@ def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
         raise InvalidValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
             "get it again",
         ) from error

@@ -46,7 +46,7 @@ def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``crop`` is no tensor, or there is no such symmetry.
+        If ``crop`` is not a tensor, or there is no such symmetry.
     """
     if not isinstance(crop, torch.Tensor) or crop.ndim < 2:
         raise InvalidTypeError(f"crop must be a tensor (..., size, size), got {type(crop).__name__}.")

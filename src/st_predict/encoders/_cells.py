@@ -272,9 +272,7 @@ def _patch_and_width(spec: EncoderSpec) -> tuple[int, int]:
         network: Any = spec.build() if spec.arch else import_timm().create_model(spec.source, pretrained=False)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is None or not hasattr(network, "num_prefix_tokens"):
-        raise InvalidValueError(
-            f"The encoder {spec.name!r} is no vision transformer, so that it does not describe cells."
-        )
+        raise InvalidValueError(f"The encoder {spec.name!r} is not a vision transformer, so it cannot describe cells.")
     return int(patch[0]), int(network.num_features)
 
 

@@ -155,7 +155,7 @@ def load_hipt(path: PathLike[str] | str) -> Hipt:
         state = load_file(path)
     except SafetensorError as error:
         raise InvalidValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}): it is damaged or of another kind.",
+            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
             "get it again",
         ) from error
     try:

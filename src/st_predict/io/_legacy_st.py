@@ -178,7 +178,7 @@ def _reading(path: PathLike[str] | str | None) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:  # says it already
             raise
         raise InvalidValueError(
-            f"{path} cannot be read: {error}. It is damaged, or is no such file.", "get it again"
+            f"{path} cannot be read: {error}. It is damaged, or not such a file.", "get it again"
         ) from error
 
 
@@ -202,7 +202,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
     if not frame.index.is_unique:
         raise InvalidValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
     if not np.isfinite(frame.to_numpy(dtype=np.float64)).all():
-        raise InvalidValueError(f"{path} has coordinates that are no numbers.")
+        raise InvalidValueError(f"{path} has coordinates that are not numbers.")
     return frame
 
 
@@ -276,7 +276,7 @@ def _row(cells: list[str], *, name: str, n_genes: int, path: Path) -> csr_array:
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError as error:
-        raise InvalidValueError(f"{path}: spot {name!r} has a count that is no number ({error}).") from None
+        raise InvalidValueError(f"{path}: spot {name!r} has a count that is not a number ({error}).") from None
     if len(values) != n_genes:
         raise InvalidValueError(f"{path}: spot {name!r} has {len(values)} counts for {n_genes} genes.")
     bad = ~(np.isfinite(values) & (values >= 0) & (values == np.rint(values)))
@@ -371,9 +371,7 @@ def _read_labels(path: Path | None, places: pd.DataFrame) -> pd.Categorical:
         separator = "\t" if "\t" in file.readline() else ","
     frame = pd.read_csv(path, sep=separator).rename(columns={"xcoord": "x", "ycoord": "y", "tumor": "label"})
     if not {"x", "y", "label"} <= set(frame.columns):
-        raise InvalidValueError(
-            f"{path} is no known file of labels: expected x, y and label, got {list(frame.columns)}."
-        )
+        raise InvalidValueError(f"{path} is not a file of labels: expected x, y and label, got {list(frame.columns)}.")
     placed = frame.dropna(subset=["x", "y", "label"])
     index = _name(placed["x"].round().astype(np.int64), placed["y"].round().astype(np.int64))
     labels = pd.Series(placed["label"].astype(str).to_numpy(), index=index)

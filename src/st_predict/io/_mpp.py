@@ -129,7 +129,7 @@ def find_mpp(
     KeyError
         If there is no such image or table.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
         no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.

@@ -101,7 +101,7 @@ class SpatialDataPyramid:
     Raises
     ------
     TypeError
-        If the image is no image element.
+        If the image is not an image element.
     ValueError
         If the image is not 8-bit RGB in two dimensions, or a level is shrunk more along one axis than the other.
     """
@@ -295,7 +295,7 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     KeyError
         If there is no such image.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If there is no image at all, if there are several and none is named, if it is not 8-bit RGB, or if a level is
         shrunk more along one axis than the other.

@@ -31,7 +31,7 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     KeyError
         If there is no image of that name.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If no name is given and there is not exactly one image.
     """
@@ -72,7 +72,7 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     KeyError
         If there is no table of that name.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If no name is given and several tables could be meant.
     """
@@ -109,7 +109,7 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     KeyError
         If there are no shapes of that name.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If no name is given and several shapes, or none, could be meant.
     """

@@ -90,11 +90,11 @@ def read_spots(
     KeyError
         If an element that is named does not exist.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
         if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
-        if the transformation between them is no similarity, or cannot be inverted.
+        if the transformation between them is not a similarity, or cannot be inverted.
     """
     check_slide(sdata)
     region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
@@ -268,7 +268,7 @@ def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> No
     bad = names[~np.isfinite(xy).all(axis=1)]
     if len(bad):
         raise InvalidValueError(
-            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are no numbers, the first are {_first(bad)}."
+            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are not numbers, the first are {_first(bad)}."
         )
 
 

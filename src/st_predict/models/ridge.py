@@ -124,7 +124,7 @@ def gather(batches: Iterable[Batch]) -> tuple[Array, Array, NDArray[np.int64]]:
             [x.cpu().numpy() for x in (batch.require("features").double(), batch.require("target").double(), section)]
         )
     if not parts:
-        raise InvalidValueError("There is no training spot.")
+        raise InvalidValueError("There are no training spots.")
     x_BD, y_BG, section_B = (np.concatenate(part) for part in zip(*parts, strict=True))
     return x_BD, y_BG, section_B
 

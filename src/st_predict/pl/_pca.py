@@ -119,7 +119,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     KeyError
         If there is no such prediction, layer, table or image; the message lists what there is.
     TypeError
-        If ``sdata`` is no SpatialData object.
+        If ``sdata`` is not a SpatialData object.
     ValueError
         If an argument is of another type or range, if fewer than three genes or four spots have values, if it is not clear
         which prediction, table, region or image is meant,

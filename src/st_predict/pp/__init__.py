@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from st_predict.pp._counts import read_totals
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
@@ -34,7 +33,6 @@ __all__ = [
     "make_target",
     "pearson_residuals",
     "read_panel",
-    "read_totals",
     "select_panel",
     "to_log1p_10k",
     "to_target",

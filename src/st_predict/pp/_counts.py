@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_counts", "dense", "read_counts", "read_totals"]
+__all__ = ["check_counts", "dense", "read_counts"]
 
 
 def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | csr_array:
@@ -32,30 +32,6 @@ def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | c
             Advice("name the one with the raw counts with {}", "layer"),
         )
     return check_counts(counts)
-
-
-def read_totals(adata: AnnData, *, layer: str | None = None) -> NDArray[np.float64]:
-    """Sum the counts of each spot over all genes of a table.
-
-    Parameters
-    ----------
-    adata
-        Table with raw counts.
-    layer
-        Layer with the counts; by default ``adata.X``.
-
-    Returns
-    -------
-    ``(n_spots,)``.
-
-    Raises
-    ------
-    KeyError
-        If there is no such layer.
-    ValueError
-        If counts are negative, not whole or not finite.
-    """
-    return np.asarray(read_counts(adata, layer=layer).sum(axis=1, dtype=np.float64)).ravel()
 
 
 def check_counts(counts: Any) -> NDArray[Any] | csr_array:

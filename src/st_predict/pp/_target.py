@@ -36,6 +36,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+FEW_GENES, OTHER = 20, 3.0
+"""The share of a panel of at least so many genes in all counts does not differ by such a factor between tissues of a kind."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Target:
@@ -49,8 +52,12 @@ class Target:
         The ``n_genes`` names of the panel, in order.
     rows
         ``(n_spots,)`` int64: row of the table that each row of ``values`` comes from.
+    counts
+        ``(n_spots, n_genes)`` float32: raw counts of the panel.
     totals
         ``(n_spots,)`` float64: sum of counts of each spot, over the genes that ``spec.over`` says.
+    table_totals
+        ``(n_spots,)`` float64: sum of counts of each spot, over all genes of the table.
     dropped
         Names of the spots that were left out because their sum is zero.
     spec
@@ -62,7 +69,9 @@ class Target:
     values: NDArray[np.float32]
     genes: tuple[str, ...]
     rows: NDArray[np.int64]
+    counts: NDArray[np.float32]
     totals: NDArray[np.float64]
+    table_totals: NDArray[np.float64]
     dropped: tuple[str, ...]
     spec: TargetSpec
     n_summed: int
@@ -126,7 +135,9 @@ def make_target(
         values=values,
         genes=match.matched,
         rows=rows,
+        counts=panel_counts[rows].astype(np.float32),
         totals=totals[rows],
+        table_totals=_sums(counts)[rows],
         dropped=dropped,
         spec=spec,
         n_summed=n_summed,
@@ -225,7 +236,11 @@ def _columns(panel_index: ArrayLike, n_vars: int) -> NDArray[np.int64]:
 
 def _totals(counts: Any, panel_counts: NDArray[np.float64], spec: TargetSpec) -> tuple[NDArray[np.float64], int]:
     summed = panel_counts if spec.over == "panel" else counts
-    return np.asarray(summed.sum(axis=1, dtype=np.float64)).ravel(), summed.shape[1]
+    return _sums(summed), summed.shape[1]
+
+
+def _sums(counts: Any) -> NDArray[np.float64]:
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 _ROWS = 1024  # spots whose values are computed at a time: intermediate results are float64
@@ -245,6 +260,10 @@ def _transform(
             f"{len(empty)} of {len(rows)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
             f"{spec.units} cannot divide by.",
             "leave them out, as st_predict.pp.make_target does",
+        )
+    if spec.transform in FITTED:
+        _warn_of_other_totals(
+            panel_counts[rows].sum(axis=0), totals[rows].sum(), _proportions(spec, panel_counts.shape[1])
         )
     values = np.empty((len(rows), panel_counts.shape[1]), dtype=np.float32)
     for start in range(0, len(rows), _ROWS):
@@ -279,6 +298,18 @@ def _relative_to_training(
     if spec.transform == "log_fold":
         return np.log((counts + 1) / (totals[:, None] * proportions + 1))
     return pearson_residuals(counts, totals, proportions, theta=spec.theta, clip=spec.clip)
+
+
+def _warn_of_other_totals(sums: NDArray[np.float64], total: float, proportions: NDArray[np.float64]) -> None:
+    """Say that totals may run over other genes than in training: patients differ in single genes, not in a whole panel."""
+    here, training = sums.sum() / total if total else 0, proportions.sum()
+    if len(proportions) >= FEW_GENES and here > 0 and training > 0 and not 1 / OTHER < here / training < OTHER:
+        logger.warning(
+            "The panel has %.2g %% of all counts of this table, and had %.2g %% in the training spots. If this table lacks genes "
+            "of the assay, or training tables did, total counts are not comparable and the target is wrong: use tables with "
+            "the same genes.",
+            *(100 * here, 100 * training),
+        )
 
 
 def _proportions(spec: TargetSpec, n_genes: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What a prediction is scored beside: constants, depth, position, neighbours and ridge regression on colours."""
+"""Baselines of an evaluation: constants, depth, position, neighbours and ridge regression on colours."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ PREDICTORS = {
     "global_mean": "Mean of each gene over all spots of the training sections: the model 'mean'.",
     "patient_mean": "Mean of each gene over the spots of training sections of the same patient; "
     "left out for a patient who is not among them.",
-    "section_mean": "Mean of each gene over the spots of the section itself. Uses what is to be predicted: no method can "
+    "section_mean": "Mean of each gene over the spots of the section itself. Uses the measured values: no method can "
     "have it, and no constant has a smaller squared error.",
-    "log_total": "Log total count of each spot, the same for every gene. Uses what is to be predicted, and no image: a score near "
+    "log_total": "Log total count of each spot, the same for every gene. Uses the measured counts, not the image: a score near "
     "it is sequencing depth.",
     "position": "Cubic polynomial of the position among the spots of the section, fitted on the training sections: what the place "
     "says, without an image. Consecutive sections of a block are laid out alike.",
-    "neighbours": "Mean of the six nearest measured spots. Uses what is to be predicted: what smoothness of the tissue allows.",
+    "neighbours": "Mean of the six nearest measured spots. Uses the measured values: the score that smoothness of the tissue allows.",
     "ceiling": "Noise ceiling: the correlation that a perfect predictor of expression rates would have with these counts.",
     "ridge": "Ridge regression on colour, stain and texture in fields of view of 128, 256 and 512 um, fitted on the training "
     "sections: the model 'ridge' on the encoder 'rgb'. Left out where the mpp of an image is unknown or above 2 um/px.",
@@ -118,12 +118,12 @@ def _cubic(xy: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Baseline:
-    """A model that was fitted to training sections in a moment.
+    """A closed-form model, fitted to the training sections.
 
     Parameters
     ----------
     name
-        What it is called beside the prediction.
+        Name in the evaluation.
     card, network, encoder
         The model.
     patient

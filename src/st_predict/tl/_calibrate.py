@@ -272,7 +272,7 @@ class Calibration:
                 settings=content["settings"],
             )
         except (KeyError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
-            raise InvalidValueError(f"{str(path)!r} is no calibration that can be read: {error}") from error
+            raise InvalidValueError(f"{str(path)!r} is not a readable calibration: {error}") from error
 
     def _intervals(self, genes: Sequence[str]) -> Intervals:
         return Intervals(

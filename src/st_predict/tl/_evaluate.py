@@ -50,7 +50,7 @@ _COLUMNS = {
     "sections and blocks of spots in them.",
     "difference_high": "Upper end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
     "sections and blocks of spots in them.",
-    "n_sections": "Number of sections in the mean; each counts the same, whatever its number of spots.",
+    "n_sections": "Number of sections with this predictor; each has the same weight in a mean, which leaves out undefined scores.",
     "gene_residual": "Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the counts by "
     "the gene proportions of the section, without depth regressed out.",
     "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i beside it is that of the prediction.",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +106,7 @@ class Evaluation:
 def _headline(rows: pd.DataFrame) -> pd.DataFrame:
     table = rows.set_index("predictor")
     bounds = zip(table["gene_partial_low"], table["gene_partial_high"], strict=True)
-    table["interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "-" for low, high in bounds]  # noqa: PLR0124
+    table["interval"] = [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "-" for low, high in bounds]
     return table[list(_COLUMNS)].rename(columns=_COLUMNS).rename_axis(index=None)
 
 
@@ -130,6 +133,4 @@ def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
 
 
 def _wrap(text: str) -> str:
-    import textwrap
-
-    return textwrap.fill(text, 80)
+    return fill(text, 80)

@@ -124,7 +124,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
         centre lies outside the image.
     ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
-        With ``n_samples`` or several checkpoints: standard deviation of what was drawn, over all checkpoints. How far it is
+        With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. How far it is
         from an error, :func:`calibrate` measures.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
         The same, if the panel covers every gene of the table.

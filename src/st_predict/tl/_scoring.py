@@ -1,4 +1,4 @@
-"""Scores of the predictions of one section, against what was measured."""
+"""Scores of the predictions of one section, against measured counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Residuals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Truth:
-    """What the spots of a section were measured as.
+    """Measured values of the spots of a section.
 
     Parameters
     ----------
@@ -262,6 +262,6 @@ def over_sections(
 
 
 def _mean_defined(scores: NDArray[np.float64], axis: int | None = None) -> Any:
-    """Mean of what is defined; NaN, not zero, where nothing is."""
+    """Mean of defined scores; NaN, not zero, if none is defined."""
     n = (~np.isnan(scores)).sum(axis=axis)
     return np.divide(np.nansum(scores, axis=axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
