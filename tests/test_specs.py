@@ -139,7 +139,7 @@ def test_specs_are_copied_pickled_and_replaced():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop": {"levels": [{"size": -64}]}}, r"no card of st_predict.* crop\.levels\.0\.size must be .*got -64"),
+        ({"crop": {"levels": [{"size": -64}]}}, r"not a card of st_predict.* crop\.levels\.0\.size must be .*got -64"),
         ({"crop": {"levels": [{"size": 64, "zoom": 2}]}}, r"crop\.levels\.0\.zoom is not a field"),
         ({"crop": {}}, r"crop\.levels is missing"),
         ({"genes": 3}, "genes must be .* got 3"),

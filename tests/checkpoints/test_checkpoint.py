@@ -180,7 +180,7 @@ def test_the_released_card_keeps_its_text():
 def test_a_truncated_file(path, part):
     content = path.read_bytes()
     path.write_bytes(content[:-1] if part == "last byte" else content[: int(len(content) * part)])
-    with pytest.raises(ValueError, match=r"model\.safetensors.*no complete safetensors file.*Get it again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*not a complete safetensors file.*Get it again"):
         checkpoints.load(path)
 
 

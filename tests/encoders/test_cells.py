@@ -122,7 +122,7 @@ def test_encoders_that_do_not_describe_such_cells():
     ):
         get_cell_encoder("virchow2")
     assert get_cell_encoder("virchow2", cell=14).n_features == 1280
-    with pytest.raises(ValueError, match=r"'resnet18.*' is no vision transformer"):
+    with pytest.raises(ValueError, match=r"'resnet18.*' is not a vision transformer"):
         get_cell_encoder("resnet18")
     with pytest.raises(ValueError, match=r"'hipt' has cells of 16 px, not of 8 px\. Set cell=16\."):
         get_cell_encoder("hipt", cell=8)
@@ -270,7 +270,7 @@ def test_other_files_are_refused(states, tmp_path):
         save_hipt_weights({**tile, "cls_token": torch.zeros(1, 1, 7)}, section, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "bad.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="no complete safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         load_hipt(tmp_path / "bad.safetensors")
 
 

@@ -461,7 +461,7 @@ def sixteen_bit(s: SpatialData) -> SpatialData:
         (two_images, r"several images in sdata: \['he', 'other'\]"),
         (no_spots, "There are no spots: .*make_grid"),
         (empty_table, "Table 'table' is empty: it has no spots"),
-        (nan_coordinates, r"1 of 12 spots .* no numbers, the first are \['s4'\]"),
+        (nan_coordinates, r"1 of 12 spots .* not numbers, the first are \['s4'\]"),
         (grey, "Expected an RGB image, got 1 channels"),
         (sixteen_bit, r"Expected an 8-bit image \(uint8\), got uint16"),
     ],
@@ -526,7 +526,7 @@ def test_checkpoint_that_is_cut_off_or_of_others(
     for name, content in {"cut": whole[: len(whole) // 2], "foreign": b"PK\x03\x04" * 100}.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="no complete safetensors file"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             stp.tl.predict(measured, path)
     save_file({"w": torch.zeros(2)}, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match="has no st_predict card"):
