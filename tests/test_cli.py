@@ -119,7 +119,9 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "timm", None)
-        check_refused(run("train", section, *out, "--model", "vit", "--preset", "paper"), "needs timm: pip install")
+        check_refused(
+            run("train", section, *out, "--model", "vit", "--preset", "paper"), "needs timm", "pip install timm"
+        )
     check_refused(run("train", section, *out, "--preset", "mine"), "preset must be one of")
     check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be JSON", "depth=3")
     assert list(tmp_path.iterdir()) == []

