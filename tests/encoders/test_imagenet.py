@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from st_predict import _imagenet
 from st_predict._imagenet import PIXELS, load_efficientnet_lite0
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ESPRESSO, TRIPOD, EGYPTIAN_CAT = 967, 872, 285
 
