@@ -3,138 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, field, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from st_predict._backbones import create_backbone, import_timm
+from st_predict._backbones import import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
 from st_predict._runtime import Network, is_out_of_memory
-from st_predict._validated import Count, Positive, validated
+from st_predict.encoders._pathology import PATHOLOGY
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
-from st_predict.specs import IMAGENET, CropSpec, LevelSpec, PixelSpec
+from st_predict.encoders._spec import HUB, EncoderSpec, square_crop
+from st_predict.specs import CropSpec, PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from st_predict.crops import Batch
 
 __all__ = ["Encoder", "EncoderSpec", "get_encoder", "list_encoders", "load_encoder"]
 
-_HUB = "hf-hub:"
-
-
-@validated
-class EncoderSpec:
-    """Everything the package knows of an encoder before its weights are there.
-
-    Parameters
-    ----------
-    name
-        What a user writes as ``encoder=``.
-    crop, pixels
-        What goes in.
-    source
-        Where the weights come from, as timm names it: ``"hf-hub:MahmoodLab/UNI"``, ``"resnet50.tv_in1k"``. Empty for an
-        encoder of the user's own.
-    arch, arch_args
-        Architecture in timm that the weights of a hub are loaded into; where it is empty, ``source`` says it.
-    norm_eps
-        What layer normalisation adds to the variance; ``None`` leaves what ``arch`` has.
-    pool
-        ``"timm"`` takes the output of the network; ``"cls_mean"`` the class token followed by the mean of the patch tokens,
-        without register tokens.
-    n_features
-        Length of the output; ``None`` if only the loaded network tells.
-    float32
-        Whether it computes in float32, whatever precision is asked for.
-    convert
-        Turns the published state dict into one of ``arch``.
-    license, gated, citation
-        Of the weights; ``gated`` ones are given to those who accept terms on the hub.
-    """
-
-    name: str
-    crop: CropSpec
-    pixels: PixelSpec = field(default_factory=PixelSpec)
-    source: str = ""
-    arch: str = ""
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
-    norm_eps: Positive | None = None
-    pool: Literal["timm", "cls_mean"] = "timm"
-    n_features: Count | None = None
-    float32: bool = False
-    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
-    license: str = "unknown"
-    gated: bool = False
-    citation: str = ""
-
-    @property
-    def url(self) -> str:
-        """Page of the weights on the hub; empty if they are on none."""
-        return f"https://huggingface.co/{self.source.removeprefix(_HUB)}" if self.source.startswith(_HUB) else ""
-
-    def build(self) -> nn.Module:
-        """Make the network of ``arch``, with random weights.
-
-        Raises
-        ------
-        ModuleNotFoundError
-            If timm is not installed.
-        """
-        backbone = create_backbone(self.arch, **self.arch_args)
-        for layer in backbone.modules():
-            if isinstance(layer, nn.LayerNorm) and self.norm_eps is not None:
-                layer.eps = self.norm_eps
-        return backbone
-
-
-def _crop(size: int, mpp: float | None = None) -> CropSpec:
-    return CropSpec(levels=(LevelSpec(size=size),), mpp=mpp)
-
-
-_RENAMED = (
-    ("embeddings.cls_token", "cls_token"),
-    ("embeddings.position_embeddings", "pos_embed"),
-    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    ("encoder.layer.", "blocks."),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("layernorm.", "norm."),
-    ("attention.output.dense", "attn.proj"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
-    ("layer_scale1.lambda1", "ls1.gamma"),
-    ("layer_scale2.lambda1", "ls2.gamma"),
-)
-
-
-def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of ``ViTModel`` or ``Dinov2Model`` of Hugging Face transformers into one of timm."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith("pooler.") or name == "embeddings.mask_token" or ".attention.attention." in name:
-            continue
-        for theirs, ours in _RENAMED:
-            name = name.replace(theirs, ours)  # noqa: PLW2901
-        found[name] = tensor
-    for name in state:
-        if ".attention.attention.query." in name:
-            parts = [state[name.replace("query", part)] for part in ("query", "key", "value")]
-            block = name.replace("encoder.layer.", "blocks.").replace("attention.attention.query", "attn.qkv")
-            found[block] = torch.cat(parts)
-    return found
-
-
-_BIOPTIMUS = PixelSpec(mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517))
 _RGB = EncoderSpec(
     name="rgb",
     source=f"st_predict/rgb-{RGB_VERSION}",
@@ -143,117 +37,7 @@ _RGB = EncoderSpec(
     float32=True,
     license="BSD-3-Clause",
 )
-
-# An architecture of timm that has the layers of the network is named, and what differs in it.
-_AT_20X = partial(EncoderSpec, crop=_crop(224, 0.5), pixels=IMAGENET)
-_KNOWN = {
-    spec.name: spec
-    for spec in (
-        _RGB,
-        _AT_20X(
-            name="uni",
-            source="hf-hub:MahmoodLab/UNI",
-            arch="vit_large_patch16_224",
-            arch_args={"init_values": 1e-5},
-            n_features=1024,
-            license="CC-BY-NC-ND-4.0",
-            gated=True,
-            citation="Chen et al. 2024, https://doi.org/10.1038/s41591-024-02857-3",
-        ),
-        _AT_20X(
-            name="uni2-h",
-            source="hf-hub:MahmoodLab/UNI2-h",
-            arch="vit_giant_patch14_reg4_dinov2",
-            arch_args={"img_size": 224, "depth": 24, "reg_tokens": 8},
-            n_features=1536,
-            license="CC-BY-NC-ND-4.0",
-            gated=True,
-            citation="Chen et al. 2024, https://doi.org/10.1038/s41591-024-02857-3",
-        ),
-        _AT_20X(
-            name="virchow",
-            source="hf-hub:paige-ai/Virchow",
-            arch="vit_giant_patch14_dinov2",
-            arch_args={"img_size": 224, "embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 5.3375},
-            pool="cls_mean",
-            n_features=2560,
-            license="Apache-2.0",
-            gated=True,
-            citation="Vorontsov et al. 2024, https://doi.org/10.1038/s41591-024-03141-0",
-        ),
-        _AT_20X(
-            name="virchow2",
-            source="hf-hub:paige-ai/Virchow2",
-            arch="vit_giant_patch14_dinov2",
-            arch_args={
-                "img_size": 224,
-                "embed_dim": 1280,
-                "depth": 32,
-                "num_heads": 16,
-                "mlp_ratio": 5.3375,
-                "reg_tokens": 4,
-            },
-            pool="cls_mean",
-            n_features=2560,
-            license="CC-BY-NC-ND-4.0",
-            gated=True,
-            citation="Zimmermann et al. 2024, https://doi.org/10.48550/arXiv.2408.00738",
-        ),
-        _AT_20X(
-            name="h-optimus-0",
-            source="hf-hub:bioptimus/H-optimus-0",
-            arch="vit_giant_patch14_reg4_dinov2",
-            arch_args={"img_size": 224},
-            pixels=_BIOPTIMUS,
-            n_features=1536,
-            license="Apache-2.0",
-            gated=True,
-            citation="Saillard et al. 2024, https://github.com/bioptimus/releases",
-        ),
-        _AT_20X(
-            name="h0-mini",
-            source="hf-hub:bioptimus/H0-mini",
-            arch="vit_giant_patch14_reg4_dinov2",
-            arch_args={"img_size": 224, "embed_dim": 768, "depth": 12, "num_heads": 12},
-            pixels=_BIOPTIMUS,
-            pool="cls_mean",
-            n_features=1536,
-            license="CC-BY-NC-ND-4.0",
-            gated=True,
-            citation="Filiot et al. 2025, https://doi.org/10.48550/arXiv.2501.16239",
-        ),
-        _AT_20X(
-            name="gigapath",
-            source="hf-hub:prov-gigapath/prov-gigapath",
-            arch="vit_giant_patch14_dinov2",
-            arch_args={"img_size": 224, "patch_size": 16},
-            n_features=1536,
-            license="Apache-2.0, with conditions",
-            gated=True,
-            citation="Xu et al. 2024, https://doi.org/10.1038/s41586-024-07441-w",
-        ),
-        _AT_20X(
-            name="phikon",
-            source="hf-hub:owkin/phikon",
-            arch="vit_base_patch16_224",
-            norm_eps=1e-12,
-            n_features=768,
-            convert=_from_transformers,
-            license="Owkin, non-commercial",
-            citation="Filiot et al. 2023, https://doi.org/10.1101/2023.07.21.23292757",
-        ),
-        _AT_20X(
-            name="phikon-v2",
-            source="hf-hub:owkin/phikon-v2",
-            arch="vit_large_patch16_224",
-            arch_args={"init_values": 1e-5},
-            n_features=1024,
-            convert=_from_transformers,
-            license="Owkin, non-commercial",
-            citation="Filiot et al. 2024, https://doi.org/10.48550/arXiv.2409.09173",
-        ),
-    )
-}
+_KNOWN = {spec.name: spec for spec in (_RGB, *PATHOLOGY)}
 
 
 class Encoder(Network):
@@ -406,7 +190,7 @@ def _load_into_arch(spec: EncoderSpec) -> nn.Module:
     """Build without memory, then take the tensors of the file as they are: random weights of a billion take a while."""
     timm = import_timm()
     with _reaching(spec):
-        state = timm.models.load_state_dict_from_hf(spec.source.removeprefix(_HUB), weights_only=True)
+        state = timm.models.load_state_dict_from_hf(spec.source.removeprefix(HUB), weights_only=True)
     if spec.convert is not None:
         state = spec.convert(state)
     with torch.device("meta"):
@@ -477,18 +261,18 @@ def get_encoder(name: str) -> EncoderSpec:
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"An encoder is given by its name, one of {list_encoders()} say, got {name!r}.")
-    plain = name.replace("hf_hub:", _HUB)
+    plain = name.replace("hf_hub:", HUB)
     for spec in _KNOWN.values():
-        if plain.removeprefix(_HUB).casefold() in {spec.name, spec.source.removeprefix(_HUB).casefold()}:
+        if plain.removeprefix(HUB).casefold() in {spec.name, spec.source.removeprefix(HUB).casefold()}:
             return spec
-    return _from_hub(plain) if plain.startswith(_HUB) else _from_timm(plain)
+    return _from_hub(plain) if plain.startswith(HUB) else _from_timm(plain)
 
 
 def _from_hub(name: str) -> EncoderSpec:
     timm = import_timm()
-    spec = EncoderSpec(name=name.removeprefix(_HUB), source=name, crop=_crop(224))
+    spec = EncoderSpec(name=name.removeprefix(HUB), source=name, crop=square_crop(224))
     with _reaching(spec):
-        config, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(_HUB))
+        config, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(HUB))
     return _with_config(spec, config)
 
 
@@ -504,13 +288,13 @@ def _from_timm(name: str) -> EncoderSpec:
         )
     name = name if tag else f"{arch}.{config.tag}"
     config = timm.get_pretrained_cfg(name)
-    return _with_config(EncoderSpec(name=name, source=name, crop=_crop(224)), config.to_dict())
+    return _with_config(EncoderSpec(name=name, source=name, crop=square_crop(224)), config.to_dict())
 
 
 def _with_config(spec: EncoderSpec, config: Mapping[str, Any]) -> EncoderSpec:
     return replace(
         spec,
-        crop=_crop(int(config["input_size"][-1])),
+        crop=square_crop(int(config["input_size"][-1])),
         pixels=PixelSpec(mean=tuple(config["mean"]), std=tuple(config["std"])),
         license=str(config.get("license") or "unknown"),
         citation=str(config.get("origin_url") or ""),
