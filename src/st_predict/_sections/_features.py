@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 
 from st_predict._files import cache_dir, sha256, user_cache_dir, whole
 from st_predict._runtime import Inference
+from st_predict._sections._neighbourhood import join_neighbours, standardize
 from st_predict.crops import iter_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,6 +39,7 @@ FORMAT_VERSION = 1
 _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _READ = 64  # spots whose crops are read together, at least
+_HELD = 512 << 20  # bytes of crops that are kept between telling which they are and describing them
 
 
 def section_features(
@@ -49,6 +51,8 @@ def section_features(
     cache: bool = True,
 ) -> NDArray[np.float32]:
     """Describe the crop of every spot.
+
+    Crops are read once where those of the section fit into 512 MiB, else once to tell which they are and once to describe them.
 
     What was computed is kept in the folder ``embeddings`` of the cache, and taken from there if all of this is the same:
     the pixels of every crop, the encoder with its weights, its resolution and normalisation, and the precision. An encoder of the
@@ -69,8 +73,22 @@ def section_features(
 
     Returns
     -------
-    ``(n_spots, n_features)``; NaN for spots outside the image.
+    ``(n_spots, n_features)``; NaN for spots outside the image. Standardized, and with those of the neighbours, as ``encoder.spec``
+    says.
     """
+    features = _described(section, encoder, crop=crop, compute=compute, cache=cache)
+    features[section.outside] = np.nan
+    if encoder.spec.standardize:
+        features = standardize(features)
+    if encoder.spec.neighbours:
+        features = join_neighbours(features, section.spots.xy, encoder.spec.neighbours)
+    return features
+
+
+def _described(
+    section: Section, encoder: Encoder, *, crop: CropSpec | None, compute: Compute, cache: bool
+) -> NDArray[np.float32]:
+    """Describe the crops, or take from the cache what describes them."""
     crop = crop or encoder.spec.crop
     inference = Inference(
         encoder,
@@ -78,34 +96,40 @@ def section_features(
         precision="float32" if encoder.spec.float32 else compute.precision,
         working_batch=compute.batch_size,
     )
-    if cache and encoder.fingerprint is not None:
-        header = {
-            "encoder": encoder.describe(),
-            "crop": asdict(crop),
-            "precision": inference.precision,
-            "pixels": sha256(_pixels_seen(section, crop).data),
-        }
-        features = kept_features(encoder, header, partial(_compute, section, crop, inference))
-    else:
-        features = _compute(section, crop, inference)
-    features[section.outside] = np.nan
-    return features
+    if not cache or encoder.fingerprint is None:
+        return _compute(section, _read_crops(section, crop, inference), inference)
+    held: list[Batch] = []
+    header = {
+        "encoder": encoder.describe(),
+        "crop": asdict(crop),
+        "precision": inference.precision,
+        "pixels": sha256(_pixels_seen(section, crop, held).data),
+    }
+    crops = held or _read_crops(section, crop, inference)
+    return kept_features(encoder, header, partial(_compute, section, crops, inference))
 
 
-def _pixels_seen(section: Section, crop: CropSpec) -> NDArray[np.uint8]:
+def _pixels_seen(section: Section, crop: CropSpec, held: list[Batch]) -> NDArray[np.uint8]:
+    """Return the digest of each crop; the crops themselves are added to ``held`` if memory allows it."""
     batches = iter_batches(section.reader, section.plan(crop), batch_size=_READ, pad_value=crop.pad_value)
+    if len(section.rows) * sum(3 * level.size**2 for level in crop.levels) <= _HELD:
+        held.extend(batches)
+        batches = iter(held)
     return digests_of_crops(batches, len(section.rows))
 
 
-def _compute(section: Section, crop: CropSpec, inference: Inference) -> NDArray[np.float32]:
-    features: NDArray[np.float32] | None = None
-    batches = iter_batches(
+def _read_crops(section: Section, crop: CropSpec, inference: Inference) -> Iterator[Batch]:
+    return iter_batches(
         section.reader,
         section.plan(crop),
         batch_size=max(inference.working_batch, _READ),
         pad_value=crop.pad_value,
         device=inference.device if inference.device.type == "cuda" else None,
     )
+
+
+def _compute(section: Section, batches: Iterable[Batch], inference: Inference) -> NDArray[np.float32]:
+    features: NDArray[np.float32] | None = None
     for index, described in inference.over(batches):
         if features is None:
             features = np.empty((len(section.rows), described.shape[1]), dtype=np.float32)

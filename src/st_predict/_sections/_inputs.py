@@ -27,7 +27,7 @@ __all__ = ["encoder_of", "features_of", "inputs_of"]
 
 
 def encoder_of(card: ModelCard) -> Encoder | None:
-    """Load the encoder whose features a network reads; ``None`` for one that reads none."""
+    """Load the encoder whose features a network to be trained reads; ``None`` for one that reads none."""
     load = get_spec(card.model).reads(card.hparams).load_encoder
     return None if load is None else load()
 

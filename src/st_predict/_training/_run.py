@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from st_predict._training._config import TrainConfig
+    from st_predict.encoders import Encoder
     from st_predict.models import ModelSpec, SpotModel
     from st_predict.specs import ModelCard
 
@@ -97,10 +98,12 @@ class Run:
                 "start anew in another folder",
             )
 
-    def save(self, network: SpotModel, card: ModelCard, history: list[dict[str, float]]) -> Path:
-        """Write the checkpoint and ``history.csv``; return the path of the checkpoint."""
+    def save(
+        self, network: SpotModel, card: ModelCard, history: list[dict[str, float]], *, encoder: Encoder | None = None
+    ) -> Path:
+        """Write the checkpoint, with an encoder that it may carry, and ``history.csv``; return the path of the checkpoint."""
         path = self.folder / f"{card.model}.safetensors"
-        checkpoints.save(path, network, card)
+        checkpoints.save(path, network, card, encoder=encoder)
         with whole(self.folder / "history.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
             names = list(dict.fromkeys(name for row in history for name in row))
             writer = csv.DictWriter(file, names, lineterminator="\n")

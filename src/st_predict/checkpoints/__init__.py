@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_predict.checkpoints._file import build, load, save
+from st_predict.checkpoints._file import build, load, load_encoder, save
 from st_predict.checkpoints._released import Trained, Weights, find_weights, list_weights, name_of
 
-__all__ = ["Trained", "Weights", "build", "find_weights", "list_weights", "load", "name_of", "save"]
+__all__ = ["Trained", "Weights", "build", "find_weights", "list_weights", "load", "load_encoder", "name_of", "save"]

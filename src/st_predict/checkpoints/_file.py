@@ -13,6 +13,7 @@ from torch import nn
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._validated import File, check
+from st_predict.encoders import Encoder, restore_encoder
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
     from st_predict.models import SpotModel
 
-__all__ = ["build", "load", "save"]
+__all__ = ["build", "load", "load_encoder", "save"]
+
+_ENCODER = "st_predict.encoder."
+"""How the names of the weights of a carried encoder begin; no network has a layer of this name."""
 
 
 def build(card: ModelCard) -> SpotModel:
@@ -47,7 +51,14 @@ def build(card: ModelCard) -> SpotModel:
     return network
 
 
-def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype: torch.dtype | None = None) -> None:
+def save(
+    path: PathLike[str] | str,
+    model: SpotModel,
+    card: ModelCard,
+    *,
+    dtype: torch.dtype | None = None,
+    encoder: Encoder | None = None,
+) -> None:
     """Write weights and card to one ``.safetensors`` file.
 
     The file appears whole or not at all.
@@ -60,6 +71,9 @@ def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype:
         What to write.
     dtype
         Store floating-point weights as this type, for example ``torch.float16`` to halve the file.
+    encoder
+        What makes the features that the model reads. Its weights are written too, as float16, if they are small and their licence
+        allows it (:attr:`st_predict.encoders.EncoderSpec.carried`); prediction then needs nothing else.
 
     Raises
     ------
@@ -72,8 +86,14 @@ def save(path: PathLike[str] | str, model: SpotModel, card: ModelCard, *, dtype:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating-point type of torch or None, got {dtype!r}.")
     state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+    metadata = {ModelCard.METADATA_KEY: card.to_json()}
+    if encoder is not None and encoder.spec.carried:
+        state |= {_ENCODER + name: _stored(tensor, torch.float16) for name, tensor in encoder.state_dict().items()}
+        metadata["notice"] = (
+            f"{encoder.spec.name}: {encoder.spec.source}, {encoder.spec.license}, {encoder.spec.citation}"
+        )
     with whole(path) as fresh:
-        save_file(state, fresh, metadata={ModelCard.METADATA_KEY: card.to_json()})
+        save_file(state, fresh, metadata=metadata)
 
 
 def _require(argument: str, value: object, kind: type) -> None:
@@ -116,7 +136,9 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     try:
         card = replace(card, hparams={**card.hparams, **(hparams or {})})
         network = build(card)
-        network.load_state_dict(state)  # copies into float32, whatever the file holds
+        network.load_state_dict(
+            {k: v for k, v in state.items() if not k.startswith(_ENCODER)}
+        )  # copies into float32, whatever the file holds
     except StPredictError as error:
         if hparams:  # not of the file
             raise
@@ -124,6 +146,43 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     except (RuntimeError, ValueError) as error:  # of weights
         raise InvalidValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
     return network.eval(), card
+
+
+def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
+    """Load the encoder whose features the network of a checkpoint reads: from the checkpoint, if that carries it.
+
+    Parameters
+    ----------
+    path
+        A file of :func:`save`.
+    card
+        Its card.
+
+    Returns
+    -------
+    The encoder; ``None`` for a network that reads no features.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, or carries the weights of another encoder.
+    ModuleNotFoundError, ConnectionError, PermissionError
+        If the checkpoint doesn't carry the encoder, and it cannot be loaded.
+    """
+    reads = get_spec(card.model).reads(card.hparams)
+    if reads.describe_encoder is None or reads.load_encoder is None:
+        return None
+    carried = _read_weights(path, prefix=_ENCODER)
+    if not carried:
+        return reads.load_encoder()
+    try:
+        return restore_encoder(
+            reads.describe_encoder(), {name.removeprefix(_ENCODER): x for name, x in carried.items()}
+        )
+    except StPredictError as error:
+        raise error.about(f"{str(path)!r} is damaged.") from error
 
 
 def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
@@ -137,10 +196,11 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
         )
 
 
-def _read_weights(path: PathLike[str] | str) -> dict[str, Tensor]:
+def _read_weights(path: PathLike[str] | str, *, prefix: str = "") -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise InvalidValueError(
             f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",

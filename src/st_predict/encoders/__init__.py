@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from st_predict.encoders._catalogue import Encoder, EncoderSpec, get_encoder, list_encoders, load_encoder
+from st_predict.encoders._catalogue import (
+    Encoder,
+    EncoderSpec,
+    get_encoder,
+    list_encoders,
+    load_encoder,
+    restore_encoder,
+)
 from st_predict.encoders._cells import (
     CELL_NAMES,
     CellEncoder,
@@ -12,6 +19,7 @@ from st_predict.encoders._cells import (
     weights_digest,
 )
 from st_predict.encoders._hipt import save_hipt_weights
+from st_predict.encoders._reading import Features, count_features, read_as
 from st_predict.encoders._rgb import RGB_NAMES
 
 __all__ = [
@@ -21,11 +29,15 @@ __all__ = [
     "CellSpec",
     "Encoder",
     "EncoderSpec",
+    "Features",
+    "count_features",
     "get_cell_encoder",
     "get_encoder",
     "list_encoders",
     "load_cell_encoder",
     "load_encoder",
+    "read_as",
+    "restore_encoder",
     "save_hipt_weights",
     "weights_digest",
 ]

@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from st_predict._backbones import import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
+from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
 from st_predict._runtime import Network, is_out_of_memory
 from st_predict.encoders._pathology import PATHOLOGY
+from st_predict.encoders._reading import Features, read_as
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.encoders._spec import HUB, EncoderSpec, square_crop
+from st_predict.encoders._stages import FieldsOfView, Stages
 from st_predict.specs import CropSpec, PixelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from st_predict.crops import Batch
 
-__all__ = ["Encoder", "EncoderSpec", "get_encoder", "list_encoders", "load_encoder"]
+__all__ = ["Encoder", "EncoderSpec", "get_encoder", "list_encoders", "load_encoder", "restore_encoder"]
 
 _RGB = EncoderSpec(
     name="rgb",
@@ -37,7 +40,20 @@ _RGB = EncoderSpec(
     float32=True,
     license="BSD-3-Clause",
 )
-_KNOWN = {spec.name: spec for spec in (_RGB, *PATHOLOGY)}
+_IMAGENET = EncoderSpec(
+    name=NAME,
+    source=SOURCE,
+    arch=ARCH,
+    crop=square_crop(224),
+    pixels=PIXELS,
+    n_features=1280,
+    features="stages",
+    float32=True,
+    carried=True,
+    license=LICENSE,
+    citation="Tan and Le 2019, https://doi.org/10.48550/arXiv.1905.11946",
+)
+_KNOWN = {spec.name: spec for spec in (_RGB, _IMAGENET, *PATHOLOGY)}
 
 
 class Encoder(Network):
@@ -92,6 +108,8 @@ class Encoder(Network):
             "arch_args": dict(spec.arch_args),
             "norm_eps": spec.norm_eps,
             "pool": spec.pool,
+            "features": spec.features,
+            "fields": list(spec.fields),
             "pixels": asdict(spec.pixels),
         }
 
@@ -118,6 +136,10 @@ def load_encoder(
     *,
     crop: CropSpec | None = None,
     pixels: PixelSpec | None = None,
+    features: Features | None = None,
+    fields: Sequence[int] | None = None,
+    neighbours: int | None = None,
+    standardize: bool | None = None,
 ) -> Encoder:
     """Make an encoder, with its weights.
 
@@ -130,27 +152,34 @@ def load_encoder(
         returned, so that it is not loaded again.
     crop, pixels
         What a callable of your own sees; ``pixels`` from 0 to 1 by default. Other encoders have their own.
+    features, fields, neighbours, standardize
+        How the image is read, see :func:`read_as`; by default as the encoder has it.
 
     Raises
     ------
     KeyError
         If there is no encoder of this name.
     ModuleNotFoundError
-        If it needs timm, which is not installed.
+        If it is in a package that is not installed; the message names it.
     PermissionError
         If the weights are given only to those who accepted their terms.
     ConnectionError
         If the weights are not in the cache of the hub and cannot be got.
     ValueError
-        If weights do not fit their network, or ``crop`` is missing or too many.
+        If weights do not fit their network, ``crop`` is missing or too many, or the encoder cannot be read in the way that is asked for.
     TypeError
         If ``encoder`` is nothing of the above.
     """
     if isinstance(encoder, str):
         encoder = get_encoder(encoder)
+    how: dict[str, Any] = {"features": features, "fields": fields, "neighbours": neighbours, "standardize": standardize}
     if isinstance(encoder, EncoderSpec | Encoder):
         _refuse_inputs(encoder, crop=crop, pixels=pixels)
-        return encoder if isinstance(encoder, Encoder) else Encoder(_load(encoder), encoder)
+        if isinstance(encoder, Encoder):
+            _refuse_loaded(encoder, how)
+            return encoder
+        spec = read_as(encoder, **how)
+        return Encoder(_as_read(_load(spec), spec), spec)
     if not callable(encoder):
         raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
     if crop is None:
@@ -159,7 +188,24 @@ def load_encoder(
             Advice("give them with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
-    return Encoder(encoder, EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels))
+    own = EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels)
+    return Encoder(encoder, read_as(own, **how))
+
+
+def restore_encoder(spec: EncoderSpec, state: Mapping[str, Tensor]) -> Encoder:
+    """Make an encoder with weights that a checkpoint carries, as :meth:`torch.nn.Module.state_dict` of an :class:`Encoder` gave them.
+
+    Raises
+    ------
+    ValueError
+        If they are not those of this encoder.
+    """
+    encoder = Encoder(_as_read(spec.build(), spec), spec)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise InvalidValueError(f"These are not the weights of the encoder {spec.name!r}: {error}") from error
+    return encoder
 
 
 def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpec | None) -> None:
@@ -172,11 +218,31 @@ def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpe
         )
 
 
+def _refuse_loaded(encoder: Encoder, how: Mapping[str, Any]) -> None:
+    """Refuse to read an encoder that is loaded in another way."""
+    if given := [name for name, value in how.items() if value is not None]:
+        raise InvalidValueError(
+            f"The encoder {encoder.spec.name!r} is loaded, and so it is settled how it is read.",
+            "say this to st_predict.encoders.load_encoder",
+            Advice("leave out {}", given[0]),
+        )
+
+
 def _load(spec: EncoderSpec) -> nn.Module:
     if spec.source == _RGB.source:
         return RgbStatistics()
-    backbone = _load_into_arch(spec) if spec.arch else _load_of_timm(spec)
-    return _ClassAndMean(backbone) if spec.pool == "cls_mean" else backbone
+    if spec.source == _IMAGENET.source:
+        return load_efficientnet_lite0()
+    return _load_into_arch(spec) if spec.arch else _load_of_timm(spec)
+
+
+def _as_read(backbone: nn.Module, spec: EncoderSpec) -> nn.Module:
+    """Read the layers and the fields of view of a backbone that are asked for."""
+    if spec.features == "stages":
+        backbone = Stages(backbone)
+    elif spec.pool == "cls_mean":
+        backbone = _ClassAndMean(backbone)
+    return FieldsOfView(backbone, size=spec.input_size or spec.crop.levels[0].size) if spec.fields else backbone
 
 
 def _load_of_timm(spec: EncoderSpec) -> nn.Module:

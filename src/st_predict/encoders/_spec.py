@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from st_predict._backbones import create_backbone
-from st_predict._validated import Count, Positive, validated
+from st_predict._validated import Count, Flag, Natural, Positive, validated
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 
 __all__ = ["HUB", "EncoderSpec", "square_crop"]
@@ -45,6 +45,19 @@ class EncoderSpec:
         Turns the published state dict into one of ``arch``.
     license, gated, citation
         Of the weights; ``gated`` ones are given to those who accept terms on the hub.
+    features
+        ``"head"`` is the output of the network; ``"stages"`` the mean and the standard deviation of the feature maps of its last four
+        stages.
+    fields
+        Sides of several fields of view, in pixels at the resolution of ``crop``, smallest first; empty for that of ``crop``.
+    input_size
+        Side of the image that the network sees, to which each of ``fields`` is resized; ``None`` for that of ``crop``.
+    neighbours
+        Number of the nearest spots whose mean features are joined to those of a spot.
+    standardize
+        Whether each feature has mean 0 and standard deviation 1 over the spots of a section.
+    carried
+        Whether a checkpoint of a model on these features holds the weights: they are small, and their licence allows it.
     """
 
     name: str
@@ -61,6 +74,12 @@ class EncoderSpec:
     license: str = "unknown"
     gated: bool = False
     citation: str = ""
+    features: Literal["head", "stages"] = "head"
+    fields: tuple[Count, ...] = ()
+    input_size: Count | None = None
+    neighbours: Natural = 0
+    standardize: Flag = False
+    carried: Flag = False
 
     @property
     def url(self) -> str:
@@ -68,14 +87,14 @@ class EncoderSpec:
         return f"https://huggingface.co/{self.source.removeprefix(HUB)}" if self.source.startswith(HUB) else ""
 
     def build(self) -> nn.Module:
-        """Make the network of ``arch``, with random weights.
+        """Make the network of ``arch``, or of the name in timm, with random weights.
 
         Raises
         ------
         ModuleNotFoundError
             If timm is not installed.
         """
-        backbone = create_backbone(self.arch, **self.arch_args)
+        backbone = create_backbone(self.arch or self.source.partition(".")[0], **self.arch_args)
         for layer in backbone.modules():
             if isinstance(layer, nn.LayerNorm) and self.norm_eps is not None:
                 layer.eps = self.norm_eps

@@ -2,26 +2,120 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from st_predict._errors import Advice, InvalidValueError
-from st_predict.encoders import get_encoder, load_encoder
-from st_predict.models._base import Reads
+from st_predict._validated import Count, Flag, Natural, validated
+from st_predict.encoders import (
+    Encoder,
+    EncoderSpec,
+    Features,
+    count_features,
+    get_encoder,
+    load_encoder,
+    read_as,
+)
+from st_predict.models._base import Reads, SpotModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from st_predict.crops import Batch
 
-__all__ = ["count_features", "features_of", "read_features"]
+__all__ = ["FeatureModel", "Reading", "features_of", "read_features"]
 
 
-def features_of(*, encoder: str = "rgb", **_: Any) -> Reads:
-    """Features of the encoder that the hyper-parameters name; ``reads_of`` of a ``SPEC``."""
-    return Reads(
-        kind="features", describe_encoder=partial(get_encoder, encoder), load_encoder=partial(load_encoder, encoder)
-    )
+@validated
+class Reading:
+    """Which features a model reads; each field is a hyper-parameter.
+
+    Parameters
+    ----------
+    encoder
+        What makes the features (:func:`st_predict.tl.embed`).
+    features
+        ``"head"`` for the output of the encoder; ``"stages"`` for the mean and the standard deviation of the feature maps of its last
+        four stages; ``None`` for what the encoder has by default.
+    fields
+        Sides of several fields of view around a spot, in pixels at the resolution of the encoder, whose features are joined; empty for
+        the one field of the encoder.
+    neighbours
+        Joins the mean of the features of so many nearest spots to those of a spot.
+    standardize
+        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+    """
+
+    encoder: str = "rgb"
+    features: Features | None = None
+    fields: tuple[Count, ...] = ()
+    neighbours: Natural = 0
+    standardize: Flag = False
+
+    def describe(self) -> EncoderSpec:
+        """Return what is known of the encoder, without its weights."""
+        return read_as(
+            get_encoder(self.encoder),
+            features=self.features,
+            fields=self.fields,
+            neighbours=self.neighbours,
+            standardize=self.standardize,
+        )
+
+    def load(self) -> Encoder:
+        """Return the encoder with its weights."""
+        return load_encoder(self.describe())
+
+    def count(self, n_features: int | None = None) -> int:
+        """Return how many features describe a spot.
+
+        Parameters
+        ----------
+        n_features
+            How many, if it is known.
+
+        Raises
+        ------
+        ValueError
+            If it is not known, and the encoder does not say.
+        """
+        found = n_features or count_features(self.describe())
+        if found is None:
+            raise InvalidValueError(
+                f"It is not known how many features {self.encoder!r} has.", Advice("give n_features in {}", "hparams")
+            )
+        return found
+
+
+class FeatureModel(SpotModel):
+    """A model that reads features of an encoder.
+
+    Parameters
+    ----------
+    encoder, features, fields, neighbours, standardize
+        As in :class:`Reading`.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: str = "rgb",
+        features: Features | None = None,
+        fields: tuple[Count, ...] = (),
+        neighbours: Natural = 0,
+        standardize: Flag = False,
+    ) -> None:
+        super().__init__()
+        self.reading = Reading(
+            encoder=encoder, features=features, fields=fields, neighbours=neighbours, standardize=standardize
+        )
+
+
+def features_of(**hparams: Any) -> Reads:
+    """Features that the hyper-parameters name; ``reads_of`` of a ``SPEC``."""
+    names = {f.name for f in fields(Reading)}
+    reading = Reading(**{name: value for name, value in hparams.items() if name in names})
+    return Reads(kind="features", describe_encoder=reading.describe, load_encoder=reading.load)
 
 
 def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:
@@ -38,19 +132,3 @@ def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:
             f"The network reads {n_features} features of {encoder!r}, the batch has {tuple(features_ND.shape[1:])}."
         )
     return features_ND.float()
-
-
-def count_features(encoder: str, n_features: int | None) -> int:
-    """Number of features of an encoder: ``n_features`` if given, else what is known of it.
-
-    Raises
-    ------
-    ValueError
-        If neither says.
-    """
-    found = n_features or get_encoder(encoder).n_features
-    if found is None:
-        raise InvalidValueError(
-            f"It is not known how many features {encoder!r} has.", Advice("give n_features in {}", "hparams")
-        )
-    return found

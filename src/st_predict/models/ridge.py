@@ -23,8 +23,8 @@ from torch import Tensor
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, NotNegative  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
-from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._features import features_of
+from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._features import FeatureModel, features_of
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.specs import TargetSpec
 
@@ -41,15 +41,16 @@ _FOLDS = 5
 _PENALTIES = np.logspace(-6, 4, 41)  # relative to the mean variance of a component
 
 
-class Ridge(SpotModel):
+class Ridge(FeatureModel):
     """A linear function of embeddings.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
-    encoder
-        What makes the embeddings (:func:`st_predict.tl.embed`).
+    reading
+        Fields of :class:`~st_predict.models._features.Reading`: ``encoder``, ``features``, ``fields``, ``neighbours`` and ``standardize``,
+        as in :func:`st_predict.tl.embed`.
     n_components
         Principal components to keep; as many as there are if fewer.
     alpha
@@ -69,16 +70,16 @@ class Ridge(SpotModel):
         self,
         n_genes: int,
         *,
-        encoder: str = "rgb",
         n_components: Count = 256,
         alpha: NotNegative | Literal["cv", "hest"] = "cv",
+        **reading: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**reading)
         if n_components < 1:
             raise InvalidValueError(f"n_components must be at least 1, got {n_components}.")
         if alpha not in {"cv", "hest"} and (isinstance(alpha, str) or not 0 <= alpha < inf):
             raise InvalidValueError(f"alpha must be 'cv', 'hest' or a number from 0, got {alpha!r}.")
-        self.encoder, self.n_components, self.alpha = encoder, n_components, alpha
+        self.n_components, self.alpha = n_components, alpha
         self.register_buffer("weight_DG", torch.zeros(0, n_genes))
         self.register_buffer("bias_G", torch.zeros(n_genes))
         resize_on_load(self, "weight_DG")
@@ -94,7 +95,7 @@ class Ridge(SpotModel):
         n_features, features_BD = len(self.weight_DG), batch.require("features")
         if features_BD.shape[1] != n_features:
             raise InvalidValueError(
-                f"The model was fitted to {n_features} features of {self.encoder!r}, the batch has {features_BD.shape[1]}."
+                f"The model was fitted to {n_features} features of {self.reading.encoder!r}, the batch has {features_BD.shape[1]}."
             )
         with full_precision(self.weight_DG):
             return features_BD.float() @ self.weight_DG + self.bias_G
@@ -103,7 +104,7 @@ class Ridge(SpotModel):
         """Fit to the training spots."""
         x_BD, y_BG, section_B = gather(batches)
         alpha: Any = self.alpha
-        check_finite(x_BD, f"features of {self.encoder!r}")
+        check_finite(x_BD, f"features of {self.reading.encoder!r}")
         check_finite(y_BG, "targets")
         fitted = Components.of(x_BD, y_BG, self.n_components)
         if alpha == "hest":

@@ -42,10 +42,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict._errors import InvalidValueError
-from st_predict._validated import Count, Number, Positive, Probability, validated
-from st_predict.encoders import get_encoder
-from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._features import count_features, features_of, read_features
+from st_predict._validated import Count, Flag, Natural, Number, Positive, Probability, validated
+from st_predict.encoders import Features, get_encoder
+from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
 from st_predict.specs import TargetSpec
@@ -73,10 +73,14 @@ class STFlowConfig:
 
     Parameters
     ----------
-    encoder
-        What makes the embeddings (:func:`st_predict.tl.embed`).
+    encoder, features, fields, standardize
+        As in :func:`st_predict.tl.embed`.
+    feature_neighbours
+        What :func:`st_predict.tl.embed` calls ``neighbours``: number of the nearest spots whose mean features are joined to those of a
+        spot.
     n_features
-        How long they are; ``None`` if the encoder is one of :func:`st_predict.encoders.list_encoders`, which say so.
+        How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
+        :func:`st_predict.encoders.list_encoders` do.
     dim, edge_dim
         Channels of a spot, and of what it knows of a neighbour.
     depth
@@ -99,6 +103,10 @@ class STFlowConfig:
     """
 
     encoder: str = "rgb"
+    features: Features | None = None
+    fields: tuple[Count, ...] = ()
+    feature_neighbours: Natural = 0
+    standardize: Flag = False
     n_features: Count | None = None
     dim: Count = 128
     edge_dim: Count = 128
@@ -117,6 +125,21 @@ class STFlowConfig:
         for name in ("dim", "edge_dim"):
             if (value := getattr(self, name)) % (2 * self.heads):
                 raise InvalidValueError(f"{name} must be a multiple of {2 * self.heads}, twice the heads, got {value}.")
+
+    @property
+    def reading(self) -> Reading:
+        """Which features the network reads."""
+        return Reading(
+            encoder=self.encoder,
+            features=self.features,
+            fields=self.fields,
+            neighbours=self.feature_neighbours,
+            standardize=self.standardize,
+        )
+
+
+def _reads_of(*, feature_neighbours: int = 0, **hparams: Any) -> Reads:
+    return features_of(**{**hparams, "neighbours": feature_neighbours})
 
 
 class STFlow(SpotModel):
@@ -139,7 +162,7 @@ class STFlow(SpotModel):
         super().__init__()
         self.config = c = STFlowConfig(**hparams)
         self.n_genes = n_genes
-        self.image = nn.Linear(count_features(c.encoder, c.n_features), c.dim)
+        self.image = nn.Linear(c.reading.count(c.n_features), c.dim)
         self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
         self.blocks: Any = nn.ModuleList(Block(c, n_genes) for _ in range(c.depth))
 
@@ -416,7 +439,7 @@ SPEC = ModelSpec(
     build=STFlow,
     config=STFlowConfig,
     crop=get_encoder("rgb").crop,
-    reads_of=features_of,
+    reads_of=_reads_of,
     scope="section",
     needs=("xy_um",),
     at_prediction=("steps",),

@@ -40,7 +40,7 @@ from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Count, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._features import count_features, features_of, read_features
+from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
 
@@ -63,15 +63,16 @@ _PAIRS = 1 << 22  # of spots that are worked off at a time, for each head
 
 
 @validated
-class STPathConfig:
+class STPathConfig(Reading):
     """Hyper-parameters of :class:`STPath`.
 
     Parameters
     ----------
-    encoder
-        What makes the embeddings (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
+    encoder, features, fields, neighbours, standardize
+        As in :func:`st_predict.tl.embed`; ``encoder="gigapath"`` for the published weights.
     n_features
-        How long they are; ``None`` if the encoder is one of :func:`st_predict.encoders.list_encoders`, which say so.
+        How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
+        :func:`st_predict.encoders.list_encoders` do.
     dim
         Channels of a spot.
     depth
@@ -91,7 +92,6 @@ class STPathConfig:
         the targets.
     """
 
-    encoder: str = "rgb"
     n_features: Count | None = None
     dim: Count = 512
     depth: Count = 4
@@ -131,7 +131,7 @@ class STPath(SpotModel):
     def __init__(self, n_genes: int, **hparams: Any) -> None:
         super().__init__()
         self.config = c = STPathConfig(**hparams)
-        self.image = nn.Linear(count_features(c.encoder, c.n_features), c.dim)
+        self.image = nn.Linear(c.count(c.n_features), c.dim)
         self.genes = nn.Linear(n_genes, c.dim, bias=False)
         self.mask_D = nn.Parameter(torch.zeros(c.dim))
         self.organ = nn.Embedding(_NO_ORGANS + len(ORGANS), c.dim)

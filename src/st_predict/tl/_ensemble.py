@@ -16,7 +16,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Compute, Inference, Moments
-from st_predict._sections import check_needs, encoder_of, inputs_of, naming, needs_mpp
+from st_predict._sections import check_needs, inputs_of, naming, needs_mpp
 from st_predict._validated import Count, Natural, check
 from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
@@ -141,7 +141,7 @@ class Ensemble:
                 name=name,
                 sha256=digest,
                 card=card,
-                encoder=encoder_of(card),
+                encoder=checkpoints.load_encoder(path, card),
                 inference=inference,
                 compute=compute,
                 draws=own,

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from st_predict._sections import Measured, Observed, Sections
     from st_predict._training import TrainConfig
+    from st_predict.encoders import Encoder
     from st_predict.models import ModelSpec, Preset, SpotModel
 
 __all__ = ["TrainResult", "train"]
@@ -428,18 +429,20 @@ def _fit(
     run = Run.create(out, get_spec(card.model), resume=resume)
     sections = data.describe()
     run.note(card, config, sections=sections)
-    card, network, history = _learn(card, data, run, config=config)
+    encoder = encoder_of(card)
+    card, network, history = _learn(card, data, run, encoder, config=config)
     known = {**sections, "shared_patients": data.shared_patients, **how}
     described = _describe(config, history, validated=bool(data.validation))
     card = replace(card, training={**known, **described, **card.training})
-    return TrainResult(checkpoint=run.save(network, card, history), history=pd.DataFrame(history), card=card)
+    checkpoint = run.save(network, card, history, encoder=encoder)
+    return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
 
 def _learn(
-    card: ModelCard, data: _Data, run: Run, *, config: TrainConfig
+    card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Cut what the network reads, and train it; return the card with what was measured for it."""
-    compute, encoder = Compute(device=config.device, precision=config.precision), encoder_of(card)
+    compute = Compute(device=config.device, precision=config.precision)
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".crops-") as crops, _mpp_of_training():
         stores = {
             name: store_of(sections, card, encoder, folder=Path(crops) / name, compute=compute)

@@ -1,0 +1,89 @@
+"""How the image is read by an encoder: which layers, how many fields of view, with which neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._validated import Count, Flag, Natural, check
+from st_predict.encoders._spec import HUB
+from st_predict.encoders._stages import length_of_stages
+from st_predict.specs import LevelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from st_predict.encoders._spec import EncoderSpec
+
+__all__ = ["Features", "count_features", "read_as"]
+
+Features = Literal["head", "stages"]
+
+
+def read_as(
+    spec: EncoderSpec,
+    *,
+    features: Features | None = None,
+    fields: Sequence[int] | None = None,
+    neighbours: int | None = None,
+    standardize: bool | None = None,
+) -> EncoderSpec:
+    """Return an encoder that is read in another way; what is ``None`` stays as it is.
+
+    Parameters
+    ----------
+    spec
+        What is known of it.
+    features
+        ``"head"`` for the output of the network; ``"stages"`` for the mean and the standard deviation of the feature maps of its last
+        four stages.
+    fields
+        Sides of several fields of view around a spot, in pixels at the resolution of the encoder, ``(112, 224, 448, 896)`` say; each is
+        resized to what the network sees, and their features are joined.    neighbours
+        Joins the mean of the features of so many nearest spots to those of a spot; 0 joins none.
+    standardize
+        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no stages, or fields of its own, or a value is unfit.
+    """
+    asked = {
+        "features": check("features", features, Features | None),
+        "neighbours": check("neighbours", neighbours, Natural | None),
+        "standardize": check("standardize", standardize, Flag | None),
+    }
+    sides = tuple(sorted(check("fields", tuple(fields or ()), tuple[Count, ...])))
+    changed = replace(spec, **{name: value for name, value in asked.items() if value is not None})
+    if features == "stages" and not _is_of_timm(spec):
+        raise InvalidValueError(
+            f"The encoder {spec.name!r} has no stages; networks of timm have them.", Advice("leave out {}", "features")
+        )
+    return _with_fields(changed, sides) if sides else changed
+
+
+def _is_of_timm(spec: EncoderSpec) -> bool:
+    return bool(spec.arch) or (bool(spec.source) and not spec.source.startswith("st_predict/"))
+
+
+def _with_fields(spec: EncoderSpec, sides: tuple[int, ...]) -> EncoderSpec:
+    if not _is_of_timm(spec) or len(spec.crop.levels) != 1:
+        raise InvalidValueError(f"The encoder {spec.name!r} has fields of its own.", Advice("leave out {}", "fields"))
+    if len(set(sides)) < len(sides):
+        raise InvalidValueError(f"fields must be different, got {sides}.")
+    size = spec.crop.levels[0].size
+    levels = tuple(LevelSpec(size=min(side, size), downsample=max(side / size, 1)) for side in sides)
+    return replace(spec, fields=sides, input_size=size, crop=replace(spec.crop, levels=levels))
+
+
+def count_features(spec: EncoderSpec) -> int | None:
+    """Return how many numbers describe a spot; ``None`` if only the loaded network tells."""
+    n_features = spec.n_features
+    if spec.features == "stages":
+        of_hub = spec.source.startswith(HUB) and not spec.arch
+        n_features = None if of_hub else length_of_stages(spec.build, spec.input_size or spec.crop.levels[0].size)
+    if n_features is None:
+        return None
+    return n_features * max(1, len(spec.fields)) * (2 if spec.neighbours else 1)
