@@ -45,6 +45,8 @@ class EncoderSpec:
         Turns the published state dict into one of ``arch``.
     license, gated, citation
         Of the weights; ``gated`` ones are given to those who accept terms on the hub.
+    notes
+        Properties that no public source confirms, or on which sources differ. Not part of the features' record.
     """
 
     name: str
@@ -61,6 +63,7 @@ class EncoderSpec:
     license: str = "unknown"
     gated: bool = False
     citation: str = ""
+    notes: str = ""
 
     @property
     def url(self) -> str:
