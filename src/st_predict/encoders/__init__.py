@@ -12,6 +12,7 @@ from st_predict.encoders._cells import (
     weights_digest,
 )
 from st_predict.encoders._hipt import save_hipt_weights
+from st_predict.encoders._hipt_spot import load_hipt_encoder
 from st_predict.encoders._rgb import RGB_NAMES
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "list_encoders",
     "load_cell_encoder",
     "load_encoder",
+    "load_hipt_encoder",
     "save_hipt_weights",
     "weights_digest",
 ]

@@ -74,7 +74,7 @@ def _resampled(places_1ND: Tensor, side: int) -> Tensor:
     there = round((places_1ND.shape[1] - 1) ** 0.5)
     if there == side:
         return places_1ND
-    grid_1DSS = places_1ND[:, 1:].float().transpose(1, 2).unflatten(2, (there, there))
+    grid_1DSS = places_1ND[:, 1:].float().transpose(1, 2).reshape(1, -1, there, there)
     grid_1DSS = F.interpolate(grid_1DSS, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([places_1ND[:, :1], grid_1DSS.flatten(2).transpose(1, 2).to(places_1ND.dtype)], dim=1)
 
