@@ -1,9 +1,9 @@
 """Pathology encoders whose weights are on the hub of Hugging Face, and conversions of their state dicts.
 
-Every entry was checked against its public model card, the configuration on the hub where that is public, and the code of TRIDENT
-(https://github.com/mahmoodlab/TRIDENT), eva (https://github.com/kaiko-ai/eva) and LazySlide
-(https://github.com/rendeirolab/lazyslide-models), which load the same weights. ``EncoderSpec.url`` is the source page;
-``EncoderSpec.notes`` says what remains unconfirmed. Weights are loaded strictly: names or shapes that differ are an error.
+The entries were checked against public material as far as it could be read without an account: READMEs and configurations of the authors, and the
+code of TRIDENT (https://github.com/mahmoodlab/TRIDENT), eva (https://github.com/kaiko-ai/eva) and LazySlide
+(https://github.com/rendeirolab/lazyslide-models), which load the same weights. ``EncoderSpec.url`` is the page of the weights; comments name the
+sources; ``EncoderSpec.notes`` says what remains unconfirmed. Weights are loaded strictly: names or shapes that differ are an error.
 """
 
 from __future__ import annotations
@@ -88,18 +88,16 @@ def _without_class_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
 _HALF = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _BIOPTIMUS = PixelSpec(mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517))
 _HIBOU = PixelSpec(mean=(0.7068, 0.5755, 0.722), std=(0.195, 0.2316, 0.1816))
-_RESIZED = "the authors resize tiles of 256 px at 0.5 um/px to 224 px; HEST and this package show 224 px at 0.5 um/px"
-_MIXED = "trained at several resolutions, 0.5 um/px among them"
-_MIXED_FROM_SECONDARY = "trained at several resolutions; 0.5 um/px is what eva and TRIDENT show"
+_RESIZED = "TRIDENT resizes tiles of 256 px at 20x (0.5 um/px) to 224 px; this package shows 224 px at 0.5 um/px"
+_MIXED = "trained at several resolutions; 0.5 um/px as in TRIDENT (20x)"
+_KAIKO_MPP = "trained at several resolutions; TRIDENT resizes tiles of 256 px at 20x (0.5 um/px) to 224 px"
 _TCGA_FMS = "Aben et al. 2024, https://doi.org/10.48550/arXiv.2404.15217"
 
 # An architecture of timm that has the layers of the network is named, and what differs in it. Both "giant" architectures of
 # DINOv2 have SwiGLU layers with SiLU, layer scale and an epsilon of 1e-6; "reg4" adds registers and leaves the class token and
 # the registers without a position.
 _AT_20X = partial(EncoderSpec, crop=square_crop(224, 0.5), pixels=IMAGENET)
-_KAIKO = partial(
-    _AT_20X, pixels=_HALF, license="Kaiko, non-commercial", citation=_TCGA_FMS, notes=_MIXED_FROM_SECONDARY
-)
+_KAIKO = partial(_AT_20X, pixels=_HALF, license="Kaiko, non-commercial", citation=_TCGA_FMS, notes=_KAIKO_MPP)
 
 
 def _kaiko(name: str, arch: str, n_features: int) -> EncoderSpec:
@@ -109,7 +107,7 @@ def _kaiko(name: str, arch: str, n_features: int) -> EncoderSpec:
 
 
 PATHOLOGY = (
-    # README of github.com/mahmoodlab/UNI; strict loading in TRIDENT and HEST
+    # strict loading in TRIDENT, with these arguments and pixels
     _AT_20X(
         name="uni",
         source="hf-hub:MahmoodLab/UNI",
@@ -189,6 +187,7 @@ PATHOLOGY = (
         license="CC-BY-NC-ND-4.0",
         gated=True,
         citation="Bioptimus 2025, https://huggingface.co/bioptimus/H-optimus-1",
+        notes="licence as recorded by LazySlide",
     ),
     # The card's code gives SwiGLU, SiLU and 261 tokens of 768; HistoPLUS (github.com/owkin/histoplus), on the same encoder, has the
     # positions of vit_base_patch14_reg4_dinov2
@@ -228,7 +227,7 @@ PATHOLOGY = (
         license="Owkin, non-commercial",
         citation="Filiot et al. 2023, https://doi.org/10.1101/2023.07.21.23292757",
     ),
-    # card of owkin/phikon-v2: ViT-L/16 as Dinov2Model, 224 px, class token
+    # page of owkin/phikon-v2: ViT-L/16 by DINOv2; TRIDENT: 224 px, pixels, class token
     _AT_20X(
         name="phikon-v2",
         source="hf-hub:owkin/phikon-v2",
@@ -254,7 +253,7 @@ PATHOLOGY = (
         license="MIT",
         citation="Karasikov et al. 2025, https://doi.org/10.1007/978-3-032-04984-1_55",
         notes="grid of the stored position embedding not confirmed (resampled to 16 x 16 as transformers does); "
-        f"the class token alone is the first 1536 features; {_MIXED_FROM_SECONDARY}",
+        "resolution not confirmed (0.5 um/px as in TRIDENT, 20x); the class token alone is the first 1536 features",
     ),
     # config.json of histai/hibou-b: Dinov2Model with 4 registers, SwiGLU, mlp_ratio 4, 224 px, epsilon 1e-6; pixels, offset-free
     # positions and pooling from github.com/HistAI/hibou
@@ -268,7 +267,7 @@ PATHOLOGY = (
         convert=from_transformers,
         license="Apache-2.0",
         citation="Nechaev et al. 2024, https://doi.org/10.48550/arXiv.2406.05074",
-        notes="resolution not confirmed (0.5 um/px as in LazySlide and TRIDENT); "
+        notes="resolution not confirmed (0.5 um/px as for Hibou-L in TRIDENT, 20x); "
         "sources differ on whether terms have to be accepted",
     ),
     # as Hibou-B; SwiGLU rounds its 2730 channels to a multiple of 8, 2736 = 1024 * 5.34375 / 2
@@ -284,7 +283,7 @@ PATHOLOGY = (
         gated=True,
         citation="Nechaev et al. 2024, https://doi.org/10.48550/arXiv.2406.05074",
         notes="configuration not public, taken from Hibou-B and the published 303.7 M parameters; resolution not confirmed "
-        "(0.5 um/px as in TRIDENT)",
+        "(0.5 um/px as in TRIDENT, 20x)",
     ),
     # hubconf.py and README of github.com/kaiko-ai/towards_large_pathology_fms: plain ViT of timm, mean and std of 0.5, class token
     _kaiko("kaiko-vits16", "vit_small_patch16_224", 384),

@@ -59,7 +59,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         Also a module or another callable of your own, which is given floats ``(n, 3, size, size)`` on ``device``, one
         argument a level of ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from
         several threads; a module is put on ``device`` and into evaluation mode. Or an encoder of
-        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide.
+        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide, or of
+        :func:`st_predict.encoders.load_hipt_encoder`.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
         mapping from region to image.
