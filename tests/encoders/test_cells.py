@@ -11,6 +11,7 @@ from skimage.color import rgb2hed
 from torch import nn
 
 from st_predict.crops import Batch
+from st_predict.datasets import simulate
 from st_predict.encoders import _cells, get_encoder
 from st_predict.encoders._catalogue import Encoder
 from st_predict.encoders._cells import (
@@ -22,6 +23,8 @@ from st_predict.encoders._cells import (
     weights_digest,
 )
 from st_predict.encoders._hipt import Hipt, convert, load_hipt, save_hipt_weights
+from st_predict.encoders._hipt_spot import load_hipt_encoder
+from st_predict.tl import embed
 
 CELL = 4
 
@@ -229,6 +232,57 @@ def test_hipt_on_a_section(states, shape):
     places = states[1]["pos_embed"][0] if shape == (14, 14) else places_of(states[1], *shape)
     expected = by_torch(states[1], narrow, places, 1)[1:].view(*shape, 12)
     torch.testing.assert_close(network.of_section(cls), expected, atol=2e-5, rtol=1e-4)
+
+
+def class_token(states: tuple[dict[str, torch.Tensor], ...], tile_CHW: torch.Tensor) -> torch.Tensor:
+    """Class token of ViT-256, from layers of torch."""
+    state = states[0]
+    patches = tile_CHW.unfold(1, 16, 16).unfold(2, 16, 16).permute(1, 2, 0, 3, 4).reshape(256, -1)
+    embedded = patches @ state["patch_embed.proj.weight"].flatten(1).T + state["patch_embed.proj.bias"]
+    return by_torch(state, embedded, places_of(state, 16, 16), 2)[0]
+
+
+@torch.no_grad()
+def test_hipt_at_a_spot(states, tmp_path):
+    save_hipt_weights(*states, tmp_path / "hipt.safetensors")
+    encoder = load_hipt_encoder(tmp_path / "hipt.safetensors", region=512).eval()
+    assert [level.size for level in encoder.spec.crop.levels] == [256, 512]
+    assert (encoder.spec.crop.mpp, encoder.spec.n_features) == (0.5, 24 + 24 + 12)
+    generator = torch.Generator().manual_seed(2)
+    crops = tuple(torch.randint(0, 256, (2, 3, n, n), dtype=torch.uint8, generator=generator) for n in (256, 512))
+    got = encoder(Batch(crops=crops, index=torch.arange(2)))
+    for i in range(2):
+        own, around = (crop[i] / 127.5 - 1 for crop in crops)
+        tiles = [around[:, y : y + 256, x : x + 256] for y in (0, 256) for x in (0, 256)]
+        cls = torch.stack([class_token(states, tile) for tile in tiles])
+        narrow = nn.functional.gelu(cls @ states[1]["phi.0.weight"].T + states[1]["phi.0.bias"])
+        region = by_torch(states[1], narrow, places_of(states[1], 2, 2), 1)[0]
+        expected = torch.cat([class_token(states, own), cls.mean(0), region])
+        torch.testing.assert_close(got[i], expected, atol=5e-5, rtol=1e-3)
+
+
+def test_hipt_embeds_a_section(states, tmp_path, monkeypatch):
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
+    for seed in range(2):
+        changed = {name: tensor + 0.1 * seed for name, tensor in states[0].items()}
+        save_hipt_weights(changed, states[1], tmp_path / f"{seed}.safetensors")
+    first, again, other = (load_hipt_encoder(tmp_path / f"{seed}.safetensors", region=512) for seed in (0, 0, 1))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    sdata = simulate(1, 1, shape=(704, 704), mpp=0.5).sections["P1S1"]
+    table = sdata["table"]
+    for key, encoder in {"a": first, "b": again, "c": other}.items():
+        embed(sdata, encoder, key_added=key, precision="float32", device="cpu")
+    assert table.obsm["a"].shape == (table.n_obs, 60)
+    assert np.isfinite(table.obsm["a"]).all()
+    np.testing.assert_array_equal(table.obsm["a"], table.obsm["b"])
+    assert np.abs(table.obsm["a"] - table.obsm["c"]).max() > 0.01
+    assert len(list((tmp_path / "embeddings").glob("**/*.*"))) == 2  # one per weights
+
+
+def test_regions_of_hipt_are_whole_tiles(states, tmp_path):
+    save_hipt_weights(*states, tmp_path / "hipt.safetensors")
+    with pytest.raises(ValueError, match=r"whole tiles of 256 px, got 1000 px\. Set region=1024\."):
+        load_hipt_encoder(tmp_path / "hipt.safetensors", region=1000)
 
 
 def test_sizes_of_the_publication():

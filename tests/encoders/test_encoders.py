@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from st_predict._runtime import Inference
 from st_predict.crops import Batch
 from st_predict.encoders._catalogue import EncoderSpec, get_encoder, list_encoders, load_encoder
+from st_predict.encoders._pathology import from_transformers
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 
 if TYPE_CHECKING:
@@ -45,11 +47,21 @@ PUBLISHED = {
     "virchow": (631.2, 2560),
     "virchow2": (631.2, 2560),
     "h-optimus-0": (1134.8, 1536),
+    "h-optimus-1": (1134.8, 1536),
     "h0-mini": (85.7, 1536),
     "gigapath": (1135.0, 1536),
     "phikon": (85.8, 768),
     "phikon-v2": (303.4, 1024),
+    "midnight": (1134.8, 3072),
+    "hibou-b": (85.7, 768),
+    "hibou-l": (303.7, 1024),
+    "kaiko-vits16": (21.7, 384),
+    "kaiko-vits8": (21.7, 384),
+    "kaiko-vitb16": (85.8, 768),
+    "kaiko-vitb8": (85.8, 768),
+    "kaiko-vitl14": (304.4, 1024),
 }
+OPEN = {name for name in PUBLISHED if name.startswith(("phikon", "kaiko"))} | {"midnight", "hibou-b"}
 
 
 def make_batch(n: int = 5, size: int = 32, levels: int = 1) -> Batch:
@@ -84,7 +96,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_known_encoders():
-    assert list_encoders() == ["rgb", *PUBLISHED]
+    assert list_encoders() == ["rgb", "efficientnet_lite0", *PUBLISHED]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -97,7 +109,10 @@ def test_architecture(name):
     assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert tokens.shape[2] * (2 if spec.pool == "cls_mean" else 1) == n_features == spec.n_features
     assert spec.crop == CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)
-    assert spec.gated == (not name.startswith("phikon"))
+    assert spec.gated == (name not in OPEN)
+    assert spec.url.startswith("https://huggingface.co/")
+    assert "unknown" not in spec.license
+    assert "https://" in spec.citation
     assert {layer.eps for layer in backbone.modules() if isinstance(layer, nn.LayerNorm)} == {
         1e-12 if name == "phikon" else 1e-6
     }
@@ -131,9 +146,7 @@ def test_weights_of_another_network(hub):
 
 @pytest.mark.usefixtures("hub")
 def test_weights_that_are_not_there():
-    with pytest.raises(
-        ConnectionError, match=r"HF_HUB_OFFLINE=1.*'rgb'.*accept the terms at https://huggingface.co/me/tiny"
-    ):
+    with pytest.raises(ConnectionError, match=rf"Cannot get the weights 'hf-hub:me/tiny' .*{WAYS}"):
         load_encoder(TINY)
     with pytest.raises(ConnectionError, match=r"Cannot get the weights 'test_vit\.r160_in1k'"):
         load_encoder("test_vit")
@@ -141,35 +154,74 @@ def test_weights_that_are_not_there():
         load_encoder("hf-hub:someone/net")
 
 
-class _Gate(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_response(401)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.end_headers()
-
-    def log_message(self, *_args: object) -> None:
-        pass
+WAYS = (
+    r"accept the terms at https://huggingface.co/me/tiny, then log in with `hf auth login` or put a token into HF_TOKEN\. "
+    r"Without a network: copy the folder HF_HOME .* set HF_HUB_OFFLINE=1\. The encoder 'rgb' needs no weights\."
+)
 
 
 @pytest.fixture
-def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that lets nobody in."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as server:
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str | None], None]]:
+    """A hub that answers every request with one status."""
+    answer: dict[str, object] = {}
+
+    class Gate(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(answer["status"])
+            if answer["code"] is not None:
+                self.send_header("X-Error-Code", answer["code"])
+            self.end_headers()
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield
+        yield lambda status, code: answer.update(status=status, code=code)
         server.shutdown()
         thread.join()
 
 
-@pytest.mark.usefixtures("gate")
-def test_gated_weights():
-    with pytest.raises(PermissionError, match=r"accept the terms at https://huggingface.co/me/tiny.*HF_TOKEN"):
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None), (401, None), (404, "RepoNotFound")]
+)
+def test_weights_that_the_hub_refuses(status, code, gate):
+    gate(status, code)
+    with pytest.raises(PermissionError, match=rf"The hub gives no access to the weights 'hf-hub:me/tiny' .*{WAYS}"):
         load_encoder(TINY)
+
+
+def test_a_hub_that_fails(gate):
+    gate(418, None)
+    with pytest.raises(ConnectionError, match=rf"Cannot get the weights 'hf-hub:me/tiny' .*{WAYS}"):
+        load_encoder(TINY)
+
+
+def test_a_misspelt_name_on_the_hub(gate):
+    gate(404, "RepoNotFound")
+    with pytest.raises(
+        PermissionError, match=r"'hf-hub:someone/net'.*check the name, and accept the terms at .*/net if it has any"
+    ):
+        load_encoder("hf-hub:someone/net")
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("conch", "attention pooling.*github.com/mahmoodlab/CONCH"),
+        ("MahmoodLab/CONCH", "attention pooling.*crop of 448 px"),
+        ("hf-hub:MahmoodLab/conchv1_5", "attention pooling.*TRIDENT"),
+        ("hipt", r"no hub serves.*load_hipt_encoder\(path\)"),
+    ],
+)
+def test_encoders_that_are_not_loaded_by_name(name, way_out):
+    with pytest.raises(KeyError, match=rf"'{name}' cannot be loaded by its name.*{way_out}"):
+        get_encoder(name)
 
 
 def test_any_name_of_timm(hub):
@@ -187,30 +239,33 @@ def test_any_name_of_timm(hub):
 
 @pytest.mark.parametrize("name", ["resnet51", "resnet50.never_trained", "no such"])
 def test_unknown_names(name):
-    with pytest.raises(KeyError, match=f"No encoder '{name}'; there are .*'rgb', 'uni'.*"):
+    with pytest.raises(KeyError, match=f"No encoder '{name}'; there are .*'rgb', 'efficientnet_lite0', 'uni'.*"):
         get_encoder(name)
 
 
-WIDTH = 24
+WIDTH, HIDDEN = 24, 64  # of a token; of the MLP with SwiGLU
 
 
 def make_theirs(names: dict[str, str]) -> dict[str, torch.Tensor]:
     """Weights of a transformer with one block, under the names of Hugging Face."""
-    square, wide = (WIDTH, WIDTH), (4 * WIDTH, WIDTH)
+    square = (WIDTH, WIDTH)
+    up, down = ((2 * HIDDEN, WIDTH), (WIDTH, HIDDEN)) if "swiglu" in names else ((4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH))
     shapes = dict.fromkeys((*QKV, "attention.output.dense"), square)
-    shapes |= {names["up"]: wide, names["down"]: wide[::-1], names["norm1"]: (WIDTH,), names["norm2"]: (WIDTH,)}
+    shapes |= {names["up"]: up, names["down"]: down, names["norm1"]: (WIDTH,), names["norm2"]: (WIDTH,)}
     shapes = {f"encoder.layer.0.{name}": shape for name, shape in shapes.items()}
     shapes |= {"embeddings.patch_embeddings.projection": (WIDTH, 3, 16, 16), "layernorm": (WIDTH,)}
     everything = {f"{name}.weight": shape for name, shape in shapes.items()}
     everything |= {f"{name}.bias": shape[:1] for name, shape in shapes.items()}
     everything |= {"embeddings.cls_token": (1, 1, WIDTH), "embeddings.position_embeddings": (1, 5, WIDTH)}
     everything |= dict.fromkeys(names["others"].split(), (WIDTH,))
+    if "registers" in names:
+        everything["embeddings.register_tokens"] = (1, 4, WIDTH)
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in everything.items()}
 
 
 def run_theirs(w: dict[str, torch.Tensor], x: torch.Tensor, names: dict[str, str], eps: float) -> torch.Tensor:
-    """Apply it, written out."""
+    """Apply it, written out: all tokens."""
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, w[f"encoder.layer.0.{name}.weight"], w[f"encoder.layer.0.{name}.bias"])
@@ -223,13 +278,16 @@ def run_theirs(w: dict[str, torch.Tensor], x: torch.Tensor, names: dict[str, str
     )
     x = torch.cat([w["embeddings.cls_token"].expand(len(x), 1, WIDTH), patches.flatten(2).mT], 1)
     x = x + w["embeddings.position_embeddings"]
+    if "registers" in names:  # after the positions
+        x = torch.cat([x[:, :1], w["embeddings.register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
     normed = norm(f"encoder.layer.0.{names['norm1']}", x)
     query, key, value = (linear(name, normed).unflatten(2, (2, 12)).transpose(1, 2) for name in QKV)
     mixed = ((query @ key.mT / 12**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
     x = x + linear("attention.output.dense", mixed) * w.get("encoder.layer.0.layer_scale1.lambda1", 1)
-    hidden = F.gelu(linear(names["up"], norm(f"encoder.layer.0.{names['norm2']}", x)))
+    hidden = linear(names["up"], norm(f"encoder.layer.0.{names['norm2']}", x))
+    hidden = F.silu(hidden[..., :HIDDEN]) * hidden[..., HIDDEN:] if "swiglu" in names else F.gelu(hidden)
     x = x + linear(names["down"], hidden) * w.get("encoder.layer.0.layer_scale2.lambda1", 1)
-    return norm("layernorm", x)[:, 0]
+    return norm("layernorm", x)
 
 
 QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
@@ -247,20 +305,53 @@ DINO = {
     "down": "mlp.fc2",
     "others": "embeddings.mask_token encoder.layer.0.layer_scale1.lambda1 encoder.layer.0.layer_scale2.lambda1",
 }
+GIANT = DINO | {"up": "mlp.weights_in", "down": "mlp.weights_out", "swiglu": "yes"}
+HIBOU = GIANT | {"registers": "yes"}
+SWIGLU_ARGS = {"patch_size": 16, "mlp_ratio": 2 * HIDDEN / WIDTH}
 
 
-@pytest.mark.parametrize(("name", "theirs", "eps"), [("phikon", VIT, 1e-12), ("phikon-v2", DINO, 1e-6)])
-def test_weights_named_as_in_transformers(name, theirs, eps, hub):
+@pytest.mark.parametrize(
+    ("name", "theirs", "eps", "args"),
+    [
+        ("phikon", VIT, 1e-12, {}),
+        ("phikon-v2", DINO, 1e-6, {}),
+        ("midnight", GIANT, 1e-6, SWIGLU_ARGS),
+        ("hibou-b", HIBOU, 1e-6, SWIGLU_ARGS),
+        ("hibou-l", HIBOU, 1e-6, SWIGLU_ARGS),
+    ],
+)
+def test_weights_named_as_in_transformers(name, theirs, eps, args, hub):
     weights = make_theirs(theirs)
     hub("me/theirs", weights)
     published = get_encoder(name)
-    args = {**published.arch_args, **TINY_ARCH, "depth": 1}
-    spec = replace(published, source="hf-hub:me/theirs", arch_args=args, crop=CROP, pixels=PIXELS)
+    args = {**published.arch_args, **TINY_ARCH, "depth": 1, **args}
+    convert = partial(from_transformers, side=2) if name == "midnight" else published.convert
+    spec = replace(published, source="hf-hub:me/theirs", arch_args=args, crop=CROP, pixels=PIXELS, convert=convert)
     encoder, batch = load_encoder(spec).eval(), make_batch()
     with torch.no_grad():
-        expected = run_theirs(weights, encoder.pixels(batch.crops[0]), theirs, eps)
+        tokens = run_theirs(weights, encoder.pixels(batch.crops[0]), theirs, eps)
+        expected = tokens[:, 0]
+        if name == "midnight":
+            expected = torch.cat([expected, tokens[:, 1:].mean(1)], 1)
         torch.testing.assert_close(encoder(batch), expected, atol=1e-4, rtol=1e-4)
         assert expected.std() > 0.1
+
+
+def test_positions_of_another_grid_are_resampled():
+    """Against a plane, which bicubic resampling keeps to 0.003: positions are at the centres of patches."""
+    y, x = ((np.arange(37) + 0.5) / 37)[:, None], ((np.arange(37) + 0.5) / 37)[None]
+    plane = torch.from_numpy(np.stack([2 * x + 0 * y, 3 * y + 0 * x]).reshape(2, -1).T[None]).float()
+    places = torch.cat([torch.full((1, 1, 2), 9.0), plane], 1)
+    found = from_transformers({"embeddings.position_embeddings": places}, side=16)["pos_embed"]
+    assert found.shape == (1, 257, 2)
+    assert found[0, 0].tolist() == [9, 9]
+    centres = (np.arange(16) + 0.5) / 16
+    grid = found[0, 1:].reshape(16, 16, 2)[2:-2, 2:-2]  # beyond the border there is no plane
+    np.testing.assert_allclose(grid[..., 0], np.broadcast_to(2 * centres[None, 2:-2], (12, 12)), atol=5e-3)
+    np.testing.assert_allclose(grid[..., 1], np.broadcast_to(3 * centres[2:-2, None], (12, 12)), atol=5e-3)
+    same = from_transformers({"embeddings.position_embeddings": places}, side=37)["pos_embed"]
+    torch.testing.assert_close(same, places, rtol=0, atol=0)
+    assert set(get_encoder("midnight").convert.keywords.items()) == {("side", 16)}
 
 
 def test_encoders_of_the_user():

@@ -68,6 +68,22 @@ def weighted(weight: float = 2.0, **changes: Any) -> tuple[Encoder, Weighted]:
     ), network
 
 
+def test_large_crops_are_read_a_few_at_a_time(measured: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return means(x)
+
+    embed(measured, means, key_added="a", **OPTIONS)
+    monkeypatch.setattr(module, "_READ_PIXELS", 3 * 32 * 32)
+    embed(measured, seen, key_added="b", **OPTIONS)
+    table = measured.tables["table"]
+    np.testing.assert_array_equal(table.obsm["a"], table.obsm["b"])
+    assert max(sizes) == 3
+    assert sum(sizes) == table.n_obs
+
+
 def test_writes_an_array_and_where_it_came_from(measured: SpatialData) -> None:
     table = measured.tables["table"]
     before = {"X": table.X.copy(), "mine": table.layers["mine"].copy(), "obs": table.obs.copy()}

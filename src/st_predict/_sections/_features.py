@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-_READ = 64  # spots whose crops are read together, at least
+_READ = 64  # spots whose crops are read together, at least, unless their crops are large
+_READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; four batches are held at a time
 _HELD = 512 << 20  # bytes of crops that are kept between telling which they are and describing them
 
 
@@ -111,18 +112,26 @@ def _described(
 
 def _pixels_seen(section: Section, crop: CropSpec, held: list[Batch]) -> NDArray[np.uint8]:
     """Return the digest of each crop; the crops themselves are added to ``held`` if memory allows it."""
-    batches = iter_batches(section.reader, section.plan(crop), batch_size=_READ, pad_value=crop.pad_value)
+    batches = iter_batches(
+        section.reader, section.plan(crop), batch_size=_read_together(crop), pad_value=crop.pad_value
+    )
     if len(section.rows) * sum(3 * level.size**2 for level in crop.levels) <= _HELD:
         held.extend(batches)
         batches = iter(held)
     return digests_of_crops(batches, len(section.rows))
 
 
+def _read_together(crop: CropSpec, working_batch: int = 0) -> int:
+    """Return the number of spots whose crops are read at a time."""
+    pixels = sum(level.size**2 for level in crop.levels)
+    return min(max(working_batch, _READ), max(1, _READ_PIXELS // pixels))
+
+
 def _read_crops(section: Section, crop: CropSpec, inference: Inference) -> Iterator[Batch]:
     return iter_batches(
         section.reader,
         section.plan(crop),
-        batch_size=max(inference.working_batch, _READ),
+        batch_size=_read_together(crop, inference.working_batch),
         pad_value=crop.pad_value,
         device=inference.device if inference.device.type == "cuda" else None,
     )

@@ -19,6 +19,7 @@ from st_predict.encoders._cells import (
     weights_digest,
 )
 from st_predict.encoders._hipt import save_hipt_weights
+from st_predict.encoders._hipt_spot import load_hipt_encoder
 from st_predict.encoders._reading import Features, count_features, read_as
 from st_predict.encoders._rgb import RGB_NAMES
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_encoder",
     "read_as",
     "restore_encoder",
+    "load_hipt_encoder",
     "save_hipt_weights",
     "weights_digest",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotF
 from st_predict._files import sha256
 from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
 from st_predict._runtime import Network, is_out_of_memory
-from st_predict.encoders._pathology import PATHOLOGY
+from st_predict.encoders._pathology import NOT_LOADABLE, PATHOLOGY
 from st_predict.encoders._reading import Features, read_as
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
 from st_predict.encoders._spec import HUB, EncoderSpec, square_crop
@@ -172,13 +172,13 @@ def load_encoder(
     """
     if isinstance(encoder, str):
         encoder = get_encoder(encoder)
-    how: dict[str, Any] = {"features": features, "fields": fields, "neighbours": neighbours, "standardize": standardize}
+    reading = partial(read_as, features=features, fields=fields, neighbours=neighbours, standardize=standardize)
     if isinstance(encoder, EncoderSpec | Encoder):
         _refuse_inputs(encoder, crop=crop, pixels=pixels)
         if isinstance(encoder, Encoder):
-            _refuse_loaded(encoder, how)
+            _refuse_loaded(encoder, reading.keywords)
             return encoder
-        spec = read_as(encoder, **how)
+        spec = reading(encoder)
         return Encoder(_as_read(_load(spec), spec), spec)
     if not callable(encoder):
         raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
@@ -189,7 +189,7 @@ def load_encoder(
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
     own = EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels)
-    return Encoder(encoder, read_as(own, **how))
+    return Encoder(encoder, reading(own))
 
 
 def restore_encoder(spec: EncoderSpec, state: Mapping[str, Tensor]) -> Encoder:
@@ -273,27 +273,43 @@ def _load_into_arch(spec: EncoderSpec) -> nn.Module:
 @contextmanager
 def _reaching(spec: EncoderSpec) -> Iterator[None]:
     """Say how to go on where the hub of the weights can't be reached, or refuses."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    terms = f"accept the terms at {spec.url or 'the page of the weights'} and log in, with `hf auth login` or a token in HF_TOKEN"
     try:
         yield
-    except RepositoryNotFoundError as error:  # also said of one that is gated or private
-        raise PermissionError(f"No access to the weights {spec.source!r}: {terms}.") from error
+    except OSError as error:
+        refused = _is_refusal(error)
+        if error.errno is not None and not refused:  # of the disk
+            raise
+        found = "The hub gives no access to" if refused else "Cannot get"
+        text = f"{found} the weights {spec.source!r} ({_first_line(error)}). {_ways_to_weights(spec)}"
+        raise (PermissionError(text) if refused else ConnectionError(text)) from error
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of a name, of the file, of its tensors
         if is_out_of_memory(error):
             raise
         raise InvalidValueError(
             f"The encoder {spec.source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
         ) from error
-    except OSError as error:
-        if error.errno is not None:  # of the disk
-            raise
-        raise ConnectionError(
-            f"Cannot get the weights {spec.source!r} ({_first_line(error)}). Without a network, copy the cache of a "
-            "machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set HF_HUB_OFFLINE=1, or take "
-            f"the encoder 'rgb', which needs none.{f' They are gated: {terms}.' if spec.gated else ''}"
-        ) from error
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the hub answered that there is no such repository, or no access to it: 401, 403 or 404 for the repository."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if error is None:
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, RepositoryNotFoundError) or status in {401, 403} or _is_refusal(error.__cause__)
+
+
+def _ways_to_weights(spec: EncoderSpec) -> str:
+    page = spec.url or "the page of the weights"
+    terms = (
+        f"accept the terms at {page}" if spec.gated else f"check the name, and accept the terms at {page} if it has any"
+    )
+    return (
+        f"With a network: {terms}, then log in with `hf auth login` or put a token into HF_TOKEN. "
+        "Without a network: copy the folder HF_HOME (by default ~/.cache/huggingface) of a machine that has the weights and "
+        "set HF_HUB_OFFLINE=1. The encoder 'rgb' needs no weights."
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -301,7 +317,17 @@ def _first_line(error: Exception) -> str:
 
 
 def list_encoders() -> list[str]:
-    """Names of the encoders whose resolution and normalisation are known; any with weights in timm works as well."""
+    """Names of the encoders whose resolution, normalisation and pooling are known.
+
+    Any other name of timm that has weights works as well (:func:`get_encoder`). :class:`EncoderSpec` has the crop, features, licence
+    and gate of each encoder, and in ``notes`` the properties that no public source confirms.
+
+    Examples
+    --------
+    >>> from st_predict.encoders import get_encoder, list_encoders
+    >>> [name for name in list_encoders() if not get_encoder(name).gated][:4]
+    ['rgb', 'phikon', 'phikon-v2', 'midnight']
+    """
     return list(_KNOWN)
 
 
@@ -331,6 +357,9 @@ def get_encoder(name: str) -> EncoderSpec:
     for spec in _KNOWN.values():
         if plain.removeprefix(HUB).casefold() in {spec.name, spec.source.removeprefix(HUB).casefold()}:
             return spec
+    for known, (source, why, way_out) in NOT_LOADABLE.items():
+        if plain.removeprefix(HUB).casefold() in {known, source.removeprefix(HUB).casefold()}:
+            raise NotFoundError(f"The encoder {name!r} cannot be loaded by its name: it has {why}.", way_out)
     return _from_hub(plain) if plain.startswith(HUB) else _from_timm(plain)
 
 

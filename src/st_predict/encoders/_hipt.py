@@ -61,6 +61,16 @@ class Hipt(nn.Module):
         colour_BCN = torch.cat([colour_BCN.mean(2, keepdim=True), colour_BCN], dim=2)
         return torch.cat([tokens_BND, colour_BCN.transpose(1, 2)], dim=2)
 
+    def of_tile(self, x_BCHW: Tensor) -> Tensor:
+        """Return the class token of each tile of colours from -1 to 1, ``(B, D)``."""
+        tokens_BND: Tensor = self.tile(self.patches(x_BCHW).permute(0, 2, 3, 1))
+        return tokens_BND[:, 0]
+
+    def of_region(self, cls_BPQD: Tensor) -> Tensor:
+        """Return the class token of each region, ``(B, E)``, from the class tokens of its tiles."""
+        tokens_BNE: Tensor = self.section(F.gelu(self.narrow(cls_BPQD)))
+        return tokens_BNE[:, 0]
+
     def of_section(self, cls_PQD: Tensor) -> Tensor:
         """Describe every tile of a section by what is around it: ``(P, Q, E)``, of the class tokens of its tiles."""
         x_PQE = F.gelu(self.narrow(cls_PQD))

@@ -58,6 +58,8 @@ class EncoderSpec:
         Whether each feature has mean 0 and standard deviation 1 over the spots of a section.
     carried
         Whether a checkpoint of a model on these features holds the weights: they are small, and their licence allows it.
+    notes
+        Properties that no public source confirms, or on which sources differ. Not part of the features' record.
     """
 
     name: str
@@ -80,6 +82,7 @@ class EncoderSpec:
     neighbours: Natural = 0
     standardize: Flag = False
     carried: Flag = False
+    notes: str = ""
 
     @property
     def url(self) -> str:

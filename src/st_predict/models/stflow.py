@@ -443,7 +443,7 @@ SPEC = ModelSpec(
     scope="section",
     needs=("xy_um",),
     at_prediction=("steps",),
-    hparams=asdict(STFlowConfig()),
+    hparams={**asdict(STFlowConfig()), "fields": []},
     tiny={
         "encoder": "rgb",
         "dim": 32,

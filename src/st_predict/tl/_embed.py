@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
@@ -65,7 +66,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         Also a module or another callable of your own, which is given floats ``(n, 3, size, size)`` on ``device``, one
         argument a level of ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from
         several threads; a module is put on ``device`` and into evaluation mode. Or an encoder of
-        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide.
+        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide, or of
+        :func:`st_predict.encoders.load_hipt_encoder`.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
         mapping from region to image.
@@ -149,19 +151,11 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     check_slide(sdata)
     at_mpp, key_added = check("at_mpp", at_mpp, Positive | None), check("key_added", key_added, Text | None)
     cache = check("cache", cache, Flag)
-    reading: dict[str, Any] = {
-        "features": features,
-        "fields": fields,
-        "neighbours": neighbours,
-        "standardize": standardize,
-    }
+    reading = partial(read_as, features=features, fields=fields, neighbours=neighbours, standardize=standardize)
     wanted = _wanted(encoder, crop, pixels, reading)
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
-    if key_added is None and spec.name == "<lambda>":
-        raise InvalidValueError(
-            "The encoder is a lambda, so its result has no name.", Advice("give it one with {}", "key_added")
-        )
+    _refuse_nameless(spec, key_added)
     slide = open_slide(sdata, where, need_mpp=shown.mpp is not None)
     slot = slide.slot(key_added or Keys.embedding(spec.name))
     slot.check_free("embedding")
@@ -173,19 +167,25 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     found = slide.gather(parts)
     how = "float32" if spec.float32 else pick_precision(precision, compute.place)
     params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(compute.place), "precision": how}
-    described = {**loaded.describe(), "neighbours": spec.neighbours, "standardize": spec.standardize}
-    described |= {"license": spec.license, "citation": spec.citation}
-    slot.write_features(found, Record(encoder=described, params=params))
+    known = {name: getattr(spec, name) for name in ("neighbours", "standardize", "license", "citation")}
+    slot.write_features(found, Record(encoder={**loaded.describe(), **known}, params=params))
+
+
+def _refuse_nameless(spec: EncoderSpec, key_added: str | None) -> None:
+    if key_added is None and spec.name == "<lambda>":
+        raise InvalidValueError(
+            "The encoder is a lambda, so its result has no name.", Advice("give it one with {}", "key_added")
+        )
 
 
 def _wanted(
     encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor],
     crop: CropSpec | None,
     pixels: PixelSpec | None,
-    how: Mapping[str, Any],
+    reading: partial[EncoderSpec],
 ) -> EncoderSpec | Encoder:
     """Return what is known of an encoder, before its weights are loaded; a callable of the user needs none."""
     found = get_encoder(encoder) if isinstance(encoder, str) else encoder
     if isinstance(found, EncoderSpec):
-        return read_as(found, **how)
-    return load_encoder(found, crop=crop, pixels=pixels, **how)
+        return reading(found)
+    return load_encoder(found, crop=crop, pixels=pixels, **reading.keywords)
