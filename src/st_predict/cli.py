@@ -306,19 +306,40 @@ def predict(  # noqa: PLR0913  # options of a command line
 
 
 @app.command()
-def embed(
+def embed(  # noqa: PLR0913  # every one is an option
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with spots.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything.")],
     encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or a name of timm.")] = "rgb",
     image_key: ImageKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     at_mpp: Annotated[float | None, typer.Option(help="Resolution to show the encoder, if not its own.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="head, or stages: the middle layers of a network of timm.")
+    ] = None,
+    fields: Annotated[
+        list[int] | None, typer.Option(help="Side of a field of view in pixels; may be given several times.")
+    ] = None,
+    neighbours: Annotated[int | None, typer.Option(help="Nearest spots whose mean features are joined.")] = None,
+    standardize: Annotated[
+        bool | None, typer.Option("--standardize", help="Standardise each feature over the spots of a section.")
+    ] = None,
     device: str = "auto",
 ) -> None:
     """Describe the image around each spot by the features of an encoder."""
     _check_new(out, suffixes=(".zarr",))
     sdata = _read_one(slide)
-    stp.tl.embed(sdata, encoder, image_key=image_key, mpp=mpp, at_mpp=at_mpp, device=device)
+    stp.tl.embed(
+        sdata,
+        encoder,
+        image_key=image_key,
+        mpp=mpp,
+        at_mpp=at_mpp,
+        features=features,  # type: ignore[arg-type]  # checked by the function
+        fields=fields,
+        neighbours=neighbours,
+        standardize=standardize,
+        device=device,
+    )
     _write_whole(out, sdata.write)
     typer.echo(f"Wrote {out}")
 

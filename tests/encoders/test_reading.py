@@ -121,7 +121,7 @@ def test_the_default_of_efficientnet_is_its_stages() -> None:
 
 
 def test_without_feature_maps_says_so() -> None:
-    with pytest.raises(ValueError, match=r"no feature maps of Linear.*features='head'"):
+    with pytest.raises(ValueError, match=r"no feature maps of Linear.*features 'head'"):
         Stages(torch.nn.Linear(3, 3))
 
 
@@ -133,6 +133,6 @@ def test_what_a_checkpoint_carries_describes_alike() -> None:
     batch = crops(112, 224)
     with torch.inference_mode():
         assert torch.equal(restored(batch), loaded(batch))
-    del half[next(name for name in half if name.endswith('conv_head.weight'))]
+    del half[next(name for name in half if name.endswith("conv_head.weight"))]
     with pytest.raises(ValueError, match="not the weights of the encoder 'efficientnet_lite0'"):
         restore_encoder(loaded.spec, half)

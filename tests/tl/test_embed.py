@@ -21,6 +21,7 @@ from torch import nn
 
 import st_predict as stp
 from st_predict._sections import _features as module
+from st_predict.crops import iter_batches
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, load_encoder
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 from st_predict.tl._embed import embed
@@ -432,3 +433,67 @@ def test_a_full_disk_leaves_nothing_behind(measured: SpatialData, kept: Path, mo
     monkeypatch.setattr(module, "save_file", fail)
     embed(measured, load_encoder("rgb"), mpp=1.0, device="cpu")
     assert not [path for path in kept.rglob("*") if path.is_file()]
+
+
+def test_fields_of_view_are_cut_by_hand(measured: SpatialData) -> None:
+    embed(measured, "efficientnet_lite0", fields=(64, 256), features="head", device="cpu", key_added="fields")
+    embed(measured, "efficientnet_lite0", features="head", device="cpu", key_added="one")
+    found = measured.tables["table"].obsm
+    encoder = load_encoder("efficientnet_lite0", features="head")
+    image = np.asarray(measured.images["he"]["scale0"]["image"].data)
+    x, y = 300, 200  # of spot s6
+    crop = torch.from_numpy(image[:, y - 112 : y + 112, x - 112 : x + 112].copy())[None]
+    small = torch.from_numpy(image[:, y - 32 : y + 32, x - 32 : x + 32].copy())[None]
+    enlarged = nn.functional.interpolate(encoder.pixels(small), size=(224, 224), mode="bilinear", align_corners=False)
+    with torch.inference_mode():
+        expected = encoder.eval().backbone(encoder.pixels(crop))[0], encoder.backbone(enlarged)[0]
+    np.testing.assert_allclose(found["one"][6], expected[0], atol=1e-4)
+    np.testing.assert_allclose(found["fields"][6, :1280], expected[1], atol=1e-4)
+    assert found["fields"].shape == (12, 2560)
+
+
+def test_neighbours_and_standardized_features_are_made_of_the_plain_ones(measured: SpatialData) -> None:
+    embed(measured, means, **OPTIONS)
+    embed(measured, means, neighbours=2, key_added="joined", **OPTIONS)
+    embed(measured, means, standardize=True, key_added="standard", **OPTIONS)
+    table = measured.tables["table"]
+    plain = table.obsm["X_means"]
+    np.testing.assert_array_equal(table.obsm["joined"][:, :6], plain)
+    # s5 at (75, 100); s4 (5, 100) is 70 away, s6 (150, 100), s1 (75, 25) are 75 away: the second and the third are equally far
+    np.testing.assert_allclose(table.obsm["joined"][5, 6:], plain[[4, 6, 1]].mean(0), rtol=1e-5)
+    varies = plain.std(0) > 1e-6
+    expected = (plain - plain.mean(0))[:, varies] / plain.std(0)[varies]
+    np.testing.assert_allclose(table.obsm["standard"][:, varies], expected, atol=1e-3)
+    record = json.loads(table.uns["st_predict"]["joined"]["encoder"])
+    assert (record["neighbours"], record["standardize"]) == (2, False)
+
+
+def test_how_it_was_read_is_part_of_what_is_kept(measured: SpatialData, kept: Path) -> None:
+    options = {"device": "cpu", "key_added": "e"}
+    embed(measured, "efficientnet_lite0", **options)
+    embed(measured, "efficientnet_lite0", neighbours=2, **options)  # of the same features
+    embed(measured, "efficientnet_lite0", standardize=True, **options)
+    assert len(list(kept.glob("*/*"))) == 1
+    embed(measured, "efficientnet_lite0", features="head", **options)
+    embed(measured, "efficientnet_lite0", fields=(224,), **options)
+    assert len(list(kept.glob("*/*"))) == 3
+
+
+@pytest.mark.parametrize(("held", "times"), [(module._HELD, 1), (0, 2)])
+def test_crops_are_read_once_where_memory_allows_it(
+    measured: SpatialData, monkeypatch: pytest.MonkeyPatch, held: int, times: int
+) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return iter_batches(*args, **options)
+
+    monkeypatch.setattr(module, "iter_batches", counted)
+    monkeypatch.setattr(module, "_HELD", held)
+    encoder, _ = weighted()
+    embed(measured, encoder, device="cpu", precision="float32")
+    assert len(calls) == times
+    embed(measured, encoder, device="cpu", precision="float32", cache=False, key_added="plain")
+    table = measured.tables["table"]
+    np.testing.assert_array_equal(table.obsm["X_weighted"], table.obsm["plain"])

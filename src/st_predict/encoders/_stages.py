@@ -61,7 +61,8 @@ def _ends_of_stages(backbone: nn.Module) -> list[int]:
     reductions = [stage["reduction"] for stage in info]
     if not reductions or not hasattr(backbone, "forward_intermediates"):
         raise InvalidValueError(
-            f"timm gives no feature maps of {type(backbone).__name__}.", "read the last layer: features='head'"
+            f"timm gives no feature maps of {type(backbone).__name__}.",
+            "read the output of the network, which are the features 'head'",
         )
     if len(set(reductions)) == 1:
         n, parts = len(reductions), min(_N_STAGES, len(reductions))
@@ -92,7 +93,7 @@ def length_of_stages(build: Callable[[], nn.Module], size: int) -> int:
         except (NotImplementedError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
             raise InvalidValueError(
                 f"timm gives no feature maps of {type(backbone).__name__} ({type(error).__name__}: {error}).",
-                "read the last layer: features='head'",
+                "read the output of the network, which are the features 'head'",
             ) from error
 
 
