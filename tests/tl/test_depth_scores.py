@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,3 +125,21 @@ def test_partial_score_is_that_of_either_proportions(pair: tuple[Section, Sectio
     )
     assert abs(by_card.mean() - by_section.mean()) < 0.01
     assert np.abs(by_card - by_section).max() < 0.08
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_other_proportions_than_in_training_are_told(shift: float) -> None:
+    generator = np.random.default_rng(2)
+    training = generator.lognormal(-7.5, 1.0, N_GENES)
+    training *= 0.15 / training.sum()
+    first, test = simulate(generator, training), simulate(generator, training * generator.lognormal(0, shift, N_GENES))
+    target = stp.pp.fit_target(first.panel, first.totals, TargetSpec(transform="pearson_residuals"))
+    sdata = spatial_data(test, {"rates": np.log(test.rates)}, target)
+    evaluation = stp.tl.evaluate(sdata)
+    assert any("other shares of all counts" in sentence for sentence in evaluation.words) == (shift > 0)
+    # constants stay in the tables, and are not printed as rows without a number
+    assert "section_mean" in set(evaluation.summary["predictor"])
+    text = str(evaluation)
+    assert "a constant has no correlation: section_mean." in " ".join(text.split())
+    assert not [line for line in text.splitlines() if line.startswith("section_mean")]
+    assert not re.search(r"-0\.0+\b", text)

@@ -240,9 +240,8 @@ def _add_legend(axes: Axes, *, beside: bool) -> None:
         borderaxespad=0.2,
     )
     for handle in legend.legend_handles:
-        handle.set_alpha(1)
         if isinstance(handle, Line2D):
-            handle.set_markersize(5)
+            handle.set(alpha=1, markersize=5)
 
 
 def _label(name: str, column: pd.Series) -> str:
