@@ -21,7 +21,8 @@ from st_predict.cli import app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NAME = re.compile(r"stp(\.\w+)+")
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BUILT = ROOT / "docs" / "_build"
+TEXTS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if BUILT not in path.parents)]
 
 
 def fenced(text: str, language: str) -> list[str]:

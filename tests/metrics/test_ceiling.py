@@ -130,3 +130,20 @@ def test_bad_input_is_refused_by_name():
         ceiling(seed=0.5)
     with pytest.raises(InvalidTypeError, match="counts is sparse"):
         ceiling(csr_array(counts))
+
+
+def test_ceilings_of_several_scores_are_those_of_each():
+    data, called = Counts(n_spots=80, mean_total=800), []
+
+    def relative(counts, totals):
+        called.append(len(counts))
+        return data.residuals(counts, totals)
+
+    covariates = metrics.depth_covariates(data.totals)
+    found = metrics.noise_ceilings(
+        data.counts, data.totals, [(relative, covariates), (relative, None)], seed=4, n_splits=3
+    )
+    assert len(called) == 6  # once per half, though two scores use it
+    for one, given in zip(found, (covariates, None), strict=True):
+        alone = metrics.noise_ceiling(data.counts, data.totals, data.residuals, seed=4, n_splits=3, covariates=given)
+        np.testing.assert_array_equal(one, alone)

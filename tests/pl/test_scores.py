@@ -220,3 +220,37 @@ def test_scores_are_numbers(frame: pd.DataFrame, value: object) -> None:
         scores(frame.assign(partial=value))
     with pytest.raises(InvalidValueError, match="Column 'ceiling_partial'"):
         scores(frame.assign(ceiling_partial=value))
+
+
+@pytest.fixture
+def crowded() -> pd.DataFrame:
+    """Nine predictors of 60 genes."""
+    generator = np.random.default_rng(0)
+    names = [f"pred_{i}" for i in range(9)]
+    return pd.concat(
+        pd.DataFrame({"section": "C6", "predictor": name, "gene": range(60), "partial": generator.normal(size=60)})
+        for name in names
+    )
+
+
+def test_many_predictors_differ_in_looks_and_leave_the_points_uncovered(crowded: pd.DataFrame) -> None:
+    axes = scores(crowded)[0]
+    points = [line for line in axes.lines if ":" in line.get_label()]
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == 9
+    axes.figure.canvas.draw()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.x0 >= axes.bbox.x1
+    assert legend.x1 <= axes.figure.bbox.x1
+    few = scores(crowded[crowded["predictor"] < "pred_4"])[0]
+    few.figure.canvas.draw()
+    assert few.get_legend().get_window_extent().x1 < few.bbox.x1
+
+
+def test_baselines_of_many_genes_have_a_running_mean(crowded: pd.DataFrame) -> None:
+    axes = scores(crowded)[0]
+    table = crowded.pivot(index="gene", columns="predictor", values="partial").sort_values("pred_0", ascending=False)
+    running = [line for line in axes.lines if ":" not in line.get_label() and len(line.get_xdata()) == 60]
+    assert len(running) == 8
+    expected = {round(table[f"pred_{i}"].iloc[18:43].mean(), 9) for i in range(1, 9)}  # 25 genes around the 31st
+    assert {round(float(line.get_ydata()[30]), 9) for line in running} == expected
+    assert len({(line.get_color(), line.get_linestyle()) for line in running}) == 8

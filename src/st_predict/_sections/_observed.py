@@ -111,10 +111,11 @@ def _least_counts(section: Section, asked: int | None) -> int:
 def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool, min_counts: int) -> Observed:
     table, layer = measured.table[section.rows], measured.where.layer
     match = measured.match.only(card.genes)
-    target = make_target(table, match, card.target, layer=layer, min_counts=min_counts)
+    name = section_name(table.obs, section.region)
+    target = make_target(table, match, card.target, layer=layer, min_counts=min_counts, label=name)
     inside = ~section.outside[target.rows]
     return Observed(
-        name=section_name(table.obs, section.region),
+        name=name,
         patients=tuple(sorted(set(measured.patients.iloc[section.rows]))),
         section=section,
         rows=target.rows[inside],

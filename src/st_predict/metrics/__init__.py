@@ -9,7 +9,7 @@ from st_predict.metrics._bootstrap import (
     percentile_interval,
     spatial_blocks,
 )
-from st_predict.metrics._ceiling import noise_ceiling
+from st_predict.metrics._ceiling import noise_ceiling, noise_ceilings
 from st_predict.metrics._correlation import depth_covariates, partial_pearson, pearson, share_above, spearman
 from st_predict.metrics._definitions import DEFINITIONS
 from st_predict.metrics._deviation import mae, rmse
@@ -31,6 +31,7 @@ __all__ = [
     "morans_i_pvalues",
     "neighbour_weights",
     "noise_ceiling",
+    "noise_ceilings",
     "paired_test",
     "partial_pearson",
     "pearson",

@@ -204,12 +204,13 @@ def standardize(x: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
     """Centre to mean 0 and scale to sum of squares 1; a constant gives something finite and meaningless."""
     # Differences to one of the values are exact or nearly so where values are alike, which their mean is not.
     x = x - np.take(x, [0], axis=axis)
-    x = x - x.mean(axis=axis, keepdims=True)
+    x -= x.mean(axis=axis, keepdims=True)
     # Without this step squares could overflow or vanish.
-    largest = np.abs(x).max(axis=axis, keepdims=True)
-    x = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)
+    largest = np.maximum(x.max(axis=axis, keepdims=True), -x.min(axis=axis, keepdims=True))
+    x /= np.where(largest > 0, largest, 1)
     norm = np.sqrt(np.sum(x * x, axis=axis, keepdims=True))
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    x /= np.where(norm > 0, norm, 1)
+    return x
 
 
 def unit_variance(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -228,8 +229,8 @@ def _basis(covariates: NDArray[np.float64]) -> NDArray[np.float64]:
 def _residuals(values: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
     """Residuals of each column; constant zero where nothing but rounding is left."""
     constant = np.ptp(values, axis=0) == 0
-    centred = standardize(values, axis=0)
-    left = centred - basis @ (basis.T @ centred)
+    left = standardize(values, axis=0)
+    left -= basis @ (basis.T @ left)
     explained = np.sqrt(np.sum(left * left, axis=0)) < SMALLEST
     left[:, constant | explained] = 0
     return left

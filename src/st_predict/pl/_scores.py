@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from st_predict._errors import NotFoundError
 from st_predict._validated import Count, Text, check
@@ -26,7 +27,8 @@ __all__ = ["scores"]
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f")
 """Palette of Okabe and Ito, distinguishable with any colour vision."""
 
-MARKERS = "os^Dv<>"
+MARKERS = "os^Dv<>P"
+"""One more than colours, so that 56 predictors differ in one or the other."""
 
 METRIC_NAMES = {
     "partial": "Partial correlation given log total count",
@@ -35,11 +37,20 @@ METRIC_NAMES = {
     "spearman": "Spearman correlation",
 }
 
+LINES = ("-", "--")
+"""Styles of running means, for two predictors of one colour."""
+
 CEILING = "noise ceiling"
 CEILING_COLOUR = "0.88"
 
 MAX_NAMED = 40
 """Number of gene names that fit side by side."""
+
+MAX_INSIDE = 6
+"""Number of legend entries that fit above the points; more are written beside the panel."""
+
+WINDOW = 25
+"""Number of genes of a running mean."""
 
 
 def scores(
@@ -58,6 +69,8 @@ def scores(
     Genes are in the order of one predictor, from its best to its worst. Points of a baseline above that line are genes
     that the baseline predicts better. The grey area is the noise ceiling: the correlation that a perfect predictor would
     have with these counts. It exists for ``"partial"`` and ``"residual"``.
+
+    Panels of more than 40 genes also have the running mean of each baseline over 25 genes, as a thin line.
 
     Baselines without a defined score are left out: a constant has no correlation, and the log total count has no partial
     correlation. The legend has the mean over the genes with a defined score, and the number of undefined genes.
@@ -106,9 +119,10 @@ def scores(
     ceiling = _ceiling(frame, metric)
     sections = list(frame["section"].unique())
     ncols = min(ncols, len(sections))
-    size = figsize or (ncols * _panel_width(frame), -(-len(sections) // ncols) * 3.6)
+    n_labels = len(predictors) + bool(ceiling)
+    size = figsize or (ncols * _panel_width(frame, n_labels), -(-len(sections) // ncols) * 3.6)
     axes = _section_axes(len(sections), ncols, ax=ax, size=size)
-    limits = _limits(frame, [metric, *([ceiling] if ceiling else [])], n_labels=len(predictors) + 1)
+    limits = _limits(frame, [metric, *([ceiling] if ceiling else [])], n_labels=n_labels)
     for one, section in zip(axes, sections, strict=True):
         rows = frame[frame["section"] == section]
         table = _sorted_table(rows, predictors, metric=metric)
@@ -116,6 +130,7 @@ def scores(
             _draw_ceiling(one, rows.drop_duplicates("gene").set_index("gene")[ceiling].reindex(table.index))
         # the look of a predictor is the same in every panel, also where another predictor is missing
         _draw_section(one, table, metric=metric, looks={name: predictors.index(name) for name in table})
+        _add_legend(one, beside=n_labels > MAX_INSIDE)
         one.set(title=section, ylim=limits)
         one.set_yticks([tick for tick in one.get_yticks() if limits[0] <= tick <= 1])
     finish(figure_of(axes), save=save, show=show)
@@ -141,9 +156,10 @@ def _ceiling(frame: pd.DataFrame, metric: str) -> str | None:
     return column if frame[column].notna().any() else None
 
 
-def _panel_width(frame: pd.DataFrame) -> float:
-    """Return a width in inches that separates the points of many genes."""
-    return 4.4 if frame["gene"].nunique() <= MAX_NAMED else 6.0
+def _panel_width(frame: pd.DataFrame, n_labels: int) -> float:
+    """Return a width in inches that separates the points of many genes, with room for a legend beside them."""
+    points = 4.4 if frame["gene"].nunique() <= MAX_NAMED else 6.0
+    return points + (2.2 if n_labels > MAX_INSIDE else 0)
 
 
 def _sorted_table(rows: pd.DataFrame, predictors: Sequence[str], *, metric: str) -> pd.DataFrame:
@@ -175,7 +191,7 @@ def _limits(frame: pd.DataFrame, columns: Sequence[str], *, n_labels: int) -> tu
     values = frame[list(columns)].to_numpy(np.float64)
     low, high = np.nanmin([0.0, *values.ravel()]), np.nanmax([0.0, *values.ravel()])
     extent = max(high - low, 0.1)
-    n_lines = -(-n_labels // 2)
+    n_lines = -(-n_labels // 2) if n_labels <= MAX_INSIDE else 0
     return float(low - 0.05 * extent), float(high + (0.05 + 0.08 * n_lines) * extent)
 
 
@@ -192,35 +208,40 @@ def _draw_section(axes: Axes, table: pd.DataFrame, *, metric: str, looks: dict[s
     rank = np.arange(1, len(table) + 1)
     many = len(table) > MAX_NAMED
     for name, look in reversed(looks.items()):
-        first = name == table.columns[0]
+        first, colour = name == table.columns[0], COLOURS[look % len(COLOURS)]
         (points,) = axes.plot(rank, table[name].to_numpy(), label=_label(name, table[name]))
-        points.set(color=COLOURS[look % len(COLOURS)], linestyle="-" if first else "none")
+        points.set(color=colour, linestyle="-" if first else "none")
         points.set(marker=MARKERS[look % len(MARKERS)], markersize=2.5 if many else 5.0, markeredgewidth=0)
-        points.set(alpha=1 if first else 0.6, linewidth=2 if many else 1.2)
+        points.set(alpha=1 if first else 0.45 if many else 0.6, linewidth=2 if many else 1.2)
+        if many and not first:
+            running = table[name].rolling(WINDOW, center=True, min_periods=WINDOW // 2).mean()
+            axes.plot(rank, running.to_numpy(), color=colour, linewidth=1.2, linestyle=LINES[look // len(COLOURS) % 2])
     _name_genes(axes, table)
     axes.set_xlim(0.5, len(table) + 0.5)
     axes.set_ylabel(METRIC_NAMES.get(metric, metric), fontsize=FONT)
     axes.tick_params(labelsize=FONT - 1)
-    _add_legend(axes)
 
 
-def _add_legend(axes: Axes) -> None:
-    """Write the legend above the points: the first predictor, the ceiling, then the baselines."""
+def _add_legend(axes: Axes, *, beside: bool) -> None:
+    """Write the legend above the points, or beside the panel: the first predictor, the ceiling, then the baselines."""
     handles, labels = axes.get_legend_handles_labels()
     of = dict(zip(labels, handles, strict=True))
     ceilings = [label for label in labels if label.startswith(f"{CEILING}:")]
     others = [label for label in labels if label not in ceilings][::-1]
     order = [others[0], *ceilings, *others[1:]]
-    axes.legend(
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {"loc": "upper center", "ncols": 2}
+    legend = axes.legend(
         [of[label] for label in order],
         order,
-        loc="upper center",
-        ncols=2,
+        **place,
         fontsize=FONT - 2,
         frameon=False,
         columnspacing=1.2,
         borderaxespad=0.2,
     )
+    for handle in legend.legend_handles:
+        if isinstance(handle, Line2D):
+            handle.set(alpha=1, markersize=5)
 
 
 def _label(name: str, column: pd.Series) -> str:

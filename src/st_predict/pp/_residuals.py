@@ -14,6 +14,9 @@ __all__ = ["THETA", "pearson_residuals"]
 THETA = 100.0
 """Overdispersion of the negative binomial, as recommended by the publication."""
 
+IN_CACHE = 2**16
+"""Number of values computed at a time; arrays that a cache of the processor holds are several times as fast."""
+
 
 def pearson_residuals(
     counts: NDArray[np.float64],
@@ -42,7 +45,11 @@ def pearson_residuals(
     -------
     ``(n_spots, n_genes)``; 0 where nothing is expected.
     """
-    mean = totals[:, None] * proportions
-    spread = np.sqrt(mean + mean**2 / theta)
-    residuals = np.divide(counts - mean, spread, out=np.zeros_like(mean), where=spread > 0)
-    return residuals if clip is None else residuals.clip(-clip, clip)
+    residuals = np.empty(counts.shape)
+    rows = max(1, IN_CACHE // max(1, counts.shape[1]))
+    for start in range(0, len(counts), rows):
+        some = slice(start, start + rows)
+        mean = totals[some, None] * proportions
+        spread = np.sqrt(mean + mean**2 / theta)
+        residuals[some] = np.divide(counts[some] - mean, spread, out=np.zeros_like(mean), where=spread > 0)
+    return residuals if clip is None else residuals.clip(-clip, clip, out=residuals)

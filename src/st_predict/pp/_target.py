@@ -11,7 +11,7 @@ import numpy as np
 
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Natural, check
+from st_predict._validated import Count, Natural, Text, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.pp._residuals import pearson_residuals
@@ -87,6 +87,7 @@ def make_target(
     *,
     layer: str | None = None,
     min_counts: int = 0,
+    label: str | None = None,
 ) -> Target:
     """Turn the counts of a table into targets; spots without a count are left out.
 
@@ -103,6 +104,8 @@ def make_target(
         Layer with the counts; by default ``adata.X``.
     min_counts
         Least sum of the counts of the panel; spots with fewer are left out.
+    label
+        Name of the section, for messages.
 
     Returns
     -------
@@ -129,7 +132,8 @@ def make_target(
     totals, n_summed = _totals(counts, panel_counts, spec)
     enough = (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
     rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[~enough])
-    _report(dropped, n_spots=adata.n_obs, spec=spec, min_counts=check("min_counts", min_counts, Natural))
+    least = check("min_counts", min_counts, Natural)
+    _report(dropped, n_spots=adata.n_obs, spec=spec, min_counts=least, label=check("label", label, Text | None))
     values = _transform(panel_counts, totals, spec, n_summed=n_summed, rows=rows)
     return Target(
         values=values,
@@ -161,7 +165,7 @@ def _check_spec(spec: TargetSpec) -> None:
         raise InvalidTypeError(f"spec must be a TargetSpec, got {spec!r}.", "make one with st_predict.specs.TargetSpec")
 
 
-def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_counts: int) -> None:
+def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_counts: int, label: str | None) -> None:
     """Say how many spots were left out; refuse to leave out all."""
     genes = "all genes" if spec.over == "all" and not min_counts else "the panel"
     few = f"fewer than {min_counts} counts" if min_counts > 1 else "a sum of zero"
@@ -173,13 +177,15 @@ def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_cou
             Advice("name the layer with the raw counts with {}", "layer"),
             Advice("name the table of the counts with {}", "table_key"),
         )
+    section = "" if label is None else f"{label}: "
     if 2 * len(dropped) > n_spots:
+        way = f" (min_counts={min_counts}; fewer keeps more spots)" if min_counts > 1 else ""
         logger.warning(
-            "More than half of the spots are left out: %d of %d have %s over %s (min_counts=%d).",
-            *(len(dropped), n_spots, few, genes, min_counts),
+            "%sMore than half of the spots are left out: %d of %d have %s over %s%s.",
+            *(section, len(dropped), n_spots, few, genes, way),
         )
     elif dropped:
-        logger.warning("Dropped %d of %d spots with %s over %s.", len(dropped), n_spots, few, genes)
+        logger.warning("%sDropped %d of %d spots with %s over %s.", section, len(dropped), n_spots, few, genes)
 
 
 def to_target(

@@ -178,7 +178,7 @@ class Calibration:
             :func:`st_predict.pp.align_panel`.
         min_counts
             Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um
-            and more, and 1 in bins and cells.
+            and more, and 1 in bins, cells and spots of unknown size.
 
         Returns
         -------

@@ -121,7 +121,8 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         :func:`st_predict.io.find_mpp`.
     min_counts
         Least sum of the counts of the panel in a spot; spots with fewer are neither scored nor learned from. By default 50 in
-        spots of 50 um and more, and 1 in bins and cells: a spot with a few counts moves a correlation, and says nothing.
+        spots of 50 um and more, and 1 in bins, cells and spots of unknown size: a spot with few counts moves a
+        correlation, and says nothing.
 
     Returns
     -------
@@ -200,15 +201,15 @@ def _evaluate(
             samples.append(drawn)
         _write_scores(slide, [table[table["predictor"] == key] for table in tables], card.genes, key=key)
         genes += tables
-    frame = pd.DataFrame(summary)
+    frame, per_gene = pd.DataFrame(summary), pd.concat(genes, ignore_index=True)
     return Evaluation(
         summary=frame,
         overall=over_sections(key, frame, samples),
         paper=pd.DataFrame(paper),
         comparisons=pd.DataFrame(comparisons),
-        genes=pd.concat(genes, ignore_index=True),
+        genes=per_gene,
         definitions=_definitions(key, card),
-        words=words_of(frame, key),
+        words=words_of(frame, per_gene, key, fitted=card.target.reference is not None),
     )
 
 

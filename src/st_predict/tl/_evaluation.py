@@ -30,6 +30,12 @@ _COLUMNS = {
     "share_above": "> 0.3",
 }
 
+_LEGEND = (
+    "partial: correlation with Pearson residuals given sequencing depth, mean over genes; residual: without depth regressed out; "
+    "plain: in the units of the prediction; > 0.3: share of genes with a partial correlation above 0.3. log_total, neighbours and "
+    "ceiling use the measured counts. More in .summary, .overall, .paper, .comparisons, .genes and .definitions."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class Evaluation:
@@ -68,27 +74,24 @@ class Evaluation:
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [
-            f"{title}\n{table.to_string(float_format=lambda value: f'{value:.3f}', na_rep='-')}"
-            for title, table in self._tables()
-        ]
-        parts += [_wrap(sentence) for sentence in self.words]
-        parts.append(
-            _wrap(
-                "partial: correlation with Pearson residuals given sequencing depth, mean over genes; residual: without "
-                "depth regressed out; plain: in the units of the prediction. More in .summary, .overall, .paper, .comparisons, .genes and .definitions."
-            )
-        )
-        return "\n\n".join(parts)
+        parts = [f"{title}\n{table.to_string(float_format=_number, na_rep='-')}" for title, table in self._tables()]
+        return "\n\n".join([*parts, *(fill(sentence, 80) for sentence in self._sentences())])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         parts = [
-            f"<h4>{escape(title)}</h4>" + table.to_html(float_format=lambda value: f"{value:.3f}", na_rep="-")
+            f"<h4>{escape(title)}</h4>" + table.to_html(float_format=_number, na_rep="-")
             for title, table in self._tables()
         ]
-        return "".join(parts) + "".join(f"<p>{escape(sentence)}</p>" for sentence in self.words)
+        return "".join(parts) + "".join(f"<p>{escape(sentence)}</p>" for sentence in self._sentences())
+
+    def _sentences(self) -> list[str]:
+        """Sentences below the tables."""
+        found = _has_score(self.summary)
+        constant = [name for name in self.summary["predictor"].unique() if name not in set(found["predictor"])]
+        left_out = f"Not shown, because a constant has no correlation: {', '.join(constant)}." if constant else ""
+        return [*self.words, *([left_out] if left_out else []), _LEGEND]
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and headline of each section, and of all, one row per predictor, in at most 80 columns."""
@@ -104,14 +107,35 @@ class Evaluation:
 
 
 def _headline(rows: pd.DataFrame) -> pd.DataFrame:
-    table = rows.set_index("predictor")
+    table = _has_score(rows).set_index("predictor")
     bounds = zip(table["gene_partial_low"], table["gene_partial_high"], strict=True)
-    table["interval"] = [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "-" for low, high in bounds]
+    table["interval"] = [f"{low:z.2f} to {high:z.2f}" if np.isfinite(low) else "-" for low, high in bounds]
     return table[list(_COLUMNS)].rename(columns=_COLUMNS).rename_axis(index=None)
 
 
-def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
-    """Say in words what numbers hide: correlations that come from sequencing depth, and baselines that are as good."""
+def _has_score(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of predictors that vary over spots."""
+    return rows[rows[["gene_partial", "gene_pearson"]].notna().any(axis=1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:z.3f}"
+
+
+def words_of(summary: pd.DataFrame, genes: pd.DataFrame, key: str, *, fitted: bool) -> tuple[str, ...]:
+    """Say in words what numbers hide: correlations that come from sequencing depth, and baselines that are as good.
+
+    Parameters
+    ----------
+    summary
+        One row per section and predictor.
+    genes
+        One row per section, predictor and gene.
+    key
+        The prediction.
+    fitted
+        Whether its units are relative to gene proportions of the training spots.
+    """
     sentences = []
     for section, rows in summary.groupby("section", sort=False):
         table = rows.set_index("predictor")
@@ -119,8 +143,15 @@ def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
         if own["gene_pearson"] > DEPTH and not own["gene_partial"] > BEYOND:
             sentences.append(
                 f"Section {section}: the correlation of {own['gene_pearson']:.2f} comes from sequencing depth. Given the log "
-                f"total count of each spot, it is {own['gene_partial']:.2f}; the log total count itself, without an image, "
+                f"total count of each spot, it is {own['gene_partial']:z.2f}; the log total count itself, without an image, "
                 f"reaches {table.loc['log_total', 'gene_pearson']:.2f}."
+            )
+        depth = _size(genes[(genes["section"] == section) & (genes["predictor"] == "log_total")]["pearson"])
+        if fitted and depth > DEPTH:
+            sentences.append(
+                f"Section {section}: genes have other shares of all counts than in the training spots, so measured values in "
+                f"the units of the prediction follow the log total count (correlation of {depth:.2f} in size). Read partial "
+                "and residual, not plain."
             )
         better = [
             name
@@ -132,5 +163,6 @@ def words_of(summary: pd.DataFrame, key: str) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _wrap(text: str) -> str:
-    return fill(text, 80)
+def _size(scores: pd.Series) -> float:
+    """Root mean square of defined scores; NaN without any."""
+    return float(np.sqrt((scores**2).mean()))

@@ -29,7 +29,7 @@ MIN_SPOTS = 8
 """Fewer spots have no neighbours to speak of, and no blocks to draw."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Residuals:
     """Pearson residuals of counts, by given proportions of the genes."""
 
@@ -96,12 +96,11 @@ class Truth:
         weights = metrics.neighbour_weights(xy, k=6) if enough else None
         n_blocks = max(2, len(counts) // SPOTS_PER_BLOCK)
         undefined = np.full(len(card.genes), np.nan)
-        ceiling = {
-            "ceiling_partial": metrics.noise_ceiling(counts, totals, relative, seed=0, covariates=covariates)
+        ceilings = (
+            metrics.noise_ceilings(counts, totals, [(relative, covariates), (own, None)], seed=0)
             if enough
-            else undefined,
-            "ceiling_residual": metrics.noise_ceiling(counts, totals, own, seed=0) if enough else undefined,
-        }
+            else [undefined, undefined]
+        )
         moran = undefined if weights is None else metrics.morans_i(residuals, weights)
         return cls(
             name=section.name,
@@ -113,7 +112,7 @@ class Truth:
             weights=weights,
             blocks=metrics.spatial_blocks(xy, n_blocks) if enough else None,
             grid=None if grid is None else grid[observed.rows],
-            constants={"observed_morans_i": moran, **ceiling},
+            constants={"observed_morans_i": moran, "ceiling_partial": ceilings[0], "ceiling_residual": ceilings[1]},
         )
 
 

@@ -149,7 +149,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         reproduced is in ``original.notes`` of its :class:`~st_predict.models.ModelSpec`.
     min_counts
         Least sum of the counts of the panel in a spot; spots with fewer are left out. By default that of the preset: 0 for
-        ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins and cells.
+        ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins, cells and
+        spots of unknown size.
     hparams
         Hyper-parameters of the network that differ from those of the preset.
     config
