@@ -10,7 +10,6 @@ from pydantic import Field
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._validated import Count, Device, Flag, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
-from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from st_predict.models import ModelSpec
@@ -109,10 +108,6 @@ class TrainConfig:
             )
 
 
-RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
-"""Predict expression relative to sequencing depth, for genes with a spatial pattern."""
-
-
 def get_preset(spec: ModelSpec, name: str) -> Preset:
     """Return how to train a model: ``"recommended"``; ``"paper"``, as the M2OST paper trained all; ``"original"``, as its own did.
 
@@ -121,7 +116,7 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
     ValueError
         If there is no such preset.
     """
-    presets = {"recommended": RECOMMENDED, "paper": Preset(), "original": spec.original}
+    presets = {"recommended": spec.recommended, "paper": Preset(), "original": spec.original}
     if name not in presets:
         raise InvalidValueError(f"preset must be one of {list(presets)}, got {name!r}.")
     return presets[name]
