@@ -69,6 +69,10 @@ class TrainConfig:
         Let the network predict the mean of each gene before it has learned anything, if it can
         (:meth:`st_predict.models.SpotModel.start_at`). Published trainings begin at zero, which costs small data sets
         most of their steps.
+    average
+        Decay per step of an exponential moving average of the weights :cite:p:`Polyak1992`. The averaged weights are validated
+        and kept. 0 keeps those of the optimiser. The decay rises to this value as ``(1 + step) / (10 + step)``, so that the
+        average forgets the first weights; 0.99 averages over about 100 steps.
     seed
         Of initial weights, order and augmentation.
     device
@@ -96,6 +100,7 @@ class TrainConfig:
     measure_pixels: Flag = False
     level_drop: Probability = 0.0
     start_at_mean: Flag = True
+    average: Probability = 0.0
     seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -47,6 +47,15 @@ class SpotModel(Network):
         Training then does not begin with hundreds of steps that only find the mean. By default nothing is done.
         """
 
+    def fit_inputs(self, batches: Iterable[Batch]) -> None:
+        """Compute statistics of the training inputs, such as their means, once, before training. By default nothing is done.
+
+        Parameters
+        ----------
+        batches
+            All training spots, not augmented. Can be iterated several times.
+        """
+
     def finalize(self, batches: Iterable[Batch]) -> None:
         """Compute what prediction needs of the training data: after training, and before each validation.
 
