@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
-from st_predict.models import get_spec, table
+from st_predict.models import Preset, get_spec, table
+from st_predict.models._base import RECOMMENDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from docutils.nodes import Node
     from sphinx.application import Sphinx
 
-    from st_predict.models import ModelSpec, Preset
+    from st_predict.models import ModelSpec
 
 
 class ModelPages(SphinxDirective):
@@ -65,7 +66,8 @@ def _page(spec: ModelSpec, row: pd.Series) -> str:
 - Output: `{spec.target.units}`.
 - Reads {spec.reads(spec.hparams).kind}, of {spots} at a time{symmetries}.
 - Hyper-parameters: {_values(spec.hparams) or "none"}.
-- `preset="original"`: {_differences(spec.original) or 'the same as `"paper"`'}. {spec.original.notes}
+- `preset="recommended"`: {_differences(spec.recommended, RECOMMENDED) or "no setting of its own"}.
+- `preset="original"`: {_differences(spec.original, Preset()) or 'the same as `"paper"`'}. {spec.original.notes}
 - Licence of the published code: {spec.license}.
 
 ```{{eval-rst}}
@@ -91,13 +93,14 @@ def _values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value!r}`" for name, value in values.items())
 
 
-def _differences(original: Preset) -> str:
-    """What a model's own publication did in another way than the common setting."""
+def _differences(preset: Preset, common: Preset) -> str:
+    """Settings of a model's preset that differ from those common to all models."""
+    target = preset.target if preset.target != common.target else None
     parts = {
-        "training": _values(original.training),
-        "hyper-parameters": _values(original.hparams),
-        "output": f"`{original.target.units}`" if original.target else "",
-        "panel": "" if original.panel == "m2ost" else f'`"{original.panel}"`',
+        "training": _values(preset.training),
+        "hyper-parameters": _values(preset.hparams),
+        "output": f"`{target.units}`" if target else "",
+        "panel": "" if preset.panel == common.panel else f'`"{preset.panel}"`',
     }
     return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
 

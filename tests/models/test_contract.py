@@ -125,12 +125,12 @@ def test_hyper_parameters_of_the_paper_need_the_crops_of_the_paper(spec):
 
 
 def test_the_hyper_parameters_are_stored_as_they_are(spec):
-    for hparams in (spec.hparams, spec.tiny, spec.original.hparams):
+    for hparams in (spec.hparams, spec.tiny, spec.original.hparams, spec.recommended.hparams):
         assert json.loads(json.dumps(hparams)) == hparams
 
 
-def test_both_presets_are_settings_that_exist(spec):
-    for name in ("paper", "original"):
+def test_all_presets_are_settings_that_exist(spec):
+    for name in ("recommended", "paper", "original"):
         preset = get_preset(spec, name)
         assert isinstance(configure(preset, None), TrainConfig)
         hparams = {**spec.hparams, **preset.hparams, **({"spot_um": 55} if "field" in preset.hparams else {})}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import KFold
@@ -15,7 +17,10 @@ from sklearn.preprocessing import StandardScaler
 
 from st_predict.crops import Batch
 from st_predict.models import get_spec
-from st_predict.models.ridge import Ridge
+from st_predict.models.ridge import Ridge, best_penalty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 N, D, G = 60, 12, 3
 
@@ -97,6 +102,86 @@ def test_sections_are_left_out_to_choose_the_penalty(data):
     assert np.abs(fit(x, y, n_components=8) - expected).max() > 0.1  # parts of the spots give another penalty
 
 
+@pytest.fixture
+def many_genes() -> tuple[np.ndarray, np.ndarray]:
+    """Thirty genes in three programmes, and noise."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(N, D))
+    y = x @ rng.normal(size=(D, 3)) @ rng.normal(size=(3, 30)) + rng.normal(size=(N, 30)) + 5 * rng.normal(size=30)
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def reduced(
+    x: np.ndarray, y: np.ndarray, *, rank: int, penalty: float, n_components: int = D
+) -> Callable[..., np.ndarray]:
+    """Ridge regression on principal components of features, of principal components of targets, by scikit-learn."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    regression = make_pipeline(StandardScaler(), PCA(n_components, svd_solver="full"), SklearnRidge(penalty))
+    model = TransformedTargetRegressor(regression, transformer=PCA(rank, svd_solver="full"), check_inverse=False)
+    return lambda some: model.fit(x, y).predict(some.astype(np.float64))
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 3.0), (8, 3.0), (8, 0.0), (29, 1.0)])
+def test_reduced_rank_is_that_of_sklearn(many_genes, rank, alpha):
+    x, y = many_genes
+    expected = reduced(x, y, rank=rank, penalty=alpha)(x)
+    np.testing.assert_allclose(fit(x, y, rank=rank, alpha=alpha), expected, atol=1e-4)
+    assert np.abs(fit(x, y, alpha=alpha) - expected).max() > 1e-3
+
+
+def test_predictions_lie_in_an_affine_space_of_that_dimension(many_genes):
+    x, y = many_genes
+    network = Ridge(30, rank=8, alpha=0.1)
+    network.finalize(batches(x, y, N))
+    far = 100 * np.random.default_rng(4).normal(size=(50, D)).astype(np.float32)
+    predicted = network(batches(far, np.zeros((50, 30), np.float32), 50)[0]).double().numpy()
+    centre = y.astype(np.float64).mean(0)
+    spread = np.linalg.svd(predicted - centre, compute_uv=False)
+    assert (spread[8:] < 1e-5 * spread[0]).all()
+    assert spread[7] > 1e-3 * spread[0]
+    components = PCA(8, svd_solver="full").fit(y.astype(np.float64)).components_
+    np.testing.assert_allclose((predicted - centre) @ components.T @ components, predicted - centre, atol=2e-2)
+
+
+@pytest.mark.parametrize("rank", [30, 500])
+@pytest.mark.parametrize("alpha", [2.0, "cv"])
+def test_a_rank_of_all_genes_is_full_rank(many_genes, rank, alpha):
+    np.testing.assert_allclose(fit(*many_genes, rank=rank, alpha=alpha), fit(*many_genes, alpha=alpha), atol=1e-5)
+
+
+def test_a_rank_of_all_spots_is_full_rank(many_genes):
+    x, y = many_genes
+    few = fit(x[:9], y[:9], rank=8, alpha=2.0)  # nine spots about their mean span eight dimensions
+    np.testing.assert_allclose(few, fit(x[:9], y[:9], alpha=2.0), atol=1e-4)
+
+
+def test_components_of_targets_do_not_see_the_part_that_is_left_out(many_genes):
+    x, y = many_genes
+    section = np.arange(N) // 20
+    y[section == 2, :4] += 300 * np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)  # of one section only
+    y_wide = y.astype(np.float64)
+
+    def error(penalty, targets):
+        total = 0.0
+        for out in range(3):
+            rest = section != out
+            scores = make_pipeline(StandardScaler(), PCA(D, svd_solver="full")).fit_transform(
+                x[rest].astype(np.float64)
+            )
+            strength = penalty * (scores**2).sum(0).mean()
+            predicted = reduced(x[rest], targets[rest], rank=2, penalty=strength)(x[~rest])
+            total += ((predicted - y_wide[~rest]) ** 2).sum()
+        return total
+
+    grid = np.logspace(-6, 4, 41)
+    whole = PCA(2, svd_solver="full").fit(y_wide)
+    leaking = whole.inverse_transform(whole.transform(y_wide))
+    best, leaked = (grid[np.argmin([error(penalty, t) for penalty in grid])] for t in (y_wide, leaking))
+    wide_x, arguments = x.astype(np.float64), {"n_components": D, "rank": 2}
+    assert best_penalty(wide_x, y_wide, section, **arguments) == pytest.approx(best)
+    assert leaked != best
+
+
 def test_batches_make_no_difference(data):
     np.testing.assert_allclose(fit(*data, size=7), fit(*data, size=N), atol=1e-4)
 
@@ -142,6 +227,7 @@ def test_other_features_are_refused(data):
     ("hparams", "message"),
     [
         ({"n_components": 0}, "n_components must be"),
+        ({"rank": 0}, "rank must be at least 1, or None"),
         ({"alpha": -1.0}, "alpha must be"),
         ({"alpha": "loo"}, "alpha must be"),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from spatialdata.transformations import Scale, set_transformation
 
 import st_predict as stp
 from st_predict import checkpoints
@@ -45,6 +46,31 @@ def test_the_paper_trains_all_alike() -> None:
         spec = get_spec(name)
         assert configure(get_preset(spec, "paper"), None) == TrainConfig()
         assert spec.target == TargetSpec()
+
+
+def test_what_is_recommended_is_the_target_and_panel_of_all_with_additions_of_a_model() -> None:
+    common = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
+    for name in stp.models.list_models():
+        preset = get_preset(get_spec(name), "recommended")
+        assert replace(preset, training={}, hparams={}) == common
+    assert get_preset(get_spec("ridge"), "recommended").hparams == {"rank": 8}
+    assert get_preset(get_spec("m2ost"), "recommended") == common
+
+
+@pytest.mark.parametrize(("preset", "rank"), [("recommended", 1), ("paper", None), ("original", None)])
+def test_ridge_has_the_rank_of_its_preset(
+    measured: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, rank: int | None
+) -> None:
+    spec = get_spec("ridge")
+    assert spec.recommended.hparams == {"rank": 8}
+    lower = replace(spec, recommended=replace(spec.recommended, hparams={"rank": 1}))  # there are four genes
+    monkeypatch.setattr("st_predict.tl._train.get_spec", lambda name: lower)
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
+    set_transformation(measured["he"], Scale([0.5, 0.5], axes=("x", "y")), "um")
+    result = stp.tl.train(measured, "ridge", panel=GENES, out=tmp_path / "out", preset=preset, min_counts=0)
+    network, card = checkpoints.load(result.checkpoint)
+    assert card.hparams.get("rank") == rank
+    assert np.linalg.matrix_rank(network.weight_DG.numpy(), rtol=1e-4) == (rank or 4)
 
 
 def test_config_changes_fields_of_the_preset() -> None:

@@ -38,6 +38,7 @@ from st_predict.tl import TrainConfig
         ({"seed": 2**63}, "seed must be below 4611686018427387904"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"device": None}, "device must be the name of a device, got None"),
+        ({"average": 1.0}, "average must be below 1, got 1.0"),
         ({"augment": "x"}, "augment must be True or False, got 'x'"),
     ],
 )

@@ -10,7 +10,6 @@ from pydantic import Field
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._validated import Count, Device, Flag, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
-from st_predict.specs import TargetSpec
 
 if TYPE_CHECKING:
     from st_predict.models import ModelSpec
@@ -70,6 +69,10 @@ class TrainConfig:
         Let the network predict the mean of each gene before it has learned anything, if it can
         (:meth:`st_predict.models.SpotModel.start_at`). Published trainings begin at zero, which costs small data sets
         most of their steps.
+    average
+        Decay per step of an exponential moving average of the weights :cite:p:`Polyak1992`. The averaged weights are validated
+        and kept. 0 keeps those of the optimiser. The decay rises to this value as ``(1 + step) / (10 + step)``, so that the
+        average forgets the first weights; 0.99 averages over about 100 steps.
     seed
         Of initial weights, order and augmentation.
     device
@@ -97,6 +100,7 @@ class TrainConfig:
     measure_pixels: Flag = False
     level_drop: Probability = 0.0
     start_at_mean: Flag = True
+    average: Probability = 0.0
     seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -109,10 +113,6 @@ class TrainConfig:
             )
 
 
-RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
-"""Predict expression relative to sequencing depth, for genes with a spatial pattern."""
-
-
 def get_preset(spec: ModelSpec, name: str) -> Preset:
     """Return how to train a model: ``"recommended"``; ``"paper"``, as the M2OST paper trained all; ``"original"``, as its own did.
 
@@ -121,7 +121,7 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
     ValueError
         If there is no such preset.
     """
-    presets = {"recommended": RECOMMENDED, "paper": Preset(), "original": spec.original}
+    presets = {"recommended": spec.recommended, "paper": Preset(), "original": spec.original}
     if name not in presets:
         raise InvalidValueError(f"preset must be one of {list(presets)}, got {name!r}.")
     return presets[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import math
 import warnings
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from st_predict import checkpoints
 from st_predict._runtime import pick_device, pick_precision
@@ -61,15 +64,17 @@ def fit(
     with torch.random.fork_rng(_gpus(config)), quiet():
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = checkpoints.build(card)
+        reference = in_order(data.measured, card, config)
         if not resume:
             network.load_pretrained()
+            network.fit_inputs(reference)
         if config.start_at_mean:
             network.start_at(torch.from_numpy(data.target.mean(axis=0)))
         adapter = Adapter(
             network,
             config,
             loader=loader,
-            reference=in_order(data.measured, card, config),
+            reference=reference,
             sections=None if val_data is None else val_data.section,
         )
         _trainer(config, callbacks).fit(
@@ -84,7 +89,7 @@ def fit(
         adapter = Adapter.load_from_checkpoint(
             keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
         )
-    return adapter.network.eval(), history.rows
+    return adapter.kept.eval(), history.rows
 
 
 def _callbacks(
@@ -145,7 +150,7 @@ def quiet() -> Iterator[None]:
 
 
 class Adapter(L.LightningModule):
-    """Trains a network; validates by the mean per-gene correlation within sections."""
+    """Trains a network; validates it, or the average of its weights, by the mean per-gene correlation within sections."""
 
     def __init__(
         self,
@@ -158,6 +163,7 @@ class Adapter(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(requires_grad=False) if config.average else None
         self.config = config
         self.loader = loader
         self.reference = reference
@@ -165,6 +171,11 @@ class Adapter(L.LightningModule):
         self._generator = torch.Generator()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._losses: list[tuple[float, int]] = []
+
+    @property
+    def kept(self) -> SpotModel:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average
 
     def configure_optimizers(self) -> Any:
         trained, lr, decay = (
@@ -200,15 +211,20 @@ class Adapter(L.LightningModule):
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
         return loss
 
+    def on_train_batch_end(self, *_: object) -> None:
+        if self.average is not None:
+            step = self.global_step
+            update_average(self.average, self.network, decay=min(self.config.average, (1 + step) / (10 + step)))
+
     def on_validation_epoch_start(self) -> None:
         assert self.reference is not None  # nothing is validated without it
-        self.network.finalize(self.reference)
+        self.kept.finalize(self.reference)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         assert batch.target is not None
-        prediction = self.network(batch).float()
-        own = type(self.network).loss is not SpotModel.loss
-        loss = self.network.loss(batch) if own else F.mse_loss(prediction, batch.target)
+        prediction = self.kept(batch).float()
+        own = type(self.kept).loss is not SpotModel.loss
+        loss = self.kept.loss(batch) if own else F.mse_loss(prediction, batch.target)
         self._losses.append((float(loss), len(batch)))
         self._seen.append((batch.index.cpu(), prediction.cpu(), batch.target.cpu()))
 
@@ -223,6 +239,22 @@ class Adapter(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         return batch.to(device)
+
+
+def update_average(average: SpotModel, network: SpotModel, *, decay: float) -> None:
+    """Move averaged weights, and running statistics of norms, towards those of a network.
+
+    Integer buffers and buffers whose size :meth:`SpotModel.finalize` sets stay. ``AveragedModel`` of torch averages either no buffer
+    or all, truncates integers at that, and refuses other sizes; the callback of Lightning copies the training data as well.
+    """
+    tensors = zip(
+        itertools.chain(average.parameters(), average.buffers()),
+        itertools.chain(network.parameters(), network.buffers()),
+        strict=True,
+    )
+    pairs = [(a.detach(), b.detach()) for a, b in tensors if a.is_floating_point() and a.shape == b.shape]
+    averages, currents = ([*part] for part in zip(*pairs, strict=True))
+    get_ema_multi_avg_fn(decay)(averages, currents, 0)  # type: ignore[no-untyped-call]
 
 
 def _lr_factor(step: int, *, config: TrainConfig, steps: int) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops import Batch
 
-__all__ = ["ModelSpec", "Preset", "Reads", "SpotModel"]
+__all__ = ["RECOMMENDED", "ModelSpec", "Preset", "Reads", "SpotModel"]
 
 
 class SpotModel(Network):
@@ -45,6 +45,15 @@ class SpotModel(Network):
         """Take the mean of the training targets, ``(n_genes,)``, as what to predict before anything is learned.
 
         Training then does not begin with hundreds of steps that only find the mean. By default nothing is done.
+        """
+
+    def fit_inputs(self, batches: Iterable[Batch]) -> None:
+        """Compute statistics of the training inputs, such as their means, once, before training. By default nothing is done.
+
+        Parameters
+        ----------
+        batches
+            All training spots, not augmented. Can be iterated several times.
         """
 
     def finalize(self, batches: Iterable[Batch]) -> None:
@@ -108,6 +117,10 @@ class Preset:
     notes: str = ""
 
 
+RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="spatial", min_counts=None)
+"""Expression relative to sequencing depth, for genes with a spatial pattern."""
+
+
 @validated
 class ModelSpec:
     """Everything the package knows of a model before it is built.
@@ -166,6 +179,9 @@ class ModelSpec:
         Those of the published model.
     original
         How the publication of the model trained it.
+    recommended
+        How to train the model today. Start from ``RECOMMENDED``, the target, panel and spots that suit all models, and add
+        training and hyper-parameters that were measured to be better.
     tiny
         Those of a network that tests in a moment.
     convert
@@ -196,6 +212,7 @@ class ModelSpec:
     hparams: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     original: Preset = field(default_factory=Preset)
+    recommended: Preset = RECOMMENDED
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     def reads(self, hparams: Mapping[str, Any]) -> Reads:

@@ -2,14 +2,16 @@
 
 Features are standardised, turned into their first 256 principal components and regressed on with a squared penalty, in closed form. The benchmark takes 100 / (n_components * n_genes) as penalty, which is
 hardly any, and no intercept; here there is an intercept, and by default the penalty is the one that is best on training
-sections that are left out, which is what a fair baseline needs.
+sections that are left out, which is what a fair baseline needs. With ``rank``, the first principal components of the
+training targets are fitted, and genes are reconstructed from them. The coefficients then have reduced rank, as in
+:cite:t:`Izenman1975`, which takes the components of the fitted values instead.
 
-Shapes: B spots, D features, K components, G genes.
+Shapes: B spots, D features, K components, R components of the targets, G genes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, NotNegative  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
-from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._base import RECOMMENDED, ModelSpec, Preset
 from st_predict.models._features import FeatureModel, features_of
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.specs import TargetSpec
@@ -56,6 +58,9 @@ class Ridge(FeatureModel):
     alpha
         Penalty: a number; ``"cv"`` for the one that is best on sections that are left out, in up to five parts (on parts of
         the spots, if there is one section alone); ``"hest"`` for that of the HEST benchmark.
+    rank
+        Number of principal components of the training targets to fit, from which the genes are reconstructed. ``None``, and any
+        number from that of the genes or spots, fits each gene on its own.
 
     Raises
     ------
@@ -72,6 +77,7 @@ class Ridge(FeatureModel):
         *,
         n_components: Count = 256,
         alpha: NotNegative | Literal["cv", "hest"] = "cv",
+        rank: Count | None = None,
         **reading: Any,
     ) -> None:
         super().__init__(**reading)
@@ -79,7 +85,9 @@ class Ridge(FeatureModel):
             raise InvalidValueError(f"n_components must be at least 1, got {n_components}.")
         if alpha not in {"cv", "hest"} and (isinstance(alpha, str) or not 0 <= alpha < inf):
             raise InvalidValueError(f"alpha must be 'cv', 'hest' or a number from 0, got {alpha!r}.")
-        self.n_components, self.alpha = n_components, alpha
+        if rank is not None and rank < 1:
+            raise InvalidValueError(f"rank must be at least 1, or None for full rank, got {rank}.")
+        self.n_components, self.alpha, self.rank = n_components, alpha, rank
         self.register_buffer("weight_DG", torch.zeros(0, n_genes))
         self.register_buffer("bias_G", torch.zeros(n_genes))
         resize_on_load(self, "weight_DG")
@@ -106,11 +114,13 @@ class Ridge(FeatureModel):
         alpha: Any = self.alpha
         check_finite(x_BD, f"features of {self.reading.encoder!r}")
         check_finite(y_BG, "targets")
-        fitted = Components.of(x_BD, y_BG, self.n_components)
+        fitted = Components.of(x_BD, y_BG, self.n_components, self.rank)
         if alpha == "hest":
             alpha = 100 / max(1, len(fitted.spread_K) * y_BG.shape[1])
         elif alpha == "cv":
-            alpha = fitted.mean_variance * best_penalty(x_BD, y_BG, section_B, n_components=self.n_components)
+            alpha = fitted.mean_variance * best_penalty(
+                x_BD, y_BG, section_B, n_components=self.n_components, rank=self.rank
+            )
         weight_DG, bias_G = fitted.solve(alpha)
         self.weight_DG = torch.from_numpy(weight_DG).to(self.bias_G)
         self.bias_G = torch.from_numpy(bias_G).to(self.bias_G)
@@ -155,7 +165,7 @@ class Components:
     mean_G: Array
 
     @classmethod
-    def of(cls, x_BD: Array, y_BG: Array, n_components: int) -> Components:
+    def of(cls, x_BD: Array, y_BG: Array, n_components: int, rank: int | None = None) -> Components:
         """Find them; those that hardly vary are left out."""
         scaler, mean_G = StandardScaler().fit(x_BD), y_BG.mean(0)
         try:
@@ -169,7 +179,7 @@ class Components:
             scaler=scaler,
             axes_KD=axes_KD[kept],
             spread_K=spread_K[kept],
-            along_KG=u_BK.T[kept] @ (y_BG - mean_G),
+            along_KG=u_BK.T[kept] @ of_rank(y_BG - mean_G, rank),
             mean_G=mean_G,
         )
 
@@ -185,8 +195,22 @@ class Components:
         return weight_DG, self.mean_G - self.scaler.mean_ @ weight_DG
 
 
-def best_penalty(x_BD: Array, y_BG: Array, section_B: NDArray[np.int64], *, n_components: int) -> float:
-    """Return the penalty with the least error on sections that are left out in turn; of a single section, on parts of it."""
+def of_rank(centred_BG: Array, rank: int | None) -> Array:
+    """Keep the first ``rank`` principal components of centred targets, ``(n_spots, n_genes)``."""
+    if rank is None or rank >= min(centred_BG.shape):
+        return centred_BG
+    axes_RG = np.linalg.svd(centred_BG, full_matrices=False)[2][:rank]
+    return centred_BG @ axes_RG.T @ axes_RG
+
+
+def best_penalty(
+    x_BD: Array, y_BG: Array, section_B: NDArray[np.int64], *, n_components: int, rank: int | None = None
+) -> float:
+    """Return the penalty with the least error on sections that are left out in turn; of a single section, on parts of it.
+
+    Components of features and targets are found anew without the part that is left out. The error is that of the genes
+    themselves; the share of it outside the components of the targets is the same for all penalties.
+    """
     n_sections = len(np.unique(section_B))
     several = n_sections > 1
     if not several and len(x_BD) < 2:
@@ -194,7 +218,7 @@ def best_penalty(x_BD: Array, y_BG: Array, section_B: NDArray[np.int64], *, n_co
     folds = GroupKFold(min(_FOLDS, n_sections)) if several else KFold(min(_FOLDS, len(x_BD)))
     errors = np.zeros(len(_PENALTIES))
     for rest, out in folds.split(x_BD, groups=section_B if several else None):
-        fitted = Components.of(x_BD[rest], y_BG[rest], n_components)
+        fitted = Components.of(x_BD[rest], y_BG[rest], n_components, rank)
         for i, penalty in enumerate(_PENALTIES):
             weight_DG, bias_G = fitted.solve(fitted.mean_variance * penalty)
             errors[i] += np.square(x_BD[out] @ weight_DG + bias_G - y_BG[out]).sum()
@@ -213,6 +237,7 @@ SPEC = ModelSpec(
     closed_form=True,
     hparams={"encoder": "rgb", "n_components": 256, "alpha": "cv"},
     tiny={"encoder": "rgb", "n_components": 4},
+    recommended=replace(RECOMMENDED, hparams={"rank": 8}),
     original=Preset(
         hparams={"alpha": "hest"},
         target=TargetSpec(transform="log1p"),
