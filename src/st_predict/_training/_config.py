@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Device, Flag, Natural, NotNegative, Positive, Probability, validated
+from st_predict._validated import Count, Device, Flag, Fraction, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models import Preset
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class TrainConfig:
         to monitor: the last epoch is kept.
     augment
         Turn and mirror spots, the same way at all levels.
+    stain_jitter
+        Change how strongly each spot is stained, anew at each step and the same at all levels: amounts of haematoxylin, eosin and a
+        rest, in optical density, by up to this share (:func:`st_predict.crops.jitter_stain`). 0 changes nothing.
     measure_pixels
         Normalise colours by mean and standard deviation of the training crops, instead of by those of the model; the
         card keeps them.
@@ -97,6 +100,7 @@ class TrainConfig:
     patience: Count | None = None
     monitor: Monitor = "pearson"
     augment: Flag = True
+    stain_jitter: Fraction = 0.0
     measure_pixels: Flag = False
     level_drop: Probability = 0.0
     start_at_mean: Flag = True

@@ -22,7 +22,7 @@ from st_predict import checkpoints
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._scores import monitored, validation_scores
-from st_predict.crops import Batch, augment, drop_levels
+from st_predict.crops import Batch, augment, drop_levels, jitter_stain
 from st_predict.models import SpotModel
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ class Adapter(L.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         if self.config.augment and batch.crops:
             batch = augment(batch, self._generator)
+        if self.config.stain_jitter and batch.crops:
+            batch = jitter_stain(batch, self.config.stain_jitter, self._generator)
         if self.config.level_drop > 0:
             batch = drop_levels(batch, self.config.level_drop, self._generator)
         loss = self.network.loss(batch)

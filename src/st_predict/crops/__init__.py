@@ -6,6 +6,7 @@ from st_predict.crops._augment import N_SYMMETRIES, apply_symmetry, augment, dro
 from st_predict.crops._batch import Batch
 from st_predict.crops._batches import iter_batches
 from st_predict.crops._plan import LevelPlan, plan_crops
+from st_predict.crops._stain import jitter_stain
 
 __all__ = [
     "N_SYMMETRIES",
@@ -15,5 +16,6 @@ __all__ = [
     "augment",
     "drop_levels",
     "iter_batches",
+    "jitter_stain",
     "plan_crops",
 ]
