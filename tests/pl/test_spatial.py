@@ -16,10 +16,11 @@ from shapely import Point, box
 from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
 
+import st_predict as stp
 from st_predict import get
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 from st_predict.pl import spatial
-from st_predict.specs import ModelCard, TargetSpec
+from st_predict.specs import ModelCard, Reference, TargetSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,12 +221,29 @@ def test_title_has_the_correlation_over_the_spots_that_have_both(
     pair = pd.concat([get.frame(predicted)["ACTB"], observed["ACTB"]], axis=1).dropna()
     assert len(pair) == 10
     r = pearsonr(*pair.to_numpy().T).statistic
-    assert [one.get_title() for one in axes[0]] == ["H&E", "ACTB, observed", f"ACTB, predicted, Pearson r = {r:.2f}"]
+    counts = predicted["table"].to_df().loc[pair.index]
+    total = counts.sum(axis=1).to_numpy()
+    mean = total * counts["ACTB"].sum() / total.sum()
+    residual = ((counts["ACTB"] - mean) / np.sqrt(mean + mean**2 / 100)).to_numpy()
+    design = np.column_stack([np.ones(10), np.log(total), np.log(total) ** 2])
+    guess = pair.iloc[:, 0].to_numpy(np.float64)
+    left = [values - design @ np.linalg.lstsq(design, values, rcond=None)[0] for values in (guess, residual)]
+    title = f"ACTB, predicted\npartial r = {pearsonr(*left).statistic:.2f}, plain r = {r:.2f}"
+    assert [one.get_title() for one in axes[0]] == ["H&E", "ACTB, observed", title]
+
+
+def test_partial_correlation_uses_the_proportions_in_the_card(predicted: SpatialData) -> None:
+    reference = Reference(proportions=(0.3, 0.05, 0.1, 0.2, 0.15), median_total=100.0)
+    set_target(predicted, transform="pearson_residuals", reference=reference, clip=5.0)
+    predicted["table"].obs["patient"] = "P1"
+    title = spatial(predicted, "ACTB")[0, 2].get_title()
+    evaluation = stp.tl.evaluate(predicted, key="pred_m2ost").genes.set_index(["predictor", "gene"])
+    assert f"partial r = {evaluation.loc[('pred_m2ost', 'ACTB'), 'partial']:.2f}" in title
 
 
 def test_a_constant_prediction_has_no_correlation(predicted: SpatialData) -> None:
     predicted["table"].obsm["pred_m2ost"][:, list(get.frame(predicted)).index("ACTB")] = 3
-    assert spatial(predicted, "ACTB")[0, 2].get_title() == "ACTB, predicted, Pearson r undefined"
+    assert spatial(predicted, "ACTB")[0, 2].get_title() == "ACTB, predicted\npartial undefined, plain undefined"
 
 
 def set_target(sdata: SpatialData, **target: object) -> None:

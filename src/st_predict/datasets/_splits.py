@@ -97,8 +97,9 @@ def splits(name: str) -> tuple[Fold, ...]:
 
     Notes
     -----
-    The split of M2OST :cite:p:`Wang2025` is not included. Its code shuffles the image files of a download with a seed and
-    splits 70/0/30, the paper says 60/10/30, and the lists of sections are unpublished.
+    The split of M2OST :cite:p:`Wang2025` cannot be reproduced, so it is not included: the lists of sections are unpublished,
+    the paper says 60 % training, 10 % validation and 30 % test, and the code shuffles the image files of a download with a
+    seed and splits them 70/0/30, without regard to patients.
 
     Examples
     --------

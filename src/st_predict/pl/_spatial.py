@@ -89,7 +89,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
     colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
-    bar of the prediction has the units, and its title the Pearson correlation over the spots of this section.
+    bar of the prediction has the units. Its title has two correlations over the spots of this section: *partial*, with the
+    Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and *plain*, of the drawn values.
 
     Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if the
     table lacks panel genes that the units need; a warning says so.
@@ -267,7 +268,7 @@ def _make_panels(
     n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
     if ax is None:
         width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
-        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.35)
+        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.5)
         flat = make_blocks(n_genes, n_maps, ncols=n_across, first=tissue, size=size or (width, height))
     else:
         flat = make_axes(1, tissue + n_genes * n_maps, ax=ax, size=(1, 1)).ravel()
@@ -321,7 +322,11 @@ def _wrap(units: str, section: View) -> str:
 
 
 def _correlation(values: Values, column: int) -> str:
+    """Correlations for the title: given depth, and plain."""
     if not values.is_observed[column]:
         return ""
-    r = values.pearson(column)
-    return ", Pearson r undefined" if np.isnan(r) else f", Pearson r = {r:.2f}"
+    numbers = [
+        f"{name} undefined" if np.isnan(r) else f"{name} r = {r:z.2f}"
+        for name, r in (("partial", values.partial(column)), ("plain", values.pearson(column)))
+    ]
+    return f"\n{', '.join(numbers)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from st_predict import get, metrics, pp
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
@@ -50,13 +50,19 @@ class Values:
         Units of both.
     std
         ``(n_spots, n_genes)``: standard deviations of the prediction, if it has any.
+    counts
+        ``(n_spots, n_genes)``: raw counts; NaN where ``observed`` is.
+    totals
+        ``(n_spots,)``: sums of counts over all genes of the table; NaN without counts.
     """
 
     genes: pd.Index
     predicted: NDArray[np.float32]
     observed: NDArray[np.float32]
     spec: TargetSpec
-    std: NDArray[np.float32] | None = None
+    std: NDArray[np.float32] | None
+    counts: NDArray[np.float32]
+    totals: NDArray[np.float64]
 
     @property
     def is_observed(self) -> NDArray[np.bool_]:
@@ -82,6 +88,20 @@ class Values:
         if len(pair) < 2:
             return float("nan")
         return float(metrics.pearson(pair[:, :1], pair[:, 1:], axis=0)[0])
+
+    def partial(self, column: int) -> float:
+        """Partial correlation of a gene given log total count, as by :func:`st_predict.tl.evaluate`; NaN if not defined."""
+        both = np.isfinite(self.predicted[:, column]) & np.isfinite(self.counts[:, column]) & (self.totals > 0)
+        if not both.any():
+            return float("nan")
+        counts, totals = self.counts[both][:, [column]].astype(np.float64), self.totals[both]
+        reference, theta = self.spec.reference, pp.THETA
+        shares = counts.sum(axis=0) / totals.sum()
+        if reference is not None:
+            shares, theta = np.asarray(reference.proportions)[[column]], self.spec.theta
+        residuals = pp.pearson_residuals(counts, totals, shares, theta=theta, clip=np.sqrt(len(counts)))
+        covariates = metrics.depth_covariates(totals)
+        return float(metrics.partial_pearson(self.predicted[both][:, [column]], residuals, covariates)[0])
 
 
 def _suggest(gene: str, genes: Sequence[str]) -> list[str]:
@@ -115,15 +135,20 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) 
     spec = _target_spec(prediction, key)
     holder = get.table_of(sdata, key, table_key=table_key)
     counted = get.spots_table_of(sdata, holder, table_key=table_key)
-    observed = np.full(prediction.shape, np.nan, dtype=np.float32)
+    observed, counts = (np.full(prediction.shape, np.nan, dtype=np.float32) for _ in range(2))
+    totals = np.full(prediction.n_obs, np.nan)
     if counted is not None:
-        _fill_observed(observed, prediction, sdata.tables[counted], spec=spec, where=where)
+        _fill_observed(
+            observed, counts, totals, prediction=prediction, table=sdata.tables[counted], spec=spec, where=where
+        )
     return Values(
         genes=prediction.var_names,
         predicted=np.asarray(prediction.X, np.float32),
         observed=observed,
         spec=spec,
         std=np.asarray(prediction.layers[Keys.STD]) if Keys.STD in prediction.layers else None,
+        counts=counts,
+        totals=totals,
     )
 
 
@@ -139,9 +164,16 @@ def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
 
 
 def _fill_observed(
-    observed: NDArray[np.float32], prediction: AnnData, table: AnnData, *, spec: TargetSpec, where: Where
+    observed: NDArray[np.float32],
+    panel_counts: NDArray[np.float32],
+    totals: NDArray[np.float64],
+    *,
+    prediction: AnnData,
+    table: AnnData,
+    spec: TargetSpec,
+    where: Where,
 ) -> None:
-    """Write the target of each spot and gene that was measured into ``observed``."""
+    """Write the target and the count of each spot and gene that was measured, and the total count of each spot."""
     counts = _counts(table, where.layer)
     if counts is None:
         return
@@ -159,6 +191,9 @@ def _fill_observed(
     # nothing was measured in a spot without a count
     measured = np.asarray(summed.sum(axis=1)).ravel() > 0
     observed[np.ix_(measured, there)] = pp.to_target(counts[measured], spec, panel_index=columns[there])
+    of_panel = counts[measured][:, columns[there]]
+    panel_counts[np.ix_(measured, there)] = of_panel.toarray() if issparse(of_panel) else of_panel
+    totals[measured] = np.asarray(counts.sum(axis=1)).ravel()[measured]
 
 
 def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
