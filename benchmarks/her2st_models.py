@@ -88,7 +88,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
     for sdata in held_out:
         stp.tl.predict(sdata, result.checkpoint)
     key = f"pred_{name}"
-    evaluation = stp.tl.evaluate(held_out, key=key, train=training if name == "mean" else None)
+    evaluation = stp.tl.evaluate(held_out, key=key, train=training if name == "mean" else None, min_counts=0)
     best = result.card.training["best"].get("epoch", 0)
     rows = []
     both = evaluation.summary.merge(

@@ -114,7 +114,7 @@ SPEC = ModelSpec(
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
     hparams={"encoder": "rgb", "hidden": 256, "depth": 1, "drop": 0.5},
-    tiny={"encoder": "rgb", "hidden": 16},
+    tiny={"encoder": "rgb", "hidden": 16, "drop": 0.1},
     recommended=replace(
         RECOMMENDED,
         training={"epochs": 60, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 1e-2, "average": 0.98},
