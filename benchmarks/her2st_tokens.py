@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 TRAIN, SCORED = ["C2", "C3", "C4"], "C5"
 MPP = 0.688  # of these scans, from the pitch of their spots
 N_GENES, N_TOP = 250, 50
-SIZE = {"size": 128, "dim": 96, "depth": 2, "heads": 3, "head_dim": 32, "mlp_dim": 96, "drop": 0.1}
+SIZE = {"size": 96, "dim": 96, "depth": 2, "heads": 3, "head_dim": 32, "mlp_dim": 96, "drop": 0.1}
 SETTING = {
     "batch_size": 16,
-    "lr": 3e-4,
+    "lr": 5e-4,
     "optimizer": "adamw",
     "weight_decay": 0.05,
     "schedule": "cosine",
-    "warmup": 3,
+    "warmup": 2,
     "clip": 1.0,
     "progress": False,
 }
@@ -52,7 +52,8 @@ COLUMNS = ("residual", "residual top", "partial", "partial low", "partial high",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
-    parser.add_argument("--epochs", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--keep", action="store_true", help="put the figures into benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(message)s")
@@ -63,7 +64,7 @@ def main() -> None:
     file = args.out / "figures.json"
     figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": []}
     figures |= {"epochs": args.epochs, "size": SIZE, "setting": SETTING, "panel": panel, "torch": torch.__version__}
-    for name in NETWORKS:
+    for name in args.networks:
         if name in {row["variant"] for row in figures["rows"]}:
             continue
         figures["rows"] += rows_of(name, panel, sections, args)

@@ -8,7 +8,7 @@ is taken from the map of an earlier stage, with half the stride: a token covers 
 replaces. Number, order and positions of the tokens are therefore those of patches with sides of ``stage`` pixels: after
 the class token, for level ``k``, the central ``size / 2**k`` pixels at stride ``stage / 2**k``, ..., the whole crop at
 stride ``stage``, ``(size / stage)**2`` tokens each, in reading order. The receptive field of a token is wider than its
-stride, so tokens of the centre also see pixels around it.
+stride, so tokens of the centre also see pixels around it. Earlier stages have fewer channels and simpler features.
 
 Shapes: B spots, C colours or channels of a map, S pixels along a side, P places along a side of a map, N tokens of a level,
 D channels of a level.
