@@ -5,7 +5,7 @@
 
 Sections C2 to C4 of one patient (HER2-positive breast cancer, Andersson et al. 2021) train and choose the panel; C5 of the
 same patient is scored. Nothing is chosen by C5: networks have the same size, number of epochs and schedule, set in advance,
-and the last epoch is kept. A network that is in the file of figures already is not trained again.
+and the last epoch is kept. A network whose checkpoint is there already is not trained again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 BESIDE = ("position", "neighbours", "log_total")
 RESULTS = Path(__file__).parent / "results" / "her2st" / "tokens.json"
-COLUMNS = ("residual", "residual top", "partial", "partial low", "partial high", "partial top")
+COLUMNS = (
+    *("residual", "residual top", "partial", "partial low", "partial high", "partial top"),
+    *("minus ridge", "minus ridge low", "minus ridge high"),
+)
 
 
 def main() -> None:
@@ -54,55 +57,52 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--keep", action="store_true", help="put the figures into benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(message)s")
     sections = stp.datasets.her2st([*TRAIN, SCORED])
-    training = [sections[name] for name in TRAIN]
-    panel = stp.pp.select_panel(training, n_genes=N_GENES, method="spatial")
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "figures.json"
-    figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    figures |= {"epochs": args.epochs, "size": SIZE, "setting": SETTING, "panel": panel, "torch": torch.__version__}
-    for name in args.networks:
-        if name in {row["variant"] for row in figures["rows"]}:
-            continue
-        figures["rows"] += rows_of(name, panel, sections, args)
-        file.write_text(json.dumps(figures, indent=1) + "\n")
-        print(json.dumps(figures["rows"][-1]), flush=True)
-    print(table(figures["rows"]))
+    panel = stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial")
+    rows = []
+    for seed in args.seeds:
+        for name in args.networks:
+            if seed == args.seeds[0] or NETWORKS[name][0] == "m2ost":  # ridge has no seed
+                rows += rows_of(name, panel, sections, out=args.out, epochs=args.epochs, seed=seed)
+                print(json.dumps(rows[-1]), flush=True)
+    print(table(rows))
+    figures = {"epochs": args.epochs, "setting": SETTING, "size": SIZE, "torch": torch.__version__, "panel": panel}
     if args.keep:
-        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps({**figures, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def rows_of(
-    name: str, panel: list[str], sections: dict[str, SpatialData], args: argparse.Namespace
+    name: str, panel: list[str], sections: dict[str, SpatialData], *, out: Path, epochs: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Train and score a network; what needs no network comes with the first one."""
+    """Train and score a network; predictors without a network come with the first one."""
     model, hparams = NETWORKS[name]
-    closed, key = stp.models.get_spec(model).closed_form, name.replace(" ", "_")
+    key = f"{name.replace(' ', '_')}_{seed}"
     training = [sections[section] for section in TRAIN]
-    start = time.perf_counter()
-    result = stp.tl.train(
-        training,
-        model,
-        panel=panel,
-        out=args.out / key,
-        mpp=None if closed else MPP,
-        preset="recommended",
-        hparams=hparams,
-        config=None if closed else {**SETTING, "epochs": args.epochs},
-    )
-    minutes = (time.perf_counter() - start) / 60
-    stp.tl.predict(sections[SCORED], result.checkpoint, key_added=key)
-    first = name == next(iter(NETWORKS))
-    found = stp.tl.evaluate([sections[SCORED]], key=key, train=training if first else None)
-    beside = [] if not first else [p for p in BESIDE if p in set(found.genes["predictor"])]
-    rows = [row_of(name if p == key else p, p, panel, found=found) for p in (key, *beside)]
-    rows[0] |= {"minutes": minutes}
-    if not closed:
-        rows[0] |= {"train loss": [round(float(loss), 4) for loss in result.history["train_loss"]]}
-    return rows
+    checkpoint = out / key / f"{model}.safetensors"
+    if not checkpoint.exists():
+        closed = stp.models.get_spec(model).closed_form
+        stp.tl.train(
+            training,
+            model,
+            panel=panel,
+            out=out / key,
+            mpp=None if closed else MPP,
+            preset="recommended",
+            hparams=hparams,
+            config=None if closed else {**SETTING, "epochs": epochs, "seed": seed},
+        )
+    stp.tl.predict(sections[SCORED], checkpoint, key_added=key)
+    found = stp.tl.evaluate([sections[SCORED]], key=key, train=training)
+    first = name == next(iter(NETWORKS)) and seed == 0
+    beside = [p for p in BESIDE if first and p in set(found.genes["predictor"])]
+    return [
+        row_of(f"{name}, seed {seed}", key, panel, found=found),
+        *(row_of(p, p, panel, found=found) for p in beside),
+    ]
 
 
 def row_of(variant: str, predictor: str, panel: list[str], *, found: stp.tl.Evaluation) -> dict[str, Any]:
@@ -118,14 +118,18 @@ def row_of(variant: str, predictor: str, panel: list[str], *, found: stp.tl.Eval
         "partial high": overall["gene_partial_high"],
         "partial top": top["partial"].mean(),
     }
+    if predictor not in BESIDE:  # its partial correlation minus that of the baseline, ridge on rgb
+        against = found.comparisons.query("predictor == 'ridge'").iloc[0]
+        scores |= {"minus ridge": against["difference"]}
+        scores |= {f"minus ridge {end}": against[end] for end in ("low", "high")}
     return {"variant": variant, "n_spots": int(overall["n_spots"]), **{k: float(v) for k, v in scores.items()}}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [["predictor", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    lines += [[row["variant"], *(f"{row[column]:.3f}" for column in COLUMNS)] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines += [[row["variant"], *(f"{row.get(column, math.nan):.3f}" for column in COLUMNS)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace(" nan ", " - ")
 
 
 if __name__ == "__main__":
