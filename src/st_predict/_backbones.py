@@ -78,8 +78,19 @@ def _check_architecture(name: str) -> None:
         )
 
 
-def fetch_weights(name: str, **arguments: Any) -> nn.Module:
+def fetch_weights(
+    name: str, *, instead: str = "start from random weights (hyper-parameter weights: None)", **arguments: Any
+) -> nn.Module:
     """Make a backbone with weights of timm, ``"architecture.tag"``, from its cache or from where they are published.
+
+    Parameters
+    ----------
+    name
+        Architecture and tag.
+    instead
+        Way out without a network and without a cache, for the error message.
+    arguments
+        Arguments of the architecture.
 
     Raises
     ------
@@ -99,7 +110,7 @@ def fetch_weights(name: str, **arguments: Any) -> nn.Module:
         raise ConnectionError(
             f"Cannot get the weights {name!r} of timm ({type(error).__name__}: {why}). Without a network, copy the "
             "cache of a machine that has them (the folder HF_HOME, by default ~/.cache/huggingface) and set "
-            "HF_HUB_OFFLINE=1, or start from random weights (hyper-parameter weights: None)."
+            f"HF_HUB_OFFLINE=1, or {instead}."
         ) from error
 
 

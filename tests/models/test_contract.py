@@ -24,14 +24,17 @@ from st_predict.tl import TrainConfig
 
 GENES = ("ERBB2", "GNAS", "FASN", "CD74", "KRT19")
 BIB = Path(__file__).parents[2] / "docs" / "references.bib"
-LEARNING = [name for name in list_models() if not get_spec(name).closed_form]
+VARIANTS = {"m2ost on tokens": ("m2ost", {"tokens": "efficientnet_lite0"})}  # hyper-parameters that change the input
+LEARNING = [name for name in list_models() if not get_spec(name).closed_form] + list(VARIANTS)
 SECTIONS = [name for name in list_models() if get_spec(name).scope == "section"]
-SEEING = [name for name in list_models() if name != "mean"]
+SEEING = [name for name in list_models() if name != "mean"] + list(VARIANTS)
 
 
-@pytest.fixture(params=list_models())
+@pytest.fixture(params=[*list_models(), *VARIANTS])
 def spec(request) -> ModelSpec:
-    return get_spec(request.param)
+    name, hparams = VARIANTS.get(request.param, (request.param, {}))
+    spec = get_spec(name)
+    return replace(spec, tiny={**spec.tiny, **hparams}) if hparams else spec
 
 
 learning = pytest.mark.parametrize("spec", LEARNING, indirect=True)
@@ -108,7 +111,7 @@ def test_there_are_models():
 
 def test_a_model_is_called_as_its_module(spec):
     assert spec.name in list_models()
-    assert get_spec(spec.name) is spec
+    assert get_spec(spec.name).build is spec.build
 
 
 def test_the_summary_is_one_sentence(spec):

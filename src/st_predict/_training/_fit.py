@@ -45,6 +45,7 @@ _MEANT = (
     "Checkpoint directory .* exists and is not empty",
     "GPU available but not used",
     "MPS available but not used",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 

