@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_predict._training._config import TrainConfig, configure, get_preset
 from st_predict._training._learn import learn, solve
+from st_predict._training._loss import check_objective
 from st_predict._training._run import Run
 from st_predict._training._scores import best_row, monitored
 from st_predict._training._store import CropStore
@@ -13,6 +14,7 @@ __all__ = [
     "Run",
     "TrainConfig",
     "best_row",
+    "check_objective",
     "configure",
     "get_preset",
     "learn",

@@ -37,6 +37,10 @@ class TrainConfig:
         Weight decay of the optimiser.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"``.
+    loss
+        ``"model"`` is the objective of the model. For models whose objective is the squared error, also ``"standardized"``: errors of each
+        gene are relative to its standard deviation over the training spots, so that genes weigh alike; and ``"correlation"``: the same
+        plus one minus the mean correlation of a gene over the spots of a batch.
     regions
         Section-level models: number of random regions sampled per section and epoch. A region is a random spot with its
         nearest neighbours, from 2 spots to the whole section. 0 takes sections whole.
@@ -88,6 +92,7 @@ class TrainConfig:
 
     epochs: Count = 100
     batch_size: Count = 96
+    loss: Literal["model", "standardized", "correlation"] = "model"
     regions: Natural = 0
     regions_per_step: Count = 1
     lr: Positive = 1e-4

@@ -21,12 +21,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from st_predict import checkpoints
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
+from st_predict._training._loss import objective
 from st_predict._training._scores import monitored, validation_scores
 from st_predict.crops import Batch, augment, drop_levels, jitter_stain
 from st_predict.models import SpotModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -74,6 +75,7 @@ def fit(
         adapter = Adapter(
             network,
             config,
+            loss=objective(config, data.measured.target),
             loader=loader,
             reference=reference,
             sections=None if val_data is None else val_data.section,
@@ -158,6 +160,7 @@ class Adapter(L.LightningModule):
         network: SpotModel,
         config: TrainConfig,
         *,
+        loss: Callable[[SpotModel, Batch], Tensor] | None = None,
         loader: Loader | None = None,
         reference: Loader | None = None,
         sections: NDArray[np.int64] | None = None,
@@ -166,6 +169,7 @@ class Adapter(L.LightningModule):
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(requires_grad=False) if config.average else None
         self.config = config
+        self.loss = loss
         self.loader = loader
         self.reference = reference
         self.sections = sections
@@ -210,7 +214,7 @@ class Adapter(L.LightningModule):
             batch = jitter_stain(batch, self.config.stain_jitter, self._generator)
         if self.config.level_drop > 0:
             batch = drop_levels(batch, self.config.level_drop, self._generator)
-        loss = self.network.loss(batch)
+        loss = self.network.loss(batch) if self.loss is None else self.loss(self.network, batch)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
         return loss
 

@@ -34,7 +34,7 @@ from st_predict._sections import (
     split_patients,
     store_of,
 )
-from st_predict._training import Run, best_row, configure, get_preset, learn, monitored
+from st_predict._training import Run, best_row, check_objective, configure, get_preset, learn, monitored
 from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
 from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
@@ -416,17 +416,19 @@ def _open_unlabelled(
         )
 
 
-def _check_buildable(card: ModelCard) -> None:
-    """Refuse unfit hyper-parameters before any work, without memory."""
+def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
+    """Refuse unfit hyper-parameters and settings before any work, without memory."""
     with torch.device("meta"):
-        checkpoints.build(card)
+        network = checkpoints.build(card)
+    spec = get_spec(card.model)
+    check_objective(network, config, spec, reads=spec.reads(card.hparams).kind)
 
 
 def _fit(
     card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
-    _check_buildable(card)
+    _check_buildable(card, config)
     run = Run.create(out, get_spec(card.model), resume=resume)
     sections = data.describe()
     run.note(card, config, sections=sections)

@@ -1,0 +1,93 @@
+"""Training objectives that weigh genes alike, for models whose own objective is the squared error."""
+# Shapes: B spots, G genes.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict.models import SpotModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from st_predict._training._config import TrainConfig
+    from st_predict.crops import Batch
+    from st_predict.models import ModelSpec
+
+__all__ = ["check_objective", "objective"]
+
+_EPSILON = 1e-8
+
+
+def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *, reads: str) -> None:
+    """Refuse settings that would have no effect on a model.
+
+    Parameters
+    ----------
+    network
+        Is to be trained.
+    config
+        How to train it.
+    spec
+        Of its model.
+    reads
+        What it reads: ``"crops"``, ``"features"``, ``"cells"`` or ``"nothing"``.
+
+    Raises
+    ------
+    ValueError
+        If another loss is asked for and the model has an objective of its own, or the stain is to be changed of a model that reads
+        no crops.
+    """
+    if config.loss != "model" and (spec.closed_form or type(network).loss is not SpotModel.loss):
+        raise InvalidValueError(
+            f"{spec.name!r} has an objective of its own, so the loss {config.loss!r} is not for it.",
+            Advice("leave out 'loss' in {}", "config"),
+        )
+    if config.stain_jitter and reads != "crops":
+        raise InvalidValueError(
+            f"{spec.name!r} reads {reads}, and only crops can be stained anew.",
+            Advice("leave out 'stain_jitter' in {}", "config"),
+        )
+
+
+def objective(config: TrainConfig, target_BG: NDArray[np.float32]) -> Callable[[SpotModel, Batch], Tensor]:
+    """Return the training objective of a batch.
+
+    Parameters
+    ----------
+    config
+        Its ``loss`` says which objective.
+    target_BG
+        Targets of all training spots; their standard deviations are what errors are relative to.
+    """
+    if config.loss == "model":
+        return lambda model, batch: model.loss(batch)
+    std_G = torch.from_numpy(target_BG.std(axis=0)).float()
+    std_G = torch.where(std_G > 0, std_G, 1)
+    correlated = config.loss == "correlation"
+
+    def loss(model: SpotModel, batch: Batch) -> Tensor:
+        predicted_BG, measured_BG = model(batch).float(), batch.require("target")
+        scale_G = std_G.to(measured_BG.device)
+        predicted_BG, measured_BG = predicted_BG / scale_G, measured_BG / scale_G
+        error = (predicted_BG - measured_BG).square().mean()
+        return error + 1 - correlation(predicted_BG, measured_BG) if correlated else error
+
+    return loss
+
+
+def correlation(predicted_BG: Tensor, measured_BG: Tensor) -> Tensor:
+    """Mean over genes of the Pearson correlation over the spots of a batch; genes that are constant there count as 0."""
+    predicted_BG = predicted_BG - predicted_BG.mean(0)
+    measured_BG = measured_BG - measured_BG.mean(0)
+    together_G = (predicted_BG * measured_BG).sum(0)
+    norms_G = (predicted_BG.square().sum(0) * measured_BG.square().sum(0) + _EPSILON).sqrt()
+    return (together_G / norms_G).mean()
