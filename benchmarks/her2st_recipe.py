@@ -1,0 +1,117 @@
+"""What helps M2OST on tokens: one setting changed at a time, trained on C2 to C4 and scored on C5.
+
+    python benchmarks/her2st_recipe.py --out runs/recipe
+    python benchmarks/her2st_recipe.py --out runs/recipe --keep  # also puts the figures into benchmarks/results
+
+Sections of one patient (HER2-positive breast cancer, Andersson et al. 2021). C2 to C4 train and choose a panel of 250 genes with a
+spatial pattern; the last epoch is kept. A variant whose checkpoint is there is only scored. C6 and B4 are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import st_predict as stp
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+TRAIN, SCORED = ["C2", "C3", "C4"], "C5"
+MPP = 0.688  # of these scans, from the pitch of their spots
+N_GENES, N_TOP = 250, 50
+HPARAMS = {
+    "tokens": "efficientnet_lite0",
+    "size": 96,
+    "dim": 96,
+    "depth": 2,
+    "heads": 3,
+    "head_dim": 32,
+    "mlp_dim": 96,
+    "drop": 0.1,
+}
+CONFIG = {
+    "epochs": 24,
+    "batch_size": 16,
+    "lr": 5e-4,
+    "optimizer": "adamw",
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup": 2,
+    "clip": 1.0,
+    "progress": False,
+}
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "base": ({}, {}),
+    "another seed": ({}, {"seed": 1}),
+    "stain jitter 0.1": ({}, {"stain_jitter": 0.1}),
+    "average 0.98": ({}, {"average": 0.98}),
+    "loss standardized": ({}, {"loss": "standardized"}),
+    "loss correlation": ({}, {"loss": "correlation"}),
+    "drop 0.3": ({"drop": 0.3}, {}),
+    "fine-tuned": ({"tune": True}, {"lr": 2e-4}),
+    "crops of 160 px": ({"size": 160}, {}),
+    "pixels": ({"tokens": None}, {}),
+}
+RESULTS = Path(__file__).parent / "results" / "her2st" / "recipe.json"
+SCORES = ("residual 250", "residual top", "partial 250", "partial top")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="folder for checkpoints and figures")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--keep", action="store_true", help="put the figures of all variants into benchmarks/results")
+    args = parser.parse_args()
+    logging.basicConfig(level="WARNING", format="%(message)s")
+    sections = stp.datasets.her2st([*TRAIN, SCORED])
+    panel = stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial")
+    rows = [row_of(name, panel, sections, args.out) for name in args.variants]
+    if args.keep:
+        figures = {"hparams": HPARAMS, "config": CONFIG, "panel": panel, "rows": rows}
+        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+def row_of(name: str, panel: list[str], sections: dict[str, SpatialData], out: Path) -> dict[str, Any]:
+    """Train, unless the checkpoint is there, and score."""
+    folder = out / name.replace(" ", "-")
+    checkpoint = folder / "m2ost.safetensors"
+    if not checkpoint.exists():
+        hparams, config = VARIANTS[name]
+        stp.tl.train(
+            [sections[section] for section in TRAIN],
+            "m2ost",
+            panel=panel,
+            out=folder,
+            mpp=MPP,
+            hparams={**HPARAMS, **hparams},
+            config={**CONFIG, **config},
+        )
+    stp.tl.predict(sections[SCORED], checkpoint)
+    found = stp.tl.evaluate(sections[SCORED])
+    own = found.genes.query("predictor == 'pred_m2ost'").set_index("gene")
+    summary = found.summary.query("predictor == 'pred_m2ost'").iloc[0]
+    row = {
+        "variant": name,
+        "residual 250": float(own["residual"].mean()),
+        "residual top": float(own.loc[panel[:N_TOP], "residual"].mean()),
+        "partial 250": float(own["partial"].mean()),
+        "partial interval": [float(summary["gene_partial_low"]), float(summary["gene_partial_high"])],
+        "partial top": float(own.loc[panel[:N_TOP], "partial"].mean()),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [["variant", *SCORES], ["---"] * 5, *([r["variant"], *(f"{r[s]:.3f}" for s in SCORES)] for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
