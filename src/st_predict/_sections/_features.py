@@ -6,8 +6,9 @@ import errno
 import json
 import logging
 import re
+from collections import deque
 from dataclasses import asdict
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from st_predict._runtime import Compute
@@ -40,7 +42,7 @@ _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _READ = 64  # spots whose crops are read together, at least, unless their crops are large
 _READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; four batches are held at a time
-_HELD = 512 << 20  # bytes of crops that are kept between telling which they are and describing them
+_PREFIX = 12  # letters of a file name that tell the encoder and the first crops
 
 
 def section_features(
@@ -53,7 +55,8 @@ def section_features(
 ) -> NDArray[np.float32]:
     """Describe the crop of every spot.
 
-    Crops are read once where those of the section fit into 512 MiB, else once to tell which they are and once to describe them.
+    Crops are read once, and described while it is found out which they are; they are read twice only if the first of them are in the
+    cache and others have changed.
 
     What was computed is kept in the folder ``embeddings`` of the cache, and taken from there if all of this is the same:
     the pixels of every crop, the encoder with its weights, its resolution and normalisation, and the precision. An encoder of the
@@ -98,27 +101,23 @@ def _described(
         working_batch=compute.batch_size,
     )
     if not cache or encoder.fingerprint is None:
-        return _compute(section, _read_crops(section, crop, inference), inference)
-    held: list[Batch] = []
-    header = {
-        "encoder": encoder.describe(),
-        "crop": asdict(crop),
-        "precision": inference.precision,
-        "pixels": sha256(_pixels_seen(section, crop, held).data),
-    }
-    crops = held or _read_crops(section, crop, inference)
-    return kept_features(encoder, header, partial(_compute, section, crops, inference))
+        return _compute(section, _read_crops(section, crop, inference, device=inference.device), inference)
+    header = {"encoder": encoder.describe(), "crop": asdict(crop), "precision": inference.precision}
+    batches = _read_crops(section, crop, inference)
+    first = next(batches)  # a section has spots
+    prefix = sha256(json.dumps(header, sort_keys=True), *_bytes_of(first))[:_PREFIX]
+    digests = np.zeros((len(section.rows), 32), dtype=np.uint8)
+    digested = _digested(chain([first], batches), digests)
+    features: NDArray[np.float32] | None = None
+    if is_kept(encoder, prefix):  # so all of them very likely are
+        deque(digested, maxlen=0)
+    else:
+        features = _compute(section, digested, inference)
 
+    def compute_now() -> NDArray[np.float32]:
+        return _compute(section, _read_crops(section, crop, inference), inference) if features is None else features
 
-def _pixels_seen(section: Section, crop: CropSpec, held: list[Batch]) -> NDArray[np.uint8]:
-    """Return the digest of each crop; the crops themselves are added to ``held`` if memory allows it."""
-    batches = iter_batches(
-        section.reader, section.plan(crop), batch_size=_read_together(crop), pad_value=crop.pad_value
-    )
-    if len(section.rows) * sum(3 * level.size**2 for level in crop.levels) <= _HELD:
-        held.extend(batches)
-        batches = iter(held)
-    return digests_of_crops(batches, len(section.rows))
+    return kept_features(encoder, {**header, "pixels": sha256(digests.data)}, compute_now, prefix=prefix)
 
 
 def _read_together(crop: CropSpec, working_batch: int = 0) -> int:
@@ -127,13 +126,15 @@ def _read_together(crop: CropSpec, working_batch: int = 0) -> int:
     return min(max(working_batch, _READ), max(1, _READ_PIXELS // pixels))
 
 
-def _read_crops(section: Section, crop: CropSpec, inference: Inference) -> Iterator[Batch]:
+def _read_crops(
+    section: Section, crop: CropSpec, inference: Inference, *, device: torch.device | None = None
+) -> Iterator[Batch]:
     return iter_batches(
         section.reader,
         section.plan(crop),
         batch_size=_read_together(crop, inference.working_batch),
         pad_value=crop.pad_value,
-        device=inference.device if inference.device.type == "cuda" else None,
+        device=device if device is not None and device.type == "cuda" else None,
     )
 
 
@@ -148,7 +149,7 @@ def _compute(section: Section, batches: Iterable[Batch], inference: Inference) -
 
 
 def kept_features(
-    encoder: Encoder, header: Mapping[str, Any], compute: Callable[[], NDArray[np.float32]]
+    encoder: Encoder, header: Mapping[str, Any], compute: Callable[[], NDArray[np.float32]], *, prefix: str = ""
 ) -> NDArray[np.float32]:
     """Take features from the folder ``embeddings`` of the cache, or compute and keep them there.
 
@@ -163,12 +164,11 @@ def kept_features(
         All that they depend on, to be written as JSON.
     compute
         Returns them, ``(n, n_features)``.
+    prefix
+        Beginning of the name of the file, by which :func:`is_kept` finds it.
     """
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True)
-    name = re.sub(r"[^\w.-]+", "_", encoder.spec.name)
-    # without ST_PREDICT_CACHE, both are the same folder
-    folders = dict.fromkeys([cache_dir(), user_cache_dir()])
-    paths = [folder / "embeddings" / name / f"{sha256(text)[:32]}.safetensors" for folder in folders]
+    paths = [folder / f"{prefix}{sha256(text)[:32]}.safetensors" for folder in _folders(encoder)]
     for path in paths:
         if (kept := _read(path, text)) is not None:
             return kept
@@ -177,14 +177,37 @@ def kept_features(
     return features
 
 
+def is_kept(encoder: Encoder, prefix: str) -> bool:
+    """Whether a file of features of this encoder has a name that begins so."""
+    return any(next(folder.glob(f"{prefix}*.safetensors"), None) is not None for folder in _folders(encoder))
+
+
+def _folders(encoder: Encoder) -> list[Path]:
+    """Return where features of an encoder are looked for; the first one is where they are written."""
+    name = re.sub(r"[^\w.-]+", "_", encoder.spec.name)
+    # without ST_PREDICT_CACHE, both are the same folder
+    return [folder / "embeddings" / name for folder in dict.fromkeys([cache_dir(), user_cache_dir()])]
+
+
 def digests_of_crops(batches: Iterable[Batch], n_crops: int) -> NDArray[np.uint8]:
     """Return the SHA-256 of the pixels of each crop, over its levels, ``(n_crops, 32)``."""
     digests = np.zeros((n_crops, 32), dtype=np.uint8)
+    deque(_digested(batches, digests), maxlen=0)
+    return digests
+
+
+def _digested(batches: Iterable[Batch], digests: NDArray[np.uint8]) -> Iterator[Batch]:
+    """Pass batches on, and put the SHA-256 of each crop into its row of ``digests``."""
     for batch in batches:
         for i, row in enumerate(batch.index.tolist()):
             digest = sha256(*(np.ascontiguousarray(level[i]).data for level in batch.crops))
             digests[row] = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
-    return digests
+        yield batch
+
+
+def _bytes_of(batch: Batch) -> list[Any]:
+    """Pixels of a batch, and which spots they are of."""
+    return [np.ascontiguousarray(x).data for x in (batch.index, *batch.crops)]
 
 
 def _read(path: Path, header: str) -> NDArray[np.float32] | None:
