@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--keep", action="store_true", help="put the figures into benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(message)s")
@@ -68,7 +68,7 @@ def main() -> None:
         for name in args.networks:
             if seed == args.seeds[0] or NETWORKS[name][0] == "m2ost":  # ridge has no seed
                 rows += rows_of(name, panel, sections, out=args.out, epochs=args.epochs, seed=seed)
-                print(json.dumps(rows[-1]), flush=True)
+                print(f"{name}, seed {seed}: done", flush=True)
     print(table(rows))
     figures = {"epochs": args.epochs, "setting": SETTING, "size": SIZE, "torch": torch.__version__, "panel": panel}
     if args.keep:
