@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import st_predict as stp
-from st_predict.encoders import list_encoders
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -42,7 +41,12 @@ SETTING = {
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2ost on tokens": ("m2ost", {**SIZE, "tokens": "efficientnet_lite0"}),
     "m2ost on pixels": ("m2ost", SIZE),
-    **{f"ridge on {e}": ("ridge", {"encoder": e}) for e in ("rgb", "efficientnet_lite0") if e in list_encoders()},
+    "ridge on rgb": ("ridge", {"encoder": "rgb"}),
+    "ridge on efficientnet_lite0": ("ridge", {"encoder": "efficientnet_lite0"}),
+    "ridge on efficientnet_lite0, fields of 96 to 384 px": (
+        "ridge",
+        {"encoder": "efficientnet_lite0", "fields": [96, 192, 384]},
+    ),
 }
 BESIDE = ("position", "neighbours", "log_total")
 RESULTS = Path(__file__).parent / "results" / "her2st" / "tokens.json"

