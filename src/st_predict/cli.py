@@ -498,7 +498,7 @@ def import_(  # noqa: PLR0913  # options of a command line
         str | None, typer.Option(help="Mean and std of the pixels of training as JSON, if not as published.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="Where the files come from, for the card.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the weights, for the card.")] = None,  # noqa: A002
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, for the card.")] = None,
     citation: Annotated[str | None, typer.Option(help="Publication of the weights, for the card.")] = None,
     organism: Annotated[str | None, typer.Option(help="Organism of the genes, for the card.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,  # noqa: FBT002

@@ -626,7 +626,7 @@ def test_the_card_says_where_weights_come_from(file: Path, tmp_path: Path) -> No
     assert card.training["source"] == "example.org/m2ost"
     assert card.training["files"] == [{"name": "m2ost.pth", "sha256": stp._files.sha256_of_file(file)}]
     assert card.training["sections"] == "8 patients"
-    assert card.training["units"].startswith("those of the publication of m2ost")
+    assert card.training["units"].startswith("those of the publication, as preset 'original' of m2ost")
     assert card.target == TargetSpec(transform="log1p_total", total=1e6, over="panel")
     with pytest.raises(ValueError, match=r"card cannot set \['genes'\]"):
         import_published("m2ost", file, out=tmp_path / "p.safetensors", card={"genes": ["x"]}, **M2OST)

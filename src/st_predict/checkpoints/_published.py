@@ -406,11 +406,11 @@ def _target_of(spec: ModelSpec, target: Any) -> TargetSpec:
 
 def _origin(spec: ModelSpec, files: _Files, source: str | None, *, own_units: bool) -> dict[str, Any]:
     """Return what the card says of the files."""
-    published = f"those of the publication of {spec.name}, as far as preset 'original' has them. {spec.original.notes}"
+    published = f"those of the publication, as preset 'original' of {spec.name} has them"
     return {
         "source": "unknown" if source is None else check("source", source, Text),
         "files": files.describe(),
-        "units": "given at import" if own_units else published.strip(),
+        "units": "given at import" if own_units else published,
         "imported_by": f"st_predict {__version__}",
     }
 
