@@ -247,6 +247,26 @@ def test_from_the_file_to_the_prediction(
     assert predicted.std(axis=0).max() > 1e-3  # it depends on the spot
 
 
+@torch.no_grad()
+def test_the_prediction_is_that_of_torchvision(tmp_path: Path) -> None:
+    """Of the network that wrote the file, on crops cut by hand."""
+    theirs = module_of("timm_parity").fill(module_of("timm_parity").TWINS["resnet50"].small())
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    case, section = cases("resnet50"), stp.datasets.toy()
+    options = {"genes": genes_of("resnet50", case), "hparams": case.given, "mpp": "native", **case.told}
+    out = import_published("resnet50", tmp_path / "a.pth", out=tmp_path / "o.safetensors", **options)
+    (image,) = section.images.values()
+    pixels = np.asarray(image["scale0"]["image"].transpose("c", "y", "x"))
+    spots = stp.io.read_spots(section)
+    corners = np.rint(spots.xy - 32).astype(int)
+    inside = np.flatnonzero((corners >= 0).all(1) & (corners + 64 <= pixels.shape[:0:-1]).all(1))
+    assert len(inside) > 10
+    crops = np.stack([pixels[:, y : y + 64, x : x + 64] for x, y in corners[inside]])
+    mean, std = (torch.tensor(value)[:, None, None] for value in (PIXELS.mean, PIXELS.std))
+    expected = theirs((torch.from_numpy(crops) / 255 - mean) / std)
+    np.testing.assert_allclose(predict(section, out)[inside], expected, rtol=1e-3, atol=1e-4)
+
+
 # Files of all kinds.
 
 
