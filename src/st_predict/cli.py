@@ -477,6 +477,58 @@ def models() -> None:
     Console().print(what, cost, released, sep="\n")
 
 
+@app.command("import")
+def import_(  # noqa: PLR0913  # options of a command line
+    model: Annotated[str, typer.Argument(help="Name of a model, or hipt.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Downloaded files: weights, and a vocabulary or reference spots.")
+    ],
+    out: Annotated[Path, typer.Option(help="New .safetensors file.")],
+    genes: Annotated[
+        Path | None, typer.Option(help="Genes in the order of the outputs: a text with a gene per line, or .npy.")
+    ] = None,
+    mpp: Annotated[
+        str | None, typer.Option(help="um/px of the images of training; native: pixels of any image as they are.")
+    ] = None,
+    hparams: Annotated[str | None, typer.Option(help='Hyper-parameters as JSON: \'{"organ": "Breast"}\'.')] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Units of the predictions as JSON, if not those of the publication.")
+    ] = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="Mean and std of the pixels of training as JSON, if not as published.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Where the files come from, for the card.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, for the card.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Publication of the weights, for the card.")] = None,
+    organism: Annotated[str | None, typer.Option(help="Organism of the genes, for the card.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,  # noqa: FBT002
+) -> None:
+    """Make a checkpoint of weights that published code wrote. Nothing is downloaded."""
+    card = {"license": license, "citation": citation, "organism": organism}
+    written = stp.checkpoints.import_published(
+        model,
+        files,
+        genes=genes,
+        out=out,
+        hparams=_parse(hparams),
+        target=_parse(target, "--target", example='{"transform": "log1p"}'),
+        pixels=_parse(pixels, "--pixels", example='{"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}'),
+        mpp=_number_or_native(mpp),
+        source=source,
+        card={name: value for name, value in card.items() if value is not None} or None,
+        overwrite=overwrite,
+    )
+    typer.echo(f"Wrote {written}")
+
+
+def _number_or_native(mpp: str | None) -> Any:
+    """Read a number; other words are left to the library, which refuses them."""
+    try:
+        return None if mpp is None else float(mpp)
+    except ValueError:
+        return mpp
+
+
 @app.command()
 def download(
     names: Annotated[list[str], typer.Argument(help="Checkpoints (st-predict models), or her2st:C2 for a section.")],
@@ -526,12 +578,12 @@ def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool
         )
 
 
-def _parse(hparams: str | None) -> dict[str, Any] | None:
+def _parse(text: str | None, option: str = "--hparams", *, example: str = '{"depth": 6}') -> dict[str, Any] | None:
     try:
-        return None if hparams is None else dict(json.loads(hparams))
+        return None if text is None else dict(json.loads(text))
     except (TypeError, ValueError) as error:
         raise InvalidValueError(
-            f"--hparams must be JSON of an object, '{{\"depth\": 6}}' say; got {hparams!r} ({error})."
+            f"{option} must be JSON of an object, '{example}' say; got {text!r} ({error})."
         ) from error
 
 

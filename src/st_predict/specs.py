@@ -342,7 +342,7 @@ class ModelCard:
         if cls.METADATA_KEY not in metadata:
             raise InvalidValueError(
                 f"{str(path)!r} has no st_predict card: it was not written by st_predict.",
-                "convert weights of published code with the `convert` of st_predict.models.get_spec(name)",
+                "make a checkpoint of weights of published code with st_predict.checkpoints.import_published",
             )
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])

@@ -1,8 +1,20 @@
-"""Checkpoints: save, load and build networks from their cards, and the released weights."""
+"""Checkpoints: save, load and build networks from their cards, and the released weights, and the import of published ones."""
 
 from __future__ import annotations
 
 from st_predict.checkpoints._file import build, load, load_encoder, save
+from st_predict.checkpoints._published import import_published
 from st_predict.checkpoints._released import Trained, Weights, find_weights, list_weights, name_of
 
-__all__ = ["Trained", "Weights", "build", "find_weights", "list_weights", "load", "load_encoder", "name_of", "save"]
+__all__ = [
+    "Trained",
+    "Weights",
+    "build",
+    "find_weights",
+    "import_published",
+    "list_weights",
+    "load",
+    "load_encoder",
+    "name_of",
+    "save",
+]

@@ -134,6 +134,7 @@ def _unknown(text: str, released: list[Weights]) -> NotFoundError:
         return NotFoundError(
             f"The model {model!r} has no released weights; there are {names}.",
             "train it with st_predict.tl.train, and give the result or the path of its .safetensors file instead of the name",
+            "import weights of its publication with st_predict.checkpoints.import_published",
         )
     close = get_close_matches(text.lower(), sorted({*names, *(w.name for w in released), *models}), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

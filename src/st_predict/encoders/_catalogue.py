@@ -326,7 +326,7 @@ def list_encoders() -> list[str]:
     --------
     >>> from st_predict.encoders import get_encoder, list_encoders
     >>> [name for name in list_encoders() if not get_encoder(name).gated][:4]
-    ['rgb', 'phikon', 'phikon-v2', 'midnight']
+    ['rgb', 'efficientnet_lite0', 'phikon', 'phikon-v2']
     """
     return list(_KNOWN)
 

@@ -128,8 +128,8 @@ def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path:
     Parameters
     ----------
     vit256, vit4k
-        What is in ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``: ``torch.load(file, map_location="cpu")``. Such a file is a
-        pickle, which can run any code when it is loaded, so that this is left to you.
+        State dicts in ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``, or what holds them;
+        :func:`st_predict.checkpoints.import_published` reads them from the files.
     path
         Where to write; an existing file is replaced once the new one is complete.
 

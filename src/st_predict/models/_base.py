@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -189,6 +189,12 @@ class ModelSpec:
         Those of a network that tests in a moment.
     convert
         Turns a state dict of the published code into ours.
+    hparams_of
+        Hyper-parameters that the shapes of a state dict of ours tell; ``None`` for those that they do not tell, and that are
+        not those of the publication because other sizes are not.
+    for_panel
+        ``for_panel(state, vocabulary, genes)`` does what ``convert`` does for weights that predict all genes of a vocabulary:
+        it takes some of them. ``vocabulary`` maps symbols to Ensembl identifiers.
     """
 
     name: str
@@ -218,6 +224,8 @@ class ModelSpec:
     original: Preset = field(default_factory=Preset)
     recommended: Preset = RECOMMENDED
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    hparams_of: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
+    for_panel: Callable[[Mapping[str, Tensor], Mapping[str, str], Sequence[str]], dict[str, Tensor]] | None = None
 
     def reads(self, hparams: Mapping[str, Any]) -> Reads:
         """Return what a network with these hyper-parameters reads of a section."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from st_predict._errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["check_choice", "check_names", "of_variant"]
+__all__ = ["check_choice", "check_names", "count_layers", "heads_of", "of_variant", "variant_of"]
 
 Config = TypeVar("Config", bound=Any)
 
@@ -71,4 +71,45 @@ def check_names(
     lacking = [*sorted(set(known) - set(names)), *missing]
     unknown = sorted(set(names) - set(known) - set(unused))
     if lacking or unknown:
-        raise InvalidValueError(f"Not a state dict of the published {model}: missing {lacking}, unknown {unknown}.")
+        raise InvalidValueError(
+            f"Not a state dict of the published {model}: missing {some(lacking)}, unknown {some(unknown)}."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """Write the first five names, and how many more there are."""
+    return f"{names[:5]}" if len(names) <= 5 else f"{names[:5]} and {len(names) - 5} more"
+
+
+# Hyper-parameters from the shapes of a state dict.
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """Count the layers ``prefix.0``, ``prefix.1``, ... of a state dict."""
+    start = f"{prefix}."
+    return len({name.removeprefix(start).partition(".")[0] for name in names if name.startswith(start)})
+
+
+def heads_of(dim: int, width: int, *, like: Any) -> dict[str, Any]:
+    """Heads of attention and channels of each, which the shapes do not tell: those of a configuration, if the rest is.
+
+    Parameters
+    ----------
+    dim
+        Channels of a token.
+    width
+        Channels of all heads.
+    like
+        Published configuration, with ``dim``, ``heads`` and ``head_dim``.
+
+    Returns
+    -------
+    ``heads`` and ``head_dim``, both ``None`` if ``dim`` or ``width`` is another one.
+    """
+    published = dim == like.dim and width == like.heads * like.head_dim
+    return {"heads": like.heads if published else None, "head_dim": like.head_dim if published else None}
+
+
+def variant_of(variants: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
+    """Name of the variant that has these sizes; ``None`` if there is none."""
+    return next((v for v, c in variants.items() if all(getattr(c, name) == n for name, n in sizes.items())), None)

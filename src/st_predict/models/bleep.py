@@ -297,6 +297,11 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {ours[name]: tensor for name, tensor in theirs.items()} | bank
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    return {"dim": len(state["image_head.first.weight"])}
+
+
 SPEC = ModelSpec(
     name="bleep",
     summary="Contrastive embedding of crop and expression, answered by the nearest measured spots.",
@@ -335,4 +340,5 @@ SPEC = ModelSpec(
         "mode": "weighted",
     },
     convert=convert,
+    hparams_of=hparams_of,
 )

@@ -26,6 +26,7 @@ Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of a bra
 from __future__ import annotations
 
 from functools import partial
+from math import isqrt
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import of_variant
+from st_predict.models._checks import count_layers, of_variant, variant_of
 from st_predict.models._layers import Head, check_crops, renamed
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec
 
@@ -285,6 +286,23 @@ def _published_names(theirs: Mapping[str, Tensor]) -> dict[str, str]:
     return names | {f"{o}.{part}": f"{t}.{part}" for o, t in layers.items() for part in ("weight", "bias")}
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Variant that the shapes of converted weights tell, or sizes if it is none that was published."""
+    dims = tuple(state[f"embed.{i}.cls"].shape[-1] for i in (0, 1))
+    patches = tuple(state[f"embed.{i}.patches.weight"].shape[-1] for i in (0, 1))
+    sides = tuple(isqrt(state[f"embed.{i}.positions"].shape[1] - 1) for i in (0, 1))
+    sizes = {
+        "dims": dims,
+        "depths": tuple(count_layers(state, f"stages.0.blocks.{i}") for i in (0, 1)),
+        "mlp_ratio": len(state["stages.0.blocks.0.0.mlp.1.weight"]) // dims[0],
+        "stages": count_layers(state, "stages"),
+        "sizes": tuple(side * patch for side, patch in zip(sides, patches, strict=True)),
+        "patches": patches,
+    }
+    variant = variant_of(VARIANTS, sizes)
+    return {**sizes, "heads": None} if variant is None else {"variant": variant}
+
+
 SPEC = ModelSpec(
     name="crossvit",
     summary="Vision transformers on small and large patches of one crop that exchange class tokens.",
@@ -301,4 +319,5 @@ SPEC = ModelSpec(
         notes="Published to tell classes of photographs apart, not for expression: the setting is that of the M2OST paper."
     ),
     convert=convert,
+    hparams_of=hparams_of,
 )

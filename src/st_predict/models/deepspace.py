@@ -169,6 +169,11 @@ def _our_name(name: str) -> str:
     return f"backbone.{name}"
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Architecture that the names of converted weights tell."""
+    return {"arch": "densenet121" if any("denseblock" in name for name in state) else "vgg16"}
+
+
 _RENAMED = {
     "classifier.0.": "backbone.pre_logits.fc1.",
     "classifier.3.": "backbone.pre_logits.fc2.",
@@ -208,4 +213,5 @@ SPEC = ModelSpec(
         "instead of after 5 epochs that are each worse than the one before, keeping the highest correlation.",
     ),
     convert=convert,
+    hparams_of=hparams_of,
 )

@@ -31,7 +31,7 @@ P cells along a side, D channels of a token, H heads, E channels of a head, G ge
 from __future__ import annotations
 
 from functools import partial
-from math import cos, log, radians, sin
+from math import cos, isqrt, log, radians, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ from torch.nn import functional as F
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Natural, NotNegative, Positive, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import count_layers
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -429,6 +430,27 @@ def _published_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     return names | {f"{o}.{part}": f"{t}.{part}" for o, t in norms.items() for part in counters}
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    channels, _, patch, _ = state["cells.0.weight"].shape
+    n_pos, dim = state["positions.rows.weight"].shape
+    kernels = {name: x.shape[-1] for name, x in state.items() if name.endswith(".of_cells.0.weight")}
+    width, c = len(state["blocks.0.attention.qkv.weight"]) // 3, Hist2STConfig()
+    published = width == c.heads * c.head_dim  # at any size of the crop, and so of a token
+    return {
+        "size": patch * isqrt(8 * dim // channels),
+        "patch": patch,
+        "channels": channels,
+        **({"kernel": next(iter(kernels.values()))} if kernels else {}),
+        "mixers": len(kernels),
+        "n_pos": n_pos,
+        "depth": count_layers(state, "blocks"),
+        "graph": count_layers(state, "graph"),
+        "heads": c.heads if published else None,
+        "head_dim": c.head_dim if published else None,
+    }
+
+
 SPEC = ModelSpec(
     name="hist2st",
     summary="Convolutions in each crop, a transformer over the section and a graph of its lattice.",
@@ -467,4 +489,5 @@ SPEC = ModelSpec(
         "views": 2,
     },
     convert=convert,
+    hparams_of=hparams_of,
 )

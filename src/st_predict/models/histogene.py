@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from st_predict._validated import Count, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import count_layers, heads_of
 from st_predict.models._layers import (
     Head,
     Positions,
@@ -174,6 +175,20 @@ def _published_names(depth: int) -> dict[str, str]:
     }
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    dim, n_values = state["embed.weight"].shape
+    n_pos, width = len(state["positions.rows.weight"]), len(state["blocks.0.attention.qkv.weight"]) // 3
+    return {
+        "size": isqrt(n_values // 3),
+        "n_pos": n_pos,
+        "dim": dim,
+        "depth": count_layers(state, "blocks"),
+        "mlp_dim": len(state["blocks.0.mlp.1.weight"]),
+        **heads_of(dim, width, like=HisToGeneConfig()),
+    }
+
+
 SPEC = ModelSpec(
     name="histogene",
     summary="Transformer over the spots of a section, each a flattened crop.",
@@ -209,4 +224,5 @@ SPEC = ModelSpec(
     ),
     tiny={"size": 32, "dim": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16, "drop": 0.1},
     convert=convert,
+    hparams_of=hparams_of,
 )

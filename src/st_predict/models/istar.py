@@ -213,6 +213,13 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.T[None] if tensor.ndim > 1 else tensor[None, None] for name, tensor in found.items()}
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    n_fits, n_features, hidden = state["layers.0.weight"].shape
+    hipt = n_features == get_cell_encoder("hipt").n_features
+    return {"n_fits": n_fits, "hidden": hidden, "encoder": "hipt" if hipt else None}
+
+
 SPEC = ModelSpec(
     name="istar",
     summary="MLP on the cells of a dense map, of which a spot is the mean.",
@@ -236,4 +243,5 @@ SPEC = ModelSpec(
         "high variance of counts.",
     ),
     convert=convert,
+    hparams_of=hparams_of,
 )

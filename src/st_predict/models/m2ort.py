@@ -26,6 +26,7 @@ head.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,9 +36,9 @@ from torch.nn import functional as F
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
-from st_predict.models._checks import of_variant
+from st_predict.models._checks import count_layers, of_variant, variant_of
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
-from st_predict.specs import CropSpec, LevelSpec
+from st_predict.specs import CropSpec, LevelSpec, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,6 +230,20 @@ def _published_names(depth: int) -> dict[str, str]:
     return names | {f"{o}.{part}": f"{t}.{part}" for o, t in layers.items() for part in ("weight", "bias")}
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Variant that the shapes of converted weights tell, or sizes if it is none that was published."""
+    patch = isqrt(len(state["embed.0.0.weight"]) // 3)
+    sizes = {
+        "dim": len(state["embed.0.4.weight"]),
+        "depth": count_layers(state, "blocks"),
+        "mlp_dim": len(state["blocks.0.mlp.1.weight"]),
+        "size": patch * isqrt(state["positions"].shape[1] - 1),
+        "patch": patch,
+    }
+    variant = variant_of(VARIANTS, sizes)
+    return {**sizes, "heads": None, "head_dim": None} if variant is None else {"variant": variant}
+
+
 SPEC = ModelSpec(
     name="m2ort",
     summary="Transformer on one field of view at three resolutions.",
@@ -242,8 +257,10 @@ SPEC = ModelSpec(
     tiny={"dim": 12, "depth": 2, "heads": 3, "head_dim": 8, "mlp_dim": 24, "size": 64},
     original=Preset(
         training={"epochs": 200, "batch_size": 96, "optimizer": "adam", "lr": 1e-4, "start_at_mean": False},
+        target=TargetSpec(),
         notes="Crops are turned and mirrored, but not by any angle. The best epoch is that of the highest correlation of "
         "a gene over the spots of a section, not of a spot over the genes.",
     ),
     convert=convert,
+    hparams_of=hparams_of,
 )

@@ -27,6 +27,7 @@ joined, H heads, E channels of a head.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,12 +36,13 @@ from torch import Tensor, nn
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Flag, Natural, Probability, Text, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
-from st_predict.models._base import ModelSpec, SpotModel
+from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import count_layers, heads_of
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
 from st_predict.models._levels import Levels, blank, centre, present_levels
 from st_predict.models._m2ost_ablations import Ablations, Joined, LevelEmbedding, Unmixed, mean_token
 from st_predict.models._m2ost_tokens import TokenEmbedding, check_tokens, extension_of, pixels_of
-from st_predict.specs import CropSpec, LevelSpec
+from st_predict.specs import CropSpec, LevelSpec, TargetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -365,6 +367,20 @@ def _published_names(depth: int) -> dict[str, list[str]]:
     return names | {f"{o}.{part}": [f"{t}.{part}"] for o, t in layers.items() for part in ("weight", "bias")}
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    patch, dim = isqrt(len(state["embed.mlps.0.0.weight"]) // 3), state["embed.cls"].shape[-1]
+    width = len(state["blocks.0.itmm.layers.0.qkv.weight"]) // 3
+    return {
+        "dim": dim,
+        "depth": count_layers(state, "blocks"),
+        "mlp_dim": len(state["blocks.0.mlp.layer.1.weight"]),
+        "size": patch * isqrt(state["embed.positions.0"].shape[1] - 1),
+        "patch": patch,
+        **heads_of(dim, width, like=M2OSTConfig()),
+    }
+
+
 SPEC = ModelSpec(
     name="m2ost",
     summary="Transformer on three levels of the image around a spot.",
@@ -378,5 +394,7 @@ SPEC = ModelSpec(
     extension_of=extension_of,
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
     tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
+    original=Preset(target=TargetSpec()),
     convert=convert,
+    hparams_of=hparams_of,
 )

@@ -45,6 +45,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Flag, Natural, Number, Positive, Probability, validated
 from st_predict.encoders import Features, get_encoder
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._checks import count_layers
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
@@ -430,6 +431,20 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed(state, names, model="STFlow")
 
 
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    dim, n_features = state["image.weight"].shape
+    edge_dim = len(state["blocks.0.attention.edge.fc2.weight"])
+    per_head = state["blocks.0.attention.logit.fc1.weight"].shape[1] - len(state["blocks.0.genes.4.weight"])
+    return {
+        "n_features": n_features,
+        "dim": dim,
+        "edge_dim": edge_dim,
+        "depth": count_layers(state, "blocks"),
+        "heads": (2 * dim + edge_dim) // per_head,  # which see query, key and edge
+    }
+
+
 SPEC = ModelSpec(
     name="stflow",
     summary="Flow matching from random counts, with attention to neighbours that does not depend on direction.",
@@ -470,4 +485,5 @@ SPEC = ModelSpec(
         "epoch on the test sections, which here is made on those for validation.",
     ),
     convert=convert,
+    hparams_of=hparams_of,
 )

@@ -40,6 +40,7 @@ from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Count, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._checks import count_layers
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
@@ -339,26 +340,9 @@ def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes:
     ValueError
         If names are missing or unknown, the vocabulary is not that of the network, or two names are of one gene.
 
-    Notes
-    -----
-    The weights (``tlhuang/STPath`` on Hugging Face, without a licence) become a checkpoint for :func:`st_predict.tl.predict` so::
-
-        state = torch.load("stfm.pth", map_location="cpu", weights_only=True)
-        vocabulary = json.loads(Path("symbol2ensembl.json").read_text())
-        spec = st_predict.models.get_spec("stpath")
-        hparams = {**spec.hparams, **spec.original.hparams, "organ": "Breast", "technology": "Visium"}
-        network = spec.build(len(genes), **hparams)
-        network.load_state_dict(for_panel(state, vocabulary, genes))
-        card = ModelCard(
-            model="stpath",
-            genes=tuple(genes),
-            crop=spec.crop_for(hparams),
-            pixels=spec.pixels_for(hparams),
-            target=spec.original.target,
-            hparams=hparams,
-            organism="human",
-        )
-        checkpoints.save("stpath.safetensors", network, card)
+    See Also
+    --------
+    st_predict.checkpoints.import_published : makes a checkpoint of the published weights.
     """
     found = convert(state)
     ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}
@@ -389,6 +373,18 @@ def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
             f"{twice} are several names of the same genes in the vocabulary.", "keep one of each in the panel"
         )
     return rows
+
+
+def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Hyper-parameters that the shapes of converted weights tell."""
+    dim, n_features = state["image.weight"].shape
+    return {
+        "n_features": n_features,
+        "dim": dim,
+        "depth": count_layers(state, "blocks"),
+        "heads": len(state["blocks.0.attention.slope_H"]),
+        "mlp_ratio": len(state["blocks.0.mlp.0.weight"]) / dim,
+    }
 
 
 SPEC = ModelSpec(
@@ -424,4 +420,6 @@ SPEC = ModelSpec(
         "number of spots, there 64 to 1,023. What is hidden is drawn as there, and the error taken on the whole panel.",
     ),
     convert=convert,
+    hparams_of=hparams_of,
+    for_panel=for_panel,
 )

@@ -1,0 +1,487 @@
+"""Checkpoints made of files that published code wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._files import sha256_of_file
+from st_predict._validated import File, Flag, Positive, Text, Texts, check
+from st_predict._version import __version__
+from st_predict.checkpoints._file import build, save
+from st_predict.checkpoints._state_dict import read_state_dict
+from st_predict.crops import Batch
+from st_predict.encoders import count_features, save_hipt_weights
+from st_predict.models import get_spec, list_models
+from st_predict.specs import ModelCard, PixelSpec, TargetSpec, check_card_fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from st_predict.models import ModelSpec, SpotModel
+    from st_predict.specs import CropSpec
+
+__all__ = ["import_published"]
+
+HIPT = "hipt"
+
+logger = logging.getLogger(__name__)
+
+
+def import_published(  # noqa: PLR0913  # each says something that files do not say
+    model: str,
+    files: PathLike[str] | str | Sequence[PathLike[str] | str],
+    *,
+    genes: PathLike[str] | str | Sequence[str] | None = None,
+    out: PathLike[str] | str,
+    hparams: Mapping[str, Any] | None = None,
+    target: TargetSpec | Mapping[str, Any] | None = None,
+    pixels: PixelSpec | Mapping[str, Any] | None = None,
+    mpp: float | Literal["native"] | None = None,
+    source: str | None = None,
+    card: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make a checkpoint of weights that published code wrote, for :func:`st_predict.tl.predict`.
+
+    Nothing is downloaded, and no code in a file is run: files of PyTorch are read by ``torch.load(weights_only=True)``.
+
+    Parameters
+    ----------
+    model
+        Model with a ``convert`` in its :class:`~st_predict.models.ModelSpec`; or ``"hipt"``, which makes the file of
+        :func:`st_predict.encoders.save_hipt_weights`.
+    files
+        Paths. Weights are ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``: a state dict, or a training checkpoint with
+        one in it. With them:
+
+        - STPath: its vocabulary, ``symbol2ensembl.json``.
+        - BLEEP: its reference spots, ``.npy`` arrays ``(n_spots, n_genes)`` or ``(n_genes, n_spots)`` of expression.
+        - iStar: several files are several fits.
+        - HIPT: its two networks, in any order.
+    genes
+        Gene panel in the order of the network's outputs: a list, a text file with a gene per line, or an ``.npy`` array of names. For
+        STPath, any genes of its vocabulary. The order cannot be checked.
+    out
+        New ``.safetensors`` file.
+    hparams
+        Hyper-parameters that differ from those of the publication, where the shapes of the weights do not tell them.
+    target
+        Units of the predictions. By default those of the publication, ``original`` of the model's
+        :class:`~st_predict.models.ModelSpec`, where it has any.
+    pixels
+        Normalisation of the pixels that the network was trained with. By default that of the publication, where it has one.
+    mpp
+        Micrometres per pixel of the images that the network was trained on; ``"native"`` takes the pixels of each image as they are,
+        whatever their size. Not needed for models that read the features of an encoder.
+    source
+        Origin of the files, such as an address, for the card.
+    card
+        More fields of the :class:`~st_predict.specs.ModelCard`: ``license`` and ``citation`` of the weights, ``organism``,
+        ``gene_id_type``, ``training``.
+    overwrite
+        Whether an existing ``out`` is replaced.
+
+    Returns
+    -------
+    ``out``. Its card names origin, name and SHA-256 of each file, and where the units come from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    FileExistsError
+        If ``out`` exists and ``overwrite`` is false.
+    KeyError
+        If there is no such model, or genes are not in the vocabulary.
+    ValueError
+        If the files are damaged, of another model, hold more than tensors and plain values, or do not fit genes and
+        hyper-parameters; or if something that predictions depend on is not known.
+    TypeError
+        If ``files`` or ``genes`` are something else.
+    """
+    out = _check_out(out, replace_old=check("overwrite", overwrite, Flag))
+    sorted_files = _Files.of(files)
+    given = {"genes": genes, "hparams": hparams, "target": target, "pixels": pixels, "mpp": mpp, "card": card}
+    if model == HIPT:
+        return _import_hipt(sorted_files, out, given=given)
+    spec = get_spec(model)
+    panel = _read_genes(genes)
+    state = _convert(spec, sorted_files, panel)
+    fields = check_card_fields({} if card is None else card)
+    settled = _settle(spec, state, _mapping("hparams", hparams))
+    known = {
+        "crop": _crop_of(spec, settled, mpp),
+        "pixels": _pixels_of(spec, settled, pixels),
+        "target": _target_of(spec, target),
+        "training": {**fields.pop("training", {}), **_origin(spec, sorted_files, source, own_units=target is not None)},
+    }
+    new = _write_card(spec, panel, settled, {**fields, **known})
+    network = _fill(new, state)
+    _fill_bank(network, spec, sorted_files, n_genes=len(panel))
+    save(out, network, new)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Files:
+    """Files of a release, by what they are."""
+
+    weights: tuple[Path, ...]
+    vocabulary: tuple[Path, ...]
+    reference: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, files: Any) -> _Files:
+        """Sort files by their suffix."""
+        if isinstance(files, str | PathLike):
+            files = [files]
+        if isinstance(files, Mapping | bytes) or not isinstance(files, Iterable):
+            raise InvalidTypeError(f"files must be a path or a list of paths, got {type(files).__name__}.")
+        paths: list[Path] = [check("files", file, File) for file in files]
+        if twice := [str(path) for path, n in Counter(paths).items() if n > 1]:
+            raise InvalidValueError(f"Files are given twice: {twice}.")
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        by_kind = {suffix: tuple(path for path in paths if path.suffix == suffix) for suffix in (".json", ".npy")}
+        rest = tuple(path for path in paths if path.suffix not in by_kind)
+        if not rest:
+            raise InvalidValueError(f"There is no file of weights among {[str(path) for path in paths]}.")
+        return cls(weights=rest, vocabulary=by_kind[".json"], reference=by_kind[".npy"])
+
+    def describe(self) -> list[dict[str, str]]:
+        """Return name and SHA-256 of each file."""
+        paths = (*self.weights, *self.vocabulary, *self.reference)
+        return [{"name": path.name, "sha256": sha256_of_file(path)} for path in paths]
+
+
+def _check_out(out: PathLike[str] | str, *, replace_old: bool) -> Path:
+    """Refuse, before any work, a checkpoint that could not be written."""
+    path: Path = check("out", out, File)
+    if path.suffix != ".safetensors":
+        raise InvalidValueError(f"out must end in .safetensors, got {str(path)!r}.")
+    if path.exists() and not replace_old:
+        raise FileExistsError(f"{str(path)!r} exists; choose another name.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r}.")
+    return path
+
+
+def _mapping(argument: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidTypeError(f"{argument} must be a mapping from name to value, got {type(value).__name__}.")
+    return dict(value)
+
+
+# HIPT, which has no genes.
+
+
+def _import_hipt(files: _Files, out: Path, *, given: Mapping[str, Any]) -> Path:
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise InvalidValueError(f"HIPT is an encoder: its file has no card, so leave out {unused}.")
+    if len(files.weights) != 2 or files.vocabulary or files.reference:
+        raise InvalidValueError(
+            f"HIPT has two files of weights, vit256_small_dino.pth and vit4k_xs_dino.pth, got {len(files.weights)}."
+        )
+    states = [read_state_dict(path) for path in files.weights]
+    # only the network on the tiles of a region narrows the tokens of tiles
+    tile, region = sorted(states, key=lambda state: any("phi." in name for name in state))
+    save_hipt_weights(tile, region, out)
+    return out
+
+
+# What is in the files.
+
+
+def _read_genes(genes: Any) -> tuple[str, ...]:
+    if genes is None:
+        raise InvalidValueError(
+            "Weights have no names of genes.",
+            Advice("give the genes of the network's outputs, in their order, with {}", "genes"),
+        )
+    if isinstance(genes, str | PathLike):
+        genes = _read_gene_file(check("genes", genes, File))
+    names = tuple(str(gene) for gene in check("genes", genes, Texts))
+    if not names:
+        raise InvalidValueError("genes is empty.")
+    if twice := [gene for gene, n in Counter(names).items() if n > 1]:
+        raise InvalidValueError(f"genes names {len(twice)} of its genes more than once: {twice[:5]}.")
+    return names
+
+
+def _read_gene_file(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r} with genes.")
+    if path.suffix != ".npy":
+        from st_predict.pp import read_panel  # networks can be used without it
+
+        return read_panel(path)
+    names = _read_array(path)
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise InvalidValueError(f"{str(path)!r} is not a list of names but {names.dtype} of shape {names.shape}.")
+    return [str(name) for name in names]
+
+
+def _read_array(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InvalidValueError(f"{str(path)!r} is not an array of NumPy without Python objects ({error}).") from error
+
+
+def _read_vocabulary(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidValueError(f"{str(path)!r} is not JSON ({error}).", "get it again") from error
+    if not isinstance(found, dict) or not all(isinstance(gene, str) for gene in found.values()):
+        raise InvalidValueError(f"{str(path)!r} does not map symbols to Ensembl identifiers.")
+    return found
+
+
+def _convert(spec: ModelSpec, files: _Files, genes: Sequence[str]) -> dict[str, Tensor]:
+    """Read the weights, under our names and, for a vocabulary, of the panel."""
+    if spec.convert is None:
+        able = [HIPT, *(name for name in list_models() if get_spec(name).convert is not None)]
+        raise InvalidValueError(f"{spec.name!r} has no published weights that can be read; models that have: {able}.")
+    _check_kinds(spec, files)
+    states = [_convert_one(spec, path, files, genes) for path in files.weights]
+    if len({tuple((name, x.shape) for name, x in state.items()) for state in states}) > 1:
+        raise InvalidValueError(f"{[path.name for path in files.weights]} are of networks of different sizes.")
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]} if len(states) > 1 else states[0]
+
+
+def _check_kinds(spec: ModelSpec, files: _Files) -> None:
+    """Refuse files that the model has no use for, and those that are lacking."""
+    if len(files.weights) > 1 and "n_fits" not in spec.hparams:
+        raise InvalidValueError(
+            f"{spec.name!r} has one file of weights, got {len(files.weights)}: {[path.name for path in files.weights]}."
+        )
+    retrieves = spec.family == "retrieval"
+    wanted = {".json, its vocabulary": spec.for_panel is not None, ".npy, its reference spots": retrieves}
+    for (what, needed), found in zip(wanted.items(), (files.vocabulary, files.reference), strict=True):
+        if found and not needed:
+            raise InvalidValueError(f"{spec.name!r} has no use for {[path.name for path in found]}.")
+        if needed and not found:
+            raise InvalidValueError(
+                f"{spec.name!r} cannot predict from its weights alone: it needs a file {what}.",
+                Advice("add it to {}", "files"),
+            )
+    if len(files.vocabulary) > 1:
+        raise InvalidValueError(f"There are several vocabularies: {[path.name for path in files.vocabulary]}.")
+
+
+_OTHERS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors of a conversion that meets names or shapes that it does not know."""
+
+
+def _convert_one(spec: ModelSpec, path: Path, files: _Files, genes: Sequence[str]) -> dict[str, Tensor]:
+    state = read_state_dict(path)
+    try:
+        own = spec.convert(state) if spec.convert is not None else {}
+    except _OTHERS as error:
+        others = [name for name in list_models() if name != spec.name and _is_of(name, state)]
+        hint = [f"import it as {name!r}" for name in others]
+        found = error.found if isinstance(error, StPredictError) else f"{type(error).__name__}: {error}"
+        raise InvalidValueError(
+            f"{str(path)!r} is not a file of {spec.name!r}{f', but of {others}' if others else ''}. {found}", *hint
+        ) from error
+    if spec.for_panel is None:
+        return own
+    return spec.for_panel(state, _read_vocabulary(files.vocabulary[0]), genes)
+
+
+def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of the published code of a model."""
+    convert = get_spec(name).convert
+    try:
+        return convert is not None and bool(convert(state))
+    except _OTHERS:
+        return False
+
+
+# What they do not say.
+
+
+def _settle(spec: ModelSpec, state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters: those that are given, those that shapes tell, and those of the publication."""
+    spec.check_names(given)
+    told = {} if spec.hparams_of is None else spec.hparams_of(state)
+    known = {name: value for name, value in told.items() if value is not None}
+    if wrong := [name for name in given if name in known and _listed(given[name]) != _listed(known[name])]:
+        raise InvalidValueError(
+            f"The weights are of a network with { ({name: known[name] for name in wrong}) }, not with "
+            f"{ ({name: given[name] for name in wrong}) }.",
+            Advice("leave it out of {}", "hparams"),
+        )
+    if asked := [name for name, value in told.items() if value is None and name not in given]:
+        raise InvalidValueError(
+            f"The shapes of the weights do not tell {asked}, and the other sizes, {known}, are not those of the published "
+            f"{spec.name!r}.",
+            Advice(f"give {asked} in {{}}", "hparams"),
+        )
+    settled = spec.complete({**spec.hparams, **spec.original.hparams, **known, **given})
+    _check_encoder(spec, settled)
+    return settled
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_encoder(spec: ModelSpec, hparams: Mapping[str, Any]) -> None:
+    """Refuse an encoder that gives another number of features than the network reads."""
+    describe = spec.reads(hparams).describe_encoder
+    expected = hparams.get("n_features")
+    if describe is None or expected is None:
+        return
+    encoder = describe()
+    if (found := count_features(encoder)) not in {None, expected}:
+        raise InvalidValueError(
+            f"The weights read {expected} features, and the encoder {encoder.name!r} has {found}.",
+            Advice("name the encoder of training in {}", "hparams"),
+        )
+
+
+def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
+    crop = spec.crop_for(hparams)
+    if isinstance(mpp, str) and mpp == "native":
+        return replace(crop, mpp=None)
+    value = check("mpp", mpp, Positive | None)
+    if value is None and crop.mpp is None:
+        raise InvalidValueError(
+            f"Weights of {spec.name!r} are of one resolution, and the files do not say of which.",
+            Advice("give the um/px of the images of training with {}", "mpp"),
+            Advice("take the pixels of each image as they are, with {}", "mpp", "native"),
+        )
+    if value is not None and crop.mpp not in {None, value}:
+        logger.warning("mpp=%g replaces the %g um/px of the published %r.", value, crop.mpp, spec.name)
+    return crop if value is None else replace(crop, mpp=value)
+
+
+def _pixels_of(spec: ModelSpec, hparams: Mapping[str, Any], pixels: Any) -> PixelSpec:
+    if isinstance(pixels, PixelSpec):
+        return pixels
+    if pixels is not None:
+        return PixelSpec(**_mapping("pixels", pixels))
+    if spec.original.target is None or spec.original.training.get("measure_pixels"):
+        raise InvalidValueError(
+            f"It is not known which mean and standard deviation of the pixels these weights of {spec.name!r} were trained with.",
+            Advice("give them, of values from 0 to 1, with {}", "pixels"),
+        )
+    return spec.pixels_for(hparams)
+
+
+def _target_of(spec: ModelSpec, target: Any) -> TargetSpec:
+    if target is not None:
+        found = target if isinstance(target, TargetSpec) else TargetSpec(**_mapping("target", target))
+    elif spec.original.target is None:
+        raise InvalidValueError(
+            f"No publication says in which units weights of {spec.name!r} predict expression.",
+            Advice("give the units of training with {}", "target"),
+        )
+    else:
+        found = spec.original.target
+    if not found.is_complete:
+        raise InvalidValueError(
+            f"Units of these weights depend on their training spots: {found.units}.",
+            Advice("give the limits or the reference of training in {}", "target"),
+        )
+    return found
+
+
+def _origin(spec: ModelSpec, files: _Files, source: str | None, *, own_units: bool) -> dict[str, Any]:
+    """Return what the card says of the files."""
+    published = f"those of the publication, as preset 'original' of {spec.name} has them"
+    return {
+        "source": "unknown" if source is None else check("source", source, Text),
+        "files": files.describe(),
+        "units": "given at import" if own_units else published,
+        "imported_by": f"st_predict {__version__}",
+    }
+
+
+def _write_card(
+    spec: ModelSpec, genes: tuple[str, ...], hparams: dict[str, Any], fields: Mapping[str, Any]
+) -> ModelCard:
+    from st_predict._identifiers import gene_id_type_of  # of pandas, which training does without
+
+    defaults = {
+        "gene_id_type": gene_id_type_of(genes),
+        "license": f"unknown; of the published code: {spec.license}",
+        "citation": f"{spec.citation} (references of st_predict)",
+    }
+    return ModelCard(model=spec.name, genes=genes, hparams=hparams, **{**defaults, **fields})
+
+
+# The network.
+
+
+def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
+    """Build the network and load the weights; say in what they differ if they do."""
+    network = build(card)
+    needed = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    found = {name: tuple(x.shape) for name, x in state.items()}
+    if needed == found:
+        network.load_state_dict(state)
+        return network.eval()
+    other = {name: (found[name], needed[name]) for name in found if name in needed and found[name] != needed[name]}
+    if needed.keys() == found.keys() and (n_genes := _n_genes(other, len(card.genes))) is not None:
+        raise InvalidValueError(
+            f"The weights are of a network of {n_genes} genes, and {len(card.genes)} are named.",
+            Advice("name the genes of its outputs, in their order, with {}", "genes"),
+        )
+    missing, unknown = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
+    shapes = [f"{name} {there} instead of {here}" for name, (there, here) in list(other.items())[:3]]
+    raise InvalidValueError(
+        f"The weights do not fit a {card.model!r} network with the hyper-parameters {card.hparams}: {len(missing)} tensors are "
+        f"missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}, {len(other)} of another shape {shapes}.",
+        Advice("give the sizes of training in {}", "hparams"),
+    )
+
+
+def _n_genes(other: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], n_named: int) -> int | None:
+    """Number of genes of a network that differs from another one in that alone; ``None`` if it differs in more."""
+    if any(len(there) != len(here) for there, here in other.values()):
+        return None
+    axes = [(n, m) for there, here in other.values() for n, m in zip(there, here, strict=True) if n != m]
+    found = {n for n, m in axes if m == n_named}
+    if len(found) != 1 or {n - m for n, m in axes} != {next(iter(found)) - n_named}:
+        return None
+    return found.pop()
+
+
+def _fill_bank(network: SpotModel, spec: ModelSpec, files: _Files, *, n_genes: int) -> None:
+    """Let a network that answers with measured spots embed those of its reference."""
+    if spec.family != "retrieval":
+        return
+    values = np.concatenate([_read_reference(path, n_genes) for path in files.reference])
+    batch = Batch(crops=(), index=torch.arange(len(values)), target=torch.from_numpy(values))
+    network.finalize([batch])
+
+
+def _read_reference(path: Path, n_genes: int) -> Any:
+    """Read expression of measured spots, ``(n_spots, n_genes)`` float32."""
+    values = _read_array(path)
+    if values.ndim != 2 or n_genes not in values.shape or values.dtype.kind not in "fiu":
+        raise InvalidValueError(
+            f"{str(path)!r} is not expression of {n_genes} genes: {values.dtype} of shape {values.shape}."
+        )
+    values = values if values.shape[1] == n_genes else values.T
+    if not np.isfinite(values).all():
+        raise InvalidValueError(f"{str(path)!r} has values that are not finite.")
+    return np.ascontiguousarray(values, dtype=np.float32)
