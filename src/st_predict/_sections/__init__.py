@@ -8,7 +8,9 @@ from st_predict._sections._context import Context, read_context
 from st_predict._sections._features import section_features
 from st_predict._sections._held_out import (
     HeldOutSection,
+    Relation,
     StoredPrediction,
+    TrainingSections,
     all_have_sd,
     common_key,
     join_held_out,
@@ -48,10 +50,12 @@ __all__ = [
     "LeakageError",
     "Measured",
     "Observed",
+    "Relation",
     "Section",
     "Sections",
     "Slide",
     "StoredPrediction",
+    "TrainingSections",
     "all_have_sd",
     "as_list",
     "check_needs",

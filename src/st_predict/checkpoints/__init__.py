@@ -4,5 +4,18 @@ from __future__ import annotations
 
 from st_predict.checkpoints._file import build, load, load_encoder, save
 from st_predict.checkpoints._released import Trained, Weights, find_weights, list_weights, name_of
+from st_predict.checkpoints._reliability import Evaluated, add_reliability
 
-__all__ = ["Trained", "Weights", "build", "find_weights", "list_weights", "load", "load_encoder", "name_of", "save"]
+__all__ = [
+    "Evaluated",
+    "Trained",
+    "Weights",
+    "add_reliability",
+    "build",
+    "find_weights",
+    "list_weights",
+    "load",
+    "load_encoder",
+    "name_of",
+    "save",
+]
