@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_predict._sections._cell_grid import CellGrid
 from st_predict._sections._cells import CellReader
+from st_predict._sections._colours import describe_colours
 from st_predict._sections._context import Context, read_context
 from st_predict._sections._features import section_features
 from st_predict._sections._held_out import (
@@ -60,6 +61,7 @@ __all__ = [
     "as_list",
     "check_needs",
     "common_key",
+    "describe_colours",
     "each",
     "encoder_of",
     "inputs_of",

@@ -6,7 +6,7 @@ from st_predict._training._config import TrainConfig, configure, get_preset
 from st_predict._training._learn import learn, solve
 from st_predict._training._run import Run
 from st_predict._training._scores import best_row, monitored
-from st_predict._training._store import CropStore
+from st_predict._training._store import CropStore, measure_colours
 
 __all__ = [
     "CropStore",
@@ -16,6 +16,7 @@ __all__ = [
     "configure",
     "get_preset",
     "learn",
+    "measure_colours",
     "monitored",
     "solve",
 ]
