@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 Units: TypeAlias = Literal["log1p_10k", "model"]
 MODEL: Literal["model"] = "model"
 
+_BY_CHANCE = 0.2
+"""Share of the genes to trust that may be so by chance without a warning."""
+
 _TABLE_ATTRS = "spatialdata_attrs"
 
 
@@ -76,8 +79,8 @@ def prediction(
     min_score
         Least partial correlation of a gene on held-out sections; other genes are left out.
     reliable
-        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Intervals
-        are per gene: about 1 in 40 genes without any signal passes.
+        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
+        pass by chance; a warning says so if these are more than a fifth.
     held_out
         Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
         default other patients if the card has them, else other sections.
@@ -148,6 +151,11 @@ def _kept(
         return None
     found = _scores(result.uns, key, held_out, others=("min_score", "reliable"))
     if kept := found.trusted(min_score=min_score, reliable=reliable):
+        if found.n_by_chance > _BY_CHANCE * len(found.trusted()):
+            logger.warning(
+                "On %s (%s), the interval is above 0 for %d genes of %r, about %d of them by chance: as many have it below 0.",
+                *(found.where, ", ".join(found.sections), len(found.trusted()), key, found.n_by_chance),
+            )
         return kept
     asked = ["a lower end of the interval above 0"] if reliable else []
     asked += [] if min_score is None else [f"a partial correlation of at least {min_score:g}"]
@@ -156,7 +164,7 @@ def _kept(
         f"None of {len(found.partial)} genes has {' and '.join(asked)} on {found.where} ({', '.join(found.sections)}); the best "
         f"score is {best:z.2f}.",
         *([Advice("ask for less with {}", "min_score")] if min_score is not None else []),
-        Advice("leave out {}", "reliable") if reliable else "take all genes",
+        "take all genes",
     )
 
 
@@ -207,6 +215,7 @@ def _scores(uns: Mapping[str, Any], key: str, held_out: HeldOut | None, *, other
     there = [one.held_out for one in card.reliability]
     raise InvalidValueError(
         f"The card of {key!r} has scores for {there}, and none for {held_out!r}.",
+        "measure them and predict again",
         Advice("leave out {}", "held_out"),
     )
 
@@ -244,10 +253,11 @@ def reliability(
         If there is no such prediction, or its card has no scores.
     """
     held_out = check("held_out", held_out, HeldOut | None)
-    stored = stored_prediction(data, key, table_key=table_key)
     key = only_key(data, key, table_key=table_key)
-    found = _scores(stored.uns, key, held_out)
-    card = _card(stored.uns, key)
+    holder = data if isinstance(data, AnnData) else data.tables[table_of(data, key, table_key=table_key)]
+    if key not in Record.keys(holder.uns):
+        raise _unknown(key, _listed(holder))
+    found, card = _scores(holder.uns, key, held_out), _card(holder.uns, key)
     assert card is not None  # it has scores
     table = pd.DataFrame(_columns(found), index=pd.Index(card.genes, name="gene"))
     table["n_spots"], table["held_out"], table["sections"] = found.n_spots, found.held_out, ", ".join(found.sections)
@@ -346,8 +356,8 @@ def frame(
     min_score
         Least partial correlation of a gene on held-out sections; other genes are left out.
     reliable
-        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Intervals
-        are per gene: about 1 in 40 genes without any signal passes.
+        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
+        pass by chance; a warning says so if these are more than a fifth.
     held_out
         Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
         default other patients if the card has them, else other sections.

@@ -301,6 +301,12 @@ class Reliability:
             if score is not None and score >= least and (not reliable or (low is not None and low > 0))
         ]
 
+    @property
+    def n_by_chance(self) -> int:
+        """Number of genes to trust that are so by chance: as many as have an interval below 0, where no signal puts them."""
+        below = sum(high is not None and high < 0 for high in self.high)
+        return min(below, len(self.trusted()))
+
     def only(self, kept: Sequence[int]) -> Reliability:
         """Return the scores of some of the genes, by their places in the panel."""
         partial, low, high, ceiling = (

@@ -110,8 +110,8 @@ def score_sentence(reliability: Reliability) -> str:
     mean = f"mean {sum(scores) / len(scores):z.2f}" if scores else "all undefined"
     return (
         f"{reliability.where[0].upper()}{reliability.where[1:]}: {_many('section', reliability.sections)} of "
-        f"{_many('patient', reliability.patients)}, {reliability.n_spots} spots. Partial correlation of {len(scores)} genes: {mean}; "
-        f"for {len(reliability.trusted())} genes the 95 % interval is above 0, where chance gives about {len(scores) / 40:.0f}."
+        f"{_many('patient', reliability.patients)}, {reliability.n_spots} spots. Partial correlation of {len(scores)} genes: {mean}. "
+        f"The 95 % interval is above 0 for {len(reliability.trusted())} genes, about {reliability.n_by_chance} of them by chance."
     )
 
 
