@@ -43,7 +43,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2ost on pixels": ("m2ost", SIZE),
     "ridge on rgb": ("ridge", {"encoder": "rgb"}),
     "ridge on efficientnet_lite0": ("ridge", {"encoder": "efficientnet_lite0"}),
-    "ridge on efficientnet_lite0, fields of 96 to 384 px": (
+    "ridge on efficientnet_lite0 in three fields": (
         "ridge",
         {"encoder": "efficientnet_lite0", "fields": [96, 192, 384]},
     ),

@@ -33,6 +33,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.bibtex",
     "sphinxext.opengraph",
+    "card_pages",
     "encoder_table",
     "model_pages",
     "plain_returns",

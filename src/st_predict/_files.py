@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-__all__ = ["cache_dir", "check_space", "download", "sha256", "sha256_of_file", "user_cache_dir", "whole"]
+__all__ = [
+    "OFFLINE",
+    "cache_dir",
+    "check_space",
+    "download",
+    "is_offline",
+    "sha256",
+    "sha256_of_file",
+    "user_cache_dir",
+    "whole",
+]
+
+OFFLINE = "ST_PREDICT_OFFLINE"
+"""Environment variable: nothing is downloaded if it is set, and not to 0."""
 
 TIMEOUT_S = 30
 BLOCK = 1 << 20
@@ -26,6 +39,11 @@ BLOCK = 1 << 20
 def cache_dir() -> Path:
     """Return the folder of everything that is downloaded: ``ST_PREDICT_CACHE`` if set, else the cache of the user."""
     return Path(os.environ.get("ST_PREDICT_CACHE") or user_cache_dir())
+
+
+def is_offline() -> bool:
+    """Whether ``ST_PREDICT_OFFLINE`` forbids downloads."""
+    return os.environ.get(OFFLINE, "").strip().lower() not in {"", "0", "false", "no"}
 
 
 def user_cache_dir() -> Path:
@@ -68,6 +86,9 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
     if path.exists():
         _check(path, sha256, git_blob, way_out=f"Move it away to get it again from {url}.")
         return path
+    if is_offline():
+        known = f"SHA-256 {sha256}" if sha256 else f"git blob {git_blob}"
+        raise ConnectionError(f"{path} ({known}) is not there, and {OFFLINE} forbids to fetch it from {url}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as fresh:

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from spatialdata import SpatialData
+
+    from st_predict.checkpoints import GeneScore
+    from st_predict.specs import ModelCard, Reliability
 
 __all__ = ["app"]
 
@@ -266,6 +270,13 @@ def predict(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     calibration: Annotated[Path | None, typer.Option(help="File of st-predict calibrate: adds intervals.")] = None,
+    reliable: Annotated[  # noqa: FBT002
+        bool, typer.Option("--reliable", help="Write only genes to trust, into an .h5ad: see st-predict card.")
+    ] = False,
+    min_score: Annotated[
+        float | None, typer.Option(help="Write only genes with this partial correlation on held-out sections.")
+    ] = None,
+    held_out: Annotated[str | None, typer.Option(help="Sections that decide: patient or section.")] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
@@ -273,10 +284,12 @@ def predict(  # noqa: PLR0913  # options of a command line
     if intervals is not None:
         key = key or intervals.key
         _check_intervals(intervals, key, spreads=n_samples is not None or len(model or []) > 1)
+    checkpoints = [stp.checkpoints.find_weights(name) for name in model or ["m2ost"]]
+    chosen = _Genes(min_score=min_score, reliable=reliable, held_out=held_out)
+    chosen.check(out, checkpoints)
     sdata = _read_one(slide)
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
-    checkpoints = [stp.checkpoints.find_weights(name) for name in model or ["m2ost"]]
     names = {stp.checkpoints.load(checkpoint)[1].model for checkpoint in checkpoints}
     key = key or Keys.joint_prediction(names)
     stp.tl.predict(
@@ -302,7 +315,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     )
     if intervals is not None:
         intervals.apply(sdata, table_key=table_key)
-    _write_result(out, sdata, key)
+    _write_result(out, sdata, key, chosen)
 
 
 @app.command()
@@ -530,17 +543,84 @@ def _number_or_native(mpp: str | None) -> Any:
 
 
 @app.command()
+def card(
+    weights: Annotated[str, typer.Argument(help="Released checkpoint, .safetensors file, or folder of a training.")],
+    n_genes: Annotated[int, typer.Option("--genes", min=1, help="Number of best, and of worst, genes to list.")] = 10,
+) -> None:
+    """Print what weights predict, what they were trained on, and which genes to trust."""
+    about = stp.specs.ModelCard.of_file(_weights_in(weights))
+    facts = Table(title=f"Card of {weights}", box=SIMPLE_HEAD, show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, text in stp.checkpoints.card_facts(about).items():
+        facts.add_row(name, text)
+    parts: list[Any] = [facts]
+    for scores in about.reliability:
+        parts += [f"{stp.checkpoints.score_sentence(scores)}", _gene_table(about, scores, n_genes)]
+    if gaps := stp.checkpoints.card_gaps(about):
+        parts += ["Not known:", *(f"- {gap}" for gap in gaps)]
+    Console().print(*parts, sep="\n", markup=False, highlight=False)
+
+
+@app.command()
 def download(
-    names: Annotated[list[str], typer.Argument(help="Checkpoints (st-predict models), or her2st:C2 for a section.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoints (st-predict models), or her2st:C2 for a section.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All released checkpoints.")] = False,  # noqa: FBT002
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a folder with the released files; their hashes are checked.")
+    ] = None,
 ) -> None:
     """Fetch checkpoints and data into the cache, so that everything works offline later."""
-    for name in names:
+    released = [f"{weights.name}@{weights.version}" for weights in stp.checkpoints.list_weights()]
+    if bool(names) == everything:
+        raise InvalidValueError(f"Either name what to fetch, or give --all; the checkpoints are {released}.")
+    for name in released if everything else names or []:
         kind, _, section = name.partition(":")
         if kind == "her2st":
             stp.datasets.her2st(section)
             typer.echo(f"{name}: in the cache")
         else:
-            typer.echo(f"{name}: {stp.checkpoints.find_weights(name)}")
+            typer.echo(f"{name}: {stp.checkpoints.find_weights(name, mirror=mirror)}")
+
+
+def _weights_in(text: str) -> Path:
+    """Path of a checkpoint: of a name, a file, or the folder of a training."""
+    folder = Path(text)
+    if not folder.is_dir():
+        return stp.checkpoints.find_weights(text)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise InvalidValueError(
+            f"The folder {text!r} has {len(files)} .safetensors files: {[file.name for file in files]}. Name one file."
+        )
+    return files[0]
+
+
+def _gene_table(about: ModelCard, scores: Reliability, n_genes: int) -> Table:
+    """Table of the best and the worst genes."""
+    ranked = [one for one in stp.checkpoints.rank_genes(about, scores) if one.partial is not None]
+    table = Table("gene", box=SIMPLE_HEAD)
+    for heading in ("partial correlation", "95 % interval", "noise ceiling"):
+        table.add_column(heading, justify="right")
+    cut = len(ranked) > 2 * n_genes
+    for one in ranked[:n_genes] if cut else ranked:
+        table.add_row(*_gene_row(one))
+    if cut:
+        table.add_row("...", "", "", "")
+        for one in ranked[-n_genes:]:
+            table.add_row(*_gene_row(one))
+    return table
+
+
+def _gene_row(one: GeneScore) -> tuple[str, str, str, str]:
+    interval = "-" if one.low is None or one.high is None else f"{one.low:z.2f} to {one.high:z.2f}"
+    return (one.gene, _two_digits(one.partial), interval, _two_digits(one.ceiling))
+
+
+def _two_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
 
 
 def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
@@ -608,9 +688,42 @@ def _new_folder(path: Path) -> Path:
     return folder
 
 
-def _write_result(out: Path, sdata: SpatialData, key: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Genes:
+    """Genes of a prediction to write; all by default."""
+
+    min_score: float | None = None
+    reliable: bool = False
+    held_out: str | None = None
+
+    def check(self, out: Path, checkpoints: list[Path]) -> None:
+        """Refuse, before any work is done, a selection of genes that cannot be made."""
+        if not self.reliable and self.min_score is None:
+            if self.held_out is not None:
+                raise InvalidValueError("--held-out is for --reliable and --min-score, and neither is given.")
+            return
+        if out.suffix != ".h5ad":
+            raise InvalidValueError(f"Only an .h5ad can have some of the genes, and {str(out)!r} has all.")
+        cards = [stp.specs.ModelCard.of_file(path) for path in checkpoints]
+        if len(cards) > 1 or not cards[0].reliability:
+            raise InvalidValueError(
+                "The card has no scores of its genes, so it is not known which of them to trust."
+                if len(cards) == 1
+                else "The genes of an ensemble have no scores, so it is not known which of them to trust.",
+                "leave out --reliable and --min-score",
+            )
+
+    def write(self, sdata: SpatialData, key: str, path: Path) -> None:
+        """Write the prediction of these genes to an ``.h5ad``."""
+        held_out: Any = self.held_out  # checked by the function
+        found = stp.get.prediction(sdata, key, min_score=self.min_score, reliable=self.reliable, held_out=held_out)
+        found.write_h5ad(path)
+
+
+def _write_result(out: Path, sdata: SpatialData, key: str, genes: _Genes | None = None) -> None:
     """Write everything to a ``.zarr``, or only the prediction to an ``.h5ad``."""
-    _write_whole(out, sdata.write if out.suffix == ".zarr" else stp.get.prediction(sdata, key).write_h5ad)
+    chosen = genes or _Genes()
+    _write_whole(out, sdata.write if out.suffix == ".zarr" else lambda path: chosen.write(sdata, key, path))
     typer.echo(f"Wrote {out}")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -18,8 +19,8 @@ from st_predict._containers import check_data, check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._validated import Text, check
-from st_predict.specs import ModelCard
+from st_predict._validated import Flag, Number, Text, check
+from st_predict.specs import HeldOut, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.specs import TargetSpec
+    from st_predict.specs import Reliability, TargetSpec
 
-__all__ = ["frame", "prediction", "table_of"]
+__all__ = ["frame", "prediction", "reliability", "table_of"]
 
 
 logger = logging.getLogger(__name__)
 
 Units: TypeAlias = Literal["log1p_10k", "model"]
 MODEL: Literal["model"] = "model"
+
+_BY_CHANCE = 0.2
+"""Share of the genes to trust that may be so by chance without a warning."""
 
 _TABLE_ATTRS = "spatialdata_attrs"
 
@@ -47,6 +51,9 @@ def prediction(
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
     units: Units | None = None,
+    min_score: float | None = None,
+    reliable: bool = False,
+    held_out: HeldOut | None = None,
 ) -> AnnData:
     """Return a prediction as a separate object, with the gene panel as variables.
 
@@ -69,6 +76,14 @@ def prediction(
         ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
         (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
         such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
+    min_score
+        Least partial correlation of a gene on held-out sections; other genes are left out.
+    reliable
+        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
+        pass by chance; a warning says so if these are more than a fifth.
+    held_out
+        Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
+        default other patients if the card has them, else other sections.
 
     Returns
     -------
@@ -78,6 +93,9 @@ def prediction(
         Standard deviations, if the prediction has any.
     ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
         Bounds of its intervals, if :func:`st_predict.tl.calibrate` was applied.
+    ``.var["partial"]``, ``.var["partial_low"]``, ``.var["partial_high"]``, ``.var["ceiling_partial"]`` : float64
+        Score of each gene on held-out sections, the ends of its interval and its noise ceiling, if the card has them; see
+        :func:`reliability`.
     ``.obs``, ``.obsm["spatial"]``
         Copied from the spot table where present.
     ``.uns["st_predict"][key]``
@@ -92,7 +110,8 @@ def prediction(
         If there is no such prediction or table; the message lists those that there are.
     ValueError
         If ``key`` is not given and there are several predictions, several tables have a prediction of this key, the gene
-        names are unknown, ``genes`` does not fit, or the prediction cannot be converted to ``units``.
+        names are unknown, ``genes`` does not fit, or the prediction cannot be converted to ``units``; if genes are to be
+        selected, and the card has no scores or no gene passes.
     FileNotFoundError
         If ``genes`` is the path of a file that does not exist.
     TypeError
@@ -103,9 +122,11 @@ def prediction(
     >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
     >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
     """
-    units = check("units", units, Units | None)
+    units, held_out = check("units", units, Units | None), check("held_out", held_out, HeldOut | None)
+    min_score, reliable = check("min_score", min_score, Number | None), check("reliable", reliable, Flag)
     result = stored_prediction(data, key, table_key=table_key, genes=genes)
     key = only_key(data, key, table_key=table_key)
+    kept = _kept(result, key, min_score=min_score, reliable=reliable, held_out=held_out)
     written = Record.units_of(result.uns, key)
     if written in {None, MODEL}:
         written = _convert(result, key, units)
@@ -115,8 +136,133 @@ def prediction(
             Advice("leave out {}", "units"),
             "take the prediction that it was copied from",
         )
+    if kept is not None:
+        result = _only(result, key, kept)
+    _add_scores(result, key, held_out)
     Record.mark_copy(result.uns, key, None if written == MODEL else written)
     return result
+
+
+def _kept(
+    result: AnnData, key: str, *, min_score: float | None, reliable: bool, held_out: HeldOut | None
+) -> list[int] | None:
+    """Places of the genes that pass; ``None`` if all do because none are selected."""
+    if min_score is None and not reliable:
+        return None
+    found = _scores(result.uns, key, held_out, others=("min_score", "reliable"))
+    if kept := found.trusted(min_score=min_score, reliable=reliable):
+        if found.n_by_chance > _BY_CHANCE * len(found.trusted()):
+            logger.warning(
+                "On %s (%s), the interval is above 0 for %d genes of %r, about %d of them by chance: as many have it below 0.",
+                *(found.where, ", ".join(found.sections), len(found.trusted()), key, found.n_by_chance),
+            )
+        return kept
+    asked = ["a lower end of the interval above 0"] if reliable else []
+    asked += [] if min_score is None else [f"a partial correlation of at least {min_score:g}"]
+    best = max((score for score in found.partial if score is not None), default=float("nan"))
+    raise InvalidValueError(
+        f"None of {len(found.partial)} genes has {' and '.join(asked)} on {found.where} ({', '.join(found.sections)}); the best "
+        f"score is {best:z.2f}.",
+        *([Advice("ask for less with {}", "min_score")] if min_score is not None else []),
+        "take all genes",
+    )
+
+
+def _only(result: AnnData, key: str, kept: list[int]) -> AnnData:
+    """Return some of the genes, with the card of these."""
+    result = result[:, kept].copy()
+    record = Record.read(result.uns, key)
+    assert record is not None and record.card is not None  # it has scores
+    replace(record, card=record.card.only(kept)).write(result.uns, key)
+    return result
+
+
+def _add_scores(result: AnnData, key: str, held_out: HeldOut | None) -> None:
+    """Add the scores of the card to ``.var``, if it has any."""
+    card = _card(result.uns, key)
+    found = None if card is None else card.reliability_on(held_out)
+    if card is None or found is None or len(card.genes) != result.n_vars:
+        return
+    for name, values in _columns(found).items():
+        result.var[name] = values
+
+
+def _columns(found: Reliability) -> dict[str, NDArray[np.float64]]:
+    """Scores as columns, named as in :attr:`st_predict.tl.Evaluation.genes`."""
+    columns = {
+        "partial": found.partial,
+        "partial_low": found.low,
+        "partial_high": found.high,
+        "ceiling_partial": found.ceiling,
+    }
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+
+
+def _scores(uns: Mapping[str, Any], key: str, held_out: HeldOut | None, *, others: Sequence[str] = ()) -> Reliability:
+    """Scores of the card of a prediction; errors advise to leave out ``others``."""
+    card = _card(uns, key)
+    found = None if card is None else card.reliability_on(held_out)
+    if found is not None:
+        return found
+    ways = [Advice("leave out {}", name) for name in others]
+    if card is None or not card.reliability:
+        raise InvalidValueError(
+            f"The card of {key!r} has no scores of its genes, so it is not known which of them to trust.",
+            "measure them on held-out sections with st_predict.tl.evaluate, write them to the checkpoint with "
+            "st_predict.checkpoints.add_reliability and predict again",
+            *ways,
+        )
+    there = [one.held_out for one in card.reliability]
+    raise InvalidValueError(
+        f"The card of {key!r} has scores for {there}, and none for {held_out!r}.",
+        "measure them and predict again",
+        Advice("leave out {}", "held_out"),
+    )
+
+
+def reliability(
+    data: AnnData | SpatialData,
+    key: str | None = None,
+    *,
+    table_key: str | None = None,
+    held_out: HeldOut | None = None,
+) -> pd.DataFrame:
+    """Return how well each gene of a prediction was predicted on held-out sections, from the card of its model.
+
+    Parameters
+    ----------
+    data
+        What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
+    key
+        Key of the prediction; may be left out if there is only one.
+    table_key
+        Table of the spots; may be left out unless several tables have a prediction of this key.
+    held_out
+        Other patients (``"patient"``), or other sections of training patients (``"section"``). By default other patients if
+        the card has them, else other sections.
+
+    Returns
+    -------
+    One row per gene: ``partial``, the partial correlation given sequencing depth; ``partial_low`` and ``partial_high``, its 95 %
+    interval; ``ceiling_partial``, its noise ceiling; ``n_spots``, number of spots; ``held_out``; ``sections``, names of the
+    sections; ``trusted``, whether the interval is above 0.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there is no such prediction, or its card has no scores.
+    """
+    held_out = check("held_out", held_out, HeldOut | None)
+    key = only_key(data, key, table_key=table_key)
+    holder = data if isinstance(data, AnnData) else data.tables[table_of(data, key, table_key=table_key)]
+    if key not in Record.keys(holder.uns):
+        raise _unknown(key, _listed(holder))
+    found, card = _scores(holder.uns, key, held_out), _card(holder.uns, key)
+    assert card is not None  # it has scores
+    table = pd.DataFrame(_columns(found), index=pd.Index(card.genes, name="gene"))
+    table["n_spots"], table["held_out"], table["sections"] = found.n_spots, found.held_out, ", ".join(found.sections)
+    table["trusted"] = np.isin(np.arange(len(table)), found.trusted())
+    return table
 
 
 def stored_prediction(
@@ -171,6 +317,15 @@ def _units(result: AnnData, key: str) -> TargetSpec | None:
     return None if record is None or record.card is None else record.card.target
 
 
+def _card(uns: Mapping[str, Any], key: str) -> ModelCard | None:
+    """Card of the network; ``None`` if it is lost or cannot be read."""
+    try:
+        record = Record.read(uns, key)
+    except InvalidValueError:
+        return None
+    return None if record is None else record.card
+
+
 def frame(
     data: AnnData | SpatialData,
     key: str | None = None,
@@ -178,6 +333,9 @@ def frame(
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
     units: Units | None = None,
+    min_score: float | None = None,
+    reliable: bool = False,
+    held_out: HeldOut | None = None,
 ) -> pd.DataFrame:
     """Return a prediction as a DataFrame.
 
@@ -195,22 +353,39 @@ def frame(
         ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
         (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
         such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
+    min_score
+        Least partial correlation of a gene on held-out sections; other genes are left out.
+    reliable
+        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
+        pass by chance; a warning says so if these are more than a fifth.
+    held_out
+        Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
+        default other patients if the card has them, else other sections.
 
     Returns
     -------
     ``(n_obs, n_genes)``, float32: one row per spot with its name as index, one column per gene. Rows of spots that could
-    not be predicted are NaN. Changing the result does not change ``data``.
+    not be predicted are NaN. Changing the result does not change ``data``. Scores of the genes are in :func:`reliability`.
 
     Raises
     ------
     FileNotFoundError, KeyError, TypeError, ValueError
-        If there is no such prediction, or its gene names are unknown; see :func:`prediction`.
+        If there is no such prediction, its gene names are unknown, or no gene passes; see :func:`prediction`.
 
     Examples
     --------
     >>> st_predict.get.frame(sdata, "pred_m2ost")["ERBB2"]  # doctest: +SKIP
     """
-    return prediction(data, key, table_key=table_key, genes=genes, units=units).to_df()
+    return prediction(
+        data,
+        key,
+        table_key=table_key,
+        genes=genes,
+        units=units,
+        min_score=min_score,
+        reliable=reliable,
+        held_out=held_out,
+    ).to_df()
 
 
 def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | str | None) -> AnnData:

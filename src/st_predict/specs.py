@@ -27,6 +27,7 @@ __all__ = [
     "ModelCard",
     "PixelSpec",
     "Reference",
+    "Reliability",
     "TargetSpec",
 ]
 
@@ -40,8 +41,11 @@ FITTED = ("pearson_residuals", "log_fold")
 """Transforms that depend on the spots of training."""
 
 _OF_ALL_GENES = (*FITTED, "log1p_10k")
+HeldOut: TypeAlias = Literal["patient", "section"]
 Over = Literal["panel", "all"]
 Scale = Literal["none", "minmax"]
+_OPTIONAL = {"reliability"}
+"""Fields that are written only if they are not empty, so that older cards keep their text."""
 
 
 def _as_given(value: Any, make_float: Callable[[Any], float]) -> float:
@@ -233,6 +237,84 @@ class TargetSpec:
         return replace(self, limits=limits, reference=reference)
 
 
+_Scores: TypeAlias = tuple[Annotated[Number, Field(ge=-1, le=1)] | None, ...]
+
+
+@validated
+class Reliability:
+    """Scores of each gene on held-out sections, with intervals.
+
+    Parameters
+    ----------
+    held_out
+        ``"patient"``: sections of patients without a section in training. ``"section"``: other sections of patients of
+        training, where scores are higher than for a new patient.
+    sections, patients
+        Names of the sections that were scored, and of their patients.
+    n_spots
+        Number of spots that were scored, in all sections.
+    chose_epoch
+        Whether the validation score of one of the sections chose the epoch of the network, which makes scores optimistic.
+    partial
+        Partial correlation with Pearson residuals given sequencing depth, ``(n_genes,)``; mean over sections. ``None`` is
+        undefined.
+    low, high
+        Ends of the 95 % interval of ``partial``, ``(n_genes,)``, over blocks of spots, and over sections if there are several.
+    ceiling
+        Noise ceiling of ``partial``, ``(n_genes,)``: what a prediction of the true expression would reach.
+    """
+
+    held_out: HeldOut
+    sections: tuple[str, ...]
+    patients: tuple[str, ...]
+    n_spots: Count
+    chose_epoch: bool = False
+    partial: _Scores
+    low: _Scores
+    high: _Scores
+    ceiling: _Scores
+
+    def __post_init__(self) -> None:
+        lengths = [len(values) for values in (self.partial, self.low, self.high, self.ceiling)]
+        if len(set(lengths)) > 1:
+            raise InvalidValueError(f"partial, low, high and ceiling must have one value per gene, got {lengths}.")
+
+    @property
+    def where(self) -> str:
+        """What was held out, to be read by people."""
+        return {"patient": "another patient", "section": "another section of a training patient"}[self.held_out]
+
+    def trusted(self, *, min_score: float | None = None, reliable: bool = True) -> list[int]:
+        """Places of the genes to trust.
+
+        Parameters
+        ----------
+        min_score
+            Least partial correlation.
+        reliable
+            Whether the lower end of the interval must be above 0.
+        """
+        least = -1.0 if min_score is None else min_score
+        return [
+            place
+            for place, (score, low) in enumerate(zip(self.partial, self.low, strict=True))
+            if score is not None and score >= least and (not reliable or (low is not None and low > 0))
+        ]
+
+    @property
+    def n_by_chance(self) -> int:
+        """Number of genes to trust that are so by chance: as many as have an interval below 0, where no signal puts them."""
+        below = sum(high is not None and high < 0 for high in self.high)
+        return min(below, len(self.trusted()))
+
+    def only(self, kept: Sequence[int]) -> Reliability:
+        """Return the scores of some of the genes, by their places in the panel."""
+        partial, low, high, ceiling = (
+            tuple(values[i] for i in kept) for values in (self.partial, self.low, self.high, self.ceiling)
+        )
+        return replace(self, partial=partial, low=low, high=high, ceiling=ceiling)
+
+
 @validated
 class ModelCard:
     """What a set of weights was trained on, what it needs and what it gives.
@@ -261,6 +343,9 @@ class ModelCard:
         Licence of the weights.
     citation
         Publication of the weights.
+    reliability
+        Scores of each gene on held-out sections, at most once per kind of section; see
+        :func:`st_predict.checkpoints.add_reliability`. Empty if nothing was measured.
     format_version
         Version of the format of the card.
     """
@@ -276,6 +361,7 @@ class ModelCard:
     training: dict[str, Any] = field(default_factory=dict)
     license: str = "unknown"
     citation: str = ""
+    reliability: tuple[Reliability, ...] = ()
     format_version: Natural = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -289,15 +375,46 @@ class ModelCard:
                 raise InvalidValueError(
                     f"The target has {what} of {len(values)} genes, and the panel has {len(self.genes)}."
                 )
+        kinds = [one.held_out for one in self.reliability]
+        if len(set(kinds)) < len(kinds):
+            raise InvalidValueError(f"Each kind of held-out section can have its scores once, got {kinds}.")
+        for one in self.reliability:
+            if len(one.partial) != len(self.genes):
+                raise InvalidValueError(
+                    f"The card has scores of {len(one.partial)} genes, and the panel has {len(self.genes)}."
+                )
 
     METADATA_KEY: ClassVar[str] = "st_predict.card"
     """Entry of the metadata of a ``.safetensors`` file that holds the card."""
+
+    def reliability_on(self, held_out: HeldOut | None = None) -> Reliability | None:
+        """Return the scores on one kind of held-out section; ``None`` if they were not measured.
+
+        Parameters
+        ----------
+        held_out
+            ``"patient"`` or ``"section"``. By default another patient if that was measured, else another section.
+        """
+        measured = {one.held_out: one for one in self.reliability}
+        if held_out is not None:
+            return measured.get(held_out)
+        return measured.get("patient") or measured.get("section")
+
+    def only(self, kept: Sequence[int]) -> ModelCard:
+        """Return the card of some of the genes, by their places in the panel."""
+        return replace(
+            self,
+            genes=tuple(self.genes[i] for i in kept),
+            target=self.target.only(kept),
+            reliability=tuple(one.only(kept) for one in self.reliability),
+        )
 
     def to_json(self) -> str:
         """Serialise, with sorted keys so that equal cards are equal strings."""
         values = asdict(self)
         if self.target.transform not in FITTED:  # cards of other units are written as ever
             values["target"] = {k: v for k, v in values["target"].items() if k not in {"theta", "clip", "reference"}}
+        values = {name: value for name, value in values.items() if value or name not in _OPTIONAL}
         return json.dumps(values, sort_keys=True, default=_plain)
 
     @classmethod
@@ -378,7 +495,7 @@ def _check_fields(values: Any, names: set[str]) -> None:
         )
     if unknown := sorted(values.keys() - names):
         raise InvalidValueError(f"The card has unknown fields {unknown}: it was not written by st_predict.")
-    if missing := sorted(names - values.keys()):
+    if missing := sorted(names - values.keys() - _OPTIONAL):
         raise InvalidValueError(f"The card lacks the fields {missing}: it was not written by st_predict.")
 
 

@@ -17,7 +17,7 @@ from st_predict import checkpoints
 from st_predict.checkpoints import _file
 from st_predict.crops import Batch
 from st_predict.models.m2ost import SPEC
-from st_predict.specs import CropSpec, LevelSpec, ModelCard, PixelSpec, TargetSpec
+from st_predict.specs import CropSpec, LevelSpec, ModelCard, PixelSpec, Reliability, TargetSpec
 
 GENES = ("A", "B", "C")
 CARD = ModelCard(model="m2ost", genes=GENES, crop=SPEC.crop_for(SPEC.tiny), hparams=dict(SPEC.tiny))
@@ -40,6 +40,19 @@ FULL = ModelCard(
     training={"dataset": "her2st", "sections": ["A1", "B1"], "seed": 0, "scores": {"pearson": 0.25}, "note": "Ä"},
     license="CC-BY-4.0",
     citation="doi:10.0/0",
+    reliability=(
+        Reliability(
+            held_out="patient",
+            sections=("X1", "X2"),
+            patients=("X",),
+            n_spots=300,
+            chose_epoch=True,
+            partial=(0.25, None, -0.5),
+            low=(0.125, None, -0.75),
+            high=(0.5, None, 0.0),
+            ceiling=(0.9, 0.1, None),
+        ),
+    ),
     format_version=0,
 )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from st_predict._sections._cell_grid import CellGrid
 from st_predict._sections._cells import CellReader
+from st_predict._sections._colours import describe_colours
 from st_predict._sections._context import Context, read_context
 from st_predict._sections._features import section_features
 from st_predict._sections._held_out import (
     HeldOutSection,
+    Relation,
     StoredPrediction,
+    TrainingSections,
     all_have_sd,
     common_key,
     join_held_out,
@@ -48,14 +51,17 @@ __all__ = [
     "LeakageError",
     "Measured",
     "Observed",
+    "Relation",
     "Section",
     "Sections",
     "Slide",
     "StoredPrediction",
+    "TrainingSections",
     "all_have_sd",
     "as_list",
     "check_needs",
     "common_key",
+    "describe_colours",
     "each",
     "encoder_of",
     "inputs_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeldOutSection",
+    "Relation",
     "StoredPrediction",
+    "TrainingSections",
     "all_have_sd",
     "common_key",
     "join_held_out",
@@ -55,6 +57,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FREE = {"checkpoint", "precision", "seed"}  # settings that do not change how large errors are
+Relation: TypeAlias = Literal["patient", "section", "training", "context", "unknown"]
+"""A section that is scored, to the training of a network."""
+
 _ANY_PATIENT = ""  # the patient is unknown: training used another group_key
 
 
@@ -168,7 +173,8 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
 def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Mapping[str, Any]) -> None:
     """Refuse a prediction by another network or with other settings, whose errors may be larger or smaller."""
     theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
-    if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
+    names = (theirs.keys() | ours.keys()) - {"reliability"}  # which may be measured later
+    if differing := sorted(name for name in names if theirs.get(name) != ours.get(name)):
         raise InvalidValueError(
             f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}.",
             "calibrate each on its own",
@@ -375,6 +381,52 @@ def trained_pairs(
     return known
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSections:
+    """Sections that a network was trained on.
+
+    Parameters
+    ----------
+    trained
+        Patient and name of each; ``None`` if they are unknown.
+    validated
+        Patient and name of the sections that chose the epoch.
+    """
+
+    trained: frozenset[tuple[str, str]] | None
+    validated: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, card: ModelCard, known: Sequence[Measured], group_key: str) -> TrainingSections:
+        """Read the sections of a card, and add slides that are known to be of training.
+
+        Patients of another column than ``group_key`` are other names, so that the sections of such a card are unknown.
+        """
+        trained = {
+            (patient, name)
+            for slide in known
+            for one in describe_measured(slide.slide.sdata, slide.where)
+            for patient, name in pairs_of([one])
+        }
+        trainings = [training for training in _trainings(card) if training.get("group_key", group_key) == group_key]
+        told = len(trainings) == len(_trainings(card)) and all("sections" in training for training in trainings)
+        for training in trainings:
+            trained |= pairs_of(one for role in ("sections", "unlabelled") for one in training.get(role, []))
+        return cls(trained=frozenset(trained) if told or known else None, validated=frozenset(_validated(card)))
+
+    def relation(self, section: HeldOutSection) -> Relation:
+        """Return what a section is to the training."""
+        if self.trained is None:
+            return "unknown"
+        if section.pairs & self.trained:
+            return "training"
+        return "section" if set(section.patients) & {patient for patient, _ in self.trained} else "patient"
+
+    def chose(self, section: HeldOutSection) -> bool:
+        """Whether a section chose the epoch of the network."""
+        return bool(section.pairs & self.validated)
+
+
 def refuse_trained(sections: Sequence[HeldOutSection], trained: Iterable[tuple[str, str]]) -> None:
     """Raise :class:`LeakageError` if the network was trained on a section."""
     pairs = {pair for section in sections if len(section.spots) for pair in section.pairs}
@@ -399,14 +451,19 @@ def refuse_duplicates(sections: Sequence[HeldOutSection]) -> None:
 
 def warn_of_validation(sections: Sequence[HeldOutSection], card: ModelCard) -> None:
     """Warn of sections whose validation score selected the epoch of the network."""
-    learned = [training for training in _trainings(card) if not get_spec(training.get("model", card.model)).closed_form]
-    chose = pairs_of(section for training in learned for section in training.get("validation", []))
+    chose = _validated(card)
     if used := sorted({pair for section in sections for pair in section.pairs & chose}):
         logger.warning(
             "%s (patient, section) chose the epoch of the network, so that its errors there may be a little smaller "
             "than elsewhere.",
             used,
         )
+
+
+def _validated(card: ModelCard) -> set[tuple[str, str]]:
+    """Patient and name of the sections that chose the epoch of a network."""
+    learned = [training for training in _trainings(card) if not get_spec(training.get("model", card.model)).closed_form]
+    return pairs_of(section for training in learned for section in training.get("validation", []))
 
 
 def _trainings(card: ModelCard) -> list[dict[str, Any]]:

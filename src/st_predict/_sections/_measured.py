@@ -159,7 +159,7 @@ def keep_common(card: ModelCard, slides: Sequence[Measured]) -> ModelCard:
 
 def select_genes(card: ModelCard, kept: Sequence[int]) -> ModelCard:
     """Return a card with some of the genes."""
-    return replace(card, genes=tuple(card.genes[i] for i in kept), target=card.target.only(kept))
+    return card.only(kept)
 
 
 def measured_table_key(sdata: SpatialData, where: Where) -> str:

@@ -7,7 +7,7 @@ from st_predict._training._learn import learn, solve
 from st_predict._training._loss import check_objective
 from st_predict._training._run import Run
 from st_predict._training._scores import best_row, monitored
-from st_predict._training._store import CropStore
+from st_predict._training._store import CropStore, measure_colours
 
 __all__ = [
     "CropStore",
@@ -18,6 +18,7 @@ __all__ = [
     "configure",
     "get_preset",
     "learn",
+    "measure_colours",
     "monitored",
     "solve",
 ]

@@ -12,9 +12,11 @@ from st_predict.crops import Batch
 from st_predict.specs import PixelSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["CropStore", "Store"]
+__all__ = ["CropStore", "Store", "measure_colours"]
 
 _MEASURED = 1024  # crops whose colours are measured
 
@@ -86,12 +88,24 @@ class CropStore:
 
     def measure_pixels(self) -> PixelSpec:
         """Return mean and standard deviation of each colour over all levels of up to 1024 crops, drawn at random."""
-        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED])
-        sums, squares, n = np.zeros(3), np.zeros(3), 0
-        for level in self.crops:
-            for row in rows:
-                pixels = level[row].reshape(3, -1) / 255
-                sums, squares, n = sums + pixels.sum(1), squares + (pixels**2).sum(1), n + pixels.shape[1]
-        mean = sums / n
-        std = np.sqrt(np.maximum(squares / n - mean**2, 1 / 255**2))
-        return PixelSpec(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        return measure_colours(self.crops, np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED]))
+
+
+def measure_colours(crops: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64]) -> PixelSpec:
+    """Return mean and standard deviation of each colour, from 0 to 1, over all levels of some crops.
+
+    Parameters
+    ----------
+    crops
+        One array ``(n_spots, 3, size, size)`` per level.
+    rows
+        Crops to measure.
+    """
+    sums, squares, n = np.zeros(3), np.zeros(3), 0
+    for level in crops:
+        for row in rows:
+            pixels = level[row].reshape(3, -1) / 255
+            sums, squares, n = sums + pixels.sum(1), squares + (pixels**2).sum(1), n + pixels.shape[1]
+    mean = sums / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 1 / 255**2))
+    return PixelSpec(mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
-from st_predict._files import cache_dir, download
-from st_predict._validated import Natural, validated
+from st_predict._files import OFFLINE, cache_dir, download, is_offline
+from st_predict._validated import Natural, Text, check, validated
 from st_predict.models import list_models
 
 if TYPE_CHECKING:
@@ -92,13 +92,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def find_weights(model: PathLike[str] | str | Trained) -> Path:
+def find_weights(model: PathLike[str] | str | Trained, *, mirror: str | None = None) -> Path:
     """Path of a checkpoint: a file, the file of a training result, or a released checkpoint, fetched if need be.
 
     Parameters
     ----------
     model
         Path of a ``.safetensors`` file, result of a training, or ``name`` or ``name@version`` of a released checkpoint.
+    mirror
+        Address of the folder that holds the released files, in place of ``ST_PREDICT_WEIGHTS_URL`` and the official one.
 
     Returns
     -------
@@ -113,12 +115,14 @@ def find_weights(model: PathLike[str] | str | Trained) -> Path:
         without released weights, and names the closest match of what is neither.
     ValueError
         If the file is not the one that was released.
+    ConnectionError
+        If it is not in the cache and cannot be got, or ``ST_PREDICT_OFFLINE`` is set; the message says where to put it.
     """
-    text = name_of(model)
+    text, mirror = name_of(model), check("mirror", mirror, Text | None)
     released = list_weights()
     for weights in released:
         if text in {weights.name, f"{weights.name}@{weights.version}"}:
-            return _get(weights)
+            return _get(weights, mirror)
     if Path(text).is_file():
         return Path(text)
     if text.endswith(".safetensors") or os.sep in text:
@@ -143,10 +147,22 @@ def _unknown(text: str, released: list[Weights]) -> NotFoundError:
     )
 
 
-def _get(weights: Weights) -> Path:
-    folder = _FOLDER if weights.embedded else cache_dir() / "weights"
-    base = os.environ.get(WEIGHTS_URL) or _index()["base_url"]
-    return download(f"{base.rstrip('/')}/{weights.file}", folder / weights.file, sha256=weights.sha256)
+def _get(weights: Weights, mirror: str | None) -> Path:
+    path = (_FOLDER if weights.embedded else cache_dir() / "weights") / weights.file
+    base = mirror or os.environ.get(WEIGHTS_URL) or _index()["base_url"]
+    url = f"{base.rstrip('/')}/{weights.file}"
+    by_hand = (
+        f"By hand: get {weights.file} ({weights.n_bytes / 1e6:.1f} MB, SHA-256 {weights.sha256}) from {url} and put it into "
+        f"{str(path.parent)!r}."
+    )
+    if is_offline() and not path.exists():
+        raise ConnectionError(
+            f"{weights.name}@{weights.version} is not there, and {OFFLINE} forbids to fetch it. {by_hand}"
+        )
+    try:
+        return download(url, path, sha256=weights.sha256)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error} {by_hand} {WEIGHTS_URL} names a mirror.") from error
 
 
 def _index() -> dict[str, Any]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from st_predict.pl._values import Values
     from st_predict.pl._view import View
+    from st_predict.specs import Reliability
 
 __all__ = ["spatial"]
 
@@ -50,6 +51,8 @@ BAR_WIDTH = 0.5
 
 UNITS_WIDTH = 0.4
 """Width of the units beside the last colour bar of a gene, in inches."""
+
+_SHORT = {"patient": "another patient", "section": "another section"}
 
 CHARACTERS_PER_INCH = 15
 """Density of the units beside a colour bar."""
@@ -91,6 +94,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
     bar of the prediction has the units. Its title has two correlations over the spots of this section: *partial*, with the
     Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and *plain*, of the drawn values.
+    If the card of the model has them, the next line is the partial correlation of the gene on held-out sections with its 95 %
+    interval, marked *not reliable* where that includes 0 (see :func:`st_predict.get.reliability`).
 
     Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if the
     table lacks panel genes that the units need; a warning says so.
@@ -233,7 +238,7 @@ def _plan_maps(
 
 def _plan_expression(values: Values, column: int, colours: ColourScale, *, observed: bool) -> list[_Map]:
     gene, expressions = values.genes[column], [values.predicted[:, column]]
-    titles = [f"{gene}, predicted{_correlation(values, column)}"]
+    titles = [f"{gene}, predicted{_correlation(values, column)}{_trust(values.reliability, column)}"]
     kinds: list[Literal["observed", "predicted"]] = ["predicted"]
     if observed:
         expressions.insert(0, values.observed[:, column])
@@ -330,3 +335,14 @@ def _correlation(values: Values, column: int) -> str:
         for name, r in (("partial", values.partial(column)), ("plain", values.pearson(column)))
     ]
     return f"\n{', '.join(numbers)}"
+
+
+def _trust(reliability: Reliability | None, column: int) -> str:
+    """Line of the title with the score of the gene on held-out sections, from the card."""
+    if reliability is None:
+        return ""
+    score, low, high = reliability.partial[column], reliability.low[column], reliability.high[column]
+    if score is None or low is None or high is None:
+        return f"\nnot measured on {_SHORT[reliability.held_out]}"
+    mark = "" if low > 0 else "not reliable: "
+    return f"\n{mark}r = {score:z.2f} ({low:z.2f} to {high:z.2f}), {_SHORT[reliability.held_out]}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from st_predict._where import GeneMatching, Where
     from st_predict.pp import PanelMatch
-    from st_predict.specs import TargetSpec
+    from st_predict.specs import ModelCard, Reliability, TargetSpec
 
 __all__ = ["Values", "read_values"]
 
@@ -54,6 +54,8 @@ class Values:
         ``(n_spots, n_genes)``: raw counts; NaN where ``observed`` is.
     totals
         ``(n_spots,)``: sums of counts over all genes of the table; NaN without counts.
+    reliability
+        Scores of each gene on held-out sections, if the card has them.
     """
 
     genes: pd.Index
@@ -63,6 +65,7 @@ class Values:
     std: NDArray[np.float32] | None
     counts: NDArray[np.float32]
     totals: NDArray[np.float64]
+    reliability: Reliability | None
 
     @property
     def is_observed(self) -> NDArray[np.bool_]:
@@ -132,7 +135,8 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) 
         prediction = get.stored_prediction(sdata, key, table_key=table_key)[names]
     except StPredictError as error:
         raise error.without({"genes"}) from error  # which are those to draw
-    spec = _target_spec(prediction, key)
+    card = _card(prediction, key)
+    spec = card.target
     holder = get.table_of(sdata, key, table_key=table_key)
     counted = get.spots_table_of(sdata, holder, table_key=table_key)
     observed, counts = (np.full(prediction.shape, np.nan, dtype=np.float32) for _ in range(2))
@@ -149,10 +153,11 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) 
         std=np.asarray(prediction.layers[Keys.STD]) if Keys.STD in prediction.layers else None,
         counts=counts,
         totals=totals,
+        reliability=card.reliability_on() if tuple(prediction.var_names) == card.genes else None,
     )
 
 
-def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
+def _card(prediction: AnnData, key: str) -> ModelCard:
     record = Record.read(prediction.uns, key)
     if record is None or record.card is None:
         raise InvalidValueError(
@@ -160,7 +165,7 @@ def _target_spec(prediction: AnnData, key: str) -> TargetSpec:
             'concatenate with anndata.concat(..., uns_merge="same") to keep it',
             "predict again",
         )
-    return record.card.target
+    return record.card
 
 
 def _fill_observed(

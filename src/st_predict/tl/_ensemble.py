@@ -161,7 +161,8 @@ class Ensemble:
         first, *others = self.cards
         if not others:
             return first
-        return replace(first, training={"ensemble": [{"model": card.model, **card.training} for card in self.cards]})
+        training = {"ensemble": [{"model": card.model, **card.training} for card in self.cards]}
+        return replace(first, training=training, reliability=())  # of the members, not of their mean
 
     @property
     def key(self) -> str:

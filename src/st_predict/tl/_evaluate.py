@@ -11,6 +11,7 @@ from st_predict import metrics
 from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
 from st_predict._sections import (
+    TrainingSections,
     as_list,
     common_key,
     each,
@@ -27,14 +28,16 @@ from st_predict._validated import Natural, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.tl._beside import PREDICTORS, Baselines
 from st_predict.tl._evaluation import Evaluation, words_of
+from st_predict.tl._reliability import ScoredSection
 from st_predict.tl._scoring import Truth, compare, over_sections, score_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
-    from st_predict._sections import HeldOutSection, Measured, Sections, StoredPrediction
+    from st_predict._sections import HeldOutSection, Measured, Relation, Sections, StoredPrediction
     from st_predict.specs import ModelCard
+    from st_predict.tl._scoring import SectionScores
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -46,6 +49,10 @@ _COLUMNS = {
     "sections where it is a mean over several.",
     "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots, and "
     "sections where it is a mean over several.",
+    "partial_low": "Lower end of the 95 % interval of the partial correlation of a gene, by resampling blocks of about 12 neighbouring "
+    "spots.",
+    "partial_high": "Upper end of the 95 % interval of the partial correlation of a gene, by resampling blocks of about 12 neighbouring "
+    "spots.",
     "difference_low": "Lower end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
     "sections and blocks of spots in them.",
     "difference_high": "Upper end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
@@ -168,7 +175,16 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     held_out = measure_held_out(slides, stored, where, named=sdatas)
     refuse_scored_in_training(held_out, known, group_key)
     least = check("min_counts", min_counts, Natural | None)
-    return _evaluate(key, keep_common(card, [*known, *held_out]), held_out, stored, training=known, min_counts=least)
+    training = TrainingSections.of(card, known, group_key)
+    return _evaluate(
+        key,
+        keep_common(card, [*known, *held_out]),
+        held_out,
+        stored,
+        training=training,
+        known=known,
+        min_counts=least,
+    )
 
 
 def _evaluate(
@@ -177,39 +193,69 @@ def _evaluate(
     slides: Sequence[Measured],
     stored: Sequence[StoredPrediction],
     *,
-    training: Sequence[Measured],
+    training: TrainingSections,
+    known: Sequence[Measured],
     min_counts: int | None,
 ) -> Evaluation:
-    """Score the genes of ``card``, of predictions and of baselines that were fitted to training slides."""
+    """Score the genes of ``card``, of predictions and of baselines that were fitted to the slides ``known``."""
     warn_of_missing(stored, card)
     measured = [
         join_held_out(slide, found, card, min_counts=min_counts) for slide, found in zip(slides, stored, strict=True)
     ]
     _check_sections([section for sections in measured for section in sections], key)
-    known = [section for slide in training for section in observe(slide, card, min_counts=min_counts)]
-    baselines = Baselines.fit(known, card, scored=[s.observed for sections in measured for s in sections])
-    genes, summary, paper, comparisons, samples = [], [], [], [], []
-    for slide, sections in zip(slides, measured, strict=True):
-        tables = []
+    learned = [section for slide in known for section in observe(slide, card, min_counts=min_counts)]
+    baselines = Baselines.fit(learned, card, scored=[s.observed for sections in measured for s in sections])
+    scored, described = [], []
+    for slide, found, sections in zip(slides, stored, measured, strict=True):
+        own = []
         for section in sections:
+            relation = "context" if found.context else training.relation(section)
             predictions = {key: section.mean, **baselines.predict(section)}
-            table, rows, papers, drawn = score_section(Truth.of(section, card), predictions)
-            tables.append(table)
-            summary += rows
-            paper += papers
-            comparisons += compare(key, table, drawn, section.name)
-            samples.append(drawn)
-        _write_scores(slide, [table[table["predictor"] == key] for table in tables], card.genes, key=key)
-        genes += tables
-    frame, per_gene = pd.DataFrame(summary), pd.concat(genes, ignore_index=True)
+            own.append(score_section(Truth.of(section, card), predictions, key=key, held_out=relation))
+            described.append(_describe(own[-1], section, key, relation, chose=training.chose(section)))
+        _write_scores(slide, [_of(key, scores.genes) for scores in own], card.genes, key=key)
+        scored += own
+    return _joined(key, card, scored, whole=stored[0].card, sections=described)
+
+
+def _joined(
+    key: str, card: ModelCard, scored: Sequence[SectionScores], *, whole: ModelCard, sections: Sequence[ScoredSection]
+) -> Evaluation:
+    """Join the scores of all sections; the card of the ``whole`` panel also has the genes that were not scored."""
+    frame = pd.DataFrame([row for one in scored for row in one.summary])
+    per_gene = pd.concat([one.genes for one in scored], ignore_index=True)
+    compared = [compare(key, one.genes, one.samples, s.name) for one, s in zip(scored, sections, strict=True)]
     return Evaluation(
         summary=frame,
-        overall=over_sections(key, frame, samples),
-        paper=pd.DataFrame(paper),
-        comparisons=pd.DataFrame(comparisons),
+        overall=over_sections(key, frame, [one.samples for one in scored]),
+        paper=pd.DataFrame([row for one in scored for row in one.paper]),
+        comparisons=pd.DataFrame([row for rows in compared for row in rows]),
         genes=per_gene,
         definitions=_definitions(key, card),
         words=words_of(frame, per_gene, key, fitted=card.target.reference is not None),
+        card=whole,
+        sections=tuple(sections),
+    )
+
+
+def _of(key: str, genes: pd.DataFrame) -> pd.DataFrame:
+    return genes[genes["predictor"] == key]
+
+
+def _describe(
+    scores: SectionScores, section: HeldOutSection, key: str, relation: Relation, *, chose: bool
+) -> ScoredSection:
+    """Return what a card may keep of the scores of a section."""
+    table = _of(key, scores.genes)
+    return ScoredSection(
+        name=section.name,
+        patients=section.patients,
+        relation=relation,
+        chose_epoch=chose,
+        n_spots=len(section.spots),
+        partial=table["partial"].to_numpy(),
+        ceiling=table["ceiling_partial"].to_numpy(),
+        drawn=scores.drawn,
     )
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._validated import check
+from st_predict.specs import HeldOut
+from st_predict.tl._reliability import reliability_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
+
+    from st_predict.specs import ModelCard, Reliability
+    from st_predict.tl._reliability import ScoredSection
 
 __all__ = ["Evaluation", "words_of"]
 
@@ -56,13 +64,20 @@ class Evaluation:
         One row per section and predictor: mean difference of ``gene_partial`` between the prediction and the predictor, its
         interval, and p-values of a paired test, corrected for the number of predictors.
     genes
-        One row per section, predictor and gene: ``partial``, ``residual``, ``pearson``, ``spearman``, ``morans_i`` and
-        ``ssim``, beside ``observed_morans_i``, and the noise ceilings ``ceiling_partial`` and ``ceiling_residual``. NaN where
-        a score is undefined.
+        One row per section, predictor and gene: ``partial`` with the ends ``partial_low`` and ``partial_high`` of its 95 %
+        interval over blocks of spots, ``residual``, ``pearson``, ``spearman``, ``morans_i`` and ``ssim``, beside
+        ``observed_morans_i``, and the noise ceilings ``ceiling_partial`` and ``ceiling_residual``. NaN where a score is
+        undefined. ``held_out`` says what the section is to the training of the network: another ``"patient"``, another
+        ``"section"`` of a training patient, ``"training"``, ``"context"`` where the network has read counts of some spots, or
+        ``"unknown"``.
     definitions
         Meaning of each score and each predictor.
     words
         Sentences about what the scores show.
+    card
+        Card of the network that predicted.
+    sections
+        Scores of the prediction, section by section.
     """
 
     summary: pd.DataFrame
@@ -72,6 +87,45 @@ class Evaluation:
     genes: pd.DataFrame
     definitions: Mapping[str, str]
     words: tuple[str, ...]
+    card: ModelCard
+    sections: tuple[ScoredSection, ...]
+
+    def reliability(self, *, unknown: HeldOut | None = None) -> tuple[Reliability, ...]:
+        """Return the scores of each gene on held-out sections, for the card of the checkpoint.
+
+        Sections of training are left out, and those of which the network has read counts. Several sections of one kind
+        are averaged; the intervals then draw sections as well as blocks of spots.
+
+        Parameters
+        ----------
+        unknown
+            What the sections are to the training, if the card does not say what that was: other patients (``"patient"``) or
+            other sections of its patients (``"section"``). By default such sections are left out.
+
+        Returns
+        -------
+        At most one for other patients, and one for other sections of training patients.
+
+        Raises
+        ------
+        ValueError
+            If no section was held out.
+        """
+        unknown = check("unknown", unknown, HeldOut | None)
+        kinds = {s.name: unknown if unknown and s.relation == "unknown" else s.relation for s in self.sections}
+        genes = list(dict.fromkeys(self.genes["gene"]))
+        found = [
+            reliability_of(own, held_out, genes=genes, panel=self.card.genes)
+            for held_out in get_args(HeldOut)
+            if (own := [section for section in self.sections if kinds[section.name] == held_out])
+        ]
+        if not found:
+            raise InvalidValueError(
+                f"No section is known to be held out: {kinds}.",
+                "evaluate sections that the network was not trained on",
+                *([Advice("say what they are with {}", "unknown")] if "unknown" in kinds.values() else []),
+            )
+        return tuple(found)
 
     def __str__(self) -> str:
         parts = [f"{title}\n{table.to_string(float_format=_number, na_rep='-')}" for title, table in self._tables()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from st_predict._sections import HeldOutSection
     from st_predict.specs import ModelCard
 
-__all__ = ["Truth", "compare", "over_sections", "score_section"]
+__all__ = ["SectionScores", "Truth", "compare", "gene_intervals", "over_sections", "score_section"]
 
 N_BOOTSTRAP = 200
 SPOTS_PER_BLOCK = 12
@@ -116,45 +116,100 @@ class Truth:
         )
 
 
-def score_section(
-    truth: Truth, predictions: Mapping[str, NDArray[Any]]
-) -> tuple[pd.DataFrame, list[dict[str, Any]], list[dict[str, Any]], dict[str, NDArray[np.float64]]]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SectionScores:
+    """Scores of the predictions of one section.
+
+    Parameters
+    ----------
+    genes
+        One row per predictor and gene.
+    summary, paper
+        Rows of the frames of these names.
+    samples
+        Resamples of the mean partial correlation of each predictor, ``(n_resamples,)``.
+    drawn
+        Resamples of the partial correlation of each gene, of one prediction, ``(n_resamples, n_genes)``.
+    """
+
+    genes: pd.DataFrame
+    summary: list[dict[str, Any]]
+    paper: list[dict[str, Any]]
+    samples: dict[str, NDArray[np.float64]]
+    drawn: NDArray[np.float32]
+
+
+def score_section(truth: Truth, predictions: Mapping[str, NDArray[Any]], *, key: str, held_out: str) -> SectionScores:
     """Score predictions beside each other.
 
-    Returns
-    -------
-    Per-gene scores; rows of the summary; rows of the paper's scores; and resamples of the mean partial correlation of each
-    predictor, ``(n_resamples,)``.
+    Parameters
+    ----------
+    truth
+        What was measured.
+    predictions
+        ``(n_spots, n_genes)`` of each predictor.
+    key
+        Predictor whose resamples are kept gene by gene.
+    held_out
+        What the section is to the training of the network.
     """
-    genes, rows, papers, samples = [], [], [], {}
+    genes, rows, papers, samples, kept = [], [], [], {}, np.empty((0, 0))
     for name, predicted in predictions.items():
         about = {"section": truth.name, "predictor": name}
-        scores, samples[name] = _score_genes(np.asarray(predicted, np.float64), truth)
-        genes.append(pd.DataFrame({**about, "gene": truth.genes, **scores, **truth.constants}))
+        scores, drawn = _score_genes(np.asarray(predicted, np.float64), truth)
+        samples[name] = _mean_defined(drawn, axis=1)
+        kept = drawn if name == key else kept
+        genes.append(pd.DataFrame({**about, "gene": truth.genes, **scores, **truth.constants, "held_out": held_out}))
         rows.append({**about, **_means(scores, samples[name], truth)})
         papers.append({**about, **_paper(np.asarray(predicted, np.float64), truth)})
     rows.append(_ceiling_row(truth))
-    return pd.concat(genes, ignore_index=True), rows, papers, samples
+    table = pd.concat(genes, ignore_index=True)
+    return SectionScores(genes=table, summary=rows, paper=papers, samples=samples, drawn=kept.astype(np.float32))
 
 
 def _score_genes(
     predicted: NDArray[np.float64], truth: Truth
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """Return scores per gene, and resamples of the partial correlation, ``(n_resamples, n_genes)``."""
     undefined = np.full(len(truth.genes), np.nan)
-    scores = {
-        "partial": metrics.partial_pearson(predicted, truth.relative, truth.covariates),
+    partial = metrics.partial_pearson(predicted, truth.relative, truth.covariates)
+    drawn = np.full((N_BOOTSTRAP, len(truth.genes)), np.nan)
+    if truth.blocks is not None and not np.isnan(partial).all():
+        drawn = metrics.bootstrap_pearson(
+            predicted, truth.relative, truth.blocks, seed=0, covariates=truth.covariates, n=N_BOOTSTRAP
+        )
+    low, high = gene_intervals(drawn, np.isfinite(partial))
+    return {
+        "partial": partial,
+        "partial_low": low,
+        "partial_high": high,
         "residual": metrics.pearson(predicted, truth.residuals, axis=0),
         "pearson": metrics.pearson(predicted, truth.target, axis=0),
         "spearman": metrics.spearman(predicted, truth.target, axis=0),
         "morans_i": undefined if truth.weights is None else metrics.morans_i(predicted, truth.weights),
         "ssim": undefined if truth.grid is None else metrics.ssim(predicted, truth.residuals, truth.grid, scale="own"),
-    }
-    if truth.blocks is None or np.isnan(scores["partial"]).all():
-        return scores, np.full(N_BOOTSTRAP, np.nan)
-    drawn = metrics.bootstrap_pearson(
-        predicted, truth.relative, truth.blocks, seed=0, covariates=truth.covariates, n=N_BOOTSTRAP
-    )
-    return scores, _mean_defined(drawn, axis=1)
+    }, drawn
+
+
+def gene_intervals(
+    drawn: NDArray[np.floating], defined: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ends of the 95 % interval of each gene, ``(n_genes,)``; NaN where there is none.
+
+    Parameters
+    ----------
+    drawn
+        ``(n_resamples, n_genes)``; NaN is left out.
+    defined
+        ``(n_genes,)``: genes with a score.
+    """
+    ends = np.full((2, drawn.shape[1]), np.nan)
+    everywhere = defined & np.isfinite(drawn).all(axis=0)
+    if everywhere.any():
+        ends[:, everywhere] = np.quantile(drawn[:, everywhere], [0.025, 0.975], axis=0)
+    for gene in np.flatnonzero(defined & ~everywhere):
+        ends[:, gene] = metrics.percentile_interval(drawn[:, gene])
+    return ends[0], ends[1]
 
 
 def _means(scores: Mapping[str, NDArray[np.float64]], samples: NDArray[np.float64], truth: Truth) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
+    describe_colours,
     encoder_of,
     keep_common,
     measure_each,
@@ -310,7 +311,7 @@ def _write_card(
 
 _NOTED = (
     *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
-    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension", "encoder"),
+    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension", "encoder", "colours"),
 )
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
@@ -459,6 +460,8 @@ def _learn(
         store = stores["training"]
         if config.measure_pixels and store.crops:
             card = replace(card, pixels=store.measure_pixels())
+        if colours := describe_colours(data.training, card, store):
+            card = replace(card, training={**card.training, "colours": colours})
         network, history = learn(
             card,
             store,

@@ -1,0 +1,79 @@
+"""One page per released weights, written from their cards into ``docs/weights`` when the documentation is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_predict import checkpoints
+from st_predict.specs import ModelCard
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+    from st_predict.checkpoints import Weights
+    from st_predict.specs import Reliability
+
+FOLDER = "weights"
+
+HEADER = ("gene", "partial correlation", "95 % interval", "noise ceiling", "trusted")
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write the pages; a page whose text is the same is left alone, so that it is not read again."""
+    folder = Path(app.srcdir) / FOLDER
+    pages = {f"{weights.name}-{weights.version}.md": page_of(weights) for weights in checkpoints.list_weights()}
+    for path in folder.glob("*.md"):
+        if path.name not in {*pages, "index.md"}:
+            path.unlink()
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def page_of(weights: Weights) -> str:
+    """Markdown of the page of released weights."""
+    head = [f"# `{weights.name}@{weights.version}`", f"{weights.summary}."]
+    size = f"{weights.n_bytes / 1e6:.1f} MB, SHA-256 `{weights.sha256}`"
+    if not weights.embedded:  # building fetches nothing
+        command = f"`st-predict card {weights.name}@{weights.version}`"
+        return "\n\n".join(
+            [*head, f"File `{weights.file}`, {size}; fetched when it is first used. {command} prints its card.\n"]
+        )
+    card = ModelCard.of_file(checkpoints.find_weights(f"{weights.name}@{weights.version}"))
+    parts = [*head, f"File `{weights.file}`, {size}, in the package.", _facts(card), "## Which genes to trust"]
+    parts += [_scores(card, one) for one in card.reliability] or ["No scores of its genes are in the card."]
+    if gaps := checkpoints.card_gaps(card):
+        parts += ["## Not known", "\n".join(f"- {gap}" for gap in gaps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(card: ModelCard) -> str:
+    rows = [f"| {name} | {text.replace('|', ' ')} |" for name, text in checkpoints.card_facts(card).items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _scores(card: ModelCard, scores: Reliability) -> str:
+    trusted = {card.genes[place] for place in scores.trusted()}
+    rows = [
+        f"| {one.gene} | {_number(one.partial)} | {_interval(one.low, one.high)} | {_number(one.ceiling)} "
+        f"| {'yes' if one.gene in trusted else ''} |"
+        for one in checkpoints.rank_genes(card, scores)
+    ]
+    table = "\n".join([f"| {' | '.join(HEADER)} |", "|---|---|---|---|---|", *rows])
+    return f"{checkpoints.score_sentence(scores)}\n\n{table}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:z.2f} to {high:z.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Write the pages before sources are read."""
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,176 @@
+"""The card of a checkpoint, to be read by people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from st_predict.specs import ModelCard, Reliability
+
+__all__ = ["GeneScore", "card_facts", "card_gaps", "rank_genes", "score_sentence"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneScore:
+    """Score of a gene on held-out sections; ``None`` where undefined.
+
+    Parameters
+    ----------
+    gene
+        Name of the gene.
+    partial
+        Partial correlation given sequencing depth.
+    low, high
+        Ends of its 95 % interval.
+    ceiling
+        Its noise ceiling.
+    """
+
+    gene: str
+    partial: float | None
+    low: float | None
+    high: float | None
+    ceiling: float | None
+
+
+def card_facts(card: ModelCard) -> dict[str, str]:
+    """Return what a card says, as sentences or lists by heading.
+
+    Parameters
+    ----------
+    card
+        Card of a checkpoint.
+
+    Returns
+    -------
+    ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``epoch chosen by``, ``data``, ``limits``, ``licence``,
+    ``citation`` and ``made with``, as far as the card has them.
+    """
+    training = card.training
+    ids = {"symbol": "symbols", "ensembl": "Ensembl identifiers"}[card.gene_id_type]
+    facts = {
+        "predicts": f"{len(card.genes)} genes ({ids}, organism: {card.organism})",
+        "units": card.target.units,
+        "model": card.model,
+        "reads": _reads(card),
+        "trained on": _sections(training.get("sections", [])),
+        "colours": _colours(training.get("colours")),
+        "epoch chosen by": _sections(training.get("validation", [])),
+        "data": str(training.get("data", "")),
+        "limits": str(training.get("limits", "")),
+        "licence": "" if card.license == "unknown" else card.license,
+        "citation": card.citation,
+        "made with": f"st_predict {training['st_predict']}" if "st_predict" in training else "",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def card_gaps(card: ModelCard) -> list[str]:
+    """Return what a card does not say, as sentences.
+
+    Parameters
+    ----------
+    card
+        Card of a checkpoint.
+    """
+    training, measured = card.training, {one.held_out: one for one in card.reliability}
+    gaps = {
+        "Which genes to trust: no scores on held-out sections are in the card.": not measured,
+        "How well a new patient is predicted: scores are of other sections of training patients only.": set(measured)
+        == {"section"},
+        "How well another section of a training patient is predicted.": set(measured) == {"patient"},
+        "Scores without optimism: a section that was scored chose the epoch.": any(
+            one.chose_epoch for one in card.reliability
+        ),
+        "Which sections and patients the network was trained on.": not training.get("sections"),
+        "Micrometres per pixel of the training images.": bool(training.get("sections"))
+        and not all(one.get("mpp") for one in training["sections"]),
+        "Colours of the training images.": "colours" not in training,
+        "Organism.": card.organism == "unknown",
+        "Licence.": card.license == "unknown",
+        "Citation.": not card.citation,
+    }
+    return [sentence for sentence, missing in gaps.items() if missing]
+
+
+def score_sentence(reliability: Reliability) -> str:
+    """Return where genes were scored, how well, and how many may be trusted.
+
+    Parameters
+    ----------
+    reliability
+        Scores of one kind of held-out section.
+    """
+    scores = [score for score in reliability.partial if score is not None]
+    mean = f"mean {sum(scores) / len(scores):z.2f}" if scores else "all undefined"
+    return (
+        f"{reliability.where[0].upper()}{reliability.where[1:]}: {_many('section', reliability.sections)} of "
+        f"{_many('patient', reliability.patients)}, {reliability.n_spots} spots. Partial correlation of {len(scores)} genes: {mean}. "
+        f"The 95 % interval is above 0 for {len(reliability.trusted())} genes, about {reliability.n_by_chance} of them by chance."
+    )
+
+
+def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
+    """Return the scores of the genes, best first; undefined ones at the end.
+
+    Parameters
+    ----------
+    card
+        Card of a checkpoint.
+    reliability
+        Scores of one kind of held-out section, of this card.
+    """
+    columns = (card.genes, reliability.partial, reliability.low, reliability.high, reliability.ceiling)
+    scores = [
+        GeneScore(gene=gene, partial=partial, low=low, high=high, ceiling=ceiling)
+        for gene, partial, low, high, ceiling in zip(*columns, strict=True)
+    ]
+    return sorted(scores, key=lambda one: (one.partial is None, -(one.partial or 0.0)))
+
+
+def _reads(card: ModelCard) -> str:
+    """Input of the network, and the field of view."""
+    reads = get_spec(card.model).reads(card.hparams)
+    if reads.kind == "nothing":
+        return "nothing of the image"
+    levels, mpp = card.crop.levels, card.crop.mpp
+    wide = [f"{level.fov:g} px" if mpp is None else f"{level.fov * mpp:.0f} um" for level in levels]
+    pixels = "pixels of the image, whatever their size" if mpp is None else f"{mpp:g} um/px"
+    encoder = card.hparams.get("encoder")
+    what = f"{reads.kind} of {encoder!r}, from crops" if encoder and reads.kind != "crops" else "crops"
+    return f"{what} of {', '.join(wide)}; {pixels}"
+
+
+def _sections(sections: Iterable[Mapping[str, Any]]) -> str:
+    sections = list(sections)
+    if not sections:
+        return ""
+    names = [str(one.get("section", "?")) for one in sections]
+    patients = sorted({str(patient) for one in sections for patient in one.get("patients", [])})
+    spots = sum(one.get("n_spots", 0) for one in sections)
+    mpps = sorted(one["mpp"] for one in sections if one.get("mpp"))
+    size = (
+        ""
+        if not mpps
+        else f", {mpps[0]:.3g} to {mpps[-1]:.3g} um/px"
+        if mpps[0] != mpps[-1]
+        else f", {mpps[0]:.3g} um/px"
+    )
+    return f"{_many('section', names)} of {_many('patient', patients)}, {spots} spots{size}"
+
+
+def _many(what: str, names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{what}{'' if len(names) == 1 else 's'} {', '.join(names) or 'unknown'}"
+
+
+def _colours(colours: Mapping[str, Any] | None) -> str:
+    if not colours:
+        return ""
+    pairs = zip(("red", "green", "blue"), colours["mean"], colours["sd"], strict=True)
+    return ", ".join(f"{name} {mean:.2f} +- {sd:.2f}" for name, mean, sd in pairs) + " (mean and sd of pixels, 0 to 1)"

@@ -1,0 +1,140 @@
+"""Scores of each gene, in the card of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
+from st_predict._files import whole
+from st_predict._validated import File, Flag, check
+from st_predict.checkpoints._released import find_weights, name_of
+from st_predict.specs import HeldOut, ModelCard
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from st_predict.checkpoints._released import Trained
+    from st_predict.specs import Reliability
+
+__all__ = ["Evaluated", "add_reliability"]
+
+_OF_NETWORK = ("model", "genes", "crop", "pixels", "target", "hparams", "training")
+"""Fields of a card that differ if the network does."""
+
+
+@runtime_checkable
+class Evaluated(Protocol):
+    """Scores of a network on sections, as :class:`st_predict.tl.Evaluation`."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Card of the network."""
+
+    def reliability(self, *, unknown: HeldOut | None = None) -> tuple[Reliability, ...]:
+        """Return the scores of each gene on held-out sections."""
+
+
+def add_reliability(
+    model: PathLike[str] | str | Trained,
+    evaluation: Evaluated,
+    *,
+    out: PathLike[str] | str | None = None,
+    overwrite: bool = False,
+    unknown: HeldOut | None = None,
+) -> Path:
+    """Write the scores of each gene on held-out sections to the card of a checkpoint.
+
+    Scores of the same kind of section that the card already has are replaced; others stay. Weights are not changed. The file
+    appears whole or not at all.
+
+    Parameters
+    ----------
+    model
+        Path of a ``.safetensors`` file, result of a training, or name of released weights.
+    evaluation
+        Result of :func:`st_predict.tl.evaluate` for predictions of this checkpoint.
+    out
+        File to write; by default that of ``model``.
+    overwrite
+        Whether a file that exists may be replaced.
+    unknown
+        What the sections are to the training, if the card does not say what that was: ``"patient"`` or ``"section"``; see
+        :meth:`st_predict.tl.Evaluation.reliability`.
+
+    Returns
+    -------
+    Path of the file.
+
+    Raises
+    ------
+    FileExistsError
+        If the file to write exists and ``overwrite`` is false.
+    FileNotFoundError, KeyError
+        If there is no such checkpoint.
+    TypeError
+        If ``evaluation`` is something else.
+    ValueError
+        If predictions of another network were evaluated, no section was held out, or released weights would be replaced.
+
+    Examples
+    --------
+    >>> evaluation = st_predict.tl.evaluate(held_out)  # doctest: +SKIP
+    >>> st_predict.checkpoints.add_reliability(
+    ...     "run/ridge.safetensors", evaluation, out="ridge.safetensors"
+    ... )  # doctest: +SKIP
+    """
+    if not isinstance(evaluation, Evaluated):
+        raise InvalidTypeError(
+            f"evaluation must be a result of st_predict.tl.evaluate, got {type(evaluation).__name__}."
+        )
+    source = find_weights(model)
+    target = _target(model, source, out, overwrite=check("overwrite", overwrite, Flag))
+    card = ModelCard.of_file(source)
+    _refuse_other(card, evaluation.card, str(source))
+    measured = evaluation.reliability(unknown=unknown)
+    kinds = {one.held_out for one in measured}
+    kept = [one for one in card.reliability if one.held_out not in kinds]
+    ordered = sorted([*measured, *kept], key=lambda one: one.held_out)
+    _write_card(source, target, replace(card, reliability=tuple(ordered)))
+    return target
+
+
+def _target(
+    model: PathLike[str] | str | Trained, source: Path, out: PathLike[str] | str | None, *, overwrite: bool
+) -> Path:
+    """Path to write to."""
+    if out is None and not Path(name_of(model)).is_file():
+        raise InvalidValueError(
+            f"{name_of(model)!r} are released weights, which are known by their hash and do not change.",
+            Advice("name a file to write with {}", "out"),
+        )
+    target: Path = source if out is None else check("out", out, File)
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{os.fspath(target)!r} exists; name another file, or allow that it is replaced.")
+    return target
+
+
+def _refuse_other(card: ModelCard, evaluated: ModelCard, path: str) -> None:
+    """Refuse scores of another network."""
+    ours, theirs = (json.loads(one.to_json()) for one in (card, evaluated))
+    differing = [name for name in _OF_NETWORK if json.dumps(ours[name]) != json.dumps(theirs[name])]  # NaN is not NaN
+    if differing:
+        raise InvalidValueError(
+            f"The evaluation is not of {path!r}: the cards differ in {differing}.", "evaluate predictions of this file"
+        )
+
+
+def _write_card(source: Path, target: Path, card: ModelCard) -> None:
+    """Copy a safetensors file with another card: 8 bytes with the length of the header, the header as JSON, the weights."""
+    with source.open("rb") as old, whole(target) as fresh, fresh.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header["__metadata__"][ModelCard.METADATA_KEY] = card.to_json()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # weights begin at a multiple of 8 bytes
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
