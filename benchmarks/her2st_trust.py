@@ -69,8 +69,7 @@ def figures_of(card: stp.specs.ModelCard, scores: stp.specs.Reliability) -> dict
         "below": sum(high is not None and high < 0 for high in scores.high),
         "above and at least 0.2": len(scores.trusted(min_score=0.2)),
         "genes": [
-            [one.gene, one.partial, one.low, one.high, one.ceiling]
-            for one in stp.checkpoints.rank_genes(card, scores)
+            [one.gene, one.partial, one.low, one.high, one.ceiling] for one in stp.checkpoints.rank_genes(card, scores)
         ],
     }
 

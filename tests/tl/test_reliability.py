@@ -34,7 +34,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Spatial
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ST_PREDICT_CACHE", str(folder / "cache"))
         result = stp.tl.train(
-            sections[TRAIN], "ridge", panel=panel, out=folder / "run", hparams={"encoder": "rgb", "rank": 4}, min_counts=1
+            sections[TRAIN],
+            "ridge",
+            panel=panel,
+            out=folder / "run",
+            hparams={"encoder": "rgb", "rank": 4},
+            min_counts=1,
         )
         for section in sections.values():
             stp.tl.predict(section, result)
@@ -68,7 +73,9 @@ def by_hand(section: SpatialData, card: ModelCard) -> tuple[np.ndarray, np.ndarr
         return [pearsonr(a, b).statistic for a, b in zip(*(pair.T for pair in pairs), strict=True)]
 
     blocks = metrics.spatial_blocks(xy, len(xy) // 12)
-    times = np.random.default_rng(0).multinomial(blocks.max() + 1, np.full(blocks.max() + 1, 1 / (blocks.max() + 1)), 200)
+    times = np.random.default_rng(0).multinomial(
+        blocks.max() + 1, np.full(blocks.max() + 1, 1 / (blocks.max() + 1)), 200
+    )
     drawn = [np.concatenate([np.repeat(np.flatnonzero(blocks == b), n) for b, n in enumerate(row)]) for row in times]
     return np.array(partial(np.arange(len(xy)))), np.array([partial(rows) for rows in drawn])
 
@@ -104,7 +111,9 @@ def test_what_a_section_is_to_the_training(trained) -> None:
     patient, section = evaluation.reliability()
     assert (patient.sections, patient.patients) == (("P2S1", "P2S2"), ("P2",))
     assert (section.held_out, section.sections) == ("section", ("P1S2",))
-    with pytest.raises(ValueError, match=r"No section is known to be held out: \{'P1S1': 'training'\}\. Evaluate sections"):
+    with pytest.raises(
+        ValueError, match=r"No section is known to be held out: \{'P1S1': 'training'\}\. Evaluate sections"
+    ):
         evaluate(trained, TRAIN).reliability()
 
 
@@ -128,7 +137,9 @@ def test_a_card_that_does_not_say_what_it_was_trained_on(trained) -> None:
     evaluation = evaluate(trained, "P2S1")
     (section,) = evaluation.sections
     silent = replace(evaluation, sections=(replace(section, relation="unknown"),))
-    with pytest.raises(ValueError, match=r"held out: \{'P2S1': 'unknown'\}.*Or say what they are with unknown=|unknown="):
+    with pytest.raises(
+        ValueError, match=r"held out: \{'P2S1': 'unknown'\}.*Or say what they are with unknown=|unknown="
+    ):
         silent.reliability()
     assert silent.reliability(unknown="patient") == evaluation.reliability()
     with pytest.raises(ValueError, match="unknown must be"):
@@ -221,9 +232,11 @@ def test_scores_of_another_network_are_refused(trained, tmp_path) -> None:
     other = tmp_path / "other.safetensors"
     network, card = checkpoints.load(trained[1].checkpoint)
     checkpoints.save(other, network, replace(card, training={**card.training, "note": 1}, license="MIT"))
-    with pytest.raises(ValueError, match=r"evaluation is not of '.*other\.safetensors': the cards differ in \['training'\]"):
+    with pytest.raises(
+        ValueError, match=r"evaluation is not of '.*other\.safetensors': the cards differ in \['training'\]"
+    ):
         checkpoints.add_reliability(other, evaluate(trained, "P2S1"), overwrite=True)
-    with pytest.raises(TypeError, match="evaluation must be a result of st_predict.tl.evaluate, got dict"):
+    with pytest.raises(TypeError, match=r"evaluation must be a result of st_predict\.tl\.evaluate, got dict"):
         checkpoints.add_reliability(other, {})
 
 
