@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -82,7 +83,7 @@ def check_refused(result: Result, *words: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("demo", "train", "predict", "calibrate", "superresolve", "evaluate", "models", "download"):
+    for command in ("demo", "train", "predict", "calibrate", "superresolve", "evaluate", "models", "card", "download"):
         assert command in result.output
 
 
@@ -429,3 +430,87 @@ def test_spots_with_few_counts(folder: Path, model: Path, tmp_path: Path) -> Non
     out = ["--panel", folder / "panel.txt", "--out", tmp_path / "model"]
     check_refused(run("train", predicted, "--model", "mean", *out, "--min-counts", 10**6), "--min-counts")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["P2S1.zarr", "c.json", "scores.csv"]
+
+
+@pytest.fixture
+def scored(folder: Path, model: Path, tmp_path: Path) -> Path:
+    """The checkpoint with scores of its genes on another patient, of which two may be trusted."""
+    network, about = stp.checkpoints.load(model)
+    scores = stp.specs.Reliability(
+        held_out="patient",
+        sections=("P2S1",),
+        patients=("P2",),
+        n_spots=40,
+        partial=(0.41, 0.32, None, -0.2),
+        low=(0.2, 0.1, None, -0.3),
+        high=(0.6, 0.5, None, -0.1),
+        ceiling=(0.9, 0.8, None, 0.6),
+    )
+    stp.checkpoints.save(tmp_path / "scored.safetensors", network, replace(about, reliability=(scores,)))
+    return tmp_path / "scored.safetensors"
+
+
+def test_card_of_a_name_a_file_and_a_folder(folder: Path, model: Path, scored: Path, tmp_path: Path) -> None:
+    genes = (folder / "panel.txt").read_text().split()
+    result = run("card", scored)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    for part in (
+        "4 genes (symbols, organism: unknown)",
+        "section P1S1 of patient P1",
+        "Another patient: section P2S1 of patient P2, 40 spots. Partial correlation of 3 genes: mean 0.18.",
+        "The 95 % interval is above 0 for 2 genes, about 1 of them by chance.",
+        f"{genes[0]} 0.41 0.20 to 0.60 0.90",
+        f"{genes[3]} -0.20 -0.30 to -0.10 0.60",
+        "- Licence.",
+        "- How well another section of a training patient is predicted.",
+    ):
+        assert part in text
+    assert genes[2] not in text  # undefined
+    assert "..." in run("card", scored, "--genes", 1).output
+    of_folder = run("card", folder / "model").output
+    assert "- Which genes to trust: no scores on held-out sections are in the card." in of_folder
+    assert "250 genes (symbols, organism: Homo sapiens)" in run("card", "m2ost").output
+    check_refused(run("card", tmp_path / "none.safetensors"), "There is no checkpoint")
+    check_refused(run("card", "m3ost"), "No released checkpoint 'm3ost'")
+    (tmp_path / "second.safetensors").write_bytes(model.read_bytes())
+    check_refused(run("card", tmp_path), "has 2 .safetensors files: ['scored.safetensors', 'second.safetensors']")
+
+
+def test_predict_writes_genes_to_trust(folder: Path, model: Path, scored: Path, tmp_path: Path) -> None:
+    section, genes = folder / "P2S1.zarr", (folder / "panel.txt").read_text().split()
+    common = ["--model", scored, "--device", "cpu"]
+    result = run("predict", section, "--out", tmp_path / "a.h5ad", *common, "--reliable")
+    assert result.exit_code == 0, result.output
+    written = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert written.var_names.tolist() == genes[:2]
+    assert written.var["partial"].tolist() == [0.41, 0.32]
+    run("predict", section, "--out", tmp_path / "b.h5ad", *common, "--min-score", 0.4)
+    assert anndata.read_h5ad(tmp_path / "b.h5ad").var_names.tolist() == genes[:1]
+    out = ["--out", tmp_path / "c.h5ad"]
+    check_refused(run("predict", section, *out, "--model", model, "--reliable"), "no scores", "--reliable")
+    check_refused(
+        run("predict", section, *out, *common, "--model", model, "--reliable"), "genes of an ensemble have no scores"
+    )
+    check_refused(run("predict", section, "--out", tmp_path / "c.zarr", *common, "--reliable"), "Only an .h5ad")
+    check_refused(run("predict", section, *out, *common, "--held-out", "patient"), "--held-out is for --reliable")
+    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "none for 'section'")
+    check_refused(run("predict", section, *out, *common, "--min-score", 0.9), "None of 4 genes", "--min-score")
+    assert not (tmp_path / "c.h5ad").exists()
+
+
+def test_download_of_all_from_a_mirror(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"some weights"
+    entry = {"version": "1", "sha256": hashlib.sha256(content).hexdigest(), "n_bytes": len(content), "embedded": False}
+    names = [{**entry, "name": name, "file": f"{name}.safetensors", "summary": "Of a test."} for name in ("one", "two")]
+    index = {"base_url": "http://127.0.0.1:9/closed", "weights": names}
+    monkeypatch.setattr("st_predict.checkpoints._released._index", lambda: index)
+    monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))
+    loopback.files = {f"/mirror/{name}.safetensors": content for name in ("one", "two")}
+    result = run("download", "--all", "--mirror", f"{loopback.url}/mirror")
+    assert result.exit_code == 0, result.output
+    for name in ("one", "two"):
+        assert (tmp_path / "weights" / f"{name}.safetensors").read_bytes() == content
+        assert f"{name}@1: " in result.output
+    check_refused(run("download"), "Either name what to fetch, or give --all", "['one@1', 'two@1']")
+    check_refused(run("download", "one", "--all"), "Either name what to fetch, or give --all")

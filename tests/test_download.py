@@ -104,3 +104,19 @@ def test_cache_dir(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path
     monkeypatch.delenv("ST_PREDICT_CACHE")
     assert cache_dir().name == "st_predict"
+
+
+def test_offline(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("ST_PREDICT_OFFLINE", "1")
+    for hashes, said in (
+        ({"sha256": SHA256}, f"SHA-256 {SHA256}"),
+        ({"git_blob": HELLO_BLOB}, f"git blob {HELLO_BLOB}"),
+    ):
+        with pytest.raises(
+            ConnectionError, match=f"file.bin \\({said}\\) is not there, and ST_PREDICT_OFFLINE forbids"
+        ):
+            download(f"{server.url}/good", tmp_path / "file.bin", **hashes)
+    assert _files(tmp_path) == []
+    assert server.asked == []
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    assert download(f"{server.url}/good", tmp_path / "file.bin", sha256=SHA256) == tmp_path / "file.bin"

@@ -19,9 +19,9 @@ from spatialdata.models import TableModel
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._record import Record
 from st_predict._results import Slot, write_bounds
-from st_predict.get import frame, only_key, prediction, table_of
+from st_predict.get import frame, only_key, prediction, reliability, table_of
 from st_predict.io import find_table
-from st_predict.specs import CropSpec, LevelSpec, ModelCard
+from st_predict.specs import CropSpec, LevelSpec, ModelCard, Reference, Reliability, TargetSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -452,3 +452,136 @@ def test_slots_that_hold_no_prediction(inside: SpatialData, slot: np.ndarray) ->
 def test_a_sparse_slot_is_read(inside: SpatialData, values: np.ndarray) -> None:
     inside["table"].obsm["pred_m2ost"] = csr_array(np.nan_to_num(values))
     np.testing.assert_array_equal(prediction(inside).X, np.nan_to_num(values))
+
+
+# Genes to trust
+
+ON_PATIENT = Reliability(
+    held_out="patient",
+    sections=("X1", "X2"),
+    patients=("X",),
+    n_spots=300,
+    partial=(0.5, 0.3, None),
+    low=(0.4, -0.1, None),
+    high=(0.6, 0.6, None),
+    ceiling=(0.9, 0.8, 0.7),
+)
+ON_SECTION = replace(
+    ON_PATIENT, held_out="section", partial=(0.1, 0.7, 0.6), low=(-0.1, 0.6, 0.5), high=(0.2, 0.8, 0.7)
+)
+
+
+def with_card(sdata: SpatialData, card: ModelCard) -> SpatialData:
+    sdata["table"].uns["st_predict"]["pred_m2ost"]["card"] = card.to_json()
+    return sdata
+
+
+@pytest.fixture
+def scored(inside: SpatialData) -> SpatialData:
+    return with_card(inside, replace(CARD, reliability=(ON_PATIENT, ON_SECTION)))
+
+
+@pytest.mark.parametrize(
+    ("options", "genes"),
+    [
+        ({}, PANEL),
+        ({"reliable": True}, ["ERBB2"]),
+        ({"min_score": 0.3}, ["ERBB2", "COL1A1"]),
+        ({"min_score": 0.4}, ["ERBB2"]),
+        ({"min_score": 0.3, "reliable": True}, ["ERBB2"]),
+        ({"reliable": True, "held_out": "section"}, ["COL1A1", "ACTB"]),
+        ({"reliable": True, "held_out": "section", "min_score": 0.65}, ["COL1A1"]),
+        ({"min_score": -1}, ["ERBB2", "COL1A1"]),
+    ],
+)
+def test_genes_to_trust(scored: SpatialData, values: np.ndarray, options: dict, genes: list[str]) -> None:
+    before = copy.deepcopy(dict(scored["table"].uns["st_predict"]))
+    columns = [PANEL.index(gene) for gene in genes]
+    result = prediction(scored, **options)
+    assert result.var_names.tolist() == genes
+    np.testing.assert_array_equal(result.X, values[:, columns])
+    own = ON_SECTION if options.get("held_out") == "section" else ON_PATIENT
+    for name, scores in (
+        ("partial", own.partial),
+        ("partial_low", own.low),
+        ("partial_high", own.high),
+        ("ceiling_partial", own.ceiling),
+    ):
+        np.testing.assert_array_equal(result.var[name], np.array(scores, dtype=float)[columns])
+    pd.testing.assert_frame_equal(
+        frame(scored, **options), pd.DataFrame(values[:, columns], scored["table"].obs_names, genes)
+    )
+    assert repr(scored["table"].uns["st_predict"]) == repr(before)
+    assert Record.read(result.uns, "pred_m2ost").genes == tuple(genes)
+
+
+def test_a_table_of_some_genes_can_be_read_and_written(scored: SpatialData, tmp_path: Path) -> None:
+    target = TargetSpec(transform="log_fold", reference=Reference(proportions=(0.1, 0.2, 0.3), median_total=1e3))
+    with_card(scored, replace(CARD, target=target, reliability=(ON_SECTION,)))
+    whole = prediction(scored)
+    result = prediction(scored, reliable=True, units="model")
+    scored["table"].obsm.clear()
+    scored["pred_m2ost"] = result
+    scored.write(tmp_path / "a.zarr")
+    again = prediction(read_zarr(tmp_path / "a.zarr"))
+    assert again.var_names.tolist() == ["COL1A1", "ACTB"]
+    np.testing.assert_allclose(again.X, whole[:, ["COL1A1", "ACTB"]].X, rtol=1e-6)
+    np.testing.assert_array_equal(again.var["partial"], [0.7, 0.6])
+
+
+def test_the_table_of_scores(scored: SpatialData) -> None:
+    table = reliability(scored)
+    assert table.index.tolist() == PANEL
+    np.testing.assert_array_equal(table["partial"], [0.5, 0.3, np.nan])
+    assert table["trusted"].tolist() == [True, False, False]
+    assert set(table["held_out"]) == {"patient"}
+    assert set(table["sections"]) == {"X1, X2"}
+    assert set(table["n_spots"]) == {300}
+    assert reliability(scored["table"], held_out="section")["trusted"].tolist() == [False, True, True]
+    with pytest.raises(NotFoundError, match="No prediction 'nope'"):
+        reliability(scored["table"], "nope")
+
+
+def test_genes_are_not_selected_without_scores(inside: SpatialData) -> None:
+    for options in ({"reliable": True}, {"min_score": 0.1}):
+        with pytest.raises(
+            InvalidValueError, match=r"card of 'pred_m2ost' has no scores.*add_reliability.*leave out reliable="
+        ):
+            prediction(inside, **options)
+    with pytest.raises(InvalidValueError, match="has no scores"):
+        reliability(inside)
+    assert list(prediction(inside).var) == []
+    with_card(inside, replace(CARD, reliability=(ON_SECTION,)))
+    assert prediction(inside, reliable=True).var_names.tolist() == ["COL1A1", "ACTB"]  # as there is nothing else
+    with pytest.raises(
+        InvalidValueError, match=r"has scores for \['section'\], and none for 'patient'.*leave out held_out="
+    ):
+        prediction(inside, reliable=True, held_out="patient")
+    del inside["table"].uns["st_predict"]
+    with pytest.raises(InvalidValueError, match="has no scores"):
+        prediction(inside, "pred_m2ost", genes=PANEL, reliable=True)
+
+
+def test_no_gene_passes(scored: SpatialData) -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"None of 3 genes has a partial correlation of at least 0.9 on another patient"
+    ) as raised:
+        prediction(scored, min_score=0.9)
+    assert "(X1, X2); the best score is 0.50. Ask for less with min_score=" in str(raised.value)
+    for options, message in (
+        ({"min_score": "high"}, "min_score must be"),
+        ({"reliable": 1}, "reliable must be True or False"),
+        ({"held_out": "organ"}, "held_out must be 'patient' or 'section'"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            frame(scored, **options)
+
+
+def test_genes_that_pass_by_chance_are_said_to(inside: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    chance = replace(ON_PATIENT, low=(0.4, -0.4, -0.3), high=(0.6, -0.1, -0.1), partial=(0.5, -0.2, -0.2))
+    with_card(inside, replace(CARD, reliability=(chance,)))
+    prediction(inside, reliable=True)
+    assert "interval is above 0 for 1 genes of 'pred_m2ost', about 1 of them by chance" in caplog.text
+    caplog.clear()
+    prediction(with_card(inside, replace(CARD, reliability=(ON_PATIENT,))), reliable=True)
+    assert not caplog.text

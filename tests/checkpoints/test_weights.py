@@ -216,3 +216,48 @@ def test_a_damaged_index_is_named(tmp_path, monkeypatch, text):
 def test_weights_are_checked():
     with pytest.raises(ValueError, match="n_bytes must be a whole number, got '1'"):
         Weights(**entry("net", "1", OLD, n_bytes="1"))
+
+
+# Mirrors, and without a network
+
+
+def test_a_mirror_is_checked_too(server, loopback):
+    loopback.files = {"/mirror/net-2.safetensors": CONTENT, "/bad/net-2.safetensors": OLD}
+    with pytest.raises(ValueError, match=r"net-2\.safetensors is not the expected file: SHA-256"):
+        find_weights("net", mirror=f"{loopback.url}/bad")
+    assert find_weights("net", mirror=f"{loopback.url}/mirror/").read_bytes() == CONTENT
+    assert server.asked == ["/bad/net-2.safetensors", "/mirror/net-2.safetensors"]
+    with pytest.raises(ValueError, match="mirror must be a string"):
+        find_weights("net", mirror="")
+
+
+@pytest.mark.parametrize("value", ["1", "true", "yes"])
+def test_offline_says_what_to_put_where(server, tmp_path, monkeypatch, value):
+    monkeypatch.setenv("ST_PREDICT_OFFLINE", value)
+    with pytest.raises(ConnectionError) as raised:
+        find_weights("net")
+    message, folder = str(raised.value), tmp_path / "cache" / "weights"
+    for part in ("net@2 is not there, and ST_PREDICT_OFFLINE forbids", "net-2.safetensors", str(folder)):
+        assert part in message
+    assert hashlib.sha256(CONTENT).hexdigest() in message
+    assert server.asked == []
+    folder.mkdir(parents=True)
+    (folder / "net-2.safetensors").write_bytes(CONTENT)
+    assert find_weights("net") == folder / "net-2.safetensors"
+    (folder / "net-2.safetensors").write_bytes(OLD)
+    with pytest.raises(ValueError, match="is not the expected file"):
+        find_weights("net")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("value", ["", "0", "false"])
+def test_not_offline(server, monkeypatch, value):
+    monkeypatch.setenv("ST_PREDICT_OFFLINE", value)
+    assert find_weights("net").read_bytes() == CONTENT
+
+
+def test_a_download_that_fails_says_what_to_put_where(server, tmp_path):
+    server.files.clear()
+    folder, digest = re.escape(str(tmp_path / "cache" / "weights")), hashlib.sha256(OLD).hexdigest()
+    with pytest.raises(ConnectionError, match=f"SHA-256 {digest}.*{folder}.*ST_PREDICT_WEIGHTS_URL names a mirror"):
+        find_weights("net@1")

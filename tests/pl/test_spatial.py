@@ -20,7 +20,7 @@ import st_predict as stp
 from st_predict import get
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 from st_predict.pl import spatial
-from st_predict.specs import ModelCard, Reference, TargetSpec
+from st_predict.specs import ModelCard, Reference, Reliability, TargetSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -582,3 +582,26 @@ def test_a_colour_map_that_does_not_exist(predicted: SpatialData) -> None:
     with pytest.raises(InvalidValueError, match=r"no colour map 'virdis'; there are \['viridis'"):
         spatial(predicted, "VIM", cmap="virdis")
     assert not plt.get_fignums()
+
+
+def test_titles_have_the_scores_of_the_card(predicted: SpatialData) -> None:
+    record = predicted["table"].uns["st_predict"]["pred_m2ost"]
+    card = ModelCard.from_json(record["card"])
+    scores = Reliability(
+        held_out="patient",
+        sections=("X1",),
+        patients=("X",),
+        n_spots=300,
+        partial=(0.5, 0.126, None, 0.1, 0.1),
+        low=(0.4, -0.1, None, 0.1, 0.1),
+        high=(0.6, 0.3, None, 0.1, 0.1),
+        ceiling=(0.9,) * 5,
+    )
+    for held_out in ("patient", "section"):
+        record["card"] = replace(card, reliability=(replace(scores, held_out=held_out),)).to_json()
+        titles = [row[2].get_title() for row in spatial(predicted, ["ERBB2", "COL1A1", "ACTB"])]
+        assert [title.splitlines()[2] for title in titles] == [
+            f"r = 0.50 (0.40 to 0.60), another {held_out}",
+            f"not reliable: r = 0.13 (-0.10 to 0.30), another {held_out}",
+            f"not measured on another {held_out}",
+        ]

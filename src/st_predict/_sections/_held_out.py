@@ -173,8 +173,7 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
 def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Mapping[str, Any]) -> None:
     """Refuse a prediction by another network or with other settings, whose errors may be larger or smaller."""
     theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
-    names = (theirs.keys() | ours.keys()) - {"reliability"}  # which may be measured later
-    if differing := sorted(name for name in names if theirs.get(name) != ours.get(name)):
+    if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
         raise InvalidValueError(
             f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}.",
             "calibrate each on its own",
