@@ -12,7 +12,7 @@ from st_predict._errors import Advice, InvalidValueError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create_backbone", "fetch_weights", "import_timm", "n_features", "weights_config"]
+__all__ = ["create_backbone", "fetch_weights", "import_timm", "is_architecture", "n_features", "weights_config"]
 
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
@@ -61,6 +61,11 @@ def import_timm() -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("This network needs timm: pip install timm torchvision", name="timm") from error
     return timm
+
+
+def is_architecture(name: str) -> bool:
+    """Whether timm itself has an architecture of this name: not a hub, a folder, or weights."""
+    return name.isidentifier() and bool(import_timm().is_model(name))
 
 
 def _check_architecture(name: str) -> None:

@@ -127,6 +127,10 @@ DuplicateGenes = Annotated[str, typer.Option("--duplicates", help="Genes in seve
 IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Take symbols that differ in case for the same.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of .var with the identifiers of the genes.")]
 Aliases = Annotated[Path | None, typer.Option(help="Table of old symbols, in the form of HGNC's complete set.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Take the card of a checkpoint as it is: encoders of any source, paths of files."),
+]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw; their standard deviation is kept.")]
 
 
@@ -257,6 +261,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
+    trust: Trust = False,  # noqa: FBT002
     n_samples: Samples = None,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
@@ -277,7 +282,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
     checkpoints = [stp.checkpoints.find_weights(name) for name in model or ["m2ost"]]
-    names = {stp.checkpoints.load(checkpoint)[1].model for checkpoint in checkpoints}
+    names = {stp.specs.ModelCard.of_file(checkpoint).model for checkpoint in checkpoints}
     key = key or Keys.joint_prediction(names)
     stp.tl.predict(
         sdata,
@@ -291,6 +296,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         precision=precision,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
+        trust=trust,
         n_samples=n_samples,
         seed=seed,
         context=context,
@@ -443,14 +449,27 @@ def superresolve(
     image_key: ImageKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     key: Annotated[str | None, typer.Option(help="Name of the table; by default cells_ and the model.")] = None,
+    hparams: Annotated[
+        str | None, typer.Option(help='What may change, as JSON: \'{"weights": "hipt.safetensors"}\'.')
+    ] = None,
+    trust: Trust = False,  # noqa: FBT002
     device: str = "auto",
 ) -> None:
     """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     sdata = _read_one(slide)
     checkpoint = stp.checkpoints.find_weights(model)
-    key = key or Keys.cells(stp.checkpoints.load(checkpoint)[1].model)
-    stp.tl.superresolve(sdata, checkpoint, image_key=image_key, mpp=mpp, key_added=key, device=device)
+    key = key or Keys.cells(stp.specs.ModelCard.of_file(checkpoint).model)
+    stp.tl.superresolve(
+        sdata,
+        checkpoint,
+        image_key=image_key,
+        mpp=mpp,
+        key_added=key,
+        hparams=_parse(hparams),
+        trust=trust,
+        device=device,
+    )
     _write_result(out, sdata, key)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
-from st_predict._validated import File, check
+from st_predict._validated import File, Flag, check
 from st_predict.encoders import Encoder, restore_encoder
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -106,8 +106,12 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None) -> tuple[SpotModel, ModelCard]:
+def load(
+    path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+) -> tuple[SpotModel, ModelCard]:
     """Build the network of a checkpoint.
+
+    Nothing that the file says is run, opened or fetched.
 
     Parameters
     ----------
@@ -116,6 +120,9 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     hparams
         Hyper-parameters to use instead of those on the card, of those that the weights do not depend on
         (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+    trust
+        Take the card as it is: an encoder or an architecture of any source, arguments of any kind, and paths of files. By default
+        only what :attr:`st_predict.models.ModelSpec.of_card` allows is accepted, and paths on the card are not used.
 
     Returns
     -------
@@ -126,15 +133,14 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, is no safetensors file, has no card, or has weights of another network; or ``hparams``
-        are none that may change, or unfit.
+        If the file is truncated, is no safetensors file, has no card, has a card that sets what it may not, or has weights of
+        another network; or ``hparams`` are none that may change, or unfit.
     KeyError
         If there is no model of the name on the card.
     """
     card, state = ModelCard.of_file(path), _read_weights(path)
-    _check_free(card.model, {} if hparams is None else hparams)
+    card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
     try:
-        card = replace(card, hparams={**card.hparams, **(hparams or {})})
         network = build(card)
         network.load_state_dict(
             {k: v for k, v in state.items() if not k.startswith(_ENCODER)}
@@ -148,7 +154,9 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     return network.eval(), card
 
 
-def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
+def load_encoder(
+    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+) -> Encoder | None:
     """Load the encoder whose features the network of a checkpoint reads: from the checkpoint, if that carries it.
 
     Parameters
@@ -157,6 +165,8 @@ def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
         A file of :func:`save`.
     card
         Its card.
+    hparams, trust
+        As in :func:`load`. ``hparams`` gives the path of ``weights`` of iStar's HIPT; that of the card is not used.
 
     Returns
     -------
@@ -167,22 +177,38 @@ def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, or carries the weights of another encoder.
+        If the file is damaged, carries the weights of another encoder, or has a card that names an encoder it may not.
     ModuleNotFoundError, ConnectionError, PermissionError
         If the checkpoint doesn't carry the encoder, and it cannot be loaded.
     """
+    card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
     reads = get_spec(card.model).reads(card.hparams)
     if reads.describe_encoder is None or reads.load_encoder is None:
         return None
     carried = _read_weights(path, prefix=_ENCODER)
     if not carried:
         return reads.load_encoder()
-    try:
-        return restore_encoder(
-            reads.describe_encoder(), {name.removeprefix(_ENCODER): x for name, x in carried.items()}
+    spec = reads.describe_encoder()
+    if not spec.carried:
+        raise InvalidValueError(
+            f"{str(path)!r} carries weights of the encoder {spec.name!r}, which no checkpoint carries."
         )
+    try:
+        return restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
     except StPredictError as error:
         raise error.about(f"{str(path)!r} is damaged.") from error
+
+
+def _settled(
+    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, Any] | None, *, trust: bool
+) -> ModelCard:
+    """Return the card with the hyper-parameters that are used: those of the file as far as they may be, and those of the caller."""
+    _check_free(card.model, {} if hparams is None else hparams)
+    try:
+        own = card.hparams if trust else get_spec(card.model).admit(card.hparams)
+    except StPredictError as error:
+        raise error.about(f"{str(path)!r} does not hold a {card.model!r} network.") from error
+    return replace(card, hparams={**own, **(hparams or {})})
 
 
 def _check_free(model: str, hparams: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Positive  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_cell_encoder, load_cell_encoder, weights_digest
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._card import Digest, Encoders, choice
 from st_predict.models._layers import full_precision, renamed
 from st_predict.specs import TargetSpec
 
@@ -223,6 +224,8 @@ SPEC = ModelSpec(
     crop=get_cell_encoder("rgb-cells").crop,
     reads_of=reads_of,
     complete_of=with_digest,
+    of_card={"encoder": choice("rgb-cells", "hipt") | Encoders, "weights_sha256": Digest | None},
+    of_user=("weights",),
     at_prediction=("weights", "radius_um"),
     hparams={"encoder": "rgb-cells", "n_fits": 5, "hidden": 256},
     tiny={"encoder": "rgb-cells", "cell": 8, "n_fits": 3, "hidden": 128},

@@ -18,6 +18,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Probability  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
 from st_predict.models._base import RECOMMENDED, ModelSpec
+from st_predict.models._card import OF_ENCODER
 from st_predict.models._features import FeatureModel, features_of, read_features
 from st_predict.models._layers import Head, full_precision
 
@@ -113,6 +114,7 @@ SPEC = ModelSpec(
     build=MLP,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
+    of_card=OF_ENCODER,
     hparams={"encoder": "rgb", "hidden": 256, "depth": 1, "drop": 0.5},
     tiny={"encoder": "rgb", "hidden": 16},
     recommended=replace(

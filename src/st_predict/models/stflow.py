@@ -45,6 +45,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Flag, Natural, Number, Positive, Probability, validated
 from st_predict.encoders import Features, get_encoder
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._card import OF_ENCODER
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.models._neighbours import nearest_spots
@@ -440,6 +441,7 @@ SPEC = ModelSpec(
     config=STFlowConfig,
     crop=get_encoder("rgb").crop,
     reads_of=_reads_of,
+    of_card=OF_ENCODER,
     scope="section",
     needs=("xy_um",),
     at_prediction=("steps",),

@@ -40,6 +40,7 @@ from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Count, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import OF_ENCODER, choice
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
 from st_predict.specs import TargetSpec
@@ -401,6 +402,7 @@ SPEC = ModelSpec(
     config=STPathConfig,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
+    of_card={**OF_ENCODER, "organ": choice(*ORGANS) | None, "technology": choice(*TECHNOLOGIES) | None},
     scope="section",
     needs=("xy_um",),
     reads_context=True,

@@ -417,9 +417,13 @@ def _open_unlabelled(
 
 
 def _check_buildable(card: ModelCard) -> None:
-    """Refuse unfit hyper-parameters before any work, without memory."""
+    """Refuse unfit hyper-parameters before any work, without memory; tell of those that loading will refuse."""
     with torch.device("meta"):
         checkpoints.build(card)
+    try:
+        get_spec(card.model).admit(card.hparams)
+    except StPredictError as error:
+        logger.warning("Prediction with this network will need trust=True, as its card sets what it may not. %s", error.found)
 
 
 def _fit(
