@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, File, Natural, Number, Positive, check, validated
+from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,8 +67,8 @@ class LevelSpec:
         Width of a pixel relative to the finest level of the crop: 1 is the finest, 2 has pixels twice as wide.
     """
 
-    size: Count
-    downsample: _Positive = 1.0
+    size: Annotated[Count, Field(le=16_384)]
+    downsample: Annotated[_Positive, Field(le=1e6)] = 1.0
 
     @property
     def fov(self) -> float:
@@ -91,8 +91,8 @@ class CropSpec:
         Grey value of what lies outside the image. White, as is outside the tissue.
     """
 
-    levels: tuple[LevelSpec, ...]
-    mpp: _Positive | None = None
+    levels: Annotated[tuple[LevelSpec, ...], Few]
+    mpp: Annotated[_Positive, Field(le=1000)] | None = None
     pad_value: Annotated[Natural, Field(le=255)] = 255
 
     def __post_init__(self) -> None:

@@ -6,10 +6,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import sys
 import sysconfig
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from huggingface_hub import constants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import st_predict as stp
 from st_predict import checkpoints
 from st_predict._errors import StPredictError
+from st_predict.checkpoints._sizes import limited
 from st_predict.encoders import list_encoders
 from st_predict.models import get_spec, list_models
 from st_predict.models._hparams import kinds_of, kinds_of_card
@@ -57,10 +61,12 @@ def write(path: Path, text: str, state: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def forged(folder: Path, model: str, **hparams: Any) -> Path:
-    """A checkpoint of ``model`` whose card sets more hyper-parameters than the network has been built with."""
+def forged(folder: Path, model: str, *, fits: bool = False, **hparams: Any) -> Path:
+    """A checkpoint whose card sets more hyper-parameters than the network was built with; ``fits`` sets their crops, too."""
     text = json.loads(card_of(model).to_json())
     text["hparams"] |= hparams
+    if fits:
+        text["crop"] = asdict(get_spec(model).crop_for(text["hparams"]))
     return write(folder / "forged.safetensors", json.dumps(text), state_of(model))
 
 
@@ -206,9 +212,7 @@ def test_an_encoder_is_one_that_is_listed(tmp_path, hub, model, sdata):
 
 
 def test_any_encoder_with_trust(tmp_path):
-    text = json.loads(card_of("ridge").to_json())
-    text["hparams"]["encoder"] = "test_vit.r160_in1k"
-    path = write(tmp_path / "a.safetensors", json.dumps(text), state_of("ridge"))
+    path = forged(tmp_path, "ridge", fits=True, encoder="test_vit.r160_in1k")
     with pytest.raises(ValueError, match=r"encoder must be one of .*got 'test_vit\.r160_in1k'"):
         checkpoints.load(path)
     _, card = checkpoints.load(path, trust=True)
@@ -219,12 +223,12 @@ def test_any_encoder_with_trust(tmp_path):
 
 def test_listed_encoders_need_no_trust(tmp_path):
     for encoder in list_encoders():
-        path = forged(tmp_path, "ridge", encoder=encoder)
+        path = forged(tmp_path, "ridge", fits=True, encoder=encoder)
         assert checkpoints.load(path)[1].hparams["encoder"] == encoder
 
 
 def test_a_path_on_a_card_is_not_opened(tmp_path, bomb):
-    path = forged(tmp_path, "istar", encoder="hipt", cell=16, weights=str(bomb), weights_sha256="0" * 64)
+    path = forged(tmp_path, "istar", fits=True, encoder="hipt", cell=16, weights=str(bomb), weights_sha256="0" * 64)
     save_file(state_of_istar_hipt(), path, metadata={ModelCard.METADATA_KEY: ModelCard.of_file(path).to_json()})
     with watched() as seen:
         _, card = checkpoints.load(path)
@@ -290,3 +294,162 @@ def test_types_that_a_model_of_another_package_does_not_give():
     }
     with pytest.raises(ValueError, match=r"path must be a number or a list of numbers, got '/etc/passwd'"):
         spec.admit({"path": "/etc/passwd"})
+
+
+# Sizes.
+
+HUGE = [
+    ("m2ost", {"depth": 10**9}),
+    ("m2ost", {"dim": 200_000}),
+    ("m2ost", {"levels": list(range(1_000_000))}),
+    ("m2ost", {"levels": [0, 10**12]}),
+    ("m2ost", {"heads": 10**9}),
+    ("m2ort", {"depth": 10**9}),
+    ("crossvit", {"depths": [10**9, 1]}),
+    ("histogene", {"n_pos": 10**12}),
+    ("hist2st", {"graph": 10**9}),
+    ("hist2st", {"k": 10**9}),
+    ("mlp", {"depth": 10**9}),
+    ("mlp", {"hidden": 200_000}),
+    ("ridge", {"fields": list(range(1, 1_000_000))}),
+    ("stflow", {"steps": 10**9}),
+    ("stflow", {"neighbours": 10**9}),
+    ("stpath", {"mlp_ratio": 1e300}),
+    ("istar", {"n_fits": 10**9}),
+    ("istar", {"radius_um": 1e9}),
+    ("istar", {"cell": 10**9}),
+    ("vit", {"size": 10**9}),
+    ("vit", {"arch_args": {"patch_size": 8, "embed_dim": 24, "depth": 10**9, "num_heads": 2}}),
+    ("swin", {"arch_args": {"window_size": 4096}}),
+    ("resnet50", {"arch_args": {"layers": [10**9, 1, 1, 1]}}),
+    ("bleep", {"dim": 10**9}),
+]
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """At most 4 GiB more than there are."""
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(("model", "hparams"), HUGE, ids=[f"{m}-{n}-{i}" for i, (m, h) in enumerate(HUGE) for n in h])
+def test_a_card_of_a_huge_network_is_an_error(tmp_path, model, hparams):
+    for trust in (False, True):
+        with pytest.raises(ValueError, match=r"forged\.safetensors' does not hold"):
+            checkpoints.load(forged(tmp_path, model, **hparams), trust=trust)
+
+
+LEGITIMATE = (
+    ("mlp", {"hidden": 200_000}),
+    ("swin", {"arch_args": {"window_size": 4096}}),
+)  # small, or made small by timm
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(("model", "hparams"), [huge for huge in HUGE if huge not in LEGITIMATE])
+def test_training_refuses_a_huge_network(model, hparams):
+    card = replace(card_of(model), hparams={**get_spec(model).tiny, **hparams})
+    with torch.device("meta"), pytest.raises((ValueError, MemoryError)):
+        checkpoints.build(card)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"levels": [{"size": 10**9, "downsample": 1.0}]},
+        {"levels": [{"size": 64, "downsample": 1e300}] * 3},
+        {"mpp": 1e300},
+    ],
+)
+def test_crops_of_a_card_are_those_of_the_network(tmp_path, changes):
+    text = json.loads(card_of("m2ost").to_json())
+    text["crop"] |= changes
+    with pytest.raises(ValueError, match="must be at most"):
+        checkpoints.load(write(tmp_path / "a.safetensors", json.dumps(text), state_of("m2ost")))
+    text["crop"] = {
+        **json.loads(card_of("m2ost").to_json())["crop"],
+        "levels": [{"size": 16_384, "downsample": 1.0}] * 3,
+    }
+    with pytest.raises(ValueError, match=r"The network reads crops .*the card says"):
+        checkpoints.load(write(tmp_path / "a.safetensors", json.dumps(text), state_of("m2ost")))
+
+
+def test_a_network_is_counted_in_its_own_thread_only():
+    built: list[torch.nn.Module] = []
+    with limited(3):
+        thread = Thread(target=lambda: built.append(torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(9)))))
+        thread.start()
+        thread.join()
+        torch.nn.Linear(2, 2)
+        with pytest.raises(ValueError, match="The network is too large"):
+            torch.nn.Linear(2, 2)
+    assert len(built[0]) == 9
+    torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(9)))  # no limit is left
+
+
+@pytest.mark.parametrize(("model", "name"), [("ridge", "weight_DG"), ("bleep", "bank.keys"), ("bleep", "bank.values")])
+def test_rows_of_what_grows_in_training(tmp_path, model, name):
+    state = state_of(model)
+    for shape in ((5, state[name].shape[1]), (5, 99), (5,), (1, 2, 3)):
+        path = write(tmp_path / "a.safetensors", card_of(model).to_json(), {**state, name: torch.ones(shape)})
+        if shape == (5, state[name].shape[1]):
+            assert checkpoints.load(path)[0].state_dict()[name].shape == shape
+            continue
+        with pytest.raises(ValueError, match=rf"does not hold a '{model}' network: (?s:.*)size mismatch for {name}"):
+            checkpoints.load(path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = {**state_of("mean"), "mean_G": torch.ones(3, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"whole numbers where floats belong, or the other way: \['mean_G'\]"):
+        checkpoints.load(write(tmp_path / "a.safetensors", card_of("mean").to_json(), state))
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=True)
+    | st.sampled_from(["", "rgb", "/etc/passwd", "hf-hub:a/b", "local-dir:/etc", "resnet18", "os.system", "cv", *GENES])
+)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
+    ["checkpoint_path", "pretrained_cfg", "cache_dir", "depth", "img_size", "file", "act_layer", "model_cfg", "levels", "size"]
+), inner, max_size=4), max_leaves=8)  # fmt: skip
+
+
+@st.composite
+def cards(draw: st.DrawFn) -> dict[str, Any]:
+    """A valid card of some model in which some things are others."""
+    model = draw(st.sampled_from(list_models()))
+    card = json.loads(card_of(model).to_json())
+    names = sorted(kinds_of(get_spec(model).build, get_spec(model).config))
+    if names:
+        card["hparams"] |= draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=3))
+    card |= draw(st.dictionaries(st.sampled_from(sorted(card)), VALUES, max_size=1))
+    return card
+
+
+STATES = {name: state_of(name) for name in list_models()}
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(card=cards(), of=st.sampled_from(list_models()))
+def test_whatever_a_card_says_nothing_is_opened_called_or_run(tmp_path, card, of):
+    state = STATES[card["model"] if isinstance(card["model"], str) and card["model"] in STATES else of]
+    path = write(tmp_path / "fuzzed.safetensors", json.dumps(card), state)
+    with watched() as seen:
+        try:
+            _, read = checkpoints.load(path)
+        except StPredictError:
+            read = None
+    assert seen <= {f"open {path}"}
+    if read is not None:
+        assert read.genes
+        ModelCard.from_json(read.to_json())

@@ -13,6 +13,15 @@ from torch import nn
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._validated import File, Flag, check
+from st_predict.checkpoints._sizes import (
+    MOST_PARTS,
+    check_finite,
+    check_fits,
+    damaged,
+    limited,
+    most_parts_of,
+    shapes_of,
+)
 from st_predict.encoders import Encoder, restore_encoder
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -41,13 +50,18 @@ def build(card: ModelCard) -> SpotModel:
     TypeError
         If this is not a card.
     ValueError
-        If hyper-parameters are unfit.
+        If hyper-parameters are unfit, or the network would have more than 4.3 billion values or 30,000 layers and tensors.
     MemoryError
         If there is not enough memory for the network.
     """
     _require("card", card, ModelCard)
-    network = get_spec(card.model).build_with(len(card.genes), card.hparams)
-    network.pixel_spec = card.pixels
+    return _build(card, MOST_PARTS)
+
+
+def _build(card: ModelCard, most_parts: int) -> SpotModel:
+    with limited(most_parts):
+        network = get_spec(card.model).build_with(len(card.genes), card.hparams)
+        network.pixel_spec = card.pixels
     return network
 
 
@@ -138,13 +152,13 @@ def load(
     KeyError
         If there is no model of the name on the card.
     """
-    card, state = ModelCard.of_file(path), _read_weights(path)
+    card, tensors = ModelCard.of_file(path), shapes_of(path)
     card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
     try:
+        _check_sizes(card, {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)})
         network = build(card)
-        network.load_state_dict(
-            {k: v for k, v in state.items() if not k.startswith(_ENCODER)}
-        )  # copies into float32, whatever the file holds
+        network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32, whatever the file holds
+        check_finite(network)
     except StPredictError as error:
         if hparams:  # not of the file
             raise
@@ -152,6 +166,21 @@ def load(
     except (RuntimeError, ValueError) as error:  # of weights
         raise InvalidValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
     return network.eval(), card
+
+
+def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a card of another network than that of the tensors, before any memory is taken for either."""
+    spec = get_spec(card.model)
+    if spec.reads(card.hparams).kind != "nothing" and card.crop.levels != (
+        levels := spec.crop_for(card.hparams).levels
+    ):
+        raise InvalidValueError(f"The network reads crops {list(levels)}, the card says {list(card.crop.levels)}.")
+    try:
+        with torch.device("meta"):
+            network = _build(card, most_parts_of(tensors))
+    except MemoryError as error:
+        raise InvalidValueError(f"The card asks for a network that no memory can hold: {error}") from error
+    check_fits(network, tensors)
 
 
 def load_encoder(
@@ -185,7 +214,7 @@ def load_encoder(
     reads = get_spec(card.model).reads(card.hparams)
     if reads.describe_encoder is None or reads.load_encoder is None:
         return None
-    carried = _read_weights(path, prefix=_ENCODER)
+    carried = _read_weights(path, encoder=True)
     if not carried:
         return reads.load_encoder()
     spec = reads.describe_encoder()
@@ -222,13 +251,11 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
         )
 
 
-def _read_weights(path: PathLike[str] | str, *, prefix: str = "") -> dict[str, Tensor]:
+def _read_weights(path: PathLike[str] | str, *, encoder: bool) -> dict[str, Tensor]:
+    """Read the tensors of the encoder that a file carries, or those of the network."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
+            names = [name for name in file.keys() if name.startswith(_ENCODER) == encoder]  # noqa: SIM118  # not a mapping
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise InvalidValueError(
-            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
-            "get it again",
-        ) from error
+        raise damaged(path, error) from error

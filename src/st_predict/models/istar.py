@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field  # types of hyper-parameters are read at run time
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +87,7 @@ class IStar(SpotModel):
         n_shifts: Count = 4,
         weights: str | None = None,
         weights_sha256: str | None = None,
-        radius_um: Positive | None = None,
+        radius_um: Annotated[Positive, Field(le=1000)] | None = None,
         n_fits: Count = 5,
         hidden: Count = 256,
     ) -> None:

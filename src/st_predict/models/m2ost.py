@@ -23,13 +23,14 @@ joined, H heads, E channels of a head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from st_predict._errors import InvalidValueError
-from st_predict._validated import Count, Natural, Probability, validated
+from st_predict._validated import Count, Few, Natural, Probability, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
 from st_predict.models._base import ModelSpec, SpotModel
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
@@ -81,7 +82,7 @@ class M2OSTConfig(Ablations):
     heads: Count = 3
     head_dim: Count = 64
     mlp_dim: Count = 128
-    levels: tuple[Natural, ...] = (0, 1, 2)
+    levels: Annotated[tuple[Annotated[Natural, Field(le=16)], ...], Few] = (0, 1, 2)
     size: Count = 224
     patch: Count = 16
     fusion: Literal["concat", "omega"] = "concat"

@@ -8,9 +8,10 @@ Shapes: B spots, D features, H hidden channels, G genes.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field  # types of hyper-parameters are read at run time
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ class MLP(FeatureModel):
         *,
         n_features: Count | None = None,
         hidden: Count = 256,
-        depth: Count = 1,
+        depth: Annotated[Count, Field(le=1000)] = 1,
         drop: Probability = 0.5,
         **reading: Any,
     ) -> None:

@@ -29,9 +29,10 @@ import re
 from collections import Counter
 from dataclasses import asdict
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -97,7 +98,7 @@ class STPathConfig(Reading):
     dim: Count = 512
     depth: Count = 4
     heads: Count = 4
-    mlp_ratio: Positive = 2
+    mlp_ratio: Annotated[Positive, Field(le=1000)] = 2
     drop: Probability = 0.1
     organ: str | None = None
     technology: str | None = None

@@ -423,7 +423,9 @@ def _check_buildable(card: ModelCard) -> None:
     try:
         get_spec(card.model).admit(card.hparams)
     except StPredictError as error:
-        logger.warning("Prediction with this network will need trust=True, as its card sets what it may not. %s", error.found)
+        logger.warning(
+            "Prediction with this network will need trust=True, as its card sets what it may not. %s", error.found
+        )
 
 
 def _fit(
