@@ -548,7 +548,7 @@ def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool
 def _parse(hparams: str | None) -> dict[str, Any] | None:
     try:
         return None if hparams is None else dict(json.loads(hparams))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValueError(
             f"--hparams must be JSON of an object, '{{\"depth\": 6}}' say; got {hparams!r} ({error})."
         ) from error

@@ -223,9 +223,11 @@ def load_encoder(
             f"{str(path)!r} carries weights of the encoder {spec.name!r}, which no checkpoint carries."
         )
     try:
-        return restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
+        encoder = restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
+        check_finite(encoder)
     except StPredictError as error:
         raise error.about(f"{str(path)!r} is damaged.") from error
+    return encoder
 
 
 def _settled(
