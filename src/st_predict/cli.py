@@ -210,7 +210,9 @@ def train(  # noqa: PLR0913  # options of a command line
     patience: int | None = None,
     seed: int | None = None,
     device: str = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch in --out.")] = False,  # noqa: FBT002
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last epoch in --out; nothing that its files hold is run.")
+    ] = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,9 +17,9 @@ from st_predict.checkpoints._sizes import (
     MOST_PARTS,
     check_finite,
     check_fits,
-    damaged,
     limited,
     most_parts_of,
+    reading,
     shapes_of,
 )
 from st_predict.encoders import Encoder, restore_encoder
@@ -255,9 +255,6 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
 
 def _read_weights(path: PathLike[str] | str, *, encoder: bool) -> dict[str, Tensor]:
     """Read the tensors of the encoder that a file carries, or those of the network."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(_ENCODER) == encoder]  # noqa: SIM118  # not a mapping
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise damaged(path, error) from error
+    with reading(path), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(_ENCODER) == encoder]  # noqa: SIM118  # not a mapping
+        return {name: file.get_tensor(name) for name in names}

@@ -145,7 +145,9 @@ def _unknown(text: str, released: list[Weights]) -> NotFoundError:
 def _get(weights: Weights) -> Path:
     folder = _FOLDER if weights.embedded else cache_dir() / "weights"
     base = os.environ.get(WEIGHTS_URL) or _index()["base_url"]
-    return download(f"{base.rstrip('/')}/{weights.file}", folder / weights.file, sha256=weights.sha256)
+    return download(
+        f"{base.rstrip('/')}/{weights.file}", folder / weights.file, sha256=weights.sha256, n_bytes=weights.n_bytes
+    )
 
 
 def _index() -> dict[str, Any]:

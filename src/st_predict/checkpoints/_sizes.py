@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["check_finite", "check_fits", "damaged", "limited", "most_parts_of", "shapes_of"]
+__all__ = ["check_finite", "check_fits", "limited", "most_parts_of", "reading", "shapes_of"]
 
 MOST_PARTS = 30_000
 """Layers, parameters and buffers of a network; the largest vision transformers have a few thousand."""
@@ -80,12 +80,9 @@ def shapes_of(path: PathLike[str] | str) -> dict[str, Tensor]:
     ValueError
         If it is no complete safetensors file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            return {name: _shape(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
-    except SafetensorError as error:
-        raise damaged(path, error) from error
+    with reading(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return {name: _shape(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
 
 
 def _shape(shape: list[int], dtype: str) -> Tensor:
@@ -93,11 +90,22 @@ def _shape(shape: list[int], dtype: str) -> Tensor:
     return torch.empty(shape, dtype=torch.float32 if floating else torch.int64, device="meta")
 
 
-def damaged(path: PathLike[str] | str, error: Exception) -> InvalidValueError:
-    """Return what to raise where a file cannot be read."""
-    return InvalidValueError(
-        f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.", "get it again"
-    )
+@contextmanager
+def reading(path: PathLike[str] | str) -> Iterator[None]:
+    """Say which file cannot be read.
+
+    Raises
+    ------
+    ValueError
+        If it is no complete safetensors file.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise InvalidValueError(
+            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
+            "get it again",
+        ) from error
 
 
 def most_parts_of(tensors: Mapping[str, Tensor]) -> int:

@@ -163,7 +163,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     rounds
         How many such rounds.
     resume
-        Go on from the last epoch that ``out`` holds.
+        Go on from the last epoch that ``out`` holds. Of ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in it, tensors,
+        numbers and texts are read; a file that asks for more, as a pickle can, is refused and nothing of it is run.
     card
         More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``, ``gene_id_type``,
         ``training``. Tables of another ``organism`` are refused.
