@@ -127,6 +127,9 @@ DuplicateGenes = Annotated[str, typer.Option("--duplicates", help="Genes in seve
 IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Take symbols that differ in case for the same.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of .var with the identifiers of the genes.")]
 Aliases = Annotated[Path | None, typer.Option(help="Table of old symbols, in the form of HGNC's complete set.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last epoch in --out; nothing that its files hold is run.")
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Take the card of a checkpoint as it is: encoders of any source, paths of files."),
@@ -210,9 +213,7 @@ def train(  # noqa: PLR0913  # options of a command line
     patience: int | None = None,
     seed: int | None = None,
     device: str = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last epoch in --out; nothing that its files hold is run.")
-    ] = False,  # noqa: FBT002
+    resume: Resume = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 import st_predict as stp
 from st_predict import checkpoints
 from st_predict._errors import StPredictError
-from st_predict.checkpoints._sizes import limited
+from st_predict.checkpoints._sizes import check_fits, limited
 from st_predict.encoders import list_encoders
 from st_predict.models import get_spec, list_models
 from st_predict.models._hparams import kinds_of, kinds_of_card
@@ -402,6 +402,38 @@ def test_rows_of_what_grows_in_training(tmp_path, model, name):
             continue
         with pytest.raises(ValueError, match=rf"does not hold a '{model}' network: (?s:.*)size mismatch for {name}"):
             checkpoints.load(path)
+
+
+def test_large_tables_that_are_not_in_the_file():
+    network = torch.nn.Linear(2, 2)
+    tensors = {name: torch.empty_like(x, device="meta") for name, x in network.state_dict().items()}
+    check_fits(network.to("meta"), tensors)
+    network.register_buffer("table", torch.empty(1 << 27, device="meta"), persistent=False)
+    with pytest.raises(ValueError, match="would compute tables of 134,217,728 values"):
+        check_fits(network, tensors)
+
+
+def test_trust_takes_the_crops_of_a_card(tmp_path):
+    card = card_of("vit")
+    larger = replace(card, crop=replace(card.crop, levels=(replace(card.crop.levels[0], size=64),)))
+    path = write(tmp_path / "a.safetensors", larger.to_json(), state_of("vit"))
+    with pytest.raises(ValueError, match=r"The network reads crops .*size=32.*the card says .*size=64"):
+        checkpoints.load(path)
+    assert checkpoints.load(path, trust=True)[1] == larger
+
+
+def test_a_warning_tells_in_training_that_prediction_needs_trust(measured, quick, tmp_path, caplog):
+    arch_args = {**get_spec("vit").tiny["arch_args"], "act_layer": "relu"}
+    options = {"panel": list("abcd"), "config": quick(epochs=1)}
+    with caplog.at_level("WARNING"):
+        result = stp.tl.train(
+            measured, "vit", out=tmp_path / "a", hparams={"size": 32, "arch_args": arch_args}, **options
+        )
+    assert "Prediction with this network will need trust=True" in caplog.text
+    with pytest.raises(ValueError, match=r"without 'act_layer'.*trust=True"):
+        stp.tl.predict(measured, result, device="cpu")
+    stp.tl.predict(measured, result, trust=True, device="cpu")
+    assert measured["table"].obsm["pred_vit"].shape == (12, 4)
 
 
 def test_whole_numbers_are_no_weights(tmp_path):

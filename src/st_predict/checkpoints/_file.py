@@ -153,8 +153,10 @@ def load(
         If there is no model of the name on the card.
     """
     card, tensors = ModelCard.of_file(path), shapes_of(path)
-    card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
+    trust = check("trust", trust, Flag)
+    card = _settled(path, card, hparams, trust=trust)
     try:
+        _check_crops(card, trust=trust)
         _check_sizes(card, {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)})
         network = build(card)
         network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32, whatever the file holds
@@ -168,13 +170,17 @@ def load(
     return network.eval(), card
 
 
+def _check_crops(card: ModelCard, *, trust: bool) -> None:
+    """Refuse a card of unknown origin with crops that its network does not read, however large."""
+    spec = get_spec(card.model)
+    if trust or spec.reads(card.hparams).kind == "nothing":
+        return
+    if card.crop.levels != (levels := spec.crop_for(card.hparams).levels):
+        raise InvalidValueError(f"The network reads crops {list(levels)}, the card says {list(card.crop.levels)}.")
+
+
 def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a card of another network than that of the tensors, before any memory is taken for either."""
-    spec = get_spec(card.model)
-    if spec.reads(card.hparams).kind != "nothing" and card.crop.levels != (
-        levels := spec.crop_for(card.hparams).levels
-    ):
-        raise InvalidValueError(f"The network reads crops {list(levels)}, the card says {list(card.crop.levels)}.")
     try:
         with torch.device("meta"):
             network = _build(card, most_parts_of(tensors))
