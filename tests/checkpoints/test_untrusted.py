@@ -404,6 +404,13 @@ def test_rows_of_what_grows_in_training(tmp_path, model, name):
             checkpoints.load(path)
 
 
+@pytest.mark.parametrize("model", ["stnet", "resnet50"])
+def test_counters_of_batch_norms_may_be_lacking(tmp_path, model):
+    state = {name: x for name, x in state_of(model).items() if not name.endswith("num_batches_tracked")}
+    network, _ = checkpoints.load(write(tmp_path / "a.safetensors", card_of(model).to_json(), state))
+    assert network.state_dict().keys() > state.keys()
+
+
 def test_large_tables_that_are_not_in_the_file():
     network = torch.nn.Linear(2, 2)
     tensors = {name: torch.empty_like(x, device="meta") for name, x in network.state_dict().items()}
