@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Few, File, Natural, Number, Positive, Text, check, validated
+from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,7 +273,7 @@ class ModelCard:
     """
 
     model: str
-    genes: tuple[Text, ...]
+    genes: tuple[str, ...]
     crop: CropSpec
     pixels: PixelSpec = field(default_factory=PixelSpec)
     target: TargetSpec = field(default_factory=TargetSpec)
