@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ PEER_GOALS = {"PIL, the published way": 40, "wsidata": 50, "ImageTilesDataset,":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, help="any image of tissue, also one that OpenSlide opens")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "st-predict-slides")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "st_predict" / "benchmarks")
     parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=3.0, help="seconds after which a way stops, in each round")

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import st_predict as stp
@@ -199,6 +201,22 @@ def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_pat
     check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "no prediction yet")
     refused = ["predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", *options]
     check_refused(run(*refused, "--key", "mine"), "The calibration is of the prediction 'pred_m2ost', not of 'mine'")
+
+
+def test_trust(folder: Path, model: Path, tmp_path: Path) -> None:
+    card = json.loads(stp.specs.ModelCard.of_file(model).to_json())
+    card["crop"]["levels"][0]["downsample"] = 0.5
+    forged = tmp_path / "forged.safetensors"
+    save_file(load_file(model), forged, metadata={"st_predict.card": json.dumps(card)})
+    command = ("predict", folder / "P2S1.zarr", "--out", tmp_path / "out.h5ad", "--model", forged, "--device", "cpu")
+    check_refused(run(*command), "The network reads crops")
+    card["hparams"] = {**stp.models.get_spec("ridge").tiny, "encoder": "resnet18.a1_in1k"}
+    save_file(
+        {"weight_DG": torch.zeros(5, 4), "bias_G": torch.zeros(4)},
+        forged,
+        metadata={"st_predict.card": json.dumps({**card, "model": "ridge"})},
+    )
+    check_refused(run(*command), "encoder must be one of", "with --trust.")
 
 
 def test_superresolve(folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from st_predict import _files
 from st_predict._files import cache_dir, download
 
 CONTENT = bytes(range(256)) * 5000
@@ -22,7 +28,7 @@ def server(loopback):
     return loopback
 
 
-def _files(folder):
+def files_in(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
@@ -30,7 +36,7 @@ def test_a_good_file(server, tmp_path):
     path = tmp_path / "new" / "folder" / "file.bin"
     assert download(f"{server.url}/good", path, sha256=SHA256) == path
     assert path.read_bytes() == CONTENT
-    assert _files(tmp_path) == [path]
+    assert files_in(tmp_path) == [path]
 
 
 def test_a_good_file_by_its_git_blob(server, tmp_path):
@@ -116,7 +122,105 @@ def test_offline(server, tmp_path, monkeypatch):
             ConnectionError, match=f"file.bin \\({said}\\) is not there, and ST_PREDICT_OFFLINE forbids"
         ):
             download(f"{server.url}/good", tmp_path / "file.bin", **hashes)
-    assert _files(tmp_path) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert server.asked == []
     (tmp_path / "file.bin").write_bytes(CONTENT)
     assert download(f"{server.url}/good", tmp_path / "file.bin", sha256=SHA256) == tmp_path / "file.bin"
+
+
+class _Odd(BaseHTTPRequestHandler):
+    """Bodies that do not end, hardly come, or do not come at all."""
+
+    def do_GET(self) -> None:
+        self.send_response(302 if self.path == "/round" else 200)
+        if self.path == "/round":
+            self.send_header("Location", "/round")
+        if self.path == "/announced":
+            self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        piece = {"/endless": b"x" * 65_536, "/announced": b"x" * 65_536, "/trickle": b"x"}.get(self.path)
+        with suppress(OSError):
+            while piece and not self.server.ended.wait(0.05 if len(piece) == 1 else 0):
+                self.wfile.write(piece)
+                self.server.sent += len(piece)
+        if self.path == "/silent":
+            self.server.ended.wait()
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def odd():
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Odd) as httpd:
+        httpd.ended, httpd.sent, httpd.url = threading.Event(), 0, f"http://127.0.0.1:{httpd.server_port}"
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield httpd
+        httpd.ended.set()
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("path", ["endless", "announced"])
+def test_a_body_that_does_not_end(odd, tmp_path, monkeypatch, path):
+    for n_bytes in (1000, None):
+        monkeypatch.setattr(_files, "MOST_BYTES", 1 << 20)
+        with pytest.raises(
+            ConnectionError, match=rf"Cannot get {odd.url}/{path}: it has more than the expected [\d,]+ b"
+        ):
+            download(f"{odd.url}/{path}", tmp_path / "file.bin", sha256=SHA256, n_bytes=n_bytes)
+    assert list(tmp_path.iterdir()) == []
+    assert odd.sent < 64 << 20  # what the sockets hold
+
+
+def test_a_body_that_hardly_comes(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "PATIENCE_S", 0.3)
+    with pytest.raises(ConnectionError, match=r"Cannot get .*/trickle: only \d+ bytes came in"):
+        download(f"{odd.url}/trickle", tmp_path / "file.bin", sha256=SHA256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_body_that_does_not_come(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "TIMEOUT_S", 0.3)
+    with pytest.raises(ConnectionError, match=r"Cannot get .*/silent: .*timed out"):
+        download(f"{odd.url}/silent", tmp_path / "file.bin", sha256=SHA256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_redirects_end(odd, tmp_path):
+    with pytest.raises(ConnectionError, match=r"Cannot get .*/round: .*redirects"):
+        download(f"{odd.url}/round", tmp_path / "file.bin", sha256=SHA256)
+
+
+def test_a_file_of_the_expected_size(server, tmp_path):
+    assert download(f"{server.url}/good", tmp_path / "a", sha256=SHA256, n_bytes=len(CONTENT)).read_bytes() == CONTENT
+    with pytest.raises(ConnectionError, match="more than the expected"):
+        download(f"{server.url}/good", tmp_path / "b", sha256=SHA256, n_bytes=len(CONTENT) - 1)
+
+
+@pytest.mark.parametrize(("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600), (0, 0o775, 0o664)])
+def test_the_cache_has_the_permissions_of_the_user(server, tmp_path, umask, folder, file):
+    before = os.umask(umask)
+    try:
+        path = download(f"{server.url}/good", tmp_path / "new" / "er" / "file.bin", sha256=SHA256)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (path, path.parent, path.parent.parent)] == [file, folder, folder]
+
+
+def test_no_name_of_a_file_in_the_making_can_be_guessed(server, tmp_path, monkeypatch):
+    seen = []
+    check = _files._check
+
+    def look(path, *args, **options):
+        seen.append((path, stat.S_IMODE(path.parent.stat().st_mode)))
+        check(path, *args, **options)
+
+    monkeypatch.setattr(_files, "_check", look)
+    for name in "ab":
+        download(f"{server.url}/good", tmp_path / name, sha256=SHA256)
+    (first, mode), (second, _) = seen
+    assert first.parent != second.parent
+    assert first.parent.parent == tmp_path
+    assert mode == 0o700

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
-__all__ = ["create_backbone", "fetch_weights", "import_timm", "n_features", "weights_config"]
+__all__ = ["create_backbone", "fetch_weights", "import_timm", "is_architecture", "n_features", "weights_config"]
+
+_LARGEST = 65_536  # argument of an architecture
 
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
@@ -30,16 +34,25 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
     timm = import_timm()
     if not name.startswith("hf-hub:"):
         _check_architecture(name)
+    _check_numbers(arguments)
     try:
         backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
     except Exception as error:
-        if _is_of_memory(error):
+        if isinstance(error, StPredictError) or _is_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}" if str(error) else "a condition of timm does not hold"  # an assertion
         if _is_of_the_network(error):
             raise ConnectionError(f"Cannot get the architecture {name!r} from the hub ({why}).") from error
         raise InvalidValueError(f"timm cannot make {name!r} with the arguments {arguments} ({why}).") from error
     return backbone.to(memory_format=torch.channels_last)  # convolutions take half the time
+
+
+def _check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuse sizes that would take for ever before they take memory: timm makes lists of so many layers first."""
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if wrong := [n for n in numbers if isinstance(n, int | float) and not abs(n) <= _LARGEST]:
+            raise InvalidValueError(f"{name} of an architecture must be numbers up to {_LARGEST}, got {wrong[0]}.")
 
 
 def n_features(backbone: nn.Module) -> int:
@@ -61,6 +74,11 @@ def import_timm() -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("This network needs timm: pip install timm torchvision", name="timm") from error
     return timm
+
+
+def is_architecture(name: str) -> bool:
+    """Whether timm itself has an architecture of this name: not a hub, a folder, or weights."""
+    return name.isidentifier() and bool(import_timm().is_model(name))
 
 
 def _check_architecture(name: str) -> None:

@@ -6,15 +6,18 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
+import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_predict._errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from os import PathLike
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "check_space",
     "download",
     "is_offline",
+    "make_folder",
     "sha256",
     "sha256_of_file",
     "user_cache_dir",
@@ -32,8 +36,11 @@ __all__ = [
 OFFLINE = "ST_PREDICT_OFFLINE"
 """Environment variable: nothing is downloaded if it is set, and not to 0."""
 
-TIMEOUT_S = 30
+TIMEOUT_S = 30  # without a byte
+PATIENCE_S, LEAST = 60, 1 << 16  # a body of which fewer bytes come in this time has stalled
+MOST_BYTES = 2 << 30  # of a file whose size is not known
 BLOCK = 1 << 20
+_FOLDER_MODE = 0o775
 
 
 def cache_dir() -> Path:
@@ -53,7 +60,21 @@ def user_cache_dir() -> Path:
     return Path(pooch.os_cache("st_predict"))
 
 
-def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, git_blob: str | None = None) -> Path:
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, with the permissions that the umask leaves, but writable by all in no case."""
+    for folder in reversed([parent for parent in path.parents if not parent.exists()]):
+        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+
+
+def download(
+    url: str,
+    path: str | PathLike[str],
+    *,
+    sha256: str | None = None,
+    git_blob: str | None = None,
+    n_bytes: int | None = None,
+) -> Path:
     """Return a file whose content is known, from ``path`` if it is there, else from ``url``.
 
     Parameters
@@ -66,6 +87,8 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
         Expected SHA-256 of the content.
     git_blob
         Expected identifier of the content in git, if the SHA-256 is not known.
+    n_bytes
+        Size of the content; no more is read. Where it is not known, at most 2 GiB are.
 
     Returns
     -------
@@ -76,7 +99,7 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
     ValueError
         If the content is not the expected one, or no hash is given.
     ConnectionError
-        If the file cannot be got: no network, no such file, a connection that broke.
+        If the file cannot be got: no network, no such file, a connection that broke or stalled, or a file that is too large.
     OSError
         If it cannot be stored; a :class:`PermissionError` if that is why.
     """
@@ -90,9 +113,9 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
         known = f"SHA-256 {sha256}" if sha256 else f"git blob {git_blob}"
         raise ConnectionError(f"{path} ({known}) is not there, and {OFFLINE} forbids to fetch it from {url}.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with whole(path) as fresh:
-            _fetch(url, fresh)
+            _fetch(url, fresh, MOST_BYTES if n_bytes is None else n_bytes)
             _check(fresh, sha256, git_blob, way_out=f"It came from {url} and was not kept; try again.", name=path)
     except OSError as error:
         if error.errno is None:  # of the network
@@ -102,17 +125,39 @@ def download(url: str, path: str | PathLike[str], *, sha256: str | None = None, 
     return path
 
 
-def _fetch(url: str, path: Path) -> None:
-    import pooch
+def _fetch(url: str, path: Path, most: int) -> None:
+    import requests
+    import urllib3
 
     try:
-        pooch.HTTPDownloader(timeout=TIMEOUT_S, chunk_size=BLOCK)(url, str(path), None)
-    except OSError as error:
-        if error.errno is not None:  # of the disk
-            raise
+        with requests.get(url, stream=True, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
+            answer.raise_for_status()
+            blocks = iter(
+                partial(answer.raw.read1, BLOCK, decode_content=True), b""
+            )  # as they come, not when they are full
+            file.writelines(_bounded(blocks, most))
+    except (requests.RequestException, urllib3.exceptions.HTTPError, _UnfitBodyError) as error:
         raise ConnectionError(
             f"Cannot get {url}: {error}. Check the network, or put the file in place by hand."
         ) from error
+
+
+class _UnfitBodyError(Exception):
+    """A body that does not end."""
+
+
+def _bounded(blocks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """Yield blocks as they come; give up on a body that is too long, or of which hardly anything comes."""
+    received, before, since = 0, 0, time.monotonic()
+    for block in blocks:
+        received += len(block)
+        if received > most:
+            raise _UnfitBodyError(f"it has more than the expected {most:,} bytes")
+        if (now := time.monotonic()) - since > PATIENCE_S:
+            if received - before < LEAST:
+                raise _UnfitBodyError(f"only {received - before:,} bytes came in {now - since:.0f} s")
+            before, since = received, now
+        yield block
 
 
 def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str, name: Path | None = None) -> None:
@@ -151,7 +196,7 @@ def whole(path: PathLike[str] | str) -> Iterator[Path]:
         fresh.unlink()
         yield fresh
         if fresh.is_file():
-            fresh.chmod(mode)  # some libraries give rights to the owner only, whatever the umask
+            fresh.chmod(mode & ~stat.S_IWOTH)  # some libraries give rights to the owner only, whatever the umask
         fresh.replace(path)
 
 

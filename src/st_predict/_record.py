@@ -182,7 +182,7 @@ def _parsed(stored: Mapping[str, Any], name: str, key: str) -> Any:
         return None
     try:
         value = json.loads(stored[name])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValueError(f"{_place(key)} is damaged: {name} is not JSON ({error}).", _REDO) from error
     kind = list if name == "derived" else dict
     if not isinstance(value, kind):

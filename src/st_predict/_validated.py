@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import field, fields
 from numbers import Integral, Real
 from os import PathLike, fspath
@@ -20,6 +20,7 @@ __all__ = [
     "Byte",
     "Count",
     "Device",
+    "Few",
     "Fields",
     "File",
     "Flag",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_MANY = 64
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -92,6 +95,12 @@ def _texts(value: Any) -> Any:
     return names
 
 
+def _few(value: Any) -> Any:
+    if isinstance(value, Sized) and len(value) > _MANY:  # before each of a million is found to be wrong
+        raise ValueError(f"must be at most {_MANY} values")
+    return value
+
+
 def _device(value: Any) -> Any:
     if isinstance(value, str) or type(value).__name__ == "device":  # of torch, which is slow to import
         return str(value)
@@ -103,6 +112,9 @@ def _fields(value: Any) -> Any:
         raise ValueError("must be a mapping from names to values")
     return dict(value)
 
+
+Few = BeforeValidator(_few)
+"""Marks the type of a short list."""
 
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[str], BeforeValidator(_texts)]

@@ -131,6 +131,13 @@ DuplicateGenes = Annotated[str, typer.Option("--duplicates", help="Genes in seve
 IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Take symbols that differ in case for the same.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of .var with the identifiers of the genes.")]
 Aliases = Annotated[Path | None, typer.Option(help="Table of old symbols, in the form of HGNC's complete set.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last epoch in --out; nothing that its files hold is run.")
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Take the card of a checkpoint as it is: encoders of any source, paths of files."),
+]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw; their standard deviation is kept.")]
 
 
@@ -210,7 +217,7 @@ def train(  # noqa: PLR0913  # options of a command line
     patience: int | None = None,
     seed: int | None = None,
     device: str = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch in --out.")] = False,  # noqa: FBT002
+    resume: Resume = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:
@@ -261,6 +268,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
+    trust: Trust = False,  # noqa: FBT002
     n_samples: Samples = None,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
@@ -290,7 +298,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     sdata = _read_one(slide)
     if not sdata.shapes and not sdata.tables:
         stp.pp.make_grid(sdata, image_key=image_key, pitch_um=pitch_um, mpp=mpp)
-    names = {stp.checkpoints.load(checkpoint)[1].model for checkpoint in checkpoints}
+    names = {stp.specs.ModelCard.of_file(checkpoint).model for checkpoint in checkpoints}
     key = key or Keys.joint_prediction(names)
     stp.tl.predict(
         sdata,
@@ -304,6 +312,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         precision=precision,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
+        trust=trust,
         n_samples=n_samples,
         seed=seed,
         context=context,
@@ -456,14 +465,27 @@ def superresolve(
     image_key: ImageKey = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     key: Annotated[str | None, typer.Option(help="Name of the table; by default cells_ and the model.")] = None,
+    hparams: Annotated[
+        str | None, typer.Option(help='What may change, as JSON: \'{"weights": "hipt.safetensors"}\'.')
+    ] = None,
+    trust: Trust = False,  # noqa: FBT002
     device: str = "auto",
 ) -> None:
     """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     sdata = _read_one(slide)
     checkpoint = stp.checkpoints.find_weights(model)
-    key = key or Keys.cells(stp.checkpoints.load(checkpoint)[1].model)
-    stp.tl.superresolve(sdata, checkpoint, image_key=image_key, mpp=mpp, key_added=key, device=device)
+    key = key or Keys.cells(stp.specs.ModelCard.of_file(checkpoint).model)
+    stp.tl.superresolve(
+        sdata,
+        checkpoint,
+        image_key=image_key,
+        mpp=mpp,
+        key_added=key,
+        hparams=_parse(hparams),
+        trust=trust,
+        device=device,
+    )
     _write_result(out, sdata, key)
 
 
@@ -661,7 +683,7 @@ def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool
 def _parse(text: str | None, option: str = "--hparams", *, example: str = '{"depth": 6}') -> dict[str, Any] | None:
     try:
         return None if text is None else dict(json.loads(text))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValueError(
             f"{option} must be JSON of an object, '{example}' say; got {text!r} ({error})."
         ) from error

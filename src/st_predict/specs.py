@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, replace
 from difflib import get_close_matches
+from math import isfinite
 from numbers import Integral
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, File, Natural, Number, Positive, check, validated
+from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +42,9 @@ Transform = Literal[
 FITTED = ("pearson_residuals", "log_fold")
 """Transforms that depend on the spots of training."""
 
+_DEEPEST = 32  # lists and mappings of a card, one in another
+_LONGEST_HEADER = 100_000_000  # bytes, as in the format of safetensors
+
 _OF_ALL_GENES = (*FITTED, "log1p_10k")
 HeldOut: TypeAlias = Literal["patient", "section"]
 Over = Literal["panel", "all"]
@@ -56,6 +61,8 @@ def _as_given(value: Any, make_float: Callable[[Any], float]) -> float:
 
 _Number = Annotated[Number, WrapValidator(_as_given)]
 _Positive = Annotated[Positive, WrapValidator(_as_given)]
+_Mean = Annotated[_Number, Field(ge=-1e6, le=1e6)]
+_Std = Annotated[_Positive, Field(ge=1e-6, le=1e6)]  # its inverse is finite in float32
 _Limits: TypeAlias = tuple[tuple[Number, ...], tuple[Number, ...]]
 
 
@@ -71,8 +78,8 @@ class LevelSpec:
         Width of a pixel relative to the finest level of the crop: 1 is the finest, 2 has pixels twice as wide.
     """
 
-    size: Count
-    downsample: _Positive = 1.0
+    size: Annotated[Count, Field(le=16_384)]
+    downsample: Annotated[_Positive, Field(le=1e6)] = 1.0
 
     @property
     def fov(self) -> float:
@@ -95,8 +102,8 @@ class CropSpec:
         Grey value of what lies outside the image. White, as is outside the tissue.
     """
 
-    levels: tuple[LevelSpec, ...]
-    mpp: _Positive | None = None
+    levels: Annotated[tuple[LevelSpec, ...], Few]
+    mpp: Annotated[_Positive, Field(le=1000)] | None = None
     pad_value: Annotated[Natural, Field(le=255)] = 255
 
     def __post_init__(self) -> None:
@@ -109,10 +116,10 @@ class CropSpec:
 
 @validated
 class PixelSpec:
-    """How 8-bit pixels become numbers: ``(x / 255 - mean) / std``, a channel at a time."""
+    """How 8-bit pixels become numbers: ``(x / 255 - mean) / std``, a channel at a time; all within a million."""
 
-    mean: tuple[_Number, _Number, _Number] = (0.0, 0.0, 0.0)
-    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    mean: tuple[_Mean, _Mean, _Mean] = (0.0, 0.0, 0.0)
+    std: tuple[_Std, _Std, _Std] = (1.0, 1.0, 1.0)
 
 
 IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -365,10 +372,7 @@ class ModelCard:
     format_version: Natural = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if not self.genes or len(set(self.genes)) < len(self.genes):
-            raise InvalidValueError(
-                f"genes must be a list of different names, got {len(self.genes)} of {set(self.genes)}."
-            )
+        _check_genes(self.genes)
         limits, reference = self.target.limits, self.target.reference
         for what, values in (("limits", limits and limits[0]), ("proportions", reference and reference.proportions)):
             if values and len(values) != len(self.genes):
@@ -427,10 +431,11 @@ class ModelCard:
             If the card was written by a newer version, or is no card.
         """
         try:
-            values = json.loads(text)
-        except (TypeError, ValueError) as error:
+            values = json.loads(text, object_pairs_hook=_unique)
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidValueError(f"This is not a card of st_predict, as it is not JSON ({error}).") from error
         _check_fields(values, {f.name for f in fields(cls)})
+        _check_plain(values)
         try:
             return cls(**values)
         except StPredictError as error:
@@ -467,20 +472,51 @@ class ModelCard:
             raise error.about(f"{str(path)!r} cannot be used.") from error
 
 
+def _check_genes(genes: tuple[str, ...]) -> None:
+    if not genes:
+        raise InvalidValueError("genes must be a list of different names, got none.")
+    if len(set(genes)) < len(genes):
+        twice = [gene for gene, n in Counter(genes).items() if n > 1]
+        raise InvalidValueError(f"genes must be a list of different names, got {twice[:5]} several times.")
+    if wrong := [gene for gene in genes if "\0" in gene or any("\ud800" <= letter <= "\udfff" for letter in gene)]:
+        raise InvalidValueError(f"genes must be names that a file can hold, got {wrong[:5]}.")
+
+
 def _metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file from its header: 8 bytes with its length, then JSON."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > size:
+            if length > min(size, _LONGEST_HEADER):
                 raise InvalidValueError("its header is longer than the file")
             return dict(json.loads(file.read(length)).get("__metadata__") or {})
-    except (AttributeError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # not JSON, or JSON of another structure
         raise InvalidValueError(
             f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
             "get it again",
         ) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InvalidValueError(f"fields are given twice: {sorted({name for name in names if names.count(name) > 1})}")
+    return values
+
+
+def _check_plain(values: Mapping[str, Any]) -> None:
+    """Refuse values that nobody would write: deeply nested ones, and NaN or infinity but in the notes of training."""
+    todo = [(name, value, 1) for name, value in values.items()]
+    while todo:
+        name, value, depth = todo.pop()
+        if depth > _DEEPEST:
+            raise InvalidValueError(f"The field {name!r} of the card is nested more than {_DEEPEST} deep.")
+        if isinstance(value, float) and not isfinite(value) and name != "training":
+            raise InvalidValueError(f"The field {name!r} of the card has the value {value}, which is not finite.")
+        if isinstance(value, dict | list):
+            todo += [(name, one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
 
 
 def _check_fields(values: Any, names: set[str]) -> None:
@@ -489,7 +525,7 @@ def _check_fields(values: Any, names: set[str]) -> None:
             f"This is not a card of st_predict, as it is not a mapping but {type(values).__name__}."
         )
     version = values.get("format_version", 0)
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int | float) and version > FORMAT_VERSION:
         raise InvalidValueError(
             f"The card has format {version}, this st_predict reads up to {FORMAT_VERSION}.", "upgrade st_predict"
         )

@@ -438,3 +438,14 @@ def test_a_checkpoint_in_half_precision_has_the_same_backbone(tmp_path):
     loaded, _ = checkpoints.load(tmp_path / "half.safetensors")
     backbone = loaded.embed.maps.backbone.state_dict()
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in backbone_of(net).items())
+
+
+@pytest.mark.parametrize("tokens", ["efficientnet_lite0", "resnet18", "resnet18.a1_in1k", None])
+def test_a_card_may_name_a_backbone(tokens):
+    SPEC.admit({"tokens": tokens})
+
+
+@pytest.mark.parametrize("tokens", ["hf-hub:owner/name", "/tmp/folder", "resnet18.../x", "resnet18.a b", "no_such", 3])
+def test_a_card_may_not_name_a_place(tokens):
+    with pytest.raises(ValueError, match="tokens"):
+        SPEC.admit({"tokens": tokens})

@@ -418,9 +418,13 @@ def test_iStar_on_hipt(slide, tmp_path):  # noqa: N802
         slide, "istar", panel=list(table.var_names), out=tmp_path / "run", hparams=hparams, config=how
     )
     assert len(trained.card.hparams["weights_sha256"]) == 64
+    with pytest.raises(ValueError, match="The weights of HIPT do not come with the package"):  # a path on a card
+        stp.tl.predict(slide, trained.checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="The weights of HIPT do not come with the package"):
+        stp.tl.superresolve(slide, trained.checkpoint, device="cpu")
     moved = weights.rename(tmp_path / "moved.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no weights .*hipt.safetensors'"):
-        stp.tl.predict(slide, trained.checkpoint, device="cpu")
+        stp.tl.predict(slide, trained.checkpoint, trust=True, device="cpu")
     with pytest.raises(ValueError, match="not the weights that the network was trained with"):
         stp.tl.predict(slide, trained.checkpoint, hparams={"weights": str(trained.checkpoint)}, device="cpu")
     stp.tl.predict(slide, trained.checkpoint, hparams={"weights": str(moved)}, device="cpu", precision="float32")

@@ -7,6 +7,7 @@ import os
 import stat
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from st_predict.tl import LeakageError, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from spatialdata import SpatialData
 
@@ -169,6 +169,32 @@ def test_resumed_is_as_uninterrupted(
     pd.testing.assert_frame_equal(resumed.history, whole.history)
     assert same_weights(resumed.checkpoint, whole.checkpoint)
     assert resumed.card == whole.card
+
+
+class Marker:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_nothing_in_the_folder_of_a_training_is_run(
+    measured: SpatialData, other: Make, tmp_path: Path, quick: Config, name: str
+) -> None:
+    options = {"validation": [other("P2")]}
+    train(measured, tmp_path / "out", quick(epochs=1), **options)
+    file = tmp_path / "out" / "checkpoints" / name
+    state = {"callbacks": Marker(tmp_path / "ran"), "state_dict": Marker(tmp_path / "ran")}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match="holds something else than tensors, numbers and texts"):
+        train(measured, tmp_path / "out", quick(epochs=1), resume=True, **options)
+    assert not (tmp_path / "ran").exists()
+    torch.load(file, weights_only=False)  # noqa: TID251  # this is what it would do
+    assert (tmp_path / "ran").exists()
 
 
 def test_resuming_needs_something(measured: SpatialData, tmp_path: Path, quick: Config) -> None:

@@ -321,6 +321,15 @@ def test_an_interrupted_training_ends_as_a_whole_one(
     assert [{"round": 0, **row} for row in rows] == history[:2]
 
 
+def test_a_round_of_another_training_is_refused(stores: dict[str, CropStore], quick: Config, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    where = {"config": quick(epochs=1), "folder": tmp_path / "out", "rounds": 1}
+    fit_rounds(CARD, stores["data"], None, stores["unlabelled"], resume=False, **where)
+    other = replace(CARD, hparams={**CARD.hparams, "depth": 2})
+    with pytest.raises(ValueError, match=r"0\.safetensors' is of another training\. Start anew in another folder"):
+        fit_rounds(other, stores["data"], None, stores["unlabelled"], resume=True, **where)
+
+
 def test_works_without_validation(stores: dict[str, CropStore], quick: Config, tmp_path: Path):
     (tmp_path / "out").mkdir()
     where = {"config": quick(epochs=1), "folder": tmp_path / "out", "resume": False, "rounds": 1}

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from st_predict._files import cache_dir, sha256, user_cache_dir, whole
+from st_predict._files import cache_dir, make_folder, sha256, user_cache_dir, whole
 from st_predict._runtime import Inference
 from st_predict._sections._neighbourhood import join_neighbours, standardize
 from st_predict.crops import iter_batches
@@ -232,7 +232,7 @@ def _keep(paths: Sequence[Path], header: str, features: NDArray[np.float32]) -> 
     """Write the first path, or the next one where writing is not permitted; a cache that is full must not fail."""
     path, *others = paths
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with whole(path) as fresh:
             save_file({_NAME: features}, fresh, metadata={_HEADER: header, _DIGEST: sha256(features.data)})
     except (SafetensorError, OSError) as error:

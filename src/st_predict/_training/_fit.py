@@ -9,6 +9,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from functools import partial
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as L
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from st_predict import checkpoints
+from st_predict._errors import InvalidValueError
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
@@ -63,7 +65,7 @@ def fit(
     """Run Lightning; return the network of the best epoch (without validation, of the last one), and the history."""
     history, keep, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
     loader = for_training(data, card, config)
-    with torch.random.fork_rng(_gpus(config)), quiet():
+    with torch.random.fork_rng(_gpus(config)), quiet(), _reading_state(folder):
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = checkpoints.build(card)
         reference = in_order(data.measured, card, config)
@@ -86,13 +88,27 @@ def fit(
             # mixed, as a contrastive loss compares the spots of a batch
             None if val_data is None else in_order(val_data, card, config, mixed=True),
             ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
-            weights_only=False if resume else None,  # the file is our own
+            weights_only=True,  # of last.ckpt: tensors, numbers and texts, nothing that is run
         )
     if keep is not None:
-        adapter = Adapter.load_from_checkpoint(
-            keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=False
-        )
+        with _reading_state(folder):
+            adapter = Adapter.load_from_checkpoint(
+                keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=True
+            )
     return adapter.kept.eval(), history.rows
+
+
+@contextmanager
+def _reading_state(folder: Path) -> Iterator[None]:
+    """Say that a file with the state of a training holds what would have to be run to be read."""
+    try:
+        yield
+    except UnpicklingError as error:
+        why = str(error).strip().partition("\n")[0]
+        raise InvalidValueError(
+            f"A file in {str(folder / 'checkpoints')!r} is damaged, or holds something else than tensors, numbers and texts ({why}).",
+            "start anew in another folder",
+        ) from error
 
 
 def _callbacks(

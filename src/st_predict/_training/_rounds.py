@@ -20,6 +20,7 @@ from st_predict._training._scores import best_row
 from st_predict._validated import Count, check
 from st_predict.crops import Batch
 from st_predict.models import get_spec
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from st_predict._training._config import TrainConfig
     from st_predict._training._store import CropStore
     from st_predict.models import SpotModel
-    from st_predict.specs import ModelCard
 
 __all__ = ["JoinedStore", "fit_rounds", "label", "split_rounds"]
 
@@ -144,7 +144,7 @@ def fit_rounds(
         network, figures = train(number, store)
         history = history + figures
     best = rounds if val_data is None else int(best_row(history, config)["round"])
-    return (network if best == rounds else _load(_file(folder, best))[0]), history
+    return (network if best == rounds else _load(_file(folder, best), card)[0]), history
 
 
 def _fit_round(
@@ -160,7 +160,7 @@ def _fit_round(
     """Train a round, or load what it ended with."""
     file = _file(folder, number)
     if resume and file.is_file():
-        return _load(file)
+        return _load(file, card)
     place = folder if number == 0 else folder / "rounds" / str(number)
     begun = (place / "checkpoints" / "last.ckpt").is_file()
     network, figures = fit(card, store, val_data, config=config, folder=place, resume=resume and begun)
@@ -177,10 +177,14 @@ def _file(folder: Path, number: int) -> Path:
     return folder / "rounds" / f"{number}.safetensors"
 
 
-def _load(file: Path) -> tuple[SpotModel, list[dict[str, float]]]:
+def _load(file: Path, card: ModelCard) -> tuple[SpotModel, list[dict[str, float]]]:
+    """Read the weights of a round into the network of ``card``, and its figures."""
+    stored = ModelCard.of_file(file)
+    if (stored.model, stored.genes, stored.hparams) != (card.model, card.genes, card.hparams):
+        raise InvalidValueError(f"{str(file)!r} is of another training.", "start anew in another folder")
     with torch.random.fork_rng(devices=[]):  # which the weights that are replaced are drawn from
-        network, card = checkpoints.load(file)
-    return network, card.training["history"]
+        network, stored = checkpoints.load(file, trust=True)  # a card that says what the caller says
+    return network, stored.training["history"]
 
 
 def _inference(network: SpotModel, card: ModelCard, config: TrainConfig) -> Inference:

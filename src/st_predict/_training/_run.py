@@ -120,7 +120,7 @@ def _read_note(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is nothing to resume: no {str(path)!r}. Start anew in another folder.")
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of its characters
+    except (ValueError, RecursionError) as error:  # of JSON or of its characters
         raise InvalidValueError(f"{str(path)!r} is damaged ({error}).", "start anew in another folder") from error
     if isinstance(begun, dict):
         return begun

@@ -6,13 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
-from st_predict._validated import File, check
+from st_predict._validated import File, Flag, check
+from st_predict.checkpoints._sizes import (
+    MOST_PARTS,
+    check_finite,
+    check_fits,
+    limited,
+    most_parts_of,
+    reading,
+    shapes_of,
+)
 from st_predict.encoders import Encoder, restore_encoder
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -41,13 +50,18 @@ def build(card: ModelCard) -> SpotModel:
     TypeError
         If this is not a card.
     ValueError
-        If hyper-parameters are unfit.
+        If hyper-parameters are unfit, or the network would have more than 4.3 billion values or 30,000 layers and tensors.
     MemoryError
         If there is not enough memory for the network.
     """
     _require("card", card, ModelCard)
-    network = get_spec(card.model).build_with(len(card.genes), card.hparams)
-    network.pixel_spec = card.pixels
+    return _build(card, MOST_PARTS)
+
+
+def _build(card: ModelCard, most_parts: int) -> SpotModel:
+    with limited(most_parts):
+        network = get_spec(card.model).build_with(len(card.genes), card.hparams)
+        network.pixel_spec = card.pixels
     return network
 
 
@@ -106,8 +120,12 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None) -> tuple[SpotModel, ModelCard]:
+def load(
+    path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+) -> tuple[SpotModel, ModelCard]:
     """Build the network of a checkpoint.
+
+    Nothing that the file says is run, opened or fetched.
 
     Parameters
     ----------
@@ -116,6 +134,9 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     hparams
         Hyper-parameters to use instead of those on the card, of those that the weights do not depend on
         (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+    trust
+        Take the card as it is: an encoder or an architecture of any source, arguments of any kind, and paths of files. By default
+        only what :attr:`st_predict.models.ModelSpec.of_card` allows is accepted, and paths on the card are not used.
 
     Returns
     -------
@@ -126,19 +147,20 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, is no safetensors file, has no card, or has weights of another network; or ``hparams``
-        are none that may change, or unfit.
+        If the file is truncated, is no safetensors file, has no card, has a card that sets what it may not, or has weights of
+        another network; or ``hparams`` are none that may change, or unfit.
     KeyError
         If there is no model of the name on the card.
     """
-    card, state = ModelCard.of_file(path), _read_weights(path)
-    _check_free(card.model, {} if hparams is None else hparams)
+    card, tensors = ModelCard.of_file(path), shapes_of(path)
+    trust = check("trust", trust, Flag)
+    card = _settled(path, card, hparams, trust=trust)
     try:
-        card = replace(card, hparams={**card.hparams, **(hparams or {})})
+        _check_crops(card, trust=trust)
+        _check_sizes(card, {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)})
         network = build(card)
-        network.load_state_dict(
-            {k: v for k, v in state.items() if not k.startswith(_ENCODER)}
-        )  # copies into float32, whatever the file holds
+        network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32, whatever the file holds
+        check_finite(network)
     except StPredictError as error:
         if hparams:  # not of the file
             raise
@@ -148,7 +170,28 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     return network.eval(), card
 
 
-def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
+def _check_crops(card: ModelCard, *, trust: bool) -> None:
+    """Refuse a card of unknown origin with crops that its network does not read, however large."""
+    spec = get_spec(card.model)
+    if trust or spec.reads(card.hparams).kind == "nothing":
+        return
+    if card.crop.levels != (levels := spec.crop_for(card.hparams).levels):
+        raise InvalidValueError(f"The network reads crops {list(levels)}, the card says {list(card.crop.levels)}.")
+
+
+def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a card of another network than that of the tensors, before any memory is taken for either."""
+    try:
+        with torch.device("meta"):
+            network = _build(card, most_parts_of(tensors))
+    except MemoryError as error:
+        raise InvalidValueError(f"The card asks for a network that no memory can hold: {error}") from error
+    check_fits(network, tensors)
+
+
+def load_encoder(
+    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+) -> Encoder | None:
     """Load the encoder whose features the network of a checkpoint reads: from the checkpoint, if that carries it.
 
     Parameters
@@ -157,6 +200,8 @@ def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
         A file of :func:`save`.
     card
         Its card.
+    hparams, trust
+        As in :func:`load`. ``hparams`` gives the path of ``weights`` of iStar's HIPT; that of the card is not used.
 
     Returns
     -------
@@ -167,22 +212,40 @@ def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, or carries the weights of another encoder.
+        If the file is damaged, carries the weights of another encoder, or has a card that names an encoder it may not.
     ModuleNotFoundError, ConnectionError, PermissionError
         If the checkpoint doesn't carry the encoder, and it cannot be loaded.
     """
+    card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
     reads = get_spec(card.model).reads(card.hparams)
     if reads.describe_encoder is None or reads.load_encoder is None:
         return None
-    carried = _read_weights(path, prefix=_ENCODER)
+    carried = _read_weights(path, encoder=True)
     if not carried:
         return reads.load_encoder()
-    try:
-        return restore_encoder(
-            reads.describe_encoder(), {name.removeprefix(_ENCODER): x for name, x in carried.items()}
+    spec = reads.describe_encoder()
+    if not spec.carried:
+        raise InvalidValueError(
+            f"{str(path)!r} carries weights of the encoder {spec.name!r}, which no checkpoint carries."
         )
+    try:
+        encoder = restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
+        check_finite(encoder)
     except StPredictError as error:
         raise error.about(f"{str(path)!r} is damaged.") from error
+    return encoder
+
+
+def _settled(
+    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, Any] | None, *, trust: bool
+) -> ModelCard:
+    """Return the card with the hyper-parameters that are used: those of the file as far as they may be, and those of the caller."""
+    _check_free(card.model, {} if hparams is None else hparams)
+    try:
+        own = card.hparams if trust else get_spec(card.model).admit(card.hparams)
+    except StPredictError as error:
+        raise error.about(f"{str(path)!r} does not hold a {card.model!r} network.") from error
+    return replace(card, hparams={**own, **(hparams or {})})
 
 
 def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
@@ -196,13 +259,8 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
         )
 
 
-def _read_weights(path: PathLike[str] | str, *, prefix: str = "") -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise InvalidValueError(
-            f"{str(path)!r} is not a complete safetensors file ({error}): it is damaged or of another kind.",
-            "get it again",
-        ) from error
+def _read_weights(path: PathLike[str] | str, *, encoder: bool) -> dict[str, Tensor]:
+    """Read the tensors of the encoder that a file carries, or those of the network."""
+    with reading(path), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(_ENCODER) == encoder]  # noqa: SIM118  # not a mapping
+        return {name: file.get_tensor(name) for name in names}

@@ -160,7 +160,7 @@ def _get(weights: Weights, mirror: str | None) -> Path:
             f"{weights.name}@{weights.version} is not there, and {OFFLINE} forbids to fetch it. {by_hand}"
         )
     try:
-        return download(url, path, sha256=weights.sha256)
+        return download(url, path, sha256=weights.sha256, n_bytes=weights.n_bytes)
     except ConnectionError as error:
         raise ConnectionError(f"{error} {by_hand} {WEIGHTS_URL} names a mirror.") from error
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._runtime import Network, is_out_of_memory
 from st_predict._validated import Count, Natural, Positive, check, validated
 from st_predict.encoders import Encoder, EncoderSpec
-from st_predict.models._hparams import checked, kinds_of, refuse_unknown
+from st_predict.models._hparams import checked, kinds_of, kinds_of_card, refuse_unknown
 from st_predict.specs import CropSpec, PixelSpec, TargetSpec
 
 if TYPE_CHECKING:
@@ -178,6 +178,11 @@ class ModelSpec:
         Whether :meth:`SpotModel.finalize` alone trains it, without gradients.
     at_prediction
         Hyper-parameters that may change after training, as weights do not depend on them.
+    of_card
+        Types of texts and mappings that the card of a file may set (:meth:`admit`). Numbers, truth values and choices that a
+        type lists need no entry. No type may let a card name a path, an address, code or a source of weights.
+    of_user
+        Hyper-parameters that name files. Those of a card are not used; the caller of a prediction gives them.
     hparams
         Those of the published model.
     original
@@ -219,6 +224,8 @@ class ModelSpec:
     symmetries: Literal[1, 8] = 1
     closed_form: bool = False
     at_prediction: tuple[str, ...] = ()
+    of_card: Mapping[str, Any] = field(default_factory=dict)
+    of_user: tuple[str, ...] = ()
     hparams: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     original: Preset = field(default_factory=Preset)
@@ -250,6 +257,23 @@ class ModelSpec:
     def extension(self, hparams: Mapping[str, Any]) -> str:
         """Return a note on hyper-parameters that extend the published method; see ``extension_of``."""
         return "" if self.extension_of is None else self._with(self.extension_of, hparams)
+
+    def admit(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyper-parameters of a card of unknown origin, with ``None`` for those of ``of_user``.
+
+        Raises
+        ------
+        ValueError
+            If one does not exist, or has a value that a card may not set; see ``of_card``.
+        """
+        self.check_names(hparams)
+        own = {name: None if name in self.of_user else value for name, value in hparams.items()}
+        try:
+            checked(self.name, own, kinds_of_card(kinds_of(self.build, self.config), self.of_card, own))
+        except StPredictError as error:
+            advice = Advice("if you trust the file, let its card say this with {}", "trust", value=True)
+            raise InvalidValueError(error.found, advice) from error
+        return own
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters reads, or its encoder."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import Count, Flag, Natural, validated
+from st_predict._validated import Count, Few, Flag, Natural, validated
 from st_predict.encoders import (
     Encoder,
     EncoderSpec,
@@ -48,7 +48,7 @@ class Reading:
 
     encoder: str = "rgb"
     features: Features | None = None
-    fields: tuple[Count, ...] = ()
+    fields: Annotated[tuple[Count, ...], Few] = ()
     neighbours: Natural = 0
     standardize: Flag = False
 
@@ -101,7 +101,7 @@ class FeatureModel(SpotModel):
         *,
         encoder: str = "rgb",
         features: Features | None = None,
-        fields: tuple[Count, ...] = (),
+        fields: Annotated[tuple[Count, ...], Few] = (),
         neighbours: Natural = 0,
         standardize: Flag = False,
     ) -> None:

@@ -7,20 +7,21 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache, partial
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import PydanticUserError, TypeAdapter
+from pydantic import BeforeValidator, PydanticUserError, TypeAdapter
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._runtime import Network
 from st_predict._validated import Flag, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import nn
 
-__all__ = ["checked", "kinds_of", "refuse_unknown"]
+__all__ = ["checked", "kinds_of", "kinds_of_card", "refuse_unknown"]
 
 Kinds = Mapping[str, Any]
 
@@ -74,6 +75,47 @@ def _can_be_checked(kind: Any) -> bool:
     except PydanticUserError:
         return False
     return True
+
+
+def kinds_of_card(kinds: Kinds | None, own: Kinds, names: Iterable[str]) -> Kinds:
+    """Types of the hyper-parameters that a card of unknown origin may set.
+
+    Parameters
+    ----------
+    kinds
+        Types of all hyper-parameters, as :func:`kinds_of` gives them.
+    own
+        Types that the model allows in place of these.
+    names
+        Names that the card sets.
+
+    Returns
+    -------
+    The type of ``own``; else that of ``kinds`` if it allows numbers, truth values and listed choices only; else a number or a list
+    of numbers. A text or a mapping is thus accepted only where the model says which.
+    """
+    declared = {name: (kinds or {}).get(name, Any) for name in names}
+    return {n: own.get(n, kind if _is_closed(kind) else _Numbers) for n, kind in declared.items()}
+
+
+def _is_closed(kind: Any) -> bool:
+    """Whether a type has no other values than numbers, truth values and choices that it lists."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _is_closed(members[0])
+    if origin in {Union, UnionType, tuple, list}:
+        return all(_is_closed(member) for member in members if member is not Ellipsis)
+    return origin is Literal or kind in {int, float, bool, NoneType}
+
+
+def _numbers(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else [value]
+    if all(one is None or isinstance(one, int | float) for one in values):
+        return value
+    raise InvalidValueError("must be a number or a list of numbers")
+
+
+_Numbers = Annotated[Any, BeforeValidator(_numbers)]
 
 
 def refuse_unknown(model: str, hparams: Mapping[str, Any], kinds: Kinds | None) -> None:

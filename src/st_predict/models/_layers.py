@@ -195,11 +195,12 @@ def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: st
 
 
 def resize_on_load(module: nn.Module, *names: str) -> None:
-    """Let buffers take the shape of what a state dict has for them: only training knows how long they are."""
+    """Let buffers be as long as what a state dict has for them, which only training knows; rows stay as they are."""
 
     def resize(module: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
         for name in names:
-            if (stored := state.get(prefix + name)) is not None:
-                setattr(module, name, getattr(module, name).new_empty(stored.shape))
+            own = getattr(module, name)
+            if (stored := state.get(prefix + name)) is not None and stored.shape[1:] == own.shape[1:]:
+                setattr(module, name, own.new_empty(stored.shape))
 
     module.register_load_state_dict_pre_hook(resize)  # type: ignore[no-untyped-call]

@@ -35,6 +35,7 @@ from st_predict._backbones import create_backbone, fetch_weights, n_features
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Natural, Positive, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import OF_TIMM
 from st_predict.models._checks import check_names
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.models._timm import crop_of, pixels_of
@@ -315,6 +316,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={"arch": "resnet50", "weights": None, "size": 224, "dim": 256, "mode": "average", "k": 50},
     original=Preset(
         training={

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models._base import ModelSpec
+from st_predict.models._card import OF_TIMM
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET
 
@@ -67,6 +68,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={"arch": "convnext_tiny", "weights": None, "size": 224, "arch_args": {"drop_path_rate": 0.1}},
     tiny={"size": 32, "arch_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}},
     convert=convert,

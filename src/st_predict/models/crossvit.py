@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import choice
 from st_predict.models._checks import count_layers, of_variant, variant_of
 from st_predict.models._layers import Head, check_crops, renamed
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec
@@ -309,6 +310,7 @@ SPEC = ModelSpec(
     citation="Chen2021",
     license="Apache-2.0 (github.com/IBM/CrossViT)",
     build=CrossViT,
+    of_card={"variant": choice(*VARIANTS)},
     config=CrossViTConfig,
     crop=VARIANTS["small"].crop,
     crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._validated import Count, Positive  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._card import OF_TIMM
 from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, pixels_of
 from st_predict.specs import IMAGENET, CropSpec, LevelSpec, TargetSpec
@@ -192,6 +193,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={"arch": "vgg16", "weights": None, "size": 224, "loss": "mse", "frozen": False, "field": None},
     tiny={"arch": "densenet121", "size": 64, "arch_args": {"growth_rate": 8, "block_config": [1, 1, 1, 1]}},
     original=Preset(

@@ -32,9 +32,10 @@ from __future__ import annotations
 
 from functools import partial
 from math import cos, isqrt, log, radians, sin
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,12 +104,12 @@ class Hist2STConfig:
     heads: Count = 16
     head_dim: Count = 64
     graph: Count = 4
-    k: Count = 4
+    k: Annotated[Count, Field(le=1024)] = 4
     max_distance: Positive | None = 2.0
     drop: Probability = 0.2
     zinb: NotNegative = 0.25
     distill: NotNegative = 0.5
-    views: Natural = 5
+    views: Annotated[Natural, Field(le=100)] = 5
 
     def __post_init__(self) -> None:
         if self.channels % 8 or self.size < 2 * self.patch:

@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field  # types of hyper-parameters are read at run time
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Positive  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_cell_encoder, load_cell_encoder, weights_digest
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._card import Digest, Encoders, choice
 from st_predict.models._layers import full_precision, renamed
 from st_predict.specs import TargetSpec
 
@@ -85,7 +87,7 @@ class IStar(SpotModel):
         n_shifts: Count = 4,
         weights: str | None = None,
         weights_sha256: str | None = None,
-        radius_um: Positive | None = None,
+        radius_um: Annotated[Positive, Field(le=1000)] | None = None,
         n_fits: Count = 5,
         hidden: Count = 256,
     ) -> None:
@@ -230,6 +232,8 @@ SPEC = ModelSpec(
     crop=get_cell_encoder("rgb-cells").crop,
     reads_of=reads_of,
     complete_of=with_digest,
+    of_card={"encoder": choice("rgb-cells", "hipt") | Encoders, "weights_sha256": Digest | None},
+    of_user=("weights",),
     at_prediction=("weights", "radius_um"),
     hparams={"encoder": "rgb-cells", "n_fits": 5, "hidden": 256},
     tiny={"encoder": "rgb-cells", "cell": 8, "n_fits": 3, "hidden": 128},

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import choice
 from st_predict.models._checks import count_layers, of_variant, variant_of
 from st_predict.models._layers import Head, check_crops, patch_mlp, patches, renamed
 from st_predict.specs import CropSpec, LevelSpec, TargetSpec
@@ -250,6 +251,7 @@ SPEC = ModelSpec(
     citation="Wang2024",
     license="none (github.com/Dootmaan/M2ORT)",
     build=M2ORT,
+    of_card={"variant": choice(*VARIANTS)},
     config=M2ORTConfig,
     crop=VARIANTS["small"].crop,
     crop_of=lambda **hparams: of_variant(VARIANTS, **hparams).crop,

@@ -28,15 +28,17 @@ joined, H heads, E channels of a head.
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from st_predict._errors import InvalidValueError
-from st_predict._validated import Count, Flag, Natural, Probability, Text, validated
+from st_predict._validated import Count, Few, Flag, Natural, Probability, Text, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import Tokens
 from st_predict.models._checks import count_layers, heads_of
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
 from st_predict.models._levels import Levels, blank, centre, present_levels
@@ -104,7 +106,7 @@ class M2OSTConfig(Ablations):
     heads: Count = 3
     head_dim: Count = 64
     mlp_dim: Count = 128
-    levels: tuple[Natural, ...] = (0, 1, 2)
+    levels: Annotated[tuple[Annotated[Natural, Field(le=16)], ...], Few] = (0, 1, 2)
     size: Count = 224
     patch: Count = 16
     fusion: Literal["concat", "omega"] = "concat"
@@ -392,6 +394,7 @@ SPEC = ModelSpec(
     crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,
     pixels_of=pixels_of,
     extension_of=extension_of,
+    of_card={"tokens": Tokens | None},
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
     tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
     original=Preset(target=TargetSpec()),

@@ -8,9 +8,10 @@ Shapes: B spots, D features, H hidden channels, G genes.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field  # types of hyper-parameters are read at run time
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Probability  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
 from st_predict.models._base import RECOMMENDED, ModelSpec
+from st_predict.models._card import OF_ENCODER
 from st_predict.models._features import FeatureModel, features_of, read_features
 from st_predict.models._layers import Head, full_precision
 
@@ -64,7 +66,7 @@ class MLP(FeatureModel):
         *,
         n_features: Count | None = None,
         hidden: Count = 256,
-        depth: Count = 1,
+        depth: Annotated[Count, Field(le=1000)] = 1,
         drop: Probability = 0.5,
         **reading: Any,
     ) -> None:
@@ -113,6 +115,7 @@ SPEC = ModelSpec(
     build=MLP,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
+    of_card=OF_ENCODER,
     hparams={"encoder": "rgb", "hidden": 256, "depth": 1, "drop": 0.5},
     tiny={"encoder": "rgb", "hidden": 16, "drop": 0.1},
     recommended=replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models._base import ModelSpec
+from st_predict.models._card import OF_TIMM
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET
 
@@ -52,6 +53,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={"arch": "resnet50", "weights": None, "size": 224},
     tiny={"size": 32, "arch_args": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}},
     convert=convert,

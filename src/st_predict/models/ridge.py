@@ -26,6 +26,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, NotNegative  # noqa: TC001  # types of hyper-parameters are read at run time
 from st_predict.encoders import get_encoder
 from st_predict.models._base import RECOMMENDED, ModelSpec, Preset
+from st_predict.models._card import OF_ENCODER
 from st_predict.models._features import FeatureModel, features_of
 from st_predict.models._layers import full_precision, resize_on_load
 from st_predict.specs import TargetSpec
@@ -234,6 +235,7 @@ SPEC = ModelSpec(
     build=Ridge,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
+    of_card=OF_ENCODER,
     closed_form=True,
     hparams={"encoder": "rgb", "n_components": 256, "alpha": "cv"},
     tiny={"encoder": "rgb", "n_components": 4},

@@ -42,9 +42,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from st_predict._errors import InvalidValueError
-from st_predict._validated import Count, Flag, Natural, Number, Positive, Probability, validated
+from st_predict._validated import Count, Few, Flag, Natural, Number, Positive, Probability, validated
 from st_predict.encoders import Features, get_encoder
 from st_predict.models._base import ModelSpec, Preset, Reads, SpotModel
+from st_predict.models._card import OF_ENCODER
 from st_predict.models._checks import count_layers
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
@@ -105,7 +106,7 @@ class STFlowConfig:
 
     encoder: str = "rgb"
     features: Features | None = None
-    fields: tuple[Count, ...] = ()
+    fields: Annotated[tuple[Count, ...], Few] = ()
     feature_neighbours: Natural = 0
     standardize: Flag = False
     n_features: Count | None = None
@@ -113,9 +114,9 @@ class STFlowConfig:
     edge_dim: Count = 128
     depth: Count = 4
     heads: Count = 4
-    neighbours: Count = 8
+    neighbours: Annotated[Count, Field(le=1024)] = 8
     drop: Probability = 0.2
-    steps: Annotated[Count, Field(ge=2)] = 5
+    steps: Annotated[Count, Field(ge=2, le=10_000)] = 5
     prior: Literal["zinb", "gaussian", "zero"] = "zinb"
     theta: Positive = 1.0
     logit: Number = 0.1
@@ -455,6 +456,7 @@ SPEC = ModelSpec(
     config=STFlowConfig,
     crop=get_encoder("rgb").crop,
     reads_of=_reads_of,
+    of_card=OF_ENCODER,
     scope="section",
     needs=("xy_um",),
     at_prediction=("steps",),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from st_predict.models._base import ModelSpec, Preset
+from st_predict.models._card import OF_TIMM
 from st_predict.models._checks import check_choice
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET, TargetSpec
@@ -91,6 +92,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     symmetries=8,
     hparams={"arch": "densenet121", "weights": None, "size": 224, "loss": "mse"},
     original=Preset(

@@ -29,9 +29,10 @@ import re
 from collections import Counter
 from dataclasses import asdict
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -40,6 +41,7 @@ from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Count, Positive, Probability, validated
 from st_predict.encoders import get_encoder
 from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._card import OF_ENCODER, choice
 from st_predict.models._checks import count_layers
 from st_predict.models._features import Reading, features_of, read_features
 from st_predict.models._layers import Head, full_precision, renamed, rows_of_sections
@@ -97,7 +99,7 @@ class STPathConfig(Reading):
     dim: Count = 512
     depth: Count = 4
     heads: Count = 4
-    mlp_ratio: Positive = 2
+    mlp_ratio: Annotated[Positive, Field(le=1000)] = 2
     drop: Probability = 0.1
     organ: str | None = None
     technology: str | None = None
@@ -397,6 +399,7 @@ SPEC = ModelSpec(
     config=STPathConfig,
     crop=get_encoder("rgb").crop,
     reads_of=features_of,
+    of_card={**OF_ENCODER, "organ": choice(*ORGANS) | None, "technology": choice(*TECHNOLOGIES) | None},
     scope="section",
     needs=("xy_um",),
     reads_context=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models._base import ModelSpec
+from st_predict.models._card import OF_TIMM
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET
 
@@ -65,6 +66,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={
         "arch": "swin_tiny_patch4_window7_224",
         "weights": None,

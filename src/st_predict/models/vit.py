@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models._base import ModelSpec
+from st_predict.models._card import OF_TIMM
 from st_predict.models._timm import TimmRegressor, count_blocks, crop_of, from_timm, pixels_of, rename
 from st_predict.specs import IMAGENET
 
@@ -67,6 +68,7 @@ SPEC = ModelSpec(
     crop_of=crop_of,
     pixels=IMAGENET,
     pixels_of=pixels_of,
+    of_card=OF_TIMM,
     hparams={"arch": "vit_base_patch16_224", "weights": None, "size": 224},
     tiny={"size": 32, "arch_args": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}},
     convert=convert,

@@ -271,7 +271,7 @@ class Calibration:
                 group_key=content["group_key"],
                 settings=content["settings"],
             )
-        except (KeyError, TypeError, ValueError) as error:  # not JSON, or JSON of another structure
+        except (KeyError, TypeError, ValueError, RecursionError) as error:  # not JSON, or JSON of another structure
             raise InvalidValueError(f"{str(path)!r} is not a readable calibration: {error}") from error
 
     def _intervals(self, genes: Sequence[str]) -> Intervals:

@@ -102,6 +102,7 @@ class Ensemble:
         models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained],
         *,
         hparams: Mapping[str, Any] | None = None,
+        trust: bool = False,
         draws: Draws | None = None,
         symmetries: int | None = None,
         compute: Compute,
@@ -125,7 +126,7 @@ class Ensemble:
                     f"{name!r} is the same checkpoint as {same[0]!r}.", "name each member of an ensemble once"
                 )
             own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
-            network, card = checkpoints.load(path, hparams=hparams)
+            network, card = checkpoints.load(path, hparams=hparams, trust=trust)
             if draws is not None and type(network).sample is SpotModel.sample:
                 network.dropout_layers()  # refuses one without
             spec = get_spec(card.model)
@@ -141,7 +142,7 @@ class Ensemble:
                 name=name,
                 sha256=digest,
                 card=card,
-                encoder=checkpoints.load_encoder(path, card),
+                encoder=checkpoints.load_encoder(path, card, hparams=hparams, trust=trust),
                 inference=inference,
                 compute=compute,
                 draws=own,

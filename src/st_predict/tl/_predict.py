@@ -49,6 +49,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     hparams: Mapping[str, Any] | None = None,
+    trust: bool = False,
     device: str = "auto",
     precision: str = "auto",
 ) -> None:
@@ -110,6 +111,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     hparams
         Hyper-parameters to change, of those that the weights do not depend on
         (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+    trust
+        Whether to take the card of the checkpoint as it is. By default a card may name encoders of
+        :func:`st_predict.encoders.list_encoders` only, and no files; see :func:`st_predict.checkpoints.load`.
     device
         ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     precision
@@ -171,7 +175,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     key_added, hparams = check("key_added", key_added, Text | None), check("hparams", hparams, Fields | None)
     _refuse_without_effect(where, context)
     ensemble = Ensemble.open(
-        model, hparams=hparams, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
+        model, hparams=hparams, trust=trust, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
     slide = open_slide(sdata, where, need_mpp=ensemble.needs_mpp)
     ensemble.check(slide)

@@ -14,12 +14,13 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
 from st_predict._runtime import Compute, Inference
-from st_predict._sections import CellReader, encoder_of
+from st_predict._sections import CellReader
 from st_predict._validated import Fields, File, Flag, Name, check
 from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
 from st_predict.io import find_image, find_mpp, open_pyramid
+from st_predict.models import get_spec
 from st_predict.pp import find_tissue
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     out: PathLike[str] | str | None = None,
     key_added: str | None = None,
     hparams: Mapping[str, Any] | None = None,
+    trust: bool = False,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -86,6 +88,9 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
         Name of the table. By default ``cells_{model}``.
     hparams
         Hyper-parameters to change, as in :func:`predict`.
+    trust
+        Whether to take the card of the checkpoint as it is. By default a card may name encoders of
+        :func:`st_predict.encoders.list_encoders` only, and no files; see :func:`st_predict.checkpoints.load`.
     batch_size
         Cells that the network predicts at a time.
     device
@@ -125,8 +130,11 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     key_added, hparams = check("key_added", key_added, Name | None), check("hparams", hparams, Fields | None)
     tissue_only, out = check("tissue_only", tissue_only, Flag), check("out", out, File | None)
     image_key = find_image(sdata, image_key)
-    network, card = checkpoints.load(checkpoints.find_weights(model), hparams=hparams)
-    encoder = _cell_encoder(card)
+    path = checkpoints.find_weights(model)
+    network, card = checkpoints.load(path, hparams=hparams, trust=trust)
+    _refuse_spots(card)
+    encoder = checkpoints.load_encoder(path, card, hparams=hparams, trust=trust)
+    assert isinstance(encoder, CellEncoder)
     required = card.crop.mpp is not None
     found = find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=where.mpp, required=required)
     key = key_added or Keys.cells(card.model)
@@ -161,15 +169,14 @@ def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict
     }
 
 
-def _cell_encoder(card: ModelCard) -> CellEncoder:
-    encoder = encoder_of(card)
-    if not isinstance(encoder, CellEncoder):
+def _refuse_spots(card: ModelCard) -> None:
+    """Refuse a network that does not predict cells, before its encoder is loaded."""
+    if get_spec(card.model).reads(card.hparams).kind != "cells":
         raise InvalidValueError(
             f"{card.model!r} predicts spots from the image around them, and not cells.",
             "for a fine map, lay a lattice of spots with st_predict.pp.make_grid(sdata, pitch_um=...), and predict these with "
             "st_predict.tl.predict",
         )
-    return encoder
 
 
 def _on_tissue(grid: CellGrid, tissue: Tissue | None) -> NDArray[np.int64]:

@@ -164,7 +164,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     rounds
         How many such rounds.
     resume
-        Go on from the last epoch that ``out`` holds.
+        Go on from the last epoch that ``out`` holds. Of ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in it, tensors,
+        numbers and texts are read; a file that asks for more, as a pickle can, is refused and nothing of it is run.
     card
         More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``, ``gene_id_type``,
         ``training``. Tables of another ``organism`` are refused.
@@ -418,11 +419,17 @@ def _open_unlabelled(
 
 
 def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
-    """Refuse unfit hyper-parameters and settings before any work, without memory."""
+    """Refuse unfit hyper-parameters and settings before any work, without memory; tell of those that loading will refuse."""
     with torch.device("meta"):
         network = checkpoints.build(card)
     spec = get_spec(card.model)
     check_objective(network, config, spec, reads=spec.reads(card.hparams).kind)
+    try:
+        spec.admit(card.hparams)
+    except StPredictError as error:
+        logger.warning(
+            "Prediction with this network will need trust=True, as its card sets what it may not. %s", error.found
+        )
 
 
 def _fit(
