@@ -57,6 +57,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
             "schedule": "cosine",
             "warmup": 2,
             "clip": 1.0,
+            "loss": "standardized",
             "progress": False,
         },
         "citation": f"{DATA} Method: Wang et al., M2OST, AAAI 2025, on feature maps of EfficientNet-Lite0, an extension of st_predict.",
