@@ -118,6 +118,8 @@ def noise_ceilings(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from st_predict.metrics import depth_covariates
     >>> counts = np.random.default_rng(0).poisson(5, (50, 3))
     >>> totals = counts.sum(axis=1)
     >>> def raw(counts, totals):
