@@ -43,6 +43,7 @@ CONFIG = {
     "warmup": 2,
     "clip": 1.0,
     "progress": False,
+    "loss": "model",
 }
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),

@@ -37,6 +37,7 @@ SETTING = {
     "warmup": 2,
     "clip": 1.0,
     "progress": False,
+    "loss": "model",
 }
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2ost on tokens": ("m2ost", {**SIZE, "tokens": "efficientnet_lite0"}),

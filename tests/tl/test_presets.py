@@ -54,7 +54,8 @@ def test_what_is_recommended_is_the_target_and_panel_of_all_with_additions_of_a_
         preset = get_preset(get_spec(name), "recommended")
         assert replace(preset, training={}, hparams={}) == common
     assert get_preset(get_spec("ridge"), "recommended").hparams == {"rank": 8}
-    assert get_preset(get_spec("m2ost"), "recommended") == common
+    assert get_preset(get_spec("m2ort"), "recommended") == common
+    assert get_preset(get_spec("m2ost"), "recommended").training == {"loss": "standardized"}
 
 
 @pytest.mark.parametrize(("preset", "rank"), [("recommended", 1), ("paper", None), ("original", None)])

@@ -27,6 +27,7 @@ joined, H heads, E channels of a head.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Few, Flag, Natural, Probability, Text, validated
 from st_predict.models._attention import SelfAttention, attend, digest, join_heads, split_heads
-from st_predict.models._base import ModelSpec, Preset, SpotModel
+from st_predict.models._base import RECOMMENDED, ModelSpec, Preset, SpotModel
 from st_predict.models._card import Tokens
 from st_predict.models._checks import count_layers, heads_of
 from st_predict.models._layers import Head, check_crops, mlp, patch_mlp, patches, renamed
@@ -397,6 +398,7 @@ SPEC = ModelSpec(
     of_card={"tokens": Tokens | None},
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
     tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
+    recommended=replace(RECOMMENDED, training={"loss": "standardized"}),
     original=Preset(target=TargetSpec()),
     convert=convert,
     hparams_of=hparams_of,
