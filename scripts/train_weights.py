@@ -2,6 +2,7 @@
 
     python scripts/train_weights.py --out runs/weights
     python scripts/train_weights.py --out runs/weights --only ridge-effnet
+    python scripts/train_weights.py --out runs/weights --keep  # also puts the scores into benchmarks/results and the page
 
 Sections C2 to C5 of one patient (HER2-positive breast cancer, Andersson et al. 2021) choose the panel and train. Recipe and number of
 epochs were chosen by leaving out C5 (benchmarks/her2st_recipe.py); the last epoch is kept. C6 of the same patient and B4 of another
@@ -11,10 +12,13 @@ one are only scored. A checkpoint that is there is scored and not trained again.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 import st_predict as stp
@@ -34,6 +38,15 @@ CARD = {
         "limits": "One patient, four sections, one scanner. No tool for diagnosis. Expect little on other tissue, stains and scanners.",
     },
 }
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "her2st" / "weights.json", ROOT / "docs" / "benchmarks.md"
+BESIDE = {
+    "ridge": "ridge on colours and textures (`rgb`)",
+    "position": "position only, no image",
+    "neighbours": "measured neighbours",
+    "ceiling": "noise ceiling",
+}
+COLUMNS = ["predictor", "gene_partial", "gene_partial_low", "gene_partial_high", "gene_residual"]
 DATA = "Data: Andersson et al., Nature Communications 2021."
 WEIGHTS: dict[str, dict[str, Any]] = {
     "m2ost": {
@@ -73,6 +86,9 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and scores")
+    parser.add_argument(
+        "--keep", action="store_true", help="put the scores into benchmarks/results and docs/benchmarks.md"
+    )
     parser.add_argument("--only", choices=list(WEIGHTS), help="one of the weights")
     args = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(message)s")
@@ -82,6 +98,8 @@ def main() -> None:
         folder = args.out / name
         trained = train(name, panel, sections, folder)
         print(f"{name}: {score(trained, sections, folder)}")
+    if args.keep:
+        keep(args.out)
 
 
 def train(name: str, panel: list[str], sections: dict[str, SpatialData], folder: Path) -> Path:
@@ -115,6 +133,38 @@ def score(trained: Path, sections: dict[str, SpatialData], folder: Path) -> Path
         found.genes.to_csv(folder / f"{name}-genes.csv", index=False)
         print(found)
     return released
+
+
+def keep(out: Path) -> None:
+    """Put the scores of all weights into the results, and their table into the page."""
+    rows = []
+    for name, spec in WEIGHTS.items():
+        for section in SCORED:
+            summary = pd.read_csv(out / name / f"{section}-summary.csv")
+            found = summary[summary["predictor"].isin([f"pred_{spec['model']}", *BESIDE])]
+            rows += [{"weights": name, "section": section, **row} for row in found[COLUMNS].to_dict("records")]
+    text = json.dumps(rows, indent=1).replace("NaN", "null")
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+    pattern = re.compile(r"(<!-- weights -->\n).*?(<!-- end of weights -->)", re.DOTALL)
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(pattern.sub(rf"\g<1>{table(json.loads(text))}\n\g<2>", page), encoding="utf-8")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: the weights, then what stands beside them once."""
+    lines = [["predictor", "section", "partial", "interval", "residual"], ["---"] * 5]
+    for section in SCORED:
+        shown: set[str] = set()
+        for row in (row for row in rows if row["section"] == section):
+            own = row["predictor"].startswith("pred_")
+            name = f"**`{row['weights']}`**" if own else BESIDE[row["predictor"]]
+            if name not in shown:
+                low, high = row["gene_partial_low"], row["gene_partial_high"]
+                interval = "-" if low is None else f"{low:.2f} to {high:.2f}"
+                partial = "-" if row["gene_partial"] is None else f"{row['gene_partial']:.3f}"
+                lines.append([name, section, partial, interval, f"{row['gene_residual']:.3f}"])
+                shown.add(name)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

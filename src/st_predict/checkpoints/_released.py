@@ -41,6 +41,8 @@ class Weights:
         Whether it comes with the package.
     summary
         What it was trained on.
+    note
+        What whoever predicts with it should know; it is logged once.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Weights:
     n_bytes: Natural
     embedded: bool
     summary: str
+    note: str = ""
 
 
 @runtime_checkable

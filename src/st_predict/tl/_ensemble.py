@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Draws", "Ensemble"]
 
+logger = logging.getLogger(__name__)
+
+_TOLD: set[str] = set()  # weights whose note was logged
 _READ = 64  # spots whose crops are read together, at least
 
 
@@ -120,6 +124,7 @@ class Ensemble:
         members: list[Member] = []
         for i, name in enumerate(names):
             path = checkpoints.find_weights(name)
+            _tell_note(name)
             digest = sha256_of_file(path)
             if same := [member.name for member in members if member.sha256 == digest]:
                 raise InvalidValueError(
@@ -220,6 +225,17 @@ class Ensemble:
         std = np.sqrt(moments.squares / (moments.n - 1))
         std[outside] = np.nan
         return moments.mean, std
+
+
+def _tell_note(name: str) -> None:
+    """Log what whoever predicts with released weights should know, once."""
+    for weights in checkpoints.list_weights():
+        label = f"{weights.name}@{weights.version}"
+        if name in {weights.name, label}:
+            if weights.note and label not in _TOLD:
+                logger.warning("%s: %s", label, weights.note)
+                _TOLD.add(label)
+            return
 
 
 def _names(models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained]) -> list[str]:
