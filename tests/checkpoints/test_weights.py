@@ -69,8 +69,17 @@ def test_embedded_files_are_those_of_the_index():
     for name, w in embedded.items():
         content = (FOLDER / name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (w.n_bytes, w.sha256)
-        assert find_weights(w.name) == find_weights(f"{w.name}@{w.version}") == FOLDER / name
+        assert find_weights(f"{w.name}@{w.version}") == FOLDER / name
+        newest = next(other for other in list_weights() if other.name == w.name)
+        assert find_weights(w.name) == FOLDER / newest.file
         assert checkpoints.load(FOLDER / name)[1].genes
+
+
+def test_new_weights_say_how_well_each_gene_is_predicted():
+    for name in ("m2ost", "ridge-effnet"):
+        card = checkpoints.load(find_weights(name))[1]
+        assert [one.held_out for one in card.reliability] == ["patient", "section"]
+        assert card.target.transform == "pearson_residuals"
 
 
 # Fetching
