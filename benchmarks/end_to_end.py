@@ -164,10 +164,10 @@ def predict(args: argparse.Namespace) -> None:
     sdata = spatialdata.read_zarr(section_path(args))
     opened = time.perf_counter() - STARTED
     loading = time.perf_counter()
-    stp.checkpoints.load(stp.checkpoints.find_weights("m2ost"))
+    stp.checkpoints.load(stp.checkpoints.find_weights("m2ost@1"))
     loaded = time.perf_counter() - loading
     start = time.perf_counter()
-    stp.tl.predict(sdata, "m2ost", mpp="spots")
+    stp.tl.predict(sdata, "m2ost@1", mpp="spots")
     seconds = time.perf_counter() - start
     n = sdata["table"].n_obs
     report(**{"spots": n, "spots/s": n / seconds, "start-up s": opened + loaded, "peak MiB": peak_mib()})
@@ -185,7 +185,7 @@ def stages(args: argparse.Namespace) -> None:
     stp.tl.predict  # noqa: B018  # imports what it needs
     imported = time.perf_counter() - STARTED
     profile = cProfile.Profile()
-    profile.runcall(lambda: stp.tl.predict(spatialdata.read_zarr(section_path(args)), "m2ost", mpp="spots"))
+    profile.runcall(lambda: stp.tl.predict(spatialdata.read_zarr(section_path(args)), "m2ost@1", mpp="spots"))
     functions = pstats.Stats(profile).stats.items()
     found = {(Path(file).name, function): figures[3] for (file, _, function), figures in functions}
     report(**{"imports": imported} | {stage: found[function] for stage, function in STAGES.items()})
@@ -203,7 +203,7 @@ def bare(args: argparse.Namespace) -> None:
     from st_predict.crops import iter_batches
 
     sdata = spatialdata.read_zarr(section_path(args))
-    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost@1"))
     (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
     batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=64))
     inference = Inference(network, device=torch.device("cpu"))
@@ -227,7 +227,7 @@ def published(args: argparse.Namespace) -> None:
     from st_predict._where import Where
 
     sdata = spatialdata.read_zarr(section_path(args))
-    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost@1"))
     plain = PublishedM2OST(network).eval()
     (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
     height, width = section.reader.level_shapes[0]

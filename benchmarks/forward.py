@@ -134,7 +134,7 @@ def forward(variant: str, batch: Batch, *, quick: bool) -> None:
 
 
 def runner(variant: str) -> Callable[[Batch], Tensor]:
-    network, _ = checkpoints.load(checkpoints.find_weights("m2ost"))
+    network, _ = checkpoints.load(checkpoints.find_weights("m2ost@1"))
     if variant == "published":
         return published_way(network)
     inference = Inference(network, device=CPU, precision=variant.partition(",")[0])
@@ -195,7 +195,7 @@ def agree(batch: Batch) -> None:
 
 def train(variant: str, batch: Batch, *, quick: bool) -> None:
     """Take a few steps; the first is not counted."""
-    network, card = checkpoints.load(checkpoints.find_weights("m2ost"))
+    network, card = checkpoints.load(checkpoints.find_weights("m2ost@1"))
     n = 2 if quick else PUBLISHED_BATCH
     batch = Batch(crops=tuple(crop[:n] for crop in batch.crops), index=batch.index[:n])
     target = torch.zeros(n, len(card.genes))

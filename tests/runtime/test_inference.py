@@ -246,7 +246,7 @@ def tissue() -> Batch:
 
 @pytest.fixture(scope="module")
 def released() -> SpotModel:
-    return checkpoints.load(find_weights("m2ost"))[0]
+    return checkpoints.load(find_weights("m2ost@1"))[0]
 
 
 def published(network: SpotModel) -> nn.Module:
