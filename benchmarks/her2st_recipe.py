@@ -15,36 +15,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from her2st_tokens import MPP, N_GENES, N_TOP, SCORED, SETTING, SIZE, TRAIN
+
 import st_predict as stp
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-TRAIN, SCORED = ["C2", "C3", "C4"], "C5"
-MPP = 0.688  # of these scans, from the pitch of their spots
-N_GENES, N_TOP = 250, 50
-HPARAMS = {
-    "tokens": "efficientnet_lite0",
-    "size": 96,
-    "dim": 96,
-    "depth": 2,
-    "heads": 3,
-    "head_dim": 32,
-    "mlp_dim": 96,
-    "drop": 0.1,
-}
-CONFIG = {
-    "epochs": 24,
-    "batch_size": 16,
-    "lr": 5e-4,
-    "optimizer": "adamw",
-    "weight_decay": 0.05,
-    "schedule": "cosine",
-    "warmup": 2,
-    "clip": 1.0,
-    "progress": False,
-    "loss": "model",
-}
+HPARAMS = {**SIZE, "tokens": "efficientnet_lite0"}
+CONFIG = {**SETTING, "epochs": 24}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
     "another seed": ({}, {"seed": 1}),
@@ -65,11 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="folder for checkpoints and figures")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--keep", action="store_true", help="put the figures of all variants into benchmarks/results")
+    parser.add_argument("--keep", action="store_true", help="put the figures of these variants into benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(message)s")
     sections = stp.datasets.her2st([*TRAIN, SCORED])
     panel = stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial")
+    if args.keep and RESULTS.exists():
+        kept = {row["variant"] for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+        if lost := sorted(kept - set(args.variants)):
+            parser.error(f"--keep would lose the figures of {lost}: name them with --variants too")
     rows = [row_of(name, panel, sections, args.out) for name in args.variants]
     if args.keep:
         figures = {"hparams": HPARAMS, "config": CONFIG, "panel": panel, "rows": rows}

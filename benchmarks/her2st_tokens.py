@@ -39,6 +39,7 @@ SETTING = {
     "progress": False,
     "loss": "model",
 }
+EPOCHS = 24
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2ost on tokens": ("m2ost", {**SIZE, "tokens": "efficientnet_lite0"}),
     "m2ost on pixels": ("m2ost", SIZE),
@@ -60,11 +61,13 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--keep", action="store_true", help="put the figures into benchmarks/results")
     args = parser.parse_args()
+    if args.keep and (args.networks != list(NETWORKS) or args.seeds != [0, 1] or args.epochs != EPOCHS):
+        parser.error("--keep is for all networks, seeds 0 and 1 and the usual epochs")
     logging.basicConfig(level="INFO", format="%(message)s")
     sections = stp.datasets.her2st([*TRAIN, SCORED])
     panel = stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial")
@@ -85,7 +88,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Train and score a network; predictors without a network come with the first one."""
     model, hparams = NETWORKS[name]
-    key = f"{name.replace(' ', '_')}_{seed}"
+    key = f"{name.replace(' ', '_')}_{seed}" + (f"_{epochs}" if epochs != EPOCHS else "")
     training = [sections[section] for section in TRAIN]
     checkpoint = out / key / f"{model}.safetensors"
     if not checkpoint.exists():

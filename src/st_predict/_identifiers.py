@@ -59,7 +59,7 @@ class GeneAliases:
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         InvalidTypeError
             If ``table`` is something else.
         InvalidValueError

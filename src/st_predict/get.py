@@ -107,7 +107,7 @@ def prediction(
     Raises
     ------
     KeyError
-        If there is no such prediction or table; the message lists those that there are.
+        If the prediction or table does not exist; the message lists those that there are.
     ValueError
         If ``key`` is not given and there are several predictions, several tables have a prediction of this key, the gene
         names are unknown, ``genes`` does not fit, or the prediction cannot be converted to ``units``; if genes are to be
@@ -250,7 +250,7 @@ def reliability(
     Raises
     ------
     KeyError, TypeError, ValueError
-        If there is no such prediction, or its card has no scores.
+        If the prediction does not exist, or its card has no scores.
     """
     held_out = check("held_out", held_out, HeldOut | None)
     key = only_key(data, key, table_key=table_key)
@@ -370,7 +370,7 @@ def frame(
     Raises
     ------
     FileNotFoundError, KeyError, TypeError, ValueError
-        If there is no such prediction, its gene names are unknown, or no gene passes; see :func:`prediction`.
+        If the prediction does not exist, its gene names are unknown, or no gene passes; see :func:`prediction`.
 
     Examples
     --------
@@ -590,7 +590,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
     Raises
     ------
     KeyError
-        If there is no such prediction or table.
+        If the prediction or table does not exist.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError

@@ -453,7 +453,7 @@ class ModelCard:
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         ValueError
             If the file is not a safetensors file, or has no card that can be read.
         """

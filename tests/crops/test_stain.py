@@ -64,3 +64,8 @@ def test_white_stays_white_and_nothing_changes_without_strength() -> None:
 def test_unfit_strength(strength: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="strength must be from 0 to 1"):
         jitter_stain(batch_of(tissue(1)), strength, generator())
+
+
+def test_pixels_that_are_not_8_bit_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"8-bit pixels \(torch.uint8\), got \['torch.float32'\]"):
+        jitter_stain(batch_of(torch.rand(1, 3, 8, 8)), 0.2, generator())

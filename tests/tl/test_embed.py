@@ -22,6 +22,7 @@ from torch import nn
 import st_predict as stp
 from st_predict._sections import _features as module
 from st_predict.crops import iter_batches
+from st_predict.encoders import get_encoder, read_as
 from st_predict.encoders._catalogue import Encoder, EncoderSpec, load_encoder
 from st_predict.specs import CropSpec, LevelSpec, PixelSpec
 from st_predict.tl._embed import embed
@@ -505,3 +506,35 @@ def test_crops_are_read_once(measured: SpatialData, kept: Path, monkeypatch: pyt
     assert len(calls) == 2
     assert len(list(kept.glob("*/*"))) == 2
     assert not np.array_equal(table.obsm["X_weighted"][11], table.obsm["plain"][11])
+
+
+def test_the_number_of_spots_at_a_time_does_not_matter_for_what_is_kept(
+    measured: SpatialData, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_READ", 4)
+    encoder, network = weighted()
+    for batch_size in (2, 5, 12):
+        embed(measured, encoder, device="cpu", precision="float32", batch_size=batch_size)
+    assert network.seen == 12
+    assert len(list(kept.glob("*/*"))) == 1
+
+
+def test_few_spots_are_named(measured: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        embed(measured, means, key_added="a", neighbours=11, **OPTIONS)
+        assert not caplog.records
+        embed(measured, means, key_added="b", neighbours=12, **OPTIONS)
+        embed(measured, means, key_added="c", standardize=True, **OPTIONS)
+    assert [record.getMessage() for record in caplog.records] == [
+        "'spots' has 12 spots, so that no spot has 12 neighbours; those that there are stand in.",
+        "'spots' has 12 spots; features that are standardized over so few say little.",
+    ]
+
+
+def test_the_size_that_the_encoder_sees_is_part_of_what_is_kept(measured: SpatialData, kept: Path) -> None:
+    spec = read_as(get_encoder("efficientnet_lite0"), fields=(32, 64))
+    for name, size in (("large", 224), ("small", 64)):
+        embed(measured, replace(spec, input_size=size), key_added=name, device="cpu")
+    table = measured.tables["table"]
+    assert not np.allclose(table.obsm["large"], table.obsm["small"], atol=0.1)
+    assert len(list(kept.glob("*/*"))) == 2

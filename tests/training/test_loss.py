@@ -82,6 +82,7 @@ def test_it_is_what_training_minimises(measured: SpatialData, tmp_path: Path, qu
     [
         ("bleep", {"loss": "correlation"}, "'bleep' has an objective of its own.*Leave out 'loss' in config="),
         ("mean", {"loss": "standardized"}, "'mean' has an objective of its own"),
+        ("mean", {"measure_pixels": True}, "'mean' reads nothing, so colours.*Leave out 'measure_pixels' in config="),
         ("mean", {"stain_jitter": 0.1}, "'mean' reads nothing, and only crops.*Leave out 'stain_jitter' in config="),
     ],
 )
@@ -100,3 +101,13 @@ def test_stain_jitter_changes_what_is_learned(measured: SpatialData, tmp_path: P
         for s in (0.0, 0.3)
     ]
     assert not np.allclose(*losses)
+
+
+def test_colours_are_not_measured_for_frozen_layers(
+    measured: SpatialData, tmp_path: Path, quick: Callable[..., Any]
+) -> None:
+    options = {"out": tmp_path / "out", "panel": list("abcd"), "preset": "paper", "config": quick(measure_pixels=True)}
+    hparams = {"tokens": "efficientnet_lite0", "size": 64, "dim": 24, "depth": 1}
+    with pytest.raises(ValueError, match=r"'m2ost' has frozen layers.*Leave out 'measure_pixels' in config="):
+        train(measured, "m2ost", hparams=hparams, **options)
+    assert not (tmp_path / "out").exists()

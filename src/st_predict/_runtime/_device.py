@@ -19,7 +19,7 @@ def pick_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        If there is no such device here.
+        If the device does not exist here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
@@ -47,7 +47,7 @@ def pick_precision(precision: str, device: torch.device) -> Precision:
     Raises
     ------
     ValueError
-        If there is no such precision.
+        If the precision does not exist.
     """
     if precision == "auto":
         return "bfloat16" if _has_bfloat16(device) else "float32"

@@ -64,7 +64,7 @@ class Inference:
     Raises
     ------
     ValueError
-        If there is no such precision, the working batch is less than 1, or ``symmetries`` is neither 1 nor 8.
+        If the precision does not exist, the working batch is less than 1, or ``symmetries`` is neither 1 nor 8.
     """
 
     def __init__(

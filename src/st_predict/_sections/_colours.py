@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict._training import measure_colours
-from st_predict.crops import iter_batches, plan_crops
+from st_predict.crops import iter_batches
 from st_predict.models import get_spec
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ _OF_ALL = 256
 """Crops that are measured of those that a network reads."""
 
 _PER_SECTION = 32
-"""Crops that are cut of each section for a network that reads features."""
+"""Crops that are cut of each section for a network that reads features, unless they are large."""
+
+_PIXELS = 2**24
+"""Most pixels that are cut of each section."""
 
 _DIGITS = 4
 
@@ -62,10 +65,9 @@ def describe_colours(sections: Sequence[Observed], card: ModelCard, store: CropS
 def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8], ...]:
     """Cut crops of spots that are drawn at random from each section, one array ``(n, 3, size, size)`` per level."""
     generator, levels = np.random.default_rng(0), []
+    n_crops = min(_PER_SECTION, max(1, _PIXELS // sum(level.size**2 for level in crop.levels)))
     for one in sections:
-        section, rows = one.section, one.rows[np.sort(generator.permutation(len(one.rows))[:_PER_SECTION])]
-        mpp = None if section.mpp is None else section.mpp.value
-        plan = plan_crops(section.spots.xy[rows], crop, downsamples=section.reader.downsamples, mpp=mpp)
-        (batch,) = iter_batches(section.reader, plan, pad_value=crop.pad_value)
+        section, rows = one.section, one.rows[np.sort(generator.permutation(len(one.rows))[:n_crops])]
+        (batch,) = iter_batches(section.reader, section.plan(crop, rows), batch_size=None, pad_value=crop.pad_value)
         levels.append([level.numpy() for level in batch.crops])
     return tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))

@@ -59,7 +59,7 @@ def read_context(
     Raises
     ------
     KeyError
-        If there is no such column, or no gene of the panel in the table.
+        If the column does not exist, or the table has no gene of the panel.
     ValueError
         If a network reads no counts, there is no table, the column is not of true and false, or no spot is to be read.
     """
@@ -96,7 +96,7 @@ def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
     Raises
     ------
     KeyError, ValueError
-        If there is no such column, or it is not of true and false.
+        If the column does not exist, or it is not of true and false.
     """
     if column not in table.obs:
         raise NotFoundError(f"There is no column {column!r} in .obs; there are {sorted(table.obs.columns)}.")

@@ -42,6 +42,7 @@ _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _READ = 64  # spots whose crops are read together, at least, unless their crops are large
 _READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; four batches are held at a time
+_FEW = 20  # spots of a section, of which mean and standard deviation are not to be trusted
 _PREFIX = 12  # letters of a file name that tell the encoder and the first crops
 
 
@@ -82,11 +83,26 @@ def section_features(
     """
     features = _described(section, encoder, crop=crop, compute=compute, cache=cache)
     features[section.outside] = np.nan
+    _warn_of_few(section, encoder)
     if encoder.spec.standardize:
         features = standardize(features)
     if encoder.spec.neighbours:
         features = join_neighbours(features, section.spots.xy, encoder.spec.neighbours)
     return features
+
+
+def _warn_of_few(section: Section, encoder: Encoder) -> None:
+    """Say where too few spots stand for the statistics of a section, or for the neighbours of a spot."""
+    n_spots, spec = int((~section.outside).sum()), encoder.spec
+    if spec.standardize and n_spots < _FEW:
+        logger.warning(
+            "%r has %d spots; features that are standardized over so few say little.", section.region, n_spots
+        )
+    if n_spots <= spec.neighbours:
+        logger.warning(
+            "%r has %d spots, so that no spot has %d neighbours; those that there are stand in.",
+            *(section.region, n_spots, spec.neighbours),
+        )
 
 
 def _described(
@@ -105,7 +121,7 @@ def _described(
     header = {"encoder": encoder.describe(), "crop": asdict(crop), "precision": inference.precision}
     batches = _read_crops(section, crop, inference)
     first = next(batches)  # a section has spots
-    prefix = sha256(json.dumps(header, sort_keys=True), *_bytes_of(first))[:_PREFIX]
+    prefix = sha256(json.dumps(header, sort_keys=True), *_bytes_of(first, _read_together(crop)))[:_PREFIX]
     digests = np.zeros((len(section.rows), 32), dtype=np.uint8)
     digested = _digested(chain([first], batches), digests)
     features: NDArray[np.float32] | None = None
@@ -205,9 +221,9 @@ def _digested(batches: Iterable[Batch], digests: NDArray[np.uint8]) -> Iterator[
         yield batch
 
 
-def _bytes_of(batch: Batch) -> list[Any]:
-    """Pixels of a batch, and which spots they are of."""
-    return [np.ascontiguousarray(x).data for x in (batch.index, *batch.crops)]
+def _bytes_of(batch: Batch, n: int) -> list[Any]:
+    """Rows and pixels of the first ``n`` spots of a batch; the order of spots doesn't depend on the size of batches."""
+    return [np.ascontiguousarray(x[:n]).data for x in (batch.index, *batch.crops)]
 
 
 def _read(path: Path, header: str) -> NDArray[np.float32] | None:

@@ -135,7 +135,7 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
     Raises
     ------
     KeyError
-        If there is no such prediction, no card, or no standard deviations although ``scaled`` is true.
+        If the prediction or its card does not exist, or there are no standard deviations although ``scaled`` is true.
     ValueError
         If the gene names of the prediction are unknown.
     """

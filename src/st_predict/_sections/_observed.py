@@ -89,7 +89,7 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False, min_co
     Raises
     ------
     KeyError, ValueError
-        If there is no such layer, or counts are unfit.
+        If the layer does not exist, or counts are unfit.
     """
     with about(measured.name):
         return [

@@ -88,10 +88,11 @@ class Section:
     reader: PyramidReader
     mpp: Mpp | None
 
-    def plan(self, crop: CropSpec) -> tuple[LevelPlan, ...]:
-        """Plan the crops of every spot."""
+    def plan(self, crop: CropSpec, rows: NDArray[np.int64] | None = None) -> tuple[LevelPlan, ...]:
+        """Plan the crops of some spots, by default of every spot."""
         mpp = None if self.mpp is None else self.mpp.value
-        return plan_crops(self.spots.xy, crop, downsamples=self.reader.downsamples, mpp=mpp)
+        xy = self.spots.xy if rows is None else self.spots.xy[rows]
+        return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp)
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:

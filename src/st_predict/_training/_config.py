@@ -128,7 +128,7 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
     Raises
     ------
     ValueError
-        If there is no such preset.
+        If the preset does not exist.
     """
     presets = {"recommended": spec.recommended, "paper": Preset(), "original": spec.original}
     if name not in presets:

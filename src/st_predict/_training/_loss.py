@@ -36,15 +36,15 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
     config
         How to train it.
     spec
-        Of its model.
+        Specification of its model.
     reads
         What it reads: ``"crops"``, ``"features"``, ``"cells"`` or ``"nothing"``.
 
     Raises
     ------
     ValueError
-        If another loss is asked for and the model has an objective of its own, or the stain is to be changed of a model that reads
-        no crops.
+        If another loss is asked for and the model has an objective of its own; or if colours are to be changed or measured for a model
+        that reads no crops, or measured for one with frozen layers, which need the pixel values that they were trained with.
     """
     if config.loss != "model" and (spec.closed_form or type(network).loss is not SpotModel.loss):
         raise InvalidValueError(
@@ -55,6 +55,15 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
         raise InvalidValueError(
             f"{spec.name!r} reads {reads}, and only crops can be stained anew.",
             Advice("leave out 'stain_jitter' in {}", "config"),
+        )
+    frozen = any(not parameter.requires_grad for parameter in network.parameters())
+    if config.measure_pixels and (reads != "crops" or frozen):
+        why = (
+            "has frozen layers, which need the pixel values that they were trained with" if frozen else f"reads {reads}"
+        )
+        raise InvalidValueError(
+            f"{spec.name!r} {why}, so colours cannot be measured for it.",
+            Advice("leave out 'measure_pixels' in {}", "config"),
         )
 
 

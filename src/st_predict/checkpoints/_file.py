@@ -145,7 +145,7 @@ def load(
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If the file is truncated, is no safetensors file, has no card, has a card that sets what it may not, or has weights of
         another network; or ``hparams`` are none that may change, or unfit.
@@ -210,7 +210,7 @@ def load_encoder(
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If the file is damaged, carries the weights of another encoder, or has a card that names an encoder it may not.
     ModuleNotFoundError, ConnectionError, PermissionError

@@ -104,7 +104,7 @@ def import_published(  # noqa: PLR0913  # each says something that files do not 
     FileExistsError
         If ``out`` exists and ``overwrite`` is false.
     KeyError
-        If there is no such model, or genes are not in the vocabulary.
+        If the model does not exist, or genes are not in the vocabulary.
     ValueError
         If the files are damaged, of another model, hold more than tensors and plain values, or do not fit genes and
         hyper-parameters; or if something that predictions depend on is not known.

@@ -75,7 +75,7 @@ def add_reliability(
     FileExistsError
         If the file to write exists and ``overwrite`` is false.
     FileNotFoundError, KeyError
-        If there is no such checkpoint.
+        If the checkpoint does not exist.
     TypeError
         If ``evaluation`` is something else.
     ValueError

@@ -48,6 +48,8 @@ def jitter_stain(batch: Batch, strength: float, generator: Generator) -> Batch:
         raise InvalidTypeError(f"batch must be a Batch, got {type(batch).__name__}.")
     if not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
+    if wrong := {str(crop.dtype) for crop in batch.crops if crop.dtype != torch.uint8}:
+        raise InvalidTypeError(f"crops must be 8-bit pixels (torch.uint8), got {sorted(wrong)}.")
     if not isinstance(strength, Real) or not 0 <= strength <= 1:
         raise InvalidValueError(f"strength must be from 0 to 1, got {strength!r}.")
     drawn_2BK = (2 * torch.rand(2, len(batch), 3, generator=generator) - 1) * strength

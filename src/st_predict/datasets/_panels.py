@@ -44,7 +44,7 @@ def panel(name: str) -> list[str]:
     Raises
     ------
     ValueError
-        If there is no such panel; the message lists the names.
+        If the panel does not exist; the message lists the names.
 
     Notes
     -----

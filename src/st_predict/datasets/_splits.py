@@ -93,7 +93,7 @@ def splits(name: str) -> tuple[Fold, ...]:
     Raises
     ------
     ValueError
-        If there is no such split; the message lists the names.
+        If the split does not exist; the message lists the names.
 
     Notes
     -----

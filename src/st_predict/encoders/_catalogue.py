@@ -110,6 +110,7 @@ class Encoder(Network):
             "pool": spec.pool,
             "features": spec.features,
             "fields": list(spec.fields),
+            **({"input_size": spec.input_size} if spec.fields else {}),
             "pixels": asdict(spec.pixels),
         }
 
@@ -343,7 +344,7 @@ def get_encoder(name: str) -> EncoderSpec:
     Raises
     ------
     KeyError
-        If there is no such encoder; the message lists those that there are.
+        If the encoder does not exist; the message lists those that there are.
     TypeError
         If ``name`` is not a name.
     ModuleNotFoundError

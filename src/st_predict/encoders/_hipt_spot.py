@@ -49,7 +49,7 @@ def load_hipt_encoder(weights: PathLike[str] | str, *, region: int = 1024) -> En
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If it holds something else, or ``region`` is not a multiple of 256.
 

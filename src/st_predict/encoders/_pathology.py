@@ -48,7 +48,7 @@ def from_transformers(state: Mapping[str, Tensor], *, side: int | None = None) -
     Parameters
     ----------
     state
-        Of ``ViTModel``, ``Dinov2Model`` or a ``Dinov2Model`` with register tokens.
+        State dict of a ``ViTModel``, a ``Dinov2Model`` or a ``Dinov2Model`` with register tokens.
     side
         Patches along a side of the crop. Position embeddings of another grid are resampled as ``Dinov2Model`` does.
     """

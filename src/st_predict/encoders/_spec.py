@@ -44,7 +44,7 @@ class EncoderSpec:
     convert
         Turns the published state dict into one of ``arch``.
     license, gated, citation
-        Of the weights; ``gated`` ones are given to those who accept terms on the hub.
+        Licence, gate and citation of the weights; ``gated`` ones need terms that are accepted on the hub.
     features
         ``"head"`` is the output of the network; ``"stages"`` the mean and the standard deviation of the feature maps of its last four
         stages.

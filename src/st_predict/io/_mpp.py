@@ -127,7 +127,7 @@ def find_mpp(
     Raises
     ------
     KeyError
-        If there is no such image or table.
+        If the image or table does not exist.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError

@@ -49,7 +49,7 @@ class OpenSlidePyramid:
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If OpenSlide cannot open it.
     """
@@ -201,7 +201,7 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If OpenSlide cannot open it, if ``image_key`` cannot be stored, if mpp is not positive, or, without mpp, if the file says no positive number or
         pixels that are not square.

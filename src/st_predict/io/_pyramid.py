@@ -293,7 +293,7 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     Raises
     ------
     KeyError
-        If there is no such image.
+        If the image does not exist.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError

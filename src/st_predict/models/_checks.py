@@ -34,7 +34,7 @@ def of_variant(variants: Mapping[str, Config], *, variant: str = "small", **size
     Raises
     ------
     ValueError
-        If there is no such variant, or the sizes do not fit together.
+        If the variant does not exist, or the sizes do not fit together.
     """
     check_choice("variant", variant, variants)
     return replace(variants[variant], **sizes)

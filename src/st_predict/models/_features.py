@@ -41,7 +41,8 @@ class Reading:
         Sides of several fields of view around a spot, in pixels at the resolution of the encoder, whose features are joined; empty for
         the one field of the encoder.
     neighbours
-        Joins the mean of the features of so many nearest spots to those of a spot.
+        Number of nearest spots whose mean features are joined to those of a spot. How far they are depends on the lattice: predict
+        spots at the distance of those of training.
     standardize
         Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
     """

@@ -156,7 +156,7 @@ class FeatureMaps(nn.Module):
     Raises
     ------
     ValueError
-        If there is no such architecture, it has no feature maps of these strides, it reads crops of another size, or it
+        If the architecture does not exist, it has no feature maps of these strides, it reads crops of another size, or it
         is to be frozen with random weights.
     """
 

@@ -29,7 +29,7 @@ def get_spec(name: str) -> ModelSpec:
     Raises
     ------
     KeyError
-        If there is no such model; the message lists those there are.
+        If the model does not exist; the message lists those there are.
     TypeError
         If ``name`` is not a name.
     """

@@ -70,7 +70,7 @@ class DeepSpaCE(TimmRegressor):
     Raises
     ------
     ValueError
-        If there is no such architecture or loss, or there are no weights to be kept.
+        If the architecture or loss does not exist, or there are no weights to be kept.
     """
 
     def __init__(

@@ -61,7 +61,8 @@ class Ridge(FeatureModel):
         the spots, if there is one section alone); ``"hest"`` for that of the HEST benchmark.
     rank
         Number of principal components of the training targets to fit, from which the genes are reconstructed. ``None``, and any
-        number from that of the genes or spots, fits each gene on its own.
+        number from that of the genes or spots, fits each gene on its own. Components follow the variance of the targets: where
+        genes differ much in scale, as counts do, the loudest take them and quiet ones are predicted by their mean.
 
     Raises
     ------

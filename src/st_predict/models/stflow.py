@@ -75,8 +75,14 @@ class STFlowConfig:
 
     Parameters
     ----------
-    encoder, features, fields, standardize
-        As in :func:`st_predict.tl.embed`.
+    encoder
+        Name of the encoder whose features are read (:func:`st_predict.tl.embed`).
+    features
+        ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
+    fields
+        Sides of several fields of view, in pixels at the resolution of the encoder; empty for one field.
+    standardize
+        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
     feature_neighbours
         What :func:`st_predict.tl.embed` calls ``neighbours``: number of the nearest spots whose mean features are joined to those of a
         spot.

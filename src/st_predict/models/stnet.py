@@ -50,7 +50,7 @@ class STNet(TimmRegressor):
     Raises
     ------
     ValueError
-        If there is no such loss.
+        If the loss does not exist.
     """
 
     def __init__(self, n_genes: int, *, loss: Loss = "mse", arch: str = "densenet121", **hparams: Any) -> None:

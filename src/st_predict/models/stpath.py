@@ -71,8 +71,16 @@ class STPathConfig(Reading):
 
     Parameters
     ----------
-    encoder, features, fields, neighbours, standardize
-        As in :func:`st_predict.tl.embed`; ``encoder="gigapath"`` for the published weights.
+    encoder
+        Name of the encoder whose features are read (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
+    features
+        ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
+    fields
+        Sides of several fields of view, in pixels at the resolution of the encoder; empty for one field.
+    neighbours
+        Number of nearest spots whose mean features are joined to those of a spot.
+    standardize
+        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
     n_features
         How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
         :func:`st_predict.encoders.list_encoders` do.

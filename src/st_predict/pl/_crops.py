@@ -90,7 +90,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     Raises
     ------
     KeyError
-        If there is no such spot, table or image; the message lists what there is.
+        If the spot, table or image does not exist; the message lists what there is.
     TypeError
         If ``sdata`` or ``crop`` is something else.
     ValueError

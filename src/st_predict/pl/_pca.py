@@ -117,7 +117,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     Raises
     ------
     KeyError
-        If there is no such prediction, layer, table or image; the message lists what there is.
+        If the prediction, layer, table or image does not exist; the message lists what there is.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError

@@ -173,7 +173,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     Raises
     ------
     KeyError
-        If there is no such prediction, gene, layer, table or image; the message lists the existing ones.
+        If the prediction, gene, layer, table or image does not exist; the message lists the existing ones.
     TypeError
         If ``sdata`` is not a SpatialData object, or ``norm`` not a Normalize.
     ValueError

@@ -93,7 +93,10 @@ class Values:
         return float(metrics.pearson(pair[:, :1], pair[:, 1:], axis=0)[0])
 
     def partial(self, column: int) -> float:
-        """Partial correlation of a gene given log total count, as by :func:`st_predict.tl.evaluate`; NaN if not defined."""
+        """Partial correlation of a gene given log total count, over all spots with counts; NaN if not defined.
+
+        :func:`st_predict.tl.evaluate` leaves out spots with few counts, so that its value can differ.
+        """
         both = np.isfinite(self.predicted[:, column]) & np.isfinite(self.counts[:, column]) & (self.totals > 0)
         if not both.any():
             return float("nan")

@@ -88,7 +88,7 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     Raises
     ------
     KeyError
-        If there is no such table, layer or column.
+        If the table, layer or column does not exist.
     ValueError
         If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
         ``n_genes`` genes are left, or an argument is not one of its choices. For ``"spatial"``, also if positions are

@@ -81,7 +81,7 @@ def make_grid(
     Raises
     ------
     KeyError
-        If there is no such image.
+        If the image does not exist.
     ValueError
         If ``key_added`` is taken; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
         no tissue; or an argument is not one of its choices.

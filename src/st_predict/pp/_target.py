@@ -115,7 +115,7 @@ def make_target(
     Raises
     ------
     KeyError
-        If there is no such layer, or panel genes are missing.
+        If the layer does not exist, or panel genes are missing.
     ValueError
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
         ``panel`` was matched with another table, or ``spec`` lacks what training has to set.

@@ -115,7 +115,7 @@ def find_tissue(
     Raises
     ------
     KeyError
-        If there is no such image.
+        If the image does not exist.
     ValueError
         If there are several images and none is named, or an argument is out of range.
 

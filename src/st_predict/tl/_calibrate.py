@@ -121,7 +121,7 @@ class Calibration:
         Raises
         ------
         KeyError
-            If there is no such prediction, or intervals are ``scaled`` and there are no standard deviations.
+            If the prediction does not exist, or intervals are ``scaled`` and there are no standard deviations.
         ValueError
             If the prediction is by another network or has other settings, or something else is stored under the names
             of the bounds.

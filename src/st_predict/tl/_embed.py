@@ -89,7 +89,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         Sides of several fields of view around a spot, in pixels at the resolution that the encoder is shown: ``(112, 224, 448, 896)``.
         Each is resized to what the encoder sees, and their features are joined. By default the one field of the encoder.
     neighbours
-        Joins to the features of a spot the mean of those of so many nearest spots of its section. By default none are joined.
+        Number of nearest spots of a section whose mean features are joined to those of a spot. By default none are joined. How
+        far they are depends on the lattice, so a model on such features is for slides with spots at the same distance.
     standardize
         Whether each feature gets mean 0 and standard deviation 1 over the spots of its section; by default not. The features of a spot then depend on
         which other spots there are.
