@@ -19,6 +19,7 @@ from pathlib import Path
 
 from st_predict import checkpoints
 from st_predict._files import sha256_of_file
+from st_predict.specs import ModelCard
 
 PACKAGE = Path(checkpoints.__file__).parents[1]
 WEIGHTS = PACKAGE / "checkpoints" / "weights"
@@ -94,7 +95,7 @@ def render(releases: list[Release], base_url: str, n_bytes: int) -> str:
     for release in releases:
         entry = release.entry
         where = f"copy to {os.path.relpath(WEIGHTS / entry.file)}" if entry.embedded else f"upload to {base_url}"
-        card = checkpoints.load(release.path)[1]
+        card = ModelCard.of_file(release.path)
         lines += [f"{release.label}: {release.path}", f"  {where} as {entry.file}"]
         lines += [f"  {entry.n_bytes:,} bytes, SHA-256 {entry.sha256}", f"  licence {card.license}; {card.citation}"]
         lines += [f"  {checkpoints.score_sentence(scores)}" for scores in card.reliability]
@@ -122,6 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
         embedded = label in given.embed
         releases.append(Release(name, version, Path(path), embedded=embedded, summary=summaries.get(label, "")))
     labels = {release.label for release in releases}
+    if len(labels) < len(releases):
+        parser.error("a NAME@VERSION is given twice")
+    if absent := [name for name in given.drop if not (WEIGHTS / name).is_file()]:
+        parser.error(f"--drop names {absent}, which are not in {os.path.relpath(WEIGHTS)}")
     if unknown := sorted({*given.embed, *summaries} - labels):
         parser.error(f"{unknown} are not among the checkpoints {sorted(labels)}")
     return _report(releases, set(given.drop))

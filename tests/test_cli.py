@@ -514,7 +514,39 @@ def test_predict_writes_genes_to_trust(folder: Path, model: Path, scored: Path, 
     check_refused(run("predict", section, *out, *common, "--held-out", "patient"), "--held-out is for --reliable")
     check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "none for 'section'")
     check_refused(run("predict", section, *out, *common, "--min-score", 0.9), "None of 4 genes", "--min-score")
+    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "foo"), "none for 'foo'")
+    with pytest.MonkeyPatch.context() as patch:  # all of this before any work
+        patch.setattr(stp.tl, "predict", None)
+        check_refused(
+            run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "none for 'section'"
+        )
+        check_refused(run("predict", section, *out, *common, "--min-score", 0.9), "None of 4 genes")
     assert not (tmp_path / "c.h5ad").exists()
+
+
+def test_a_folder_does_not_hide_released_weights(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m2ost").mkdir()
+    (tmp_path / "m2ost" / "mine.safetensors").write_bytes(model.read_bytes())
+    assert "250 genes" in run("card", "m2ost").output
+    assert "4 genes" in run("card", "./m2ost").output
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"sections": ["A"]},
+        {"sections": 5},
+        {"colours": {"mean": [1, 1, 1]}},
+        {"sections": [{"n_spots": None, "patients": "P1"}]},
+    ],
+)
+def test_a_card_with_notes_of_any_shape_is_shown(model: Path, tmp_path: Path, notes: dict[str, Any]) -> None:
+    network, about = stp.checkpoints.load(model)
+    stp.checkpoints.save(tmp_path / "a.safetensors", network, replace(about, training=notes))
+    result = run("card", tmp_path / "a.safetensors")
+    assert result.exit_code == 0, result.output
+    assert ("of patient P1" in result.output) == (notes.get("sections") == [{"n_spots": None, "patients": "P1"}])
 
 
 def test_download_of_all_from_a_mirror(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -529,6 +529,21 @@ def test_a_table_of_some_genes_can_be_read_and_written(scored: SpatialData, tmp_
     np.testing.assert_array_equal(again.var["partial"], [0.7, 0.6])
 
 
+@pytest.mark.parametrize("order", [["ACTB", "COL1A1", "ERBB2"], ["COL1A1", "ERBB2"]])
+def test_scores_and_units_follow_the_names_of_the_genes(scored: SpatialData, order: list[str]) -> None:
+    target = TargetSpec(transform="log_fold", reference=Reference(proportions=(0.1, 0.2, 0.3), median_total=1e3))
+    with_card(scored, replace(CARD, target=target, reliability=(ON_SECTION,)))
+    expected, trusted = prediction(scored), prediction(scored, reliable=True).var_names
+    linked = prediction(scored, units="model")
+    scored["table"].obsm.clear()
+    scored["pred_m2ost"] = linked[:, order].copy()
+    result = prediction(scored)
+    assert result.var_names.tolist() == order
+    np.testing.assert_allclose(result.X, expected[:, order].X, rtol=1e-6)
+    np.testing.assert_array_equal(result.var["partial"], expected.var["partial"][order])
+    assert set(prediction(scored, reliable=True).var_names) == set(trusted) & set(order)
+
+
 def test_the_table_of_scores(scored: SpatialData) -> None:
     table = reliability(scored)
     assert table.index.tolist() == PANEL

@@ -601,6 +601,10 @@ def download(
     for name in released if everything else names or []:
         kind, _, section = name.partition(":")
         if kind == "her2st":
+            if mirror is not None:
+                raise InvalidValueError(
+                    f"--mirror is for checkpoints, and {name!r} is a section.", "leave out --mirror"
+                )
             stp.datasets.her2st(section)
             typer.echo(f"{name}: in the cache")
         else:
@@ -610,7 +614,8 @@ def download(
 def _weights_in(text: str) -> Path:
     """Path of a checkpoint: of a name, a file, or the folder of a training."""
     folder = Path(text)
-    if not folder.is_dir():
+    released = {name for w in stp.checkpoints.list_weights() for name in (w.name, f"{w.name}@{w.version}")}
+    if text in released or not folder.is_dir():
         return stp.checkpoints.find_weights(text)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
@@ -733,6 +738,17 @@ class _Genes:
                 if len(cards) == 1
                 else "The genes of an ensemble have no scores, so it is not known which of them to trust.",
                 "leave out --reliable and --min-score",
+            )
+        scores = cards[0].reliability_on(self.held_out)  # type: ignore[arg-type]  # another kind has no scores
+        if scores is None:
+            there = [one.held_out for one in cards[0].reliability]
+            raise InvalidValueError(
+                f"The card has scores for {there}, and none for {self.held_out!r}.", "leave out --held-out"
+            )
+        if not scores.trusted(min_score=self.min_score, reliable=self.reliable):
+            raise InvalidValueError(
+                f"None of {len(cards[0].genes)} genes passes --reliable and --min-score on {scores.where}.",
+                "ask for less",
             )
 
     def write(self, sdata: SpatialData, key: str, path: Path) -> None:

@@ -272,8 +272,20 @@ def stored_prediction(
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
 ) -> AnnData:
-    """Return a prediction as it is stored, in the units of the network; see :func:`prediction`."""
+    """Return a prediction as it is stored, in the units of the network, with the card of its genes; see :func:`prediction`."""
     key = only_key(data, key, table_key=table_key)
+    result = _as_stored(data, key, table_key=table_key, genes=genes)
+    _align_card(result, key)
+    return result
+
+
+def _as_stored(
+    data: AnnData | SpatialData,
+    key: str,
+    *,
+    table_key: str | None,
+    genes: Sequence[str] | PathLike[str] | str | None,
+) -> AnnData:
     if isinstance(data, AnnData):
         return _from_obsm(data, key, genes)
     holder = table_of(data, key, table_key=table_key)
@@ -281,6 +293,18 @@ def stored_prediction(
         return _from_obsm(data.tables[holder], key, genes)
     spots = spots_table_of(data, holder, table_key=table_key)
     return _from_table(data.tables[holder], key, genes, spots=None if spots is None else data.tables[spots])
+
+
+def _align_card(result: AnnData, key: str) -> None:
+    """Give a prediction whose genes were selected or ordered anew the card of these genes; names of other genes are left as they are."""
+    card, names = _card(result.uns, key), list(result.var_names)
+    if card is None or names == list(card.genes):
+        return
+    places = {gene: place for place, gene in enumerate(card.genes)}
+    if set(names) <= set(places):
+        record = Record.read(result.uns, key)
+        assert record is not None  # it has a card
+        replace(record, card=card.only([places[gene] for gene in names])).write(result.uns, key)
 
 
 def _convert(result: AnnData, key: str, units: Units | None) -> Units:

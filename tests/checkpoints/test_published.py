@@ -712,6 +712,8 @@ def test_hipt_has_two_files_and_no_genes(hipt: list[Path], file: Path, tmp_path:
     out = tmp_path / "o.safetensors"
     with pytest.raises(ValueError, match=r"HIPT is an encoder: .* leave out \['genes', 'mpp'\]"):
         import_published("hipt", hipt, genes=["a"], mpp=0.5, out=out)
+    with pytest.raises(ValueError, match="source"):
+        import_published("hipt", hipt, source="http://x", out=out)
     with pytest.raises(ValueError, match=r"two files of weights, vit256_small_dino\.pth and vit4k_xs_dino\.pth, got 1"):
         import_published("hipt", hipt[0], out=out)
     with pytest.raises(ValueError, match="Not the state dict of ViT-"):

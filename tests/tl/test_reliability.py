@@ -228,6 +228,16 @@ def test_nothing_is_overwritten_unasked(trained, tmp_path) -> None:
     assert trained[1].checkpoint.read_bytes() == before
 
 
+def test_released_weights_are_not_replaced_because_of_a_file_of_their_name(trained, tmp_path, monkeypatch) -> None:
+    evaluation, released = evaluate(trained, "P2S1"), checkpoints.find_weights("m2ost")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m2ost").write_bytes(b"mine")
+    before = released.read_bytes()
+    with pytest.raises(ValueError, match=r"'m2ost' are released weights.*out="):
+        checkpoints.add_reliability("m2ost", evaluation, overwrite=True)
+    assert released.read_bytes() == before
+
+
 def test_scores_of_another_network_are_refused(trained, tmp_path) -> None:
     other = tmp_path / "other.safetensors"
     network, card = checkpoints.load(trained[1].checkpoint)

@@ -82,6 +82,7 @@ def test_it_is_what_training_minimises(measured: SpatialData, tmp_path: Path, qu
     [
         ("bleep", {"loss": "correlation"}, "'bleep' has an objective of its own.*Leave out 'loss' in config="),
         ("mean", {"loss": "standardized"}, "'mean' has an objective of its own"),
+        ("mean", {"average": 0.9}, "'mean' has a solution in closed form.*Leave out 'average' in config="),
         ("mean", {"measure_pixels": True}, "'mean' reads nothing, so colours.*Leave out 'measure_pixels' in config="),
         ("mean", {"stain_jitter": 0.1}, "'mean' reads nothing, and only crops.*Leave out 'stain_jitter' in config="),
     ],
@@ -111,3 +112,12 @@ def test_colours_are_not_measured_for_frozen_layers(
     with pytest.raises(ValueError, match=r"'m2ost' has frozen layers.*Leave out 'measure_pixels' in config="):
         train(measured, "m2ost", hparams=hparams, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gene_that_is_constant_does_not_swamp_the_others() -> None:
+    target = np.full((2000, 1), 0.1, np.float32)  # its standard deviation is 1e-6 in float32, by rounding
+    batch = Batch(crops=(), index=torch.arange(12), target=torch.from_numpy(target[:12]))
+    network = Fixed()
+    network.out = nn.Parameter(torch.full((12, 1), 0.2))
+    loss = objective(TrainConfig(loss="standardized"), target)(network, batch)
+    assert loss.item() == pytest.approx(0.01, rel=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from st_predict.models import SpotModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from st_predict._training._config import TrainConfig
@@ -43,13 +43,18 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
     Raises
     ------
     ValueError
-        If another loss is asked for and the model has an objective of its own; or if colours are to be changed or measured for a model
+        If another loss is asked for and the model has an objective of its own; if weights are to be averaged of a closed form; or if colours are to be changed or measured for a model
         that reads no crops, or measured for one with frozen layers, which need the pixel values that they were trained with.
     """
     if config.loss != "model" and (spec.closed_form or type(network).loss is not SpotModel.loss):
         raise InvalidValueError(
             f"{spec.name!r} has an objective of its own, so the loss {config.loss!r} is not for it.",
             Advice("leave out 'loss' in {}", "config"),
+        )
+    if config.average and spec.closed_form:
+        raise InvalidValueError(
+            f"{spec.name!r} has a solution in closed form, and no steps over which weights could be averaged.",
+            Advice("leave out 'average' in {}", "config"),
         )
     if config.stain_jitter and reads != "crops":
         raise InvalidValueError(
@@ -80,7 +85,8 @@ def objective(config: TrainConfig, target_BG: NDArray[np.float32]) -> Callable[[
     if config.loss == "model":
         return lambda model, batch: model.loss(batch)
     std_G = torch.from_numpy(target_BG.std(axis=0)).float()
-    std_G = torch.where(std_G > 0, std_G, 1)
+    varies_G = torch.from_numpy(np.ptp(target_BG, axis=0) > 0)  # rounding gives constants a standard deviation
+    std_G = torch.where(varies_G, std_G, 1)
     correlated = config.loss == "correlation"
 
     def loss(model: SpotModel, batch: Batch) -> Tensor:

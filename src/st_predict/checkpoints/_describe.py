@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from st_predict.models import get_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from st_predict.specs import ModelCard, Reliability
 
@@ -87,8 +88,8 @@ def card_gaps(card: ModelCard) -> list[str]:
         "Scores without optimism: a section that was scored chose the epoch.": any(
             one.chose_epoch for one in card.reliability
         ),
-        "Which sections and patients the network was trained on.": not training.get("sections"),
-        "Micrometres per pixel of the training images.": bool(training.get("sections"))
+        "Which sections and patients the network was trained on.": not _sections(training.get("sections")),
+        "Micrometres per pixel of the training images.": bool(_sections(training.get("sections")))
         and not all(one.get("mpp") for one in training["sections"]),
         "Colours of the training images.": "colours" not in training,
         "Organism.": card.organism == "unknown",
@@ -146,13 +147,12 @@ def _reads(card: ModelCard) -> str:
     return f"{what} of {', '.join(wide)}; {pixels}"
 
 
-def _sections(sections: Iterable[Mapping[str, Any]]) -> str:
-    sections = list(sections)
-    if not sections:
-        return ""
+def _sections(sections: Any) -> str:
+    if not sections or not isinstance(sections, list | tuple) or not all(isinstance(one, Mapping) for one in sections):
+        return ""  # notes of a card from elsewhere may be anything
     names = [str(one.get("section", "?")) for one in sections]
-    patients = sorted({str(patient) for one in sections for patient in one.get("patients", [])})
-    spots = sum(one.get("n_spots", 0) for one in sections)
+    patients = sorted({str(patient) for one in sections for patient in _listed(one.get("patients"))})
+    spots = sum(one.get("n_spots") or 0 for one in sections)
     mpps = sorted(one["mpp"] for one in sections if one.get("mpp"))
     size = (
         ""
@@ -164,13 +164,17 @@ def _sections(sections: Iterable[Mapping[str, Any]]) -> str:
     return f"{_many('section', names)} of {_many('patient', patients)}, {spots} spots{size}"
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
 def _many(what: str, names: Iterable[str]) -> str:
     names = list(names)
     return f"{what}{'' if len(names) == 1 else 's'} {', '.join(names) or 'unknown'}"
 
 
-def _colours(colours: Mapping[str, Any] | None) -> str:
-    if not colours:
+def _colours(colours: Any) -> str:
+    if not isinstance(colours, Mapping) or not {"mean", "sd"} <= colours.keys():
         return ""
     pairs = zip(("red", "green", "blue"), colours["mean"], colours["sd"], strict=True)
     return ", ".join(f"{name} {mean:.2f} +- {sd:.2f}" for name, mean, sd in pairs) + " (mean and sd of pixels, 0 to 1)"

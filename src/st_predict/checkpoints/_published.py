@@ -113,7 +113,15 @@ def import_published(  # noqa: PLR0913  # each says something that files do not 
     """
     out = _check_out(out, replace_old=check("overwrite", overwrite, Flag))
     sorted_files = _Files.of(files)
-    given = {"genes": genes, "hparams": hparams, "target": target, "pixels": pixels, "mpp": mpp, "card": card}
+    given = {
+        "genes": genes,
+        "hparams": hparams,
+        "target": target,
+        "pixels": pixels,
+        "mpp": mpp,
+        "card": card,
+        "source": source,
+    }
     if model == HIPT:
         return _import_hipt(sorted_files, out, given=given)
     spec = get_spec(model)
@@ -246,7 +254,7 @@ def _read_array(path: Path) -> Any:
 def _read_vocabulary(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValueError(f"{str(path)!r} is not JSON ({error}).", "get it again") from error
     if not isinstance(found, dict) or not all(isinstance(gene, str) for gene in found.values()):
         raise InvalidValueError(f"{str(path)!r} does not map symbols to Ensembl identifiers.")
@@ -374,6 +382,11 @@ def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
 
 
 def _pixels_of(spec: ModelSpec, hparams: Mapping[str, Any], pixels: Any) -> PixelSpec:
+    if pixels is not None and spec.reads(hparams).describe_encoder is not None:
+        raise InvalidValueError(
+            f"{spec.name!r} reads features of an encoder, which has pixel values of its own.",
+            Advice("leave out {}", "pixels"),
+        )
     if isinstance(pixels, PixelSpec):
         return pixels
     if pixels is not None:

@@ -13,6 +13,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import whole
 from st_predict._validated import File, Flag, check
 from st_predict.checkpoints._released import find_weights, name_of
+from st_predict.models import get_spec
 from st_predict.specs import HeldOut, ModelCard
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def add_reliability(
     source = find_weights(model)
     target = _target(model, source, out, overwrite=check("overwrite", overwrite, Flag))
     card = ModelCard.of_file(source)
-    _refuse_other(card, evaluation.card, str(source))
+    _refuse_other(_without_paths(card), _without_paths(evaluation.card), str(source))
     measured = evaluation.reliability(unknown=unknown)
     kinds = {one.held_out for one in measured}
     kept = [one for one in card.reliability if one.held_out not in kinds]
@@ -108,7 +109,7 @@ def _target(
     model: PathLike[str] | str | Trained, source: Path, out: PathLike[str] | str | None, *, overwrite: bool
 ) -> Path:
     """Path to write to."""
-    if out is None and not Path(name_of(model)).is_file():
+    if out is None and source != Path(name_of(model)):
         raise InvalidValueError(
             f"{name_of(model)!r} are released weights, which are known by their hash and do not change.",
             Advice("name a file to write with {}", "out"),
@@ -119,10 +120,25 @@ def _target(
     return target
 
 
+def _without_paths(card: ModelCard) -> ModelCard:
+    """Leave out hyper-parameters that say where the user has files."""
+    own = set(get_spec(card.model).of_user)
+    return replace(card, hparams={name: value for name, value in card.hparams.items() if name not in own})
+
+
 def _refuse_other(card: ModelCard, evaluated: ModelCard, path: str) -> None:
     """Refuse scores of another network."""
     ours, theirs = (json.loads(one.to_json()) for one in (card, evaluated))
     differing = [name for name in _OF_NETWORK if json.dumps(ours[name]) != json.dumps(theirs[name])]  # NaN is not NaN
+    free = get_spec(card.model).at_prediction
+    if differing == ["hparams"] and all(
+        ours["hparams"][n] == theirs["hparams"][n] for n in card.hparams if n not in free
+    ):
+        changed = {name: theirs["hparams"][name] for name in free if theirs["hparams"][name] != ours["hparams"][name]}
+        raise InvalidValueError(
+            f"The evaluation is of predictions with {changed}, and the card of {path!r} says something else.",
+            "predict without these hyper-parameters, and evaluate again",
+        )
     if differing:
         raise InvalidValueError(
             f"The evaluation is not of {path!r}: the cards differ in {differing}.", "evaluate predictions of this file"
