@@ -218,6 +218,10 @@ class Files(TorchCheckpointIO):
 class Keep(ModelCheckpoint):
     """Keeps files in the folder of the training, also if that was moved since they were written."""
 
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__, 1)  # of earlier states too
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         folder = Path(str(self.dirpath))
 

@@ -178,8 +178,7 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def _load(file: Path) -> tuple[SpotModel, list[dict[str, float]]]:
-    with torch.random.fork_rng(devices=[]):  # which the weights that are replaced are drawn from
-        network, card = checkpoints.load(file)
+    network, card = checkpoints.load(file)
     return network, card.training["history"]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._runtime import keeping_generator
 from st_predict._validated import File, check
 from st_predict.encoders import Encoder, restore_encoder
 from st_predict.models import get_spec
@@ -106,6 +107,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
+@keeping_generator()
 def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None) -> tuple[SpotModel, ModelCard]:
     """Build the network of a checkpoint.
 
@@ -148,6 +150,7 @@ def load(path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None)
     return network.eval(), card
 
 
+@keeping_generator()
 def load_encoder(path: PathLike[str] | str, card: ModelCard) -> Encoder | None:
     """Load the encoder whose features the network of a checkpoint reads: from the checkpoint, if that carries it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -211,7 +212,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     )
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     how = {"group_key": group_key, "preset": preset, "min_counts": least}
-    return _fit(model_card, data, out, config=config, resume=resume, how=how)
+    with warnings.catch_warnings():  # libraries that are imported for training add filters
+        return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
