@@ -212,8 +212,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     )
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     how = {"group_key": group_key, "preset": preset, "min_counts": least}
-    with warnings.catch_warnings():  # libraries that are imported for training add filters
-        return _fit(model_card, data, out, config=config, resume=resume, how=how)
+    return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,6 +425,14 @@ def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
     check_objective(network, config, spec, reads=spec.reads(card.hparams).kind)
 
 
+@contextmanager
+def _keeping_filters() -> Iterator[None]:
+    """Put the filters of warnings back: libraries that are imported for training add some."""
+    with warnings.catch_warnings():
+        yield
+
+
+@_keeping_filters()
 def _fit(
     card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
 ) -> TrainResult:
