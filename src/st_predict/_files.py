@@ -7,14 +7,14 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_predict._errors import InvalidValueError
+from st_predict._locks import owned_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -177,7 +177,8 @@ def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str
 def whole(path: PathLike[str] | str) -> Iterator[Path]:
     """Give a place to write a file or a folder to, which is moved to ``path`` when the block ends without an error.
 
-    So ``path`` appears whole or not at all. An existing file is replaced; an existing folder only if it is empty.
+    So ``path`` appears whole or not at all, and a file is on disk before it replaces an existing one. An existing folder is
+    replaced only if it is empty. Temporary folders that killed processes left beside ``path`` are removed.
 
     Parameters
     ----------
@@ -189,15 +190,28 @@ def whole(path: PathLike[str] | str) -> Iterator[Path]:
     A path in a temporary folder beside ``path``. Nothing is there yet.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".st_predict-") as folder:
-        fresh = Path(folder) / f"new{path.suffix}"
+    with owned_folder(path.parent, ".st_predict-") as folder:
+        fresh = folder / f"new{path.suffix}"
         fresh.touch()
         mode = fresh.stat().st_mode
         fresh.unlink()
         yield fresh
         if fresh.is_file():
+            with fresh.open("rb+") as file:
+                os.fsync(file.fileno())
             fresh.chmod(mode & ~stat.S_IWOTH)  # some libraries give rights to the owner only, whatever the umask
         fresh.replace(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256(*parts: bytes | memoryview | str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -14,6 +13,7 @@ import torch
 
 from st_predict._errors import InvalidValueError
 from st_predict._runtime._device import pick_precision
+from st_predict._runtime._process import worker_threads
 from st_predict._validated import Count, check
 from st_predict.crops import N_SYMMETRIES, apply_symmetry
 
@@ -171,18 +171,13 @@ class Inference:
 
     def _attempts(self, parts: list[Batch], seed: int | None) -> Generator[Tensor | None, None, None]:
         """Try parts one after another; on a CPU each core takes its own, so that none waits after every layer."""
-        threads = torch.get_num_threads()
         # samples come from a generator that all threads share
-        workers = min(threads, len(parts), self._max_workers) if seed is None else 1
+        workers = min(torch.get_num_threads(), len(parts), self._max_workers) if seed is None else 1
         if workers == 1:
             yield from (self._try(part, seed) for part in parts)
             return
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
-        try:
+        with worker_threads(workers) as pool:
             yield from pool.map(self._try, parts)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # that of a worker would be that of every new thread
 
     def _try(self, part: Batch, seed: int | None = None) -> Tensor | None:
         """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""

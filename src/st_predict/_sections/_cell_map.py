@@ -23,6 +23,7 @@ import torch
 from scipy.ndimage import uniform_filter1d
 
 from st_predict._files import check_space
+from st_predict._locks import owned_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -92,10 +93,10 @@ def describe_section(
     Places in ``cells``, and ``(n, n_features)`` for these.
     """
     n_channels = network.narrow.in_features + _COLOURS
-    with tempfile.TemporaryDirectory(prefix="st_predict-cells-") as folder:
+    with owned_folder(Path(tempfile.gettempdir()), "st_predict-cells-") as folder:
         check_space("cells of the section", folder, 4 * n_channels * grid.shape[0] * grid.shape[1])
         sum_RCD = np.lib.format.open_memmap(
-            Path(folder) / "sum.npy", mode="w+", dtype=np.float32, shape=(*grid.shape, n_channels)
+            folder / "sum.npy", mode="w+", dtype=np.float32, shape=(*grid.shape, n_channels)
         )
         around = {}
         for shift, centres in section_tiles(spec, grid):

@@ -19,6 +19,7 @@ __all__ = ["TrainConfig", "configure", "get_preset"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Monitor = Literal["pearson", "loss"]
+_BELOW_OVERFLOW = Field(lt=1e38)  # larger numbers are infinite in float32
 
 
 @validated
@@ -95,8 +96,8 @@ class TrainConfig:
     loss: Literal["model", "standardized", "correlation"] = "model"
     regions: Natural = 0
     regions_per_step: Count = 1
-    lr: Positive = 1e-4
-    weight_decay: NotNegative = 0.0
+    lr: Annotated[Positive, _BELOW_OVERFLOW] = 1e-4
+    weight_decay: Annotated[NotNegative, _BELOW_OVERFLOW] = 0.0
     optimizer: Optimizer = "adam"
     momentum: Probability = 0.0
     schedule: Schedule = "constant"

@@ -6,9 +6,13 @@ import copy
 import itertools
 import logging
 import math
+import pickle
+import signal
+import threading
 import warnings
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,21 +20,22 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from st_predict import checkpoints
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
-from st_predict._training._scores import monitored, validation_scores
+from st_predict._training._scores import best_row, monitored, validation_scores
+from st_predict._training._state import BEST, LAST, find_state, intact, replaced, versions
 from st_predict.crops import Batch, augment, drop_levels, jitter_stain
 from st_predict.models import SpotModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -52,6 +57,11 @@ _MEANT = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+_NEVER = 2**62
+"""Step that no training reaches."""
+
+_ASK_EVERY = 50  # steps
+
 
 def fit(
     card: ModelCard,
@@ -63,9 +73,10 @@ def fit(
     resume: bool,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
     """Run Lightning; return the network of the best epoch (without validation, of the last one), and the history."""
-    history, keep, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
+    state = find_state(folder) if resume else None
+    history, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
     loader = for_training(data, card, config)
-    with torch.random.fork_rng(_gpus(config)), quiet(), _reading_state(folder):
+    with torch.random.fork_rng(_gpus(config)), quiet(), _interrupts(), _reading_state(folder):
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = checkpoints.build(card)
         reference = in_order(data.measured, card, config)
@@ -87,14 +98,12 @@ def fit(
             loader,
             # mixed, as a contrastive loss compares the spots of a batch
             None if val_data is None else in_order(val_data, card, config, mixed=True),
-            ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None,
+            ckpt_path=state,
             weights_only=True,  # of last.ckpt: tensors, numbers and texts, nothing that is run
         )
-    if keep is not None:
+    if val_data is not None:
         with _reading_state(folder):
-            adapter = Adapter.load_from_checkpoint(
-                keep.best_model_path, network=adapter.network, config=config, map_location="cpu", weights_only=True
-            )
+            adapter = _load_best(adapter, folder / "checkpoints", epoch=int(best_row(history.rows, config)["epoch"]))
     return adapter.kept.eval(), history.rows
 
 
@@ -111,21 +120,34 @@ def _reading_state(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _callbacks(
-    config: TrainConfig, folder: Path, *, validated: bool
-) -> tuple[History, ModelCheckpoint | None, list[L.Callback]]:
-    """Make what watches a training; the second one keeps the best weights, and is ``None`` without validation."""
+def _load_best(adapter: Adapter, folder: Path, *, epoch: int) -> Adapter:
+    """Load the weights of the best epoch, from one of two files: a run that was killed may have replaced the newer one."""
+    for path in versions(folder / BEST):
+        if intact(path):
+            best: Adapter = Adapter.load_from_checkpoint(
+                path, network=adapter.network, config=adapter.config, map_location="cpu", weights_only=True
+            )
+            if best.epoch == epoch:
+                return best
+    raise InvalidValueError(
+        f"The weights of the best epoch, {epoch}, are not in {str(folder / BEST)!r}, which is damaged or of another epoch.",
+        "start anew in another folder",
+    )
+
+
+def _callbacks(config: TrainConfig, folder: Path, *, validated: bool) -> tuple[History, list[L.Callback]]:
+    """Make what watches a training."""
     monitor, mode = monitored(config)
     history = History()
-    save = partial(ModelCheckpoint, dirpath=folder, enable_version_counter=False, save_on_train_epoch_end=True)
-    keep = save(filename="best", monitor=monitor, mode=mode) if validated else None
+    save = partial(Keep, dirpath=folder, enable_version_counter=False, save_on_train_epoch_end=True)
+    keep = [save(filename=Path(BEST).stem, monitor=monitor, mode=mode)] if validated else []
     # not save_last=True, which saves only where an epoch is the best; behind keep, whose state it holds
-    callbacks: list[L.Callback] = [history, *([] if keep is None else [keep]), save(filename="last")]
+    callbacks: list[L.Callback] = [history, *keep, save(filename=Path(LAST).stem)]
     if validated and config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
     if config.progress:
         callbacks.append(TQDMProgressBar())
-    return history, keep, callbacks
+    return history, callbacks
 
 
 def _gpus(config: TrainConfig) -> list[torch.device]:
@@ -146,6 +168,7 @@ def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=config.clip,
+        plugins=[Files()],
     )
 
 
@@ -166,6 +189,63 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         chatty.setLevel(level)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Let Ctrl-C stay a ``KeyboardInterrupt``: Lightning ignores further ones and ends the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+class Files(TorchCheckpointIO):
+    """Writes files beside their place, so that a kill or a full disk leaves the last two whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replaced(Path(path)) as fresh:
+            torch.save(checkpoint, fresh)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+            missing = {"state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
+        except (AttributeError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            raise InvalidValueError(
+                f"{str(path)!r} can't be read ({error}).", "start anew in another folder"
+            ) from error
+        if missing:
+            raise InvalidValueError(
+                f"{str(path)!r} is not the state of a training: it lacks {sorted(missing)}.",
+                "start anew in another folder",
+            )
+        return checkpoint
+
+
+class Keep(ModelCheckpoint):
+    """Keeps files in the folder of the training, also if that was moved since they were written."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__, 1)  # of earlier states too
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        moved = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath, "best_k_models": best})
 
 
 class Adapter(L.LightningModule):
@@ -192,6 +272,11 @@ class Adapter(L.LightningModule):
         self._generator = torch.Generator()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._losses: list[tuple[float, int]] = []
+        self._diverged_at: Tensor | None = None
+        self.epoch: int | None = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.epoch = checkpoint.get("epoch")
 
     @property
     def kept(self) -> SpotModel:
@@ -231,6 +316,7 @@ class Adapter(L.LightningModule):
         if self.config.level_drop > 0:
             batch = drop_levels(batch, self.config.level_drop, self._generator)
         loss = self.network.loss(batch) if self.loss is None else self.loss(self.network, batch)
+        self._watch(loss.detach())
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
         return loss
 
@@ -241,6 +327,7 @@ class Adapter(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         assert self.reference is not None  # nothing is validated without it
+        self._check_finite()
         self.kept.finalize(self.reference)
 
     def validation_step(self, batch: Batch, _: int) -> None:
@@ -258,7 +345,42 @@ class Adapter(L.LightningModule):
         self._losses.clear()
         assert self.sections is not None  # nothing is validated without them
         scores = validation_scores(prediction, target, self.sections[index])
-        self.log_dict({**scores, "val_loss": float(np.average(losses, weights=sizes))}, prog_bar=True)
+        loss = float(np.average(losses, weights=sizes))
+        if not math.isfinite(loss):
+            raise self._diverged("validation loss", loss, step=self.global_step - 1)
+        self.log_dict({**scores, "val_loss": loss}, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()  # before callbacks save weights
+
+    def _watch(self, loss: Tensor) -> None:
+        """Note the first step whose loss is not finite; a GPU is asked for it only now and then, as that waits for it."""
+        step = self.global_step
+        found = torch.where(torch.isfinite(loss), _NEVER, step)
+        self._diverged_at = found if self._diverged_at is None else torch.minimum(self._diverged_at, found)
+        if loss.device.type == "cpu" or step % _ASK_EVERY == 0:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        if self._diverged_at is not None and (step := int(self._diverged_at)) != _NEVER:
+            raise self._diverged("loss", "not finite", step=step)
+
+    def _check_finite(self) -> None:
+        """Refuse losses and weights that are not finite."""
+        self._check_losses()
+        tensors = itertools.chain(self.kept.named_parameters(), self.network.named_parameters())
+        for name, weights in tensors:
+            if not bool(torch.isfinite(weights).all()):
+                raise self._diverged(f"weight {name!r}", "not finite", step=self.global_step - 1)
+
+    def _diverged(self, what: str, value: float | str, *, step: int) -> InvalidValueError:
+        steps = 1 if self.loader is None else len(self.loader)
+        lr = self.config.lr * _lr_factor(step, config=self.config, steps=steps)
+        return InvalidValueError(
+            f"Training diverged: the {what} is {value} at epoch {self.current_epoch}, step {step}, with a learning rate of "
+            f"{lr:g}.",
+            Advice("start anew in another folder with a smaller 'lr', or with 'clip' or 'warmup', in {}", "config"),
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         return batch.to(device)

@@ -17,6 +17,7 @@ from st_predict._runtime import Inference, pick_device
 from st_predict._training._fit import fit
 from st_predict._training._loader import CropLoader
 from st_predict._training._scores import best_row
+from st_predict._training._state import is_begun
 from st_predict._validated import Count, check
 from st_predict.crops import Batch
 from st_predict.models import get_spec
@@ -162,8 +163,7 @@ def _fit_round(
     if resume and file.is_file():
         return _load(file, card)
     place = folder if number == 0 else folder / "rounds" / str(number)
-    begun = (place / "checkpoints" / "last.ckpt").is_file()
-    network, figures = fit(card, store, val_data, config=config, folder=place, resume=resume and begun)
+    network, figures = fit(card, store, val_data, config=config, folder=place, resume=resume and is_begun(place))
     network.finalize(CropLoader(store.measured, config.batch_size))
     history = [{"round": number, **row} for row in figures]
     file.parent.mkdir(exist_ok=True)
@@ -182,8 +182,7 @@ def _load(file: Path, card: ModelCard) -> tuple[SpotModel, list[dict[str, float]
     stored = ModelCard.of_file(file)
     if (stored.model, stored.genes, stored.hparams) != (card.model, card.genes, card.hparams):
         raise InvalidValueError(f"{str(file)!r} is of another training.", "start anew in another folder")
-    with torch.random.fork_rng(devices=[]):  # which the weights that are replaced are drawn from
-        network, stored = checkpoints.load(file, trust=True)  # a card that says what the caller says
+    network, stored = checkpoints.load(file, trust=True)  # a card that says what the caller says
     return network, stored.training["history"]
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from st_predict import checkpoints
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
+from st_predict._locks import locked, owned_folder
+from st_predict._training._state import LAST, is_begun
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from os import PathLike
 
     from st_predict._training._config import TrainConfig
@@ -27,6 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 logger = logging.getLogger(__name__)
+
+CROPS = ".crops-"
+"""Beginning of the names of folders of crops."""
+
+LOCK = ".lock"
+"""File that a training holds, in its folder."""
 
 _MAY_CHANGE = {"device", "precision", "progress"}  # between a run and its continuation
 
@@ -41,10 +51,13 @@ class Run:
         Where results are written.
     resume
         Whether the run continues one that was interrupted.
+    spec
+        Model to train.
     """
 
     folder: Path
     resume: bool
+    spec: ModelSpec
 
     @classmethod
     def create(cls, out: PathLike[str] | str, spec: ModelSpec, *, resume: bool) -> Run:
@@ -60,19 +73,42 @@ class Run:
             If the folder cannot be written to.
         """
         out = Path(out)
-        checkpoint, last = out / f"{spec.name}.safetensors", out / "checkpoints" / "last.ckpt"
-        if resume and not last.is_file():
-            raise FileNotFoundError(f"There is nothing to resume: no {str(last)!r}.")
-        if not resume and any(path.exists() for path in (checkpoint, last, out / "history.csv")):
-            way_out = "name another folder" if spec.closed_form else "resume it, or name another folder"
-            raise FileExistsError(f"{str(out)!r} already holds a training: {way_out}.")
+        run = cls(folder=out, resume=resume, spec=spec)
+        run._check()
         try:
             (out / "checkpoints").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=out):
                 pass
         except OSError as error:
             raise type(error)(error.errno, f"Can't write results to {str(out)!r}: {error.strerror}") from error
-        return cls(folder=out, resume=resume)
+        return run
+
+    def _check(self) -> None:
+        """Refuse a folder that holds results, or nothing to resume."""
+        out, begun = self.folder, is_begun(self.folder)
+        if self.resume and not begun:
+            raise FileNotFoundError(f"There is nothing to resume: no {str(out / 'checkpoints' / LAST)!r}.")
+        results = out / f"{self.spec.name}.safetensors", out / "history.csv"
+        if not self.resume and (begun or any(path.exists() for path in results)):
+            way_out = "name another folder" if self.spec.closed_form else "resume it, or name another folder"
+            raise FileExistsError(f"{str(out)!r} already holds a training: {way_out}.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If another training is running in the folder, or has ended there since the run was created.
+        """
+        with locked(self.folder / LOCK, folder=self.folder, what="training"):
+            self._check()
+            yield
+
+    def temporary_folder(self) -> AbstractContextManager[Path]:
+        """Make a folder for crops, which is removed at the end; those that killed trainings left are removed first."""
+        return owned_folder(self.folder, CROPS)
 
     def note(self, card: ModelCard, config: TrainConfig, *, sections: Mapping[str, Any]) -> None:
         """Remember what is trained on which sections, and refuse to resume with something else.
@@ -88,7 +124,8 @@ class Run:
         now = json.loads(card.to_json()) | json.loads(json.dumps(sections))
         now |= {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
         if not self.resume:  # an existing note belongs to a training that ended before its first epoch
-            path.write_text(json.dumps(now), encoding="utf-8")
+            with whole(path) as fresh:
+                fresh.write_text(json.dumps(now), encoding="utf-8")
             return
         begun = _read_note(path)
         if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
+from st_predict._runtime import keeping_generator
 from st_predict._validated import File, Flag, check
 from st_predict.checkpoints._sizes import (
     MOST_PARTS,
@@ -120,6 +122,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
+@keeping_generator()
 def load(
     path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
 ) -> tuple[SpotModel, ModelCard]:
@@ -182,13 +185,14 @@ def _check_crops(card: ModelCard, *, trust: bool) -> None:
 def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a card of another network than that of the tensors, before any memory is taken for either."""
     try:
-        with torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"):  # on first use, torch imports what sets filters
             network = _build(card, most_parts_of(tensors))
     except MemoryError as error:
         raise InvalidValueError(f"The card asks for a network that no memory can hold: {error}") from error
     check_fits(network, tensors)
 
 
+@keeping_generator()
 def load_encoder(
     path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
 ) -> Encoder | None:

@@ -15,6 +15,7 @@ import torch
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import sha256_of_file
+from st_predict._runtime import keeping_generator
 from st_predict._validated import File, Flag, Positive, Text, Texts, check
 from st_predict._version import __version__
 from st_predict.checkpoints._file import build, save
@@ -446,7 +447,8 @@ def _write_card(
 
 def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
     """Build the network and load the weights; say in what they differ if they do."""
-    network = build(card)
+    with keeping_generator():
+        network = build(card)
     needed = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     found = {name: tuple(x.shape) for name, x in state.items()}
     if needed == found:

@@ -17,7 +17,7 @@ from st_predict._backbones import import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
 from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
-from st_predict._runtime import Network, is_out_of_memory
+from st_predict._runtime import Network, is_out_of_memory, keeping_generator
 from st_predict.encoders._pathology import NOT_LOADABLE, PATHOLOGY
 from st_predict.encoders._reading import Features, read_as
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics
@@ -132,6 +132,7 @@ class _ClassAndMean(nn.Module):
         return torch.cat([x_BTD[:, 0], patches_BTD.mean(1)], dim=1)
 
 
+@keeping_generator()
 def load_encoder(
     encoder: str | EncoderSpec | Encoder | Callable[..., Tensor],
     *,

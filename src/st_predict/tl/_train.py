@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +45,7 @@ from st_predict.specs import ModelCard, TargetSpec, check_card_fields
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
+    from pathlib import Path
 
     from spatialdata import SpatialData
 
@@ -180,7 +180,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     LeakageError
         If a patient is in training and in validation and is not in ``allow_shared``.
     FileExistsError
-        If ``out`` holds results and ``resume`` is false.
+        If ``out`` holds results and ``resume`` is false, or another training is running there.
     KeyError
         If the model, an element, a layer or a column does not exist, or genes are missing.
     ValueError
@@ -432,20 +432,29 @@ def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
         )
 
 
+@contextmanager
+def _keeping_filters() -> Iterator[None]:
+    """Put the filters of warnings back: libraries that are imported for training add some."""
+    with warnings.catch_warnings():
+        yield
+
+
+@_keeping_filters()
 def _fit(
     card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
     _check_buildable(card, config)
     run = Run.create(out, get_spec(card.model), resume=resume)
-    sections = data.describe()
-    run.note(card, config, sections=sections)
-    encoder = encoder_of(card)
-    card, network, history = _learn(card, data, run, encoder, config=config)
-    known = {**sections, "shared_patients": data.shared_patients, **how}
-    described = _describe(config, history, validated=bool(data.validation))
-    card = replace(card, training={**known, **described, **_sources(card, encoder), **card.training})
-    checkpoint = run.save(network, card, history, encoder=encoder)
+    with run.locked():
+        sections = data.describe()
+        run.note(card, config, sections=sections)
+        encoder = encoder_of(card)
+        card, network, history = _learn(card, data, run, encoder, config=config)
+        known = {**sections, "shared_patients": data.shared_patients, **how}
+        described = _describe(config, history, validated=bool(data.validation))
+        card = replace(card, training={**known, **described, **_sources(card, encoder), **card.training})
+        checkpoint = run.save(network, card, history, encoder=encoder)
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
 
@@ -454,9 +463,9 @@ def _learn(
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Cut what the network reads, and train it; return the card with what was measured for it."""
     compute = Compute(device=config.device, precision=config.precision)
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".crops-") as crops, _mpp_of_training():
+    with run.temporary_folder() as crops, _mpp_of_training():
         stores = {
-            name: store_of(sections, card, encoder, folder=Path(crops) / name, compute=compute)
+            name: store_of(sections, card, encoder, folder=crops / name, compute=compute)
             for name, sections in (
                 ("training", data.training),
                 ("validation", data.validation),
