@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-TIMEOUT_S = 60
+TIMEOUT_S = 240  # for a busy machine
 CONFIG = {"epochs": 1, "batch_size": 6, "device": "cpu", "precision": "float32", "progress": False}
 
 AS_BEFORE = """

@@ -6,7 +6,6 @@ import copy
 import itertools
 import logging
 import math
-import pickle
 import signal
 import threading
 import warnings
@@ -218,7 +217,7 @@ class Files(TorchCheckpointIO):
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
             missing = {"state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
-        except (AttributeError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        except (AttributeError, EOFError, KeyError, RuntimeError) as error:
             raise InvalidValueError(
                 f"{str(path)!r} can't be read ({error}).", "start anew in another folder"
             ) from error
