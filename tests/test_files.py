@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,3 +87,45 @@ def test_space(tmp_path: Path) -> None:
     check_space("crops", tmp_path, 1)
     with pytest.raises(OSError, match=r"The crops need 1000000000\.0 GB for a while"):
         check_space("crops", tmp_path, 10**18)
+
+
+def lose_race(path: Path) -> None:
+    """Write a file or a folder that another process has written meanwhile."""
+    with whole(path, keep_old=True) as fresh:
+        for place, text in ((fresh, "mine"), (path, "theirs")):
+            if path.suffix == ".zarr":
+                place.mkdir()
+            (place / "part" if path.suffix == ".zarr" else place).write_text(text)
+
+
+@pytest.mark.parametrize(("name", "part"), [("result.txt", "."), ("store.zarr", "part")])
+def test_what_another_process_wrote_meanwhile_is_kept(tmp_path: Path, name: str, part: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(FileExistsError, match=rf"{name}' exists now, and was kept"):
+        lose_race(path)
+    assert (path / part).read_text() == "theirs"
+    assert names(tmp_path) == [name]
+
+
+def test_new_files_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "result.txt"
+    with whole(path, keep_old=True) as fresh:
+        fresh.write_text("mine")
+    assert path.read_text() == "mine"
+    with pytest.raises(FileExistsError, match="was kept"), whole(path, keep_old=True) as fresh:
+        fresh.write_text("again")
+    assert path.read_text() == "mine"
+
+
+def test_a_full_disk_is_named_whatever_a_library_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.txt"
+    with pytest.raises(RuntimeError, match="unexpected pos"), whole(path):
+        raise RuntimeError("unexpected pos 1092928")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=512))
+    with pytest.raises(OSError, match=r"No space left on device.*result\.txt"), whole(path):
+        raise RuntimeError("unexpected pos 1092928")
+    assert names(tmp_path) == []

@@ -41,6 +41,7 @@ PATIENCE_S, LEAST = 60, 1 << 16  # a body of which fewer bytes come in this time
 MOST_BYTES = 2 << 30  # of a file whose size is not known
 BLOCK = 1 << 20
 _FOLDER_MODE = 0o775
+_FULL = 1 << 16  # bytes left on a disk that has no room for what is being written
 
 
 def cache_dir() -> Path:
@@ -174,7 +175,7 @@ def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str
 
 
 @contextmanager
-def whole(path: PathLike[str] | str) -> Iterator[Path]:
+def whole(path: PathLike[str] | str, *, keep_old: bool = False) -> Iterator[Path]:
     """Give a place to write a file or a folder to, which is moved to ``path`` when the block ends without an error.
 
     So ``path`` appears whole or not at all, and a file is on disk before it replaces an existing one. An existing folder is
@@ -184,10 +185,19 @@ def whole(path: PathLike[str] | str) -> Iterator[Path]:
     ----------
     path
         Where the result belongs. Its folder must exist.
+    keep_old
+        Whether a file that is at ``path`` by then is kept, which is an error; otherwise it is replaced.
 
     Yields
     ------
     A path in a temporary folder beside ``path``. Nothing is there yet.
+
+    Raises
+    ------
+    FileExistsError
+        If a file is kept, or a folder is there that is not empty.
+    OSError
+        If the disk is full, whatever the library that writes says then.
     """
     path = Path(path)
     with owned_folder(path.parent, ".st_predict-") as folder:
@@ -195,13 +205,50 @@ def whole(path: PathLike[str] | str) -> Iterator[Path]:
         fresh.touch()
         mode = fresh.stat().st_mode
         fresh.unlink()
-        yield fresh
+        with _naming_full_disk(path):
+            yield fresh
         if fresh.is_file():
             with fresh.open("rb+") as file:
                 os.fsync(file.fileno())
             fresh.chmod(mode & ~stat.S_IWOTH)  # some libraries give rights to the owner only, whatever the umask
-        fresh.replace(path)
+        _move(fresh, path, keep_old=keep_old)
         _sync_folder(path.parent)
+
+
+@contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    """Say that a disk is full where a library that writes to it says something else."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or shutil.disk_usage(path.parent).free >= _FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+def _move(fresh: Path, path: Path, *, keep_old: bool) -> None:
+    """Move a result to its place, where another process may have put one meanwhile."""
+    try:
+        if keep_old and fresh.is_file():
+            _rename_new(fresh, path)
+        else:
+            fresh.replace(path)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise
+        raise FileExistsError(f"{str(path)!r} exists now, and was kept. Choose another name.") from error
+
+
+def _rename_new(fresh: Path, path: Path) -> None:
+    """Give a file a name that is new; only links are refused by the system if there is a file."""
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        fresh.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -767,5 +767,5 @@ def _write_result(out: Path, sdata: SpatialData, key: str, genes: _Genes | None 
 
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a result that appears whole or not at all."""
-    with whole(path) as fresh:
+    with whole(path, keep_old=True) as fresh:
         write(fresh)

@@ -133,6 +133,17 @@ def test_weights_that_are_not_finite(tmp_path, value, name, dtype):
         checkpoints.load(written(tmp_path, CARD.to_json(), state))
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "way_out"), [(nan, None, "Train the network again"), (1e6, torch.float16, "Leave out dtype=")]
+)
+def test_weights_that_cannot_be_stored(tmp_path, value, dtype, way_out):
+    network = checkpoints.build(CARD)
+    torch.nn.init.constant_(network.head.bias, value)
+    with pytest.raises(ValueError, match=rf"not finite: \['head.bias'\]\. {way_out}"):
+        checkpoints.save(tmp_path / "a.safetensors", network, CARD, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_beyond_float32(tmp_path):
     state = {**STATE, "head.bias": torch.full((3,), 1e300, dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"not finite: \['head.bias'\]"):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._runtime import keeping_generator
 from st_predict._validated import File, Flag, check
@@ -95,6 +95,8 @@ def save(
     ------
     TypeError
         If ``model``, ``card`` or ``dtype`` are something else, or the card holds something that JSON cannot.
+    ValueError
+        If a weight is not finite, or too large for ``dtype``. Nothing is written then.
     """
     path = check("path", path, File)
     _require("model", model, nn.Module)
@@ -102,6 +104,7 @@ def save(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating-point type of torch or None, got {dtype!r}.")
     state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+    check_finite(state, "train the network again" if dtype is None else Advice("leave out {}", "dtype"))
     metadata = {ModelCard.METADATA_KEY: card.to_json()}
     if encoder is not None and encoder.spec.carried:
         state |= {_ENCODER + name: _stored(tensor, torch.float16) for name, tensor in encoder.state_dict().items()}
@@ -110,6 +113,11 @@ def save(
         )
     with whole(path) as fresh:
         save_file(state, fresh, metadata=metadata)
+
+
+def _values(network: nn.Module) -> dict[str, Tensor]:
+    """Weights and statistics, also those that are not stored."""
+    return dict([*network.named_parameters(), *network.named_buffers()])
 
 
 def _require(argument: str, value: object, kind: type) -> None:
@@ -163,7 +171,7 @@ def load(
         _check_sizes(card, {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)})
         network = build(card)
         network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32, whatever the file holds
-        check_finite(network)
+        check_finite(_values(network))
     except StPredictError as error:
         if hparams:  # not of the file
             raise
@@ -234,7 +242,7 @@ def load_encoder(
         )
     try:
         encoder = restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
-        check_finite(encoder)
+        check_finite(_values(encoder))
     except StPredictError as error:
         raise error.about(f"{str(path)!r} is damaged.") from error
     return encoder

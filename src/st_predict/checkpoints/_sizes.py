@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from st_predict._errors import Advice
+
 __all__ = ["check_finite", "check_fits", "limited", "most_parts_of", "reading", "shapes_of"]
 
 MOST_PARTS = 30_000
@@ -133,7 +135,7 @@ def check_fits(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         network.load_state_dict(tensors)
 
 
-def check_finite(network: nn.Module) -> None:
+def check_finite(tensors: Mapping[str, Tensor], way_out: str | Advice = "train the network again") -> None:
     """Refuse weights and statistics with NaN or infinity.
 
     Raises
@@ -141,8 +143,5 @@ def check_finite(network: nn.Module) -> None:
     ValueError
         If there are any; the message names the first tensors.
     """
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    if wrong := [name for name, x in tensors if x.is_floating_point() and not torch.isfinite(x).all()]:
-        raise InvalidValueError(
-            f"{len(wrong)} tensors have values that are not finite: {wrong[:5]}.", "train the network again"
-        )
+    if wrong := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
+        raise InvalidValueError(f"{len(wrong)} tensors have values that are not finite: {wrong[:5]}.", way_out)
