@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 OWNER = ".owner"
 """File in a temporary folder: process, host and start time of the process that made it."""
 
+_WRITTEN_S = 0.1  # in which a lock that was made gets the name of its owner
 _ATTEMPTS = 3  # the first one removes the lock of a dead process
 
 
@@ -132,6 +134,9 @@ def _take(path: Path) -> SoftFileLock | None:
 
 def _holder(path: Path) -> str:
     """Say who holds a lock."""
+    with suppress(OSError):
+        if not path.stat().st_size:  # made, and not yet written
+            time.sleep(_WRITTEN_S)
     try:
         since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(sep=" ", timespec="seconds")
         process, host, *_ = path.read_text(encoding="utf-8").splitlines()
