@@ -415,6 +415,27 @@ def test_files_of_users_are_no_faults_of_ours(folder: Path, tmp_path: Path) -> N
     check_refused(run("train", section, "--panel", 0, *out), "panel must be at least 1, got 0")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8.00 TiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+@pytest.mark.parametrize("place", ["st_predict.tl.evaluate", "spatialdata.read_zarr"])
+def test_too_little_memory_is_no_fault_of_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, place: str
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    result = run("evaluate", folder / "P1S1.zarr", "--out", tmp_path / "s.csv")
+    check_refused(result, f"There is not enough memory ({error}).")
+    assert "fault of" not in result.stderr
+
+
 def test_a_fault_of_ours_says_how_to_report_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_options: object) -> None:
         raise ZeroDivisionError("division by zero")

@@ -55,13 +55,21 @@ class _Commands(TyperGroup):
             said = " ".join(_in_files(error).say(lambda way: _option(way, options)).split())
             name = said.partition(" ")[0]
             return f"{options[name]}{said.removeprefix(name)}" if name in options else said
-        if isinstance(error, OSError | MemoryError | ImportError):
+        if isinstance(error, OSError | ImportError):
             return " ".join(str(error).split())
+        if _lacks_memory(error):
+            return f"There is not enough memory ({' '.join(str(error).split())})."
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return (
             f"This is a fault of st_predict {__version__} ({what}). Please report it to the developers, with the command and what "
             "it prints with ST_PREDICT_DEBUG=1 in front."
         )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    from st_predict._runtime import is_out_of_memory
+
+    return is_out_of_memory(error) or "can't start new thread" in str(error)
 
 
 _CODE = re.compile(r"\b(?:sdata|spatialdata|st_predict)\.|\.(?:obs|var|uns)\b|uns_merge=")
@@ -668,6 +676,8 @@ def _read_one(path: Path) -> SpatialData:
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # whatever zarr and the elements raise
+        if _lacks_memory(error):
+            raise
         raise OSError(f"{str(path)!r} is not a SpatialData store that can be read ({error}).") from error
 
 

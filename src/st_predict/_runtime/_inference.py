@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -292,7 +292,8 @@ def _keep_freed_memory() -> None:
 
     glibc raises its mmap threshold after a large block is freed; allocate one to trigger that.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    with suppress(RuntimeError):  # without that memory, it is slower
+        torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @contextmanager
