@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from st_predict import _locks
 from st_predict._locks import OWNER, locked, owned_folder, remove_abandoned
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def test_folders_of_dead_processes_are_removed_and_others_stay(tmp_path: Path) -
     foreign, fresh, target = tmp_path / ".crops-far", tmp_path / ".crops-new", tmp_path / "target"
     for folder in (foreign, fresh, target):
         folder.mkdir()
+    (fresh / "theirs").touch()  # not ours: it names no owner
     (foreign / OWNER).write_text("1\nanother-host\n")
     (target / OWNER).write_text((abandoned / OWNER).read_text())
     (tmp_path / ".crops-link").symlink_to(target)
@@ -151,3 +153,21 @@ def test_folders_of_dead_processes_are_removed_and_others_stay(tmp_path: Path) -
         kill(living)
     remove_abandoned(tmp_path, ".crops-")
     assert not used.exists()
+
+
+def test_empty_folders_are_removed_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".crops-killed").mkdir()  # by a process that could not name itself any more
+    take, taken = _locks._take, []
+
+    def late(path: Path) -> object:
+        taken.append(path)
+        if len(taken) == 1:
+            remove_abandoned(tmp_path, ".crops-")  # what another process does meanwhile
+        return take(path)
+
+    monkeypatch.setattr(_locks, "_take", late)
+    with owned_folder(tmp_path, ".crops-") as own:
+        assert list(tmp_path.iterdir()) == [own]
+        (own / "part").touch()
+    assert taken == [own / OWNER]
+    assert not list(tmp_path.iterdir())

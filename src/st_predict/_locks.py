@@ -78,24 +78,37 @@ def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
     The folder, which holds only the file :data:`OWNER`.
     """
     remove_abandoned(parent, prefix)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-    lock = None
+    folder, lock = _make_owned(parent, prefix)
     try:
-        lock = _take(folder / OWNER)
-        assert lock is not None  # nobody else knows the name
         yield folder
     finally:
         with suppress(FileNotFoundError):  # whoever removed it has done the work
             _remove(folder, lock)
 
 
+def _make_owned(parent: Path, prefix: str) -> tuple[Path, SoftFileLock]:
+    """Make a folder with an owner. As long as it is empty, others may remove it; taking the lock makes it again then."""
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        lock = _take(folder / OWNER)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+    assert lock is not None  # nobody else knows the name
+    return folder, lock
+
+
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove temporary folders of the user whose process has ended on this host; all others are left alone."""
+    """Remove temporary folders of the user that are empty or whose process has ended on this host; all others are left alone."""
     for folder in parent.glob(f"{prefix}*"):
         with suppress(OSError):  # a folder that vanishes or cannot be removed is no reason to fail
-            if not _is_own(folder) or not (folder / OWNER).is_file():
+            if not _is_own(folder):
                 continue
-            if (lock := _take(folder / OWNER)) is not None:
+            if not (folder / OWNER).is_file():
+                folder.rmdir()  # only if it is empty: the process was killed before it could name itself
+                logger.info("Removed %s, which was empty.", folder)
+            elif (lock := _take(folder / OWNER)) is not None:
                 _remove(folder, lock)
                 logger.info("Removed %s, which a process that was killed had left.", folder)
 

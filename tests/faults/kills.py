@@ -43,6 +43,7 @@ MEMORY_MIB = (8, 64, 256, 1024)  # beyond what the process has at its start
 TOO_LITTLE = re.compile(
     r"memory|allocat|no space|errno 28|errno 12|can't start new thread|failed to map|enospc|enomem", re.IGNORECASE
 )
+HIDDEN = (".st_predict-", ".crops-", ".lock", ".owner")
 REFUSED = re.compile("exists|in use|already holds")
 CPU = {"device": "cpu", "precision": "float32"}
 
@@ -349,6 +350,8 @@ class Setting:
 
     def after(self, folder: Path, counts: Counter[str]) -> None:
         """Count what a fault left, and what running again gives."""
+        from st_predict._files import whole
+
         found = self.state(folder)
         counts["result there" if found == self.expected else "no result" if found is None else "wrong or torn"] += 1
         end = Running.start(self.name, self.inputs, folder).outcome()
@@ -357,10 +360,11 @@ class Setting:
         ] += 1
         if end != "done":
             print(f"{self.name}, run again: {end}", file=sys.stderr)
-        for path in folder.rglob(".*"):
-            if path.name.startswith((".st_predict-", ".crops-", ".lock", ".owner")):
-                empty = path.is_dir() and not any(path.iterdir())
-                counts["empty folder left" if empty else "left behind"] += 1
+        for path in list(folder.rglob(".st_predict-*")):
+            with whole(path.parent / "next.txt") as fresh:  # whatever is written there next
+                fresh.touch()
+            (path.parent / "next.txt").unlink()
+        counts["left behind"] += sum(path.name.startswith(HIDDEN) for path in folder.rglob(".*"))
 
 
 def kill_at_random(setting: Setting, n: int, rng: np.random.Generator) -> Counter[str]:
