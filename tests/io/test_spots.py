@@ -313,12 +313,29 @@ def test_a_transformation_that_cannot_be_inverted_is_named(sdata, element, scale
         read_spots(sdata)
 
 
-@pytest.mark.parametrize("places", [["a"] * 12, [np.inf] * 12])
-def test_places_on_the_lattice_are_numbers(sdata, places):
-    sdata["table"].obs["array_row"] = places
-    sdata["table"].obs["array_col"] = 1
-    with pytest.raises(InvalidValueError, match=r"Columns \['array_row', 'array_col'\] must be whole numbers"):
+@pytest.mark.parametrize(
+    ("places", "first"),
+    [
+        (["a"] * 12, "'a' of 's0'"),
+        (["0", "1", "1_x"] + ["2"] * 9, "'1_x' of 's2'"),
+        ([np.inf] * 12, "inf of 's0'"),
+        ([1e300] * 12, "e.300.? of 's0'"),
+        ([1.0, 2.5] + [3.0] * 10, "2.5.? of 's1'"),
+    ],
+)
+def test_places_on_the_lattice_are_whole_numbers(sdata, places, first):
+    sdata["table"].obs["array_row"] = 1
+    sdata["table"].obs["array_col"] = places
+    with pytest.raises(InvalidValueError, match=rf"\.obs\['array_col'\] must be whole numbers.*{first}"):
         read_spots(sdata)
+
+
+@pytest.mark.parametrize("dtype", [float, str, "category", "Float64"])
+def test_places_near_whole_numbers_are_rounded(sdata, dtype):
+    measured = [0.97, 2.02, 2.98, 4.2] * 3
+    sdata["table"].obs["array_row"] = pd.Series(np.repeat([-0.1, 1.1, 1.99], 4), index=sdata["table"].obs_names)
+    sdata["table"].obs["array_col"] = pd.Series(measured, index=sdata["table"].obs_names).astype(dtype)
+    np.testing.assert_array_equal(read_spots(sdata).grid, np.stack([np.repeat([0, 1, 2], 4), [1, 2, 3, 4] * 3], axis=1))
 
 
 @pytest.mark.parametrize("arguments", [{"region": 0}, {"region": ["spots"]}, {"shapes_key": 3}])

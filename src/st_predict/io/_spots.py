@@ -12,8 +12,8 @@ from spatialdata.transformations import get_transformation
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
-from st_predict._keys import Keys
 from st_predict._validated import Natural, Text, check
+from st_predict.io._lattice import read_lattice
 from st_predict.io._select import find_image, find_shapes, find_table
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
     xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
-    return Spots(names=names, xy=xy, grid=_grid(element), radius=_radii(element, scale))
+    return Spots(names=names, xy=xy, grid=read_lattice(element), radius=_radii(element, scale))
 
 
 def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
@@ -126,7 +126,7 @@ def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: s
     rows = _find_instances(element, obs[instance_key], region)
     xy, scale = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
     radius = _radii(element, scale)
-    return Spots(names=obs.index, xy=xy, grid=_grid(obs), radius=None if radius is None else radius[rows])
+    return Spots(names=obs.index, xy=xy, grid=read_lattice(obs), radius=None if radius is None else radius[rows])
 
 
 def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
@@ -293,19 +293,6 @@ def _check_unique(index: pd.Index[Any], *, what: str) -> None:
 
 def _first(values: Any) -> list[Any]:
     return list(values[:3])
-
-
-def _grid(obs: pd.DataFrame) -> NDArray[np.int64] | None:
-    columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
-    if not set(columns) <= set(obs.columns) or obs[columns].isna().to_numpy().any():
-        return None
-    try:
-        places = obs[columns].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"Columns {columns} must be whole numbers: {error}.", "convert them") from error
-    if not np.isfinite(places).all():
-        raise InvalidValueError(f"Columns {columns} must be whole numbers, and some are infinite.", "correct them")
-    return places.astype(np.int64)
 
 
 def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:

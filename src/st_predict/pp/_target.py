@@ -15,7 +15,7 @@ from st_predict._validated import Count, Natural, Text, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.pp._residuals import pearson_residuals
-from st_predict.specs import FITTED, Reference, TargetSpec
+from st_predict.specs import FITTED, Reference, TargetSpec, refuse_constant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,8 @@ def make_target(
         If the layer does not exist, or panel genes are missing.
     ValueError
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
-        ``panel`` was matched with another table, or ``spec`` lacks what training has to set.
+        ``panel`` was matched with another table, ``spec`` lacks what training has to set, or is relative to a sum over one
+        gene.
     """
     check_table(adata)
     _check_spec(spec)
@@ -130,6 +131,7 @@ def make_target(
     counts = read_counts(adata, layer=layer)
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
+    refuse_constant(spec, n_summed)
     enough = (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
     rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[~enough])
     least = check("min_counts", min_counts, Natural)
@@ -213,7 +215,7 @@ def to_target(
     ------
     ValueError
         If counts are negative, not whole or not finite, a spot has a sum of zero where one divides by it, or ``spec``
-        lacks limits that it needs.
+        lacks limits that it needs, or is relative to a sum over one gene.
     """
     _check_spec(spec)
     counts = check_counts(counts)
@@ -223,6 +225,8 @@ def to_target(
         sums = _numbers("totals", totals)
         if sums.shape != panel_counts.shape[:1]:
             raise InvalidValueError(f"totals must be ({len(panel_counts)},), got the shape {sums.shape}.")
+    else:
+        refuse_constant(spec, n_summed)
     return _transform(panel_counts, sums, spec, n_summed=n_summed, rows=np.arange(len(sums)))
 
 

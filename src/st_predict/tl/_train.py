@@ -24,6 +24,7 @@ from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
+    check_sums,
     describe_colours,
     encoder_of,
     keep_common,
@@ -41,7 +42,7 @@ from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
 from st_predict.pp import fit_target, select_panel, to_target
-from st_predict.specs import ModelCard, TargetSpec, check_card_fields
+from st_predict.specs import ModelCard, TargetSpec, check_card_fields, refuse_constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -299,12 +300,15 @@ def _write_card(
         logger.warning(
             "mpp=%g replaces the %g um/px that the hyper-parameters of %r ask for.", mpp, crop.mpp, spec.name
         )
+    target = setting.target or spec.target
+    if target.over == "panel":
+        refuse_constant(target, len(genes))
     return ModelCard(
         model=spec.name,
         genes=genes,
         crop=crop if mpp is None else replace(crop, mpp=mpp),
         pixels=spec.pixels_for(settled),
-        target=setting.target or spec.target,
+        target=target,
         hparams=settled,
         **{"gene_id_type": gene_id_type_of(genes), **_further_fields(extra)},
     )
@@ -350,7 +354,9 @@ def _read(
     """Read the targets of both sides; return them with the card of the genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
-    card, observed = _observe(slides, len(training), keep_common(card, slides), min_counts=min_counts)
+    card = keep_common(card, slides)
+    check_sums(card, known[0])
+    card, observed = _observe(slides, len(training), card, min_counts=min_counts)
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
