@@ -266,19 +266,17 @@ def refuse_constant(spec: TargetSpec, n_summed: int) -> None:
     """
     if n_summed != 1 or not spec.is_relative:
         return
-    of_panel = spec.over == "panel"
+    if spec.over == "all":
+        raise InvalidValueError(
+            f"The target {spec.units} is the same in every spot, as the table has one gene.",
+            "take a table with all genes of the assay",
+        )
     raise InvalidValueError(
-        f"The target {spec.units} is the same in every spot, as {'the panel' if of_panel else 'the table'} has one gene.",
+        f"The target {spec.units} is the same in every spot, as the panel has one gene.",
         Advice("name more genes with {}", "panel"),
-        *(
-            [
-                Advice("predict expression relative to all genes of the table with {}", "preset", "recommended"),
-                Advice("sum over all genes of the table with over='all' in {}", "spec"),
-            ]
-            if of_panel
-            else ["take a table with all genes of the assay"]
-        ),
-        Advice("take units that are not relative, such as TargetSpec(transform='log1p'), as {}", "spec"),
+        Advice("predict expression relative to all genes of the table with {}", "preset", "recommended"),
+        Advice("set over='all', or the transform 'log1p', in {}", "spec"),
+        "take a model of more genes",
     )
 
 

@@ -15,6 +15,9 @@ from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesM
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation, set_transformation
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._sections._cells import spot_radius
+from st_predict._sections._section import open_slide
+from st_predict._where import Where
 from st_predict.io import Spots, open_pyramid, read_spots, spots_outside
 
 XY = np.array([(x, y) for y in (50, 200, 390) for x in (10, 150, 300, 590)], float)
@@ -353,3 +356,15 @@ def test_spots_outside_takes_spots_and_a_shape(sdata):
         spots_outside(spots, 3)
     with pytest.raises(InvalidTypeError, match="spots must be Spots, got ndarray"):
         spots_outside(spots.xy, (1, 1))
+
+
+@pytest.mark.parametrize("radius", [-1.0, 0.0, np.nan, np.inf])
+def test_a_radius_that_is_no_size_is_refused_where_it_is_used(sdata, radius):
+    """Where nothing reads the radius, it does not matter."""
+    sdata["spots"].loc["s3", "radius"] = radius
+    spots = read_spots(sdata)
+    (section,) = open_slide(sdata, Where(mpp=1.0)).sections
+    with pytest.raises(InvalidValueError, match=r"1 of 12 spots of 'spots' have a radius .* the first is 's3', with "):
+        spot_radius(section, None)
+    np.testing.assert_array_equal(spot_radius(section, 5.0), np.full(12, 5.0))
+    assert len(spots.xy) == 12

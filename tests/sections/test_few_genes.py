@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from st_predict import pp, tl
+from st_predict import pl, pp, tl
 from st_predict._errors import InvalidValueError
 from st_predict.specs import TargetSpec
 
@@ -24,7 +24,8 @@ COUNTS = np.array([[3, 0, 5], [1, 2, 0], [7, 7, 17]])
 def test_a_target_that_is_a_constant_is_refused(transform: str) -> None:
     """Such as ln(1 + 1e6 * c / c)."""
     with pytest.raises(
-        InvalidValueError, match=r"the same in every spot, as the panel has one gene.*over='all' in spec="
+        InvalidValueError,
+        match=r"the same in every spot, as the panel has one gene.*over='all', or the transform 'log1p', in spec=",
     ):
         pp.to_target(COUNTS, TargetSpec(transform=transform), panel_index=[0])
     whole = pp.to_target(COUNTS, TargetSpec(transform=transform, over="all"), panel_index=[0])
@@ -70,3 +71,11 @@ def test_a_network_of_one_gene_says_that_it_predicts_a_constant(
     assert "constant" not in caplog.text
     with pytest.raises(InvalidValueError, match="the same in every spot"):
         tl.evaluate(measured, key="pred_m2ost")
+
+
+def test_a_constant_is_drawn_without_what_was_measured(
+    measured: SpatialData, checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    tl.predict(measured, checkpoint(("a",)))
+    assert len(pl.spatial(measured, "a", show=False).ravel()) == 2  # tissue and prediction
+    assert "are a constant for one gene: it is drawn alone" in caplog.text

@@ -80,7 +80,7 @@ def read_context(
         raise InvalidValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
     genes = cards[0].genes
     match = match_genes(table, cards[0], where, drop=True)
-    target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer)
+    target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer, tissue_only=False)
     place = {gene: i for i, gene in enumerate(genes)}
     counts = np.full((table.n_obs, len(genes)), np.nan, dtype=np.float32)
     read = rows[target.rows]

@@ -105,14 +105,25 @@ def _least_counts(section: Section, asked: int | None) -> int:
     radius, mpp = section.spots.radius, section.mpp
     if radius is None or mpp is None:
         return 1
-    return SPOT_COUNTS if 2 * float(np.median(radius)) * mpp.value > SPOT_UM * 0.99 else 1
+    known = radius[np.isfinite(radius) & (radius > 0)]
+    if not len(known):
+        return 1
+    return SPOT_COUNTS if 2 * float(np.median(known)) * mpp.value > SPOT_UM * 0.99 else 1
 
 
 def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool, min_counts: int) -> Observed:
     table, layer = measured.table[section.rows], measured.where.layer
     match = measured.match.only(card.genes)
     name = section_name(table.obs, section.region)
-    target = make_target(table, match, card.target, layer=layer, min_counts=min_counts, label=name)
+    target = make_target(
+        table,
+        match,
+        card.target,
+        layer=layer,
+        min_counts=min_counts,
+        tissue_only=measured.where.tissue_only,
+        label=name,
+    )
     inside = ~section.outside[target.rows]
     return Observed(
         name=name,

@@ -52,6 +52,28 @@ class Spots:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check_radius(self, region: str) -> NDArray[np.float64] | None:
+        """Return the radii; refuse any that is not positive and finite.
+
+        Parameters
+        ----------
+        region
+            Name of the shapes, for the message.
+
+        Raises
+        ------
+        ValueError
+            If a radius is negative, zero, NaN or infinite.
+        """
+        if self.radius is not None and (bad := np.flatnonzero(~(self.radius > 0) | ~np.isfinite(self.radius))).size:
+            raise InvalidValueError(
+                f"{len(bad)} of {len(self)} spots of {region!r} have a radius that is not positive and finite; the first is "
+                f"{self.names[bad[0]]!r}, with {self.radius[bad[0]]:g} px.",
+                f"correct the column 'radius' of sdata.shapes[{region!r}]",
+                Advice("give one radius in micrometres as 'radius_um' in {}", "hparams"),
+            )
+        return self.radius
+
 
 def read_spots(
     sdata: SpatialData,

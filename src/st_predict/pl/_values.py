@@ -207,6 +207,9 @@ def _fill_observed(
 def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
     """Whether the genes that are there have the units of the prediction; says what is drawn if some are missing."""
     n_missing, n_panel = int((~there).sum()), len(there)
+    if n_panel == 1 and spec.is_relative and spec.over == "panel":
+        logger.warning("The units of the prediction, %s, are a constant for one gene: it is drawn alone.", spec.units)
+        return False
     if not n_missing:
         return True
     if spec.transform == "log_proportion" or (spec.transform not in {"counts", "log1p"} and spec.over == "panel"):

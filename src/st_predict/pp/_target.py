@@ -11,7 +11,8 @@ import numpy as np
 
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Natural, Text, check
+from st_predict._on_tissue import on_tissue
+from st_predict._validated import Count, Flag, Natural, Text, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.pp._residuals import pearson_residuals
@@ -87,6 +88,7 @@ def make_target(
     *,
     layer: str | None = None,
     min_counts: int = 0,
+    tissue_only: bool = True,
     label: str | None = None,
 ) -> Target:
     """Turn the counts of a table into targets; spots without a count are left out.
@@ -104,12 +106,14 @@ def make_target(
         Layer with the counts; by default ``adata.X``.
     min_counts
         Least sum of the counts of the panel; spots with fewer are left out.
+    tissue_only
+        Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
     label
         Name of the section, for messages.
 
     Returns
     -------
-    The target. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
+    The target. Spots beside the tissue are left out; how many is logged. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
     nothing was measured there. How many is logged.
 
     Raises
@@ -132,10 +136,12 @@ def make_target(
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
     refuse_constant(spec, n_summed)
-    enough = (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
-    rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[~enough])
+    label = check("label", label, Text | None)
+    on = on_tissue(adata.obs, only=check("tissue_only", tissue_only, Flag), label=label or "")
+    enough = on & (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
+    rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[on & ~enough])
     least = check("min_counts", min_counts, Natural)
-    _report(dropped, n_spots=adata.n_obs, spec=spec, min_counts=least, label=check("label", label, Text | None))
+    _report(dropped, n_spots=int(on.sum()), spec=spec, min_counts=least, label=label)
     values = _transform(panel_counts, totals, spec, n_summed=n_summed, rows=rows)
     return Target(
         values=values,
