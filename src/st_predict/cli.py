@@ -678,7 +678,7 @@ def _read_one(path: Path) -> SpatialData:
 
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.suffix != ".zarr":
+    if path.suffix != ".zarr" and not path.is_dir():
         return stp.io.read_wsi(path)
     try:
         return spatialdata.read_zarr(path)
