@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dask.array as da
@@ -22,6 +21,7 @@ from st_predict.cli import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from spatialdata import SpatialData
 

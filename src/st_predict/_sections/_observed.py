@@ -9,6 +9,7 @@ import numpy as np
 
 from st_predict._sections._measured import section_name
 from st_predict._sections._section import about
+from st_predict._sections._spacing import spot_distance
 from st_predict.pp import make_target
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ class Observed:
 
     def describe(self) -> dict[str, Any]:
         """Return what a card says of a section."""
-        mpp = self.section.mpp
+        mpp, distance = self.section.mpp, spot_distance(self.section)
         return {
             "section": self.name,
             "patients": list(self.patients),
             "n_spots": len(self.rows),
             "mpp": None if mpp is None else round(mpp.value, 5),
             "mpp_source": None if mpp is None else mpp.source,
+            "spot_distance_um": None if distance is None else round(distance, 2),
             "level_downsamples": [round(d, 4) for d in self.section.reader.downsamples],
         }
 
