@@ -122,6 +122,15 @@ def test_a_store_of_any_name_is_read(measured: SpatialData, checkpoint: Callable
         stp.io.read_wsi(tmp_path / "sample1")
 
 
+def test_an_empty_path_is_not_the_working_directory(
+    measured: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidValueError, match="out must be a path that is not empty, got ''"):
+        stp.tl.train(measured, "mean", panel=["a", "b"], out="")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_picture_is_no_slide(folder: Path) -> None:
     with pytest.raises(InvalidValueError, match=r"reads no \.png files.*Image2DModel"):
         stp.io.read_wsi(folder / "h.png")

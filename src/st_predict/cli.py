@@ -669,7 +669,7 @@ def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
     """Read slides; errors name their files."""
     paths = list(paths)
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
-        raise InvalidValueError(f"Files are given twice: {twice}.")
+        raise InvalidValueError(f"Files are given twice: {twice}.", "name each once")
     return {str(path): _read_one(path) for path in paths}
 
 
@@ -683,7 +683,9 @@ def _read_one(path: Path) -> SpatialData:
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # whatever zarr and the elements raise
-        raise OSError(f"{str(path)!r} is not a SpatialData store that can be read ({error}).") from error
+        raise OSError(
+            f"{str(path)!r} is not a SpatialData store that can be read ({error}). Name a store or a slide."
+        ) from error
 
 
 def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:

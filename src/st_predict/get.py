@@ -461,6 +461,7 @@ def _names(
         raise InvalidValueError(
             f"{source} {len(names or [])} genes, and the prediction {key!r} has {n_genes} columns.",
             _give_names(n_genes),
+            "predict again",
         )
     if known is not None and len(known) == n_genes and names != known:
         raise InvalidValueError(

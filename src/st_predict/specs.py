@@ -505,7 +505,9 @@ class ModelCard:
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])
         except StPredictError as error:
-            raise error.about(f"{str(path)!r} cannot be used.") from error
+            raise InvalidValueError(
+                f"{str(path)!r} cannot be used. {error.found}", *error.advice, "get the file again", "train again"
+            ) from error
 
 
 def _check_genes(genes: tuple[str, ...]) -> None:

@@ -88,7 +88,10 @@ def test_the_amount_of_a_stain_is_what_was_mixed() -> None:
         (lambda x: x[:, ::-1, ::-1].copy(), None),
         (lambda x: 255 - x, "its mean colour"),
         (lambda x: x[[2, 0, 1]], "its mean colour"),
-        (lambda x: (235 - 0.2 * (235 - x.astype(float))).clip(0, 255).astype(np.uint8), "the standard deviation of its colours"),
+        (
+            lambda x: (235 - 0.2 * (235 - x.astype(float))).clip(0, 255).astype(np.uint8),
+            "the standard deviation of its colours",
+        ),
         (lambda x: (x.astype(float) * 0.45).astype(np.uint8), "its optical density of haematoxylin and eosin"),
     ],
 )

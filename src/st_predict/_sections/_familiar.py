@@ -74,9 +74,7 @@ def _colours(section: Section, card: ModelCard) -> list[str]:
         found.append(f"the standard deviation of its colours is {_list(here['sd'])}, not {_list(sd)}")
     stain = _numbers(known, "stain", 2)
     if stain is not None and (np.abs(here["stain"] - stain) > STAIN).any():
-        found.append(
-            f"its optical density of haematoxylin and eosin is {_list(here['stain'])}, not {_list(stain)}"
-        )
+        found.append(f"its optical density of haematoxylin and eosin is {_list(here['stain'])}, not {_list(stain)}")
     return found
 
 

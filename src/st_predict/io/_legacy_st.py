@@ -205,7 +205,11 @@ def _read_spots(path: Path) -> pd.DataFrame:
     if not frame.index.is_unique:
         raise InvalidValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
     if not np.isfinite(frame.to_numpy(dtype=np.float64)).all():
-        raise InvalidValueError(f"{path} has coordinates that are not numbers.")
+        bad = frame.index[~np.isfinite(frame.to_numpy(dtype=np.float64)).all(axis=1)]
+        raise InvalidValueError(
+            f"{path} has {len(bad)} spots with coordinates that are missing or not numbers, the first is {bad[0]!r}.",
+            "fill them in, or delete these lines",
+        )
     return frame
 
 
@@ -303,7 +307,10 @@ def _row(cells: list[str], *, name: str, n_genes: int, path: Path) -> csr_array:
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError as error:
-        raise InvalidValueError(f"{path}: spot {name!r} has a count that is not a number ({error}).") from None
+        raise InvalidValueError(
+            f"{path}: spot {name!r} has a count that is not a number ({error}).",
+            "write whole numbers, separated by tabs or commas",
+        ) from None
     if len(values) != n_genes:
         raise InvalidValueError(f"{path}: spot {name!r} has {len(values)} counts for {n_genes} genes.")
     bad = ~(np.isfinite(values) & (values >= 0) & (values == np.rint(values)))
@@ -329,7 +336,8 @@ def _with_both(
     if len(rows) == 0:
         raise InvalidValueError(
             f"Section {section}: none of the {len(names)} spots with counts ({list(names[:3])}...) is among the "
-            f"{len(places)} selected spots with a place ({list(places.index[:3])}...)."
+            f"{len(places)} selected spots with a place ({list(places.index[:3])}...).",
+            "check that both files are of one section, and that the file of spots is complete",
         )
     if len(rows) < max(len(names), len(places)):
         logger.info(

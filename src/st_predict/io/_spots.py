@@ -171,7 +171,18 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
         )
     region = choices[0] if region is None else region
     if region not in choices:
-        raise NotFoundError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
+        raise NotFoundError(
+            f"Table {table_key!r} has no region {region!r}; it annotates {choices}.",
+            f"correct the column {region_key!r} of .obs",
+            "say what it annotates with sdata.set_table_annotates_spatialelement",
+        )
+    if missing := sorted({region_key, instance_key} - set(table.obs.columns)):
+        raise NotFoundError(
+            f"Table {table_key!r} has no columns {missing} in .obs, which say which shape each row is; it has "
+            f"{sorted(table.obs.columns)}.",
+            "add them",
+            "name others with sdata.set_table_annotates_spatialelement",
+        )
     obs = table.obs[table.obs[region_key] == region]
     if obs.empty:
         raise InvalidValueError(f"Table {table_key!r} has no rows in region {region!r}.")
@@ -202,7 +213,9 @@ def _find_instances(element: Any, instances: pd.Series, region: str) -> NDArray[
     if len(missing):
         raise InvalidValueError(
             f"{len(missing)} of {len(instances)} rows of the table are not in {region!r}, the first are {_first(missing)} "
-            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype})."
+            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype}).",
+            f"correct the column {instances.name!r} of .obs",
+            "leave these rows out of the table",
         )
     return rows
 
@@ -290,7 +303,9 @@ def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> No
     bad = names[~np.isfinite(xy).all(axis=1)]
     if len(bad):
         raise InvalidValueError(
-            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are not numbers, the first are {_first(bad)}."
+            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are not numbers, the first are {_first(bad)}.",
+            "correct their geometry",
+            "leave them out of the table",
         )
 
 

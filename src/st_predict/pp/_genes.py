@@ -171,7 +171,10 @@ def _read_section(
 ) -> tuple[pd.Index, csr_array]:
     """Names and counts of the genes of a section."""
     if id_column is not None and id_column not in table.var:
-        raise NotFoundError(f"No column {id_column!r} in .var; it has {list(table.var)}.")
+        raise NotFoundError(
+            f"No column {id_column!r} in .var; it has {list(table.var)}.",
+            Advice("leave out {} to take var_names", "id_column"),
+        )
     names = pd.Index(table.var_names if id_column is None else table.var[id_column]).astype(str)
     counts = csr_array(read_counts(table, layer=layer))
     if not counts.sum():

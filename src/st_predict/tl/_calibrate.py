@@ -276,7 +276,9 @@ class Calibration:
                 settings=content["settings"],
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # not JSON, or JSON of another structure
-            raise InvalidValueError(f"{str(path)!r} is not a readable calibration: {error}") from error
+            raise InvalidValueError(
+                f"{str(path)!r} is not a readable calibration: {error}.", "write it again with st_predict.tl.calibrate"
+            ) from error
 
     def _intervals(self, genes: Sequence[str]) -> Intervals:
         return Intervals(
