@@ -231,7 +231,7 @@ PANEL_ARGUMENTS: dict[str, list[Any]] = {
     "method": ["best", "", 3, None],
     "seed": [-1, 0.5],
     "n_variable": [0, 1],
-    "min_mean": [-1.0, "x", 1e9],
+    "min_mean": [-1.0, "x"],
     "fdr": [0, 2.0, -1.0],
     "layer": ["raw"],
     "id_column": ["gene_ids"],
@@ -272,6 +272,7 @@ SAYS = {
     ("predict", "duplicates"): "duplicates",
     ("predict", "ignore_case"): "ignore_case",
     ("predict", "id_column"): "id_column",
+    ("train", "panel"): "panel|genes",
 }
 
 

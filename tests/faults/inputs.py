@@ -273,7 +273,8 @@ def _shows_a_way(error: BaseException, text: str, case: Case) -> bool:
             or " must be " in text
             or (" there are " in text)
         )
-    return isinstance(error, FileNotFoundError | FileExistsError | PermissionError)
+    named = isinstance(error, FileNotFoundError | FileExistsError | PermissionError)
+    return named or re.search(r"get (it|the file) again", text, re.IGNORECASE) is not None
 
 
 def share(cases: list[Case], part: int) -> list[Case]:
