@@ -70,7 +70,8 @@ class StPredictError(Exception):
         """Return the message, with each argument written by ``write``; advice for which that is ``None`` is left out."""
         ways = [_clause(way, write) for way in self.advice]
         joined = ", or ".join(way for way in ways if way)
-        return f"{self.found} {joined[0].upper()}{joined[1:]}." if joined else self.found
+        said = f"{self.found} {joined[0].upper()}{joined[1:]}." if joined else self.found
+        return said.replace("?.", "?")  # where a sentence that asks was quoted in another one
 
     def about(self, what: str) -> Self:
         """Return the same error with a sentence, or a name with a colon, in front that says what it is about."""

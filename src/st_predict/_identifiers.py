@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
 
-from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -94,7 +94,8 @@ def _genes(table: pd.DataFrame, source: str) -> dict[str, int]:
     if "symbol" not in table or not {*_OLD, _IDS} & set(table):
         raise InvalidValueError(
             f"{source} is not in the form of HGNC's complete set: it needs the column 'symbol' and at least one of "
-            f"{[*_OLD, _IDS]}; it has {list(table)[:10]}."
+            f"{[*_OLD, _IDS]}; it has {list(table)[:10]}.",
+            Advice("give another table with {}, or leave it out", "aliases"),
         )
     found = _unique([table["symbol"]])
     old = _unique([table[name] for name in _OLD if name in table])

@@ -24,6 +24,9 @@ class Keys:
     ARRAY_COL = "array_col"
     """``table.obs``: place of a spot on the lattice of its assay."""
 
+    IN_TISSUE = "in_tissue"
+    """``table.obs``: 1 for spots on tissue and 0 for spots beside it, as Space Ranger writes it."""
+
     PATIENT = "patient"
     SECTION = "section"
     LABEL = "pathologist_label"

@@ -72,6 +72,11 @@ class Record:
         """Names of the spots whose counts the network has read."""
         return tuple((self.params.get("context") or {}).get("spots", ()))
 
+    @property
+    def context_regions(self) -> tuple[str, ...]:
+        """Region of each of these spots; empty if their names are unique in the table."""
+        return tuple((self.params.get("context") or {}).get("regions", ()))
+
     @classmethod
     def read(cls, uns: Mapping[str, Any], key: str) -> Record | None:
         """Read the record of a key; ``None`` if there is none.

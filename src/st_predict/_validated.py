@@ -59,6 +59,8 @@ def _real(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
+    if value == "":  # which would be the working directory
+        raise ValueError("must be a path that is not empty")
     if isinstance(value, str | PathLike) and isinstance(fspath(value), str):
         return Path(value)
     raise ValueError("must be a path")

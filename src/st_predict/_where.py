@@ -61,6 +61,8 @@ class Where:
         Micrometres per pixel of level 0 of the image, if the caller knows.
     group_key
         Column of ``.obs`` that names the patient.
+    tissue_only
+        Whether measured spots whose ``in_tissue`` in ``.obs`` is 0 are left out.
     genes
         How the genes of a panel are found in the table.
     """
@@ -71,4 +73,5 @@ class Where:
     layer: Text | None = None
     mpp: Positive | Literal["spots"] | None = None
     group_key: Text = Keys.PATIENT
+    tissue_only: Flag = True
     genes: GeneMatching = field(default_factory=GeneMatching)

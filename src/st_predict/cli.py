@@ -52,6 +52,7 @@ class _Commands(TyperGroup):
         if isinstance(error, StPredictError):
             params = self.commands[str(command)].params
             options = {str(p.name): p.opts[0] for p in params if isinstance(p, TyperOption)}
+            options |= {_NOT + str(p.name): p.secondary_opts[0] for p in params if p.secondary_opts}
             said = " ".join(_in_files(error).say(lambda way: _option(way, options)).split())
             name = said.partition(" ")[0]
             return f"{options[name]}{said.removeprefix(name)}" if name in options else said
@@ -77,6 +78,9 @@ _CODE = re.compile(r"\b(?:sdata|spatialdata|st_predict)\.|\.(?:obs|var|uns)\b|un
 _CALL = re.compile(
     r"st_predict\.tl\.(?P<verb>train|predict|embed|evaluate|calibrate|superresolve)(?:\(\.\.\., (?P<option>\w+)=[^)]*\))?"
 )
+
+_NOT = "not "
+"""Begins the name of the option that switches another one off."""
 
 _NAMES = {"key_added": "key", "checkpoints": "model", "sdatas": "sections"}
 """Options that have another name than the argument of the function."""
@@ -105,9 +109,10 @@ def _commands(text: str) -> str:
 
 def _option(way: Advice, options: Mapping[str, str]) -> str | None:
     """Write an argument as the option of a command; ``None`` if it has no such option."""
-    option = options.get(_NAMES.get(way.argument, way.argument))
+    name = _NAMES.get(way.argument, way.argument)
+    option = options.get(_NOT + name if way.value is False else name)
     if option is None or way.value is False:
-        return None
+        return option
     if isinstance(way.value, list):
         return " ".join(f"{option} {value}" for value in way.value)
     return option if way.value is None or way.value is True else f"{option} {way.value}"
@@ -124,6 +129,10 @@ Preset = Annotated[
 ]
 MinCounts = Annotated[
     int | None, typer.Option(help="Least counts of the panel in a spot; by default 50 in spots of 50 um and more.")
+]
+TissueOnly = Annotated[
+    bool,
+    typer.Option("--tissue-only/--all-spots", help="Leave out measured spots whose in_tissue in .obs is 0, or do not."),
 ]
 Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
 Checkpoints = Annotated[
@@ -213,6 +222,7 @@ def train(  # noqa: PLR0913  # options of a command line
     mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
     preset: Preset = "recommended",
     min_counts: MinCounts = None,
+    tissue_only: TissueOnly = True,  # noqa: FBT002
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
@@ -252,6 +262,7 @@ def train(  # noqa: PLR0913  # options of a command line
         mpp=mpp,
         preset=preset,
         min_counts=min_counts,
+        tissue_only=tissue_only,
         hparams=_parse(hparams),
         config={name: value for name, value in config.items() if value is not None},
         unlabelled=_read(unlabelled) if unlabelled else None,
@@ -392,6 +403,7 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     aliases: Aliases = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the images, for the baselines.")] = None,
     min_counts: MinCounts = None,
+    tissue_only: TissueOnly = True,  # noqa: FBT002
 ) -> None:
     """Score the predictions that sections hold, beside the baselines."""
     _check_new(out, suffixes=(".csv",))
@@ -411,6 +423,7 @@ def evaluate(  # noqa: PLR0913  # options of a command line
         aliases=aliases,
         mpp=mpp,
         min_counts=min_counts,
+        tissue_only=tissue_only,
     )
     _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
     typer.echo(str(evaluation))
@@ -439,6 +452,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     min_counts: MinCounts = None,
+    tissue_only: TissueOnly = True,  # noqa: FBT002
 ) -> None:
     """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
     _check_new(out, suffixes=(".json",))
@@ -460,6 +474,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
         id_column=id_column,
         aliases=aliases,
         min_counts=min_counts,
+        tissue_only=tissue_only,
     )
     calibration.save(out)
     typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
@@ -662,7 +677,7 @@ def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
     """Read slides; errors name their files."""
     paths = list(paths)
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
-        raise InvalidValueError(f"Files are given twice: {twice}.")
+        raise InvalidValueError(f"Files are given twice: {twice}.", "name each once")
     return {str(path): _read_one(path) for path in paths}
 
 
@@ -671,14 +686,16 @@ def _read_one(path: Path) -> SpatialData:
 
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.suffix != ".zarr":
+    if path.suffix != ".zarr" and not path.is_dir():
         return stp.io.read_wsi(path)
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # whatever zarr and the elements raise
         if _lacks_memory(error):
             raise
-        raise OSError(f"{str(path)!r} is not a SpatialData store that can be read ({error}).") from error
+        raise OSError(
+            f"{str(path)!r} is not a SpatialData store that can be read ({error}). Name a store or a slide."
+        ) from error
 
 
 def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:

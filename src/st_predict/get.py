@@ -19,6 +19,7 @@ from st_predict._containers import check_data, check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._rows import rows_in
 from st_predict._validated import Flag, Number, Text, check
 from st_predict.specs import HeldOut, ModelCard
 
@@ -460,6 +461,7 @@ def _names(
         raise InvalidValueError(
             f"{source} {len(names or [])} genes, and the prediction {key!r} has {n_genes} columns.",
             _give_names(n_genes),
+            "predict again",
         )
     if known is not None and len(known) == n_genes and names != known:
         raise InvalidValueError(
@@ -494,7 +496,7 @@ def _from_table(
     spots: AnnData | None,
 ) -> AnnData:
     # what is known of the spots is in their own table, if the prediction has another one
-    described = table if spots is None else spots[table.obs_names]
+    described = table if spots is None else spots[rows_in(table, spots)]
     names = _names(key, table.n_vars, stored=table.var_names, given=genes)
     result = _build(_as_array(table.X, f".X of table {key!r}"), names, key=key, stored=table, spots=described)
     for layer in {Keys.STD, Keys.LOWER, Keys.UPPER} & set(table.layers):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, WrapValidator
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
@@ -229,6 +229,11 @@ class TargetSpec:
         return fitted and (self.scale == "none" or self.limits is not None)
 
     @property
+    def is_relative(self) -> bool:
+        """Whether the value of a gene depends on the counts of other genes of the spot."""
+        return self.transform not in {"log1p", "counts"}
+
+    @property
     def gives_rates(self) -> bool:
         """Whether values can be turned into the share of a gene in all counts, without knowing the spot."""
         relative = self.transform in {"log1p_total", "log10_total", "log1p_10k"} and self.over == "all"
@@ -242,6 +247,37 @@ class TargetSpec:
         if reference is not None:
             reference = replace(reference, proportions=tuple(reference.proportions[i] for i in kept))
         return replace(self, limits=limits, reference=reference)
+
+
+def refuse_constant(spec: TargetSpec, n_summed: int) -> None:
+    """Refuse units that are relative to the sum over a single gene: all spots have the same value.
+
+    Parameters
+    ----------
+    spec
+        Units of a target.
+    n_summed
+        Number of genes in the sum.
+
+    Raises
+    ------
+    ValueError
+        If the target is a constant.
+    """
+    if n_summed != 1 or not spec.is_relative:
+        return
+    if spec.over == "all":
+        raise InvalidValueError(
+            f"The target {spec.units} is the same in every spot, as the table has one gene.",
+            "take a table with all genes of the assay",
+        )
+    raise InvalidValueError(
+        f"The target {spec.units} is the same in every spot, as the panel has one gene.",
+        Advice("name more genes with {}", "panel"),
+        Advice("predict expression relative to all genes of the table with {}", "preset", "recommended"),
+        Advice("set over='all', or the transform 'log1p', in {}", "spec"),
+        "take a model of more genes",
+    )
 
 
 _Scores: TypeAlias = tuple[Annotated[Number, Field(ge=-1, le=1)] | None, ...]
@@ -469,7 +505,9 @@ class ModelCard:
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])
         except StPredictError as error:
-            raise error.about(f"{str(path)!r} cannot be used.") from error
+            raise InvalidValueError(
+                f"{str(path)!r} cannot be used. {error.found}", *error.advice, "get the file again", "train again"
+            ) from error
 
 
 def _check_genes(genes: tuple[str, ...]) -> None:

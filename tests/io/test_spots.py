@@ -15,6 +15,9 @@ from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesM
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation, set_transformation
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
+from st_predict._sections._cells import spot_radius
+from st_predict._sections._section import open_slide
+from st_predict._where import Where
 from st_predict.io import Spots, open_pyramid, read_spots, spots_outside
 
 XY = np.array([(x, y) for y in (50, 200, 390) for x in (10, 150, 300, 590)], float)
@@ -313,12 +316,29 @@ def test_a_transformation_that_cannot_be_inverted_is_named(sdata, element, scale
         read_spots(sdata)
 
 
-@pytest.mark.parametrize("places", [["a"] * 12, [np.inf] * 12])
-def test_places_on_the_lattice_are_numbers(sdata, places):
-    sdata["table"].obs["array_row"] = places
-    sdata["table"].obs["array_col"] = 1
-    with pytest.raises(InvalidValueError, match=r"Columns \['array_row', 'array_col'\] must be whole numbers"):
+@pytest.mark.parametrize(
+    ("places", "first"),
+    [
+        (["a"] * 12, "'a' of 's0'"),
+        (["0", "1", "1_x"] + ["2"] * 9, "'1_x' of 's2'"),
+        ([np.inf] * 12, "inf of 's0'"),
+        ([1e300] * 12, "e.300.? of 's0'"),
+        ([1.0, 2.5] + [3.0] * 10, "2.5.? of 's1'"),
+    ],
+)
+def test_places_on_the_lattice_are_whole_numbers(sdata, places, first):
+    sdata["table"].obs["array_row"] = 1
+    sdata["table"].obs["array_col"] = places
+    with pytest.raises(InvalidValueError, match=rf"\.obs\['array_col'\] must be whole numbers.*{first}"):
         read_spots(sdata)
+
+
+@pytest.mark.parametrize("dtype", [float, str, "category", "Float64"])
+def test_places_near_whole_numbers_are_rounded(sdata, dtype):
+    measured = [0.97, 2.02, 2.98, 4.2] * 3
+    sdata["table"].obs["array_row"] = pd.Series(np.repeat([-0.1, 1.1, 1.99], 4), index=sdata["table"].obs_names)
+    sdata["table"].obs["array_col"] = pd.Series(measured, index=sdata["table"].obs_names).astype(dtype)
+    np.testing.assert_array_equal(read_spots(sdata).grid, np.stack([np.repeat([0, 1, 2], 4), [1, 2, 3, 4] * 3], axis=1))
 
 
 @pytest.mark.parametrize("arguments", [{"region": 0}, {"region": ["spots"]}, {"shapes_key": 3}])
@@ -336,3 +356,15 @@ def test_spots_outside_takes_spots_and_a_shape(sdata):
         spots_outside(spots, 3)
     with pytest.raises(InvalidTypeError, match="spots must be Spots, got ndarray"):
         spots_outside(spots.xy, (1, 1))
+
+
+@pytest.mark.parametrize("radius", [-1.0, 0.0, np.nan, np.inf])
+def test_a_radius_that_is_no_size_is_refused_where_it_is_used(sdata, radius):
+    """Where nothing reads the radius, it does not matter."""
+    sdata["spots"].loc["s3", "radius"] = radius
+    spots = read_spots(sdata)
+    (section,) = open_slide(sdata, Where(mpp=1.0)).sections
+    with pytest.raises(InvalidValueError, match=r"1 of 12 spots of 'spots' have a radius .* the first is 's3', with "):
+        spot_radius(section, None)
+    np.testing.assert_array_equal(spot_radius(section, 5.0), np.full(12, 5.0))
+    assert len(spots.xy) == 12

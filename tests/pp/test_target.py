@@ -137,7 +137,7 @@ def test_genes_that_are_not_found_are_matched_by_align_panel():
         pp.make_target(adata, ["g1", "nope"], TargetSpec())
     assert "missing=" not in str(error.value)
     match = pp.align_panel(adata, ["g1", "nope"], missing="drop")
-    assert pp.make_target(adata, match, TargetSpec()).genes == ("g1",)
+    assert pp.make_target(adata, match, TargetSpec(transform="log1p")).genes == ("g1",)
 
 
 def test_bad_shapes_and_types():
@@ -224,7 +224,7 @@ def test_make_target_of_nothing():
     with pytest.raises(ValueError, match="The table has no spots"):
         pp.make_target(table(np.zeros((0, 3))), ["g0"], TargetSpec())
     with pytest.raises(ValueError, match="All 4 spots have a sum of zero over the panel"):
-        pp.make_target(table(np.zeros((4, 3))), ["g0"], TargetSpec())
+        pp.make_target(table(np.zeros((4, 3))), ["g0", "g1"], TargetSpec())
 
 
 def scaled(spec: TargetSpec, counts: np.ndarray) -> TargetSpec:
@@ -278,7 +278,7 @@ def test_limits_are_needed_for_every_gene():
     counts, untrained = random_counts(), TargetSpec(scale="minmax")
     for fails in (
         lambda: pp.to_target(counts, untrained),
-        lambda: pp.make_target(table(counts), ["g1"], untrained),
+        lambda: pp.make_target(table(counts), ["g1", "g2"], untrained),
         lambda: pp.from_target(counts, untrained, counts.sum(axis=1)),
     ):
         with pytest.raises(ValueError, match="no limits: training sets them"):

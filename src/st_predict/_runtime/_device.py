@@ -30,11 +30,33 @@ def pick_device(device: str) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(
-            f"Device {device!r} cannot be used here: {str(error).rstrip('.').splitlines()[0]}.",
+            f"Device {device!r} cannot be used here: {_reason(device, error)}. There are {_devices()}.",
             Advice("take what there is with {}", "device", "auto"),
             Advice("take what there is with 'device': 'auto' in {}", "config"),
         ) from error
     return found
+
+
+def _reason(device: str, error: Exception) -> str:
+    """Say in a sentence why a device cannot be used; PyTorch lists all that it was ever built for."""
+    kind = device.partition(":")[0].lower()
+    if kind == "gpu":
+        return "a GPU is called 'cuda', or 'mps' on a Mac"
+    if kind not in {"cuda", "mps", "meta", "cpu"}:
+        return "there is no device of this kind"
+    if kind != device.partition(":")[0]:
+        return f"it is written {device.lower()!r}"
+    if kind == "cuda":
+        return f"PyTorch finds {torch.cuda.device_count()} GPUs of NVIDIA or AMD"
+    if kind == "mps":
+        return "PyTorch finds no GPU of Apple"
+    return str(error).rstrip(".").splitlines()[0]
+
+
+def _devices() -> list[str]:
+    """Names of the devices that can be used."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["auto", "cpu", *gpus, *(["mps"] if _has_mps() else [])]
 
 
 def _has_mps() -> bool:

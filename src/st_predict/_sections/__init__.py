@@ -6,7 +6,9 @@ from st_predict._sections._cell_grid import CellGrid
 from st_predict._sections._cells import CellReader
 from st_predict._sections._colours import describe_colours
 from st_predict._sections._context import Context, read_context
+from st_predict._sections._familiar import warn_of_unfamiliar
 from st_predict._sections._features import section_features
+from st_predict._sections._few_genes import check_sums, warn_of_constant
 from st_predict._sections._held_out import (
     HeldOutSection,
     Relation,
@@ -60,6 +62,7 @@ __all__ = [
     "all_have_sd",
     "as_list",
     "check_needs",
+    "check_sums",
     "common_key",
     "describe_colours",
     "each",
@@ -89,6 +92,8 @@ __all__ = [
     "split_patients",
     "store_of",
     "trained_pairs",
+    "warn_of_constant",
     "warn_of_missing",
+    "warn_of_unfamiliar",
     "warn_of_validation",
 ]

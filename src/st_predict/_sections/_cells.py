@@ -41,7 +41,7 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
     Raises
     ------
     ValueError
-        If it is not known.
+        If it is not known, or not positive and finite for every spot.
     """
     if radius_um is not None:
         if not 0 < radius_um < np.inf:
@@ -53,13 +53,14 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
                 f"set a transformation of the image to a coordinate system called {Keys.UM!r}",
             )
         return np.full(len(section.spots), radius_um / section.mpp.value)
-    if section.spots.radius is None:
+    radius = section.spots.check_radius(section.region)
+    if radius is None:
         raise InvalidValueError(
             f"The spots of {section.region!r} are not circles, so their radius is unknown.",
             Advice("give it in micrometres as 'radius_um' in {}", "hparams"),
             "make circles of the shapes with spatialdata.to_circles",
         )
-    return section.spots.radius
+    return radius
 
 
 class CellReader:

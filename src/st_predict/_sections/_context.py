@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._rows import regions_of
 from st_predict._sections._measured import match_genes
 from st_predict.models import get_spec, list_models
 from st_predict.pp import make_target
@@ -36,17 +37,22 @@ class Context:
         Boolean column of ``.obs`` that selects the context spots.
     spots
         Names of the context spots.
+    regions
+        Regions of the context spots, for a table whose names are not unique.
     counts
         ``(n_obs, n_genes)``: raw counts of the panel, NaN for all other spots.
     """
 
     column: str
     spots: tuple[str, ...]
+    regions: tuple[str, ...]
     counts: NDArray[np.float32]
 
     def describe(self) -> dict[str, Any]:
         """Return what a reader of a result needs to know."""
-        return {"column": self.column, "spots": list(self.spots)}
+        return {"column": self.column, "spots": list(self.spots)} | (
+            {"regions": list(self.regions)} if self.regions else {}
+        )
 
 
 def read_context(
@@ -80,14 +86,15 @@ def read_context(
         raise InvalidValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
     genes = cards[0].genes
     match = match_genes(table, cards[0], where, drop=True)
-    target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer)
+    target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer, tissue_only=False)
     place = {gene: i for i, gene in enumerate(genes)}
     counts = np.full((table.n_obs, len(genes)), np.nan, dtype=np.float32)
     read = rows[target.rows]
     counts[read] = 0
     columns = np.array([place[gene] for gene in target.genes])
     counts[read[:, None], columns] = target.values
-    return Context(column=column, spots=tuple(table.obs_names[read]), counts=counts)
+    regions = () if table.obs_names.is_unique else tuple(regions_of(table)[read])
+    return Context(column=column, spots=tuple(table.obs_names[read]), regions=regions, counts=counts)
 
 
 def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:

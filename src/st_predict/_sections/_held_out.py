@@ -11,6 +11,7 @@ import numpy as np
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._rows import rows_called, rows_in
 from st_predict._sections._context import spots_of
 from st_predict._sections._measured import describe_measured, measure_each, measured_table_key, select_genes
 from st_predict._sections._observed import observe
@@ -75,10 +76,8 @@ class StoredPrediction:
         Name of the table that holds it.
     table_key
         Name of the table of the spots; ``None`` if there is none but ``holder``.
-    spots
-        Names of the spots.
     mean
-        ``(n_spots, n_genes)``: predicted values.
+        ``(n_spots, n_genes)``: predicted values, in the order of ``holder``.
     sd
         ``(n_spots, n_genes)``: standard deviations; ``None`` if there are none, or intervals are not scaled.
     card
@@ -87,17 +86,19 @@ class StoredPrediction:
         Prediction settings that do not follow from the card.
     context
         Names of the spots whose counts the network has read.
+    context_regions
+        Their regions, for a table whose names are not unique.
     """
 
     key: str
     holder: str
     table_key: str | None
-    spots: pd.Index
     mean: NDArray[np.float32]
     sd: NDArray[np.float32] | None
     card: ModelCard
     settings: dict[str, Any]
     context: tuple[str, ...]
+    context_regions: tuple[str, ...]
 
     def only(self, genes: Sequence[str]) -> StoredPrediction:
         """Return the prediction of some of the genes."""
@@ -161,12 +162,12 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
         key=key,
         holder=holder,
         table_key=spots_table_of(sdata, holder, table_key=table_key),
-        spots=result.obs_names,
         mean=result.X,
         sd=sd,
         card=record.card,
         settings={"members": members, "context": bool(record.context)},
         context=record.context,
+        context_regions=record.context_regions,
     )
 
 
@@ -206,6 +207,8 @@ class HeldOutSection:
     ----------
     observed
         What was measured of them.
+    rows
+        ``(n_spots,)``: their rows in the table of the counts.
     spots
         Names of the spots.
     mean
@@ -215,6 +218,7 @@ class HeldOutSection:
     """
 
     observed: Observed
+    rows: NDArray[np.int64]
     spots: pd.Index
     mean: NDArray[np.float32]
     sd: NDArray[np.float32] | None
@@ -242,7 +246,13 @@ class HeldOutSection:
     def take(self, which: NDArray[np.bool_]) -> HeldOutSection:
         """Return some of the spots."""
         sd = None if self.sd is None else self.sd[which]
-        return HeldOutSection(observed=self.observed.take(which), spots=self.spots[which], mean=self.mean[which], sd=sd)
+        return HeldOutSection(
+            observed=self.observed.take(which),
+            rows=self.rows[which],
+            spots=self.spots[which],
+            mean=self.mean[which],
+            sd=sd,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return names for the record of a calibration, JSON-serialisable."""
@@ -308,14 +318,14 @@ def join_held_out(
     """
     table = measured.table
     use = np.ones(table.n_obs, dtype=bool) if spots is None else spots_of(table, spots)
-    use = use & ~table.obs_names.isin(found.context)
-    names, used = table.obs_names, table.obs_names[use]
+    use = use & ~rows_called(table, found.context, found.context_regions)
+    predicted = rows_in(table, measured.slide.sdata.tables[found.holder])
     compared = found.only(card.genes)
     sections = [
-        _join(section, names[section.section.rows[section.rows]], compared)
+        _join(section, table.obs_names, compared, predicted=predicted)
         for section in observe(measured, card, counts=True, min_counts=min_counts)
     ]
-    return [section.take(section.spots.isin(used)) for section in sections]
+    return [section.take(use[section.rows]) for section in sections]
 
 
 def warn_of_missing(found: Sequence[StoredPrediction], card: ModelCard) -> None:
@@ -338,16 +348,31 @@ def warn_of_missing(found: Sequence[StoredPrediction], card: ModelCard) -> None:
     )
 
 
-def _join(section: Observed, names: pd.Index, found: StoredPrediction) -> HeldOutSection:
-    """Join the measured values of the spots ``names`` and their predictions, where these are finite."""
-    rows = found.spots.get_indexer(names)
+def _join(
+    section: Observed, names: pd.Index, found: StoredPrediction, *, predicted: NDArray[np.int64]
+) -> HeldOutSection:
+    """Join the measured values of a section and its predictions, where these are finite.
+
+    Parameters
+    ----------
+    section
+        What was measured.
+    names
+        Names of all rows of the table of the counts.
+    found
+        Prediction.
+    predicted
+        ``(n_obs,)``: row of the prediction for each row of the table of the counts, -1 without one.
+    """
+    measured = section.section.rows[section.rows]
+    rows = predicted[measured]
     if (rows < 0).any():
         raise InvalidValueError(
             f"The prediction {found.key!r} is not of the spots whose counts were measured.",
             Advice("name the table of its spots with {}", "table_key"),
         )
     sd = None if found.sd is None else found.sd[rows]
-    whole = HeldOutSection(observed=section, spots=names, mean=found.mean[rows], sd=sd)
+    whole = HeldOutSection(observed=section, rows=measured, spots=names[measured], mean=found.mean[rows], sd=sd)
     known = whole.mean if whole.sd is None else whole.mean + whole.sd
     there = np.asarray(np.isfinite(known).all(axis=1))
     if not there.any():

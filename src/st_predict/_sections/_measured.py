@@ -174,7 +174,10 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
     if where.shapes_key is None or where.table_key is not None:
         table_key = find_table(sdata, where.table_key)
         if table_key is None:
-            raise InvalidValueError("There is no table with counts: training and evaluation need measured spots.")
+            raise InvalidValueError(
+                "There is no table with counts: training and evaluation need measured spots.",
+                "add one to sdata.tables, linked to the shapes of the spots",
+            )
         if where.shapes_key is not None and where.shapes_key not in _annotated(sdata, table_key):
             raise NotFoundError(
                 f"Table {table_key!r} annotates {sorted(_annotated(sdata, table_key))}, and not {where.shapes_key!r}.",

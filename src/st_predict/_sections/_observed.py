@@ -9,6 +9,7 @@ import numpy as np
 
 from st_predict._sections._measured import section_name
 from st_predict._sections._section import about
+from st_predict._sections._spacing import spot_distance
 from st_predict.pp import make_target
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ class Observed:
 
     def describe(self) -> dict[str, Any]:
         """Return what a card says of a section."""
-        mpp = self.section.mpp
+        mpp, distance = self.section.mpp, spot_distance(self.section)
         return {
             "section": self.name,
             "patients": list(self.patients),
             "n_spots": len(self.rows),
             "mpp": None if mpp is None else round(mpp.value, 5),
             "mpp_source": None if mpp is None else mpp.source,
+            "spot_distance_um": None if distance is None else round(distance, 2),
             "level_downsamples": [round(d, 4) for d in self.section.reader.downsamples],
         }
 
@@ -105,14 +107,25 @@ def _least_counts(section: Section, asked: int | None) -> int:
     radius, mpp = section.spots.radius, section.mpp
     if radius is None or mpp is None:
         return 1
-    return SPOT_COUNTS if 2 * float(np.median(radius)) * mpp.value > SPOT_UM * 0.99 else 1
+    known = radius[np.isfinite(radius) & (radius > 0)]
+    if not len(known):
+        return 1
+    return SPOT_COUNTS if 2 * float(np.median(known)) * mpp.value > SPOT_UM * 0.99 else 1
 
 
 def _observe(section: Section, measured: Measured, card: ModelCard, *, counts: bool, min_counts: int) -> Observed:
     table, layer = measured.table[section.rows], measured.where.layer
     match = measured.match.only(card.genes)
     name = section_name(table.obs, section.region)
-    target = make_target(table, match, card.target, layer=layer, min_counts=min_counts, label=name)
+    target = make_target(
+        table,
+        match,
+        card.target,
+        layer=layer,
+        min_counts=min_counts,
+        tissue_only=measured.where.tissue_only,
+        label=name,
+    )
     inside = ~section.outside[target.rows]
     return Observed(
         name=name,

@@ -257,7 +257,11 @@ def _regions(sdata: SpatialData, table_key: str, region: str | None) -> dict[str
     """Rows of the table for each region that it annotates, or for one of them."""
     table = sdata.tables[table_key]
     if table.n_obs == 0:
-        raise InvalidValueError(f"Table {table_key!r} is empty: it has no spots.")
+        raise InvalidValueError(
+            f"Table {table_key!r} is empty: it has no spots.",
+            "keep some rows",
+            Advice("name another table with {}", "table_key"),
+        )
     column = table.obs[region_key_of(table, table_key)].astype(str).to_numpy()
     names = dict.fromkeys(column) if region is None else [region]
     return {name: np.flatnonzero(column == name) for name in names}
@@ -274,6 +278,13 @@ def region_key_of(table: AnnData, table_key: str) -> str:
             f"Table {table_key!r} does not say which shapes its rows are.",
             "say so with sdata.set_table_annotates_spatialelement",
             Advice("name another table with {}", "table_key"),
+        )
+    if region_key not in table.obs:
+        raise NotFoundError(
+            f"Table {table_key!r} has no column {region_key!r} in .obs, which says of which shapes each row is; it has "
+            f"{sorted(table.obs.columns)}.",
+            "add it",
+            "name another one with sdata.set_table_annotates_spatialelement",
         )
     return str(region_key)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from st_predict._errors import Advice, NotFoundError
+from st_predict._on_tissue import on_tissue
 from st_predict._sections._measured import measured_obs, measured_table_key, spot_tables
 from st_predict._sections._observed import Observed
 from st_predict._sections._section import open_slide, open_table
@@ -56,7 +57,7 @@ def open_unlabelled(
 
     Returns
     -------
-    Sections whose targets are ``(n_spots, 0)``, with the spots that lie in the image.
+    Sections whose targets are ``(n_spots, 0)``, with the spots that lie in the image and on tissue.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def open_unlabelled(
                 Advice("leave it out of {}", "unlabelled"),
             )
         opened.append(_open(slide, _own(slide, where), need_mpp=card.crop.mpp is not None))
-    return [_without_target(section) for slide in opened for section in slide.sections]
+    return [_without_target(section, slide, only=where.tissue_only) for slide in opened for section in slide.sections]
 
 
 def _own(slide: SpatialData, where: Where) -> Where:
@@ -119,8 +120,12 @@ def _patients(obs: pd.DataFrame, group_key: str) -> set[str]:
     return set(obs[group_key].dropna().astype(str)) if group_key in obs else set()
 
 
-def _without_target(section: Section) -> Observed:
-    rows = np.flatnonzero(~section.outside)
+def _without_target(section: Section, slide: Slide, *, only: bool) -> Observed:
+    on = np.ones(len(section.rows), dtype=bool)
+    if slide.table_key is not None:
+        obs = slide.sdata.tables[slide.table_key].obs.iloc[section.rows]
+        on = on_tissue(obs, only=only, label=section.region)
+    rows = np.flatnonzero(on & ~section.outside)
     target = np.empty((len(rows), 0), dtype=np.float32)
     return Observed(
         name=section.region, patients=(), section=section, rows=rows, target=target, totals=np.empty(len(rows))

@@ -175,9 +175,11 @@ def load(
     except StPredictError as error:
         if hparams:  # not of the file
             raise
-        raise error.about(f"{str(path)!r} does not hold a {card.model!r} network.") from error
+        found = f"{str(path)!r} does not hold a {card.model!r} network. {error.found}"
+        raise type(error)(found, *error.advice, "get the file again") from error
     except (RuntimeError, ValueError) as error:  # of weights
-        raise InvalidValueError(f"{str(path)!r} does not hold a {card.model!r} network: {error}") from error
+        found = f"{str(path)!r} does not hold a {card.model!r} network: {' '.join(str(error).split())}"
+        raise InvalidValueError(f"{found.rstrip('.')}.", "get the file again") from error
     return network.eval(), card
 
 

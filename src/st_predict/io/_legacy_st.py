@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 SPOT_NAME = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
 CHUNK = 512
+_GZIP = b"\x1f\x8b"
 REGION, INSTANCE = "region", "instance_id"
 
 
@@ -172,6 +173,8 @@ def _reading(path: PathLike[str] | str | None) -> Iterator[None]:
         yield
     except StPredictError:
         raise
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{path} is not a text in UTF-8 ({error}).", "save it as UTF-8") from error
     except MemoryError as error:
         raise MemoryError(f"{path} does not fit into memory ({error}).") from error
     except (EOFError, OSError, SyntaxError, TypeError, ValueError, struct.error, zlib.error) as error:
@@ -189,24 +192,36 @@ def _read_spots(path: Path) -> pd.DataFrame:
     separator = "\t" if "\t" in first else ","
     header = [name.strip().strip('"') for name in first.split(separator)]
     if {"x", "y", "pixel_x", "pixel_y"} <= set(header):
-        frame = _of_selection(pd.read_csv(path, sep=separator))
+        frame = _of_selection(_read_table(path, sep=separator), path)
     elif len(header) == 3 and (SPOT_NAME.fullmatch(header[0]) or [h.lower() for h in header[1:]] == ["x", "y"]):
         named = SPOT_NAME.fullmatch(header[0]) is None
-        frame = _of_names(pd.read_csv(path, sep=separator, header=None, skiprows=int(named)), path)
+        frame = _of_names(_read_table(path, sep=separator, header=None, skiprows=int(named)), path)
     else:
         raise InvalidValueError(
             f"{path} is no known file of spots: its first line is {header}. Expected the columns x, y, pixel_x and "
-            "pixel_y, or a name like 7x13 and two pixel coordinates."
+            "pixel_y, or a name like 7x13 and two pixel coordinates, separated by tabs or commas."
         )
     frame.index = pd.Index(_name(frame["x"], frame["y"]))
     if not frame.index.is_unique:
         raise InvalidValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
     if not np.isfinite(frame.to_numpy(dtype=np.float64)).all():
-        raise InvalidValueError(f"{path} has coordinates that are not numbers.")
+        bad = frame.index[~np.isfinite(frame.to_numpy(dtype=np.float64)).all(axis=1)]
+        raise InvalidValueError(
+            f"{path} has {len(bad)} spots with coordinates that are missing or not numbers, the first is {bad[0]!r}.",
+            "fill them in, or delete these lines",
+        )
     return frame
 
 
-def _of_selection(frame: pd.DataFrame) -> pd.DataFrame:
+def _read_table(path: Path, **options: Any) -> pd.DataFrame:
+    with _open(path) as file:
+        return pd.read_csv(file, **options)
+
+
+def _of_selection(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    frame = frame.rename(columns=lambda name: str(name).strip())
+    for name in frame.columns.intersection(["x", "y", "pixel_x", "pixel_y", "new_x", "new_y", "selected"]):
+        frame[name] = _numbers(frame[name], path, f"the column {name!r}")
     if "selected" in frame:
         frame = frame[frame["selected"] != 0]
     as_found = {name: frame.get(f"new_{name}", frame[name]) for name in ("x", "y")}
@@ -231,10 +246,21 @@ def _of_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             "y": whole[:, 1],
             "new_x": place[:, 0],
             "new_y": place[:, 1],
-            "pixel_x": frame[1].to_numpy(dtype=np.float64),
-            "pixel_y": frame[2].to_numpy(dtype=np.float64),
+            "pixel_x": _numbers(frame[1], path, "the second column").to_numpy(),
+            "pixel_y": _numbers(frame[2], path, "the third column").to_numpy(),
         }
     )
+
+
+def _numbers(column: pd.Series, path: Path, what: str) -> pd.Series:
+    """Return a column as numbers; empty cells are NaN."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if len(wrong := column[numbers.isna() & column.notna()]):
+        raise InvalidValueError(
+            f"{path}: {len(wrong)} of {len(column)} values of {what} are not numbers, the first is {wrong.iloc[0]!r}.",
+            "write numbers as 12.5, without units",
+        )
+    return numbers.astype(np.float64)
 
 
 def _places(names: list[str], path: Path) -> NDArray[np.float64]:
@@ -260,6 +286,11 @@ def _read_counts(path: Path) -> tuple[pd.Index[str], list[str], csr_matrix]:
             name, _, values = line.rstrip("\r\n").partition(separator)
             names.append(name)
             rows.append(_row(values.split(separator), name=name, n_genes=len(genes), path=path))
+    if genes and all(SPOT_NAME.fullmatch(gene.strip()) for gene in genes):
+        raise InvalidValueError(
+            f"{path} has a column per spot ({genes[:3]}...) and a row per gene ({names[:3]}...); a row per spot is needed.",
+            "transpose the table",
+        )
     if not rows or not genes:
         raise InvalidValueError(f"{path} holds no counts.")
     repeated = pd.Index(genes)[pd.Index(genes).duplicated()]
@@ -276,7 +307,10 @@ def _row(cells: list[str], *, name: str, n_genes: int, path: Path) -> csr_array:
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError as error:
-        raise InvalidValueError(f"{path}: spot {name!r} has a count that is not a number ({error}).") from None
+        raise InvalidValueError(
+            f"{path}: spot {name!r} has a count that is not a number ({error}).",
+            "write whole numbers, separated by tabs or commas",
+        ) from None
     if len(values) != n_genes:
         raise InvalidValueError(f"{path}: spot {name!r} has {len(values)} counts for {n_genes} genes.")
     bad = ~(np.isfinite(values) & (values >= 0) & (values == np.rint(values)))
@@ -288,7 +322,10 @@ def _row(cells: list[str], *, name: str, n_genes: int, path: Path) -> csr_array:
 
 
 def _open(path: Path) -> TextIO:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    """Open a text, compressed or not whatever its name says; a byte order mark, as Excel writes it, is skipped."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP
+    return gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig")
 
 
 def _with_both(
@@ -299,7 +336,8 @@ def _with_both(
     if len(rows) == 0:
         raise InvalidValueError(
             f"Section {section}: none of the {len(names)} spots with counts ({list(names[:3])}...) is among the "
-            f"{len(places)} selected spots with a place ({list(places.index[:3])}...)."
+            f"{len(places)} selected spots with a place ({list(places.index[:3])}...).",
+            "check that both files are of one section, and that the file of spots is complete",
         )
     if len(rows) < max(len(names), len(places)):
         logger.info(
@@ -369,7 +407,7 @@ def _read_labels(path: Path | None, places: pd.DataFrame) -> pd.Categorical:
         return pd.Categorical.from_codes(np.full(len(places), -1), categories=pd.Index([], dtype=str))
     with _open(path) as file:
         separator = "\t" if "\t" in file.readline() else ","
-    frame = pd.read_csv(path, sep=separator).rename(columns={"xcoord": "x", "ycoord": "y", "tumor": "label"})
+    frame = _read_table(path, sep=separator).rename(columns={"xcoord": "x", "ycoord": "y", "tumor": "label"})
     if not {"x", "y", "label"} <= set(frame.columns):
         raise InvalidValueError(f"{path} is not a file of labels: expected x, y and label, got {list(frame.columns)}.")
     placed = frame.dropna(subset=["x", "y", "label"])

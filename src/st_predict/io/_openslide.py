@@ -35,6 +35,10 @@ LARGEST_TILE = 4096
 """Files that are wider in one tile are stored in strips, which are no blocks to read by."""
 
 
+PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
+"""Files of pictures, which have neither levels nor tiles."""
+
+
 class OpenSlidePyramid:
     """A slide in any format that OpenSlide opens, with the levels that the file has.
 
@@ -140,11 +144,23 @@ class OpenSlidePyramid:
 def _open(path: Path) -> Any:
     import openslide
 
+    if path.is_dir():
+        raise InvalidValueError(
+            f"{path} is a folder, and a slide is a file.",
+            "read a SpatialData store with spatialdata.read_zarr",
+            "name a file in it",
+        )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
+        if path.suffix.lower() in PICTURES:
+            raise InvalidValueError(
+                f"OpenSlide reads no {path.suffix} files, such as {path}.",
+                "make an image element of its pixels with spatialdata.models.Image2DModel.parse, and add it to a SpatialData object",
+                "convert it to a tiled TIFF",
+            ) from error
         raise InvalidValueError(
             f"OpenSlide cannot open {path}: {error}. It may be damaged, or of a format that OpenSlide does not know; "
             "https://openslide.org/formats lists those it does.",

@@ -194,7 +194,9 @@ class reading:  # noqa: N801  # a context manager, in a fifth of the time of con
                 f"{place}: {width * height * 3 / 1e9:.3g} GB do not fit into memory ({error})."
             ) from error
         if isinstance(error, FAILURES):
-            raise OSError(f"{place}: cannot be read, perhaps because it is damaged ({error}).") from error
+            raise OSError(
+                f"{place}: cannot be read, perhaps because it is damaged ({error}). Get the file again."
+            ) from error
 
 
 def _levels(image: DataArray | DataTree) -> list[DataArray]:
@@ -217,7 +219,10 @@ def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
 
 def _cyx(level: DataArray) -> da.Array:
     if set(level.dims) != {"c", "y", "x"}:
-        raise InvalidValueError(f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.")
+        raise InvalidValueError(
+            f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.",
+            "add one plane as an image of its own",
+        )
     if level.sizes["c"] != 3:
         raise InvalidValueError(
             f"Expected an RGB image, got {level.sizes['c']} channels.",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from xarray import DataArray
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
@@ -12,6 +16,8 @@ from st_predict._validated import check
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["find_image", "find_shapes", "find_table"]
 
@@ -24,7 +30,7 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     sdata
         Holds the image.
     image_key
-        Name of the image; ``None`` takes the only one.
+        Name of the image; ``None`` takes the only one, or the only one that is 8-bit RGB.
 
     Raises
     ------
@@ -33,7 +39,7 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given and there is not exactly one image.
+        If no name is given, and there is none or several could be meant.
     """
     check_slide(sdata)
     names = sorted(sdata.images)
@@ -43,11 +49,29 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
         raise InvalidValueError(
             "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_wsi"
         )
-    if len(names) > 1:
-        raise InvalidValueError(
-            f"There are several images in sdata: {names}.", Advice("choose one with {}", "image_key")
-        )
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    readable = [name for name in names if is_rgb(sdata.images[name])]
+    if len(readable) == 1:
+        logger.info("Of the images %s, only %r is 8-bit RGB.", names, readable[0])
+        return readable[0]
+    which = f", of which {readable} are 8-bit RGB" if readable else ", none of them 8-bit RGB"
+    which = "" if readable == names else which
+    raise InvalidValueError(
+        f"There are several images in sdata: {names}{which}.", Advice("choose one with {}", "image_key")
+    )
+
+
+def is_rgb(image: Any) -> bool:
+    """Whether an image element has three channels of 8 bits, without reading pixels."""
+    levels = [image] if isinstance(image, DataArray) else _levels(image)
+    return bool(levels) and all(
+        set(level.dims) == {"c", "y", "x"} and level.sizes["c"] == 3 and level.dtype == np.uint8 for level in levels
+    )
+
+
+def _levels(image: Any) -> list[DataArray]:
+    return [level for scale in image.children.values() for level in scale.data_vars.values()]
 
 
 def find_table(sdata: SpatialData, table_key: str | None) -> str | None:

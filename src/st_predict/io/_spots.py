@@ -12,8 +12,8 @@ from spatialdata.transformations import get_transformation
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
-from st_predict._keys import Keys
 from st_predict._validated import Natural, Text, check
+from st_predict.io._lattice import read_lattice
 from st_predict.io._select import find_image, find_shapes, find_table
 
 if TYPE_CHECKING:
@@ -51,6 +51,28 @@ class Spots:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def check_radius(self, region: str) -> NDArray[np.float64] | None:
+        """Return the radii; refuse any that is not positive and finite.
+
+        Parameters
+        ----------
+        region
+            Name of the shapes, for the message.
+
+        Raises
+        ------
+        ValueError
+            If a radius is negative, zero, NaN or infinite.
+        """
+        if self.radius is not None and (bad := np.flatnonzero(~(self.radius > 0) | ~np.isfinite(self.radius))).size:
+            raise InvalidValueError(
+                f"{len(bad)} of {len(self)} spots of {region!r} have a radius that is not positive and finite; the first is "
+                f"{self.names[bad[0]]!r}, with {self.radius[bad[0]]:g} px.",
+                f"correct the column 'radius' of sdata.shapes[{region!r}]",
+                Advice("give one radius in micrometres as 'radius_um' in {}", "hparams"),
+            )
+        return self.radius
 
 
 def read_spots(
@@ -114,7 +136,7 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
     xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
-    return Spots(names=names, xy=xy, grid=_grid(element), radius=_radii(element, scale))
+    return Spots(names=names, xy=xy, grid=read_lattice(element), radius=_radii(element, scale))
 
 
 def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
@@ -126,7 +148,7 @@ def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: s
     rows = _find_instances(element, obs[instance_key], region)
     xy, scale = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
     radius = _radii(element, scale)
-    return Spots(names=obs.index, xy=xy, grid=_grid(obs), radius=None if radius is None else radius[rows])
+    return Spots(names=obs.index, xy=xy, grid=read_lattice(obs), radius=None if radius is None else radius[rows])
 
 
 def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
@@ -149,7 +171,18 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
         )
     region = choices[0] if region is None else region
     if region not in choices:
-        raise NotFoundError(f"Table {table_key!r} has no region {region!r}; it annotates {choices}.")
+        raise NotFoundError(
+            f"Table {table_key!r} has no region {region!r}; it annotates {choices}.",
+            f"correct the column {region_key!r} of .obs",
+            "say what it annotates with sdata.set_table_annotates_spatialelement",
+        )
+    if missing := sorted({region_key, instance_key} - set(table.obs.columns)):
+        raise NotFoundError(
+            f"Table {table_key!r} has no columns {missing} in .obs, which say which shape each row is; it has "
+            f"{sorted(table.obs.columns)}.",
+            "add them",
+            "name others with sdata.set_table_annotates_spatialelement",
+        )
     obs = table.obs[table.obs[region_key] == region]
     if obs.empty:
         raise InvalidValueError(f"Table {table_key!r} has no rows in region {region!r}.")
@@ -180,7 +213,9 @@ def _find_instances(element: Any, instances: pd.Series, region: str) -> NDArray[
     if len(missing):
         raise InvalidValueError(
             f"{len(missing)} of {len(instances)} rows of the table are not in {region!r}, the first are {_first(missing)} "
-            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype})."
+            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype}).",
+            f"correct the column {instances.name!r} of .obs",
+            "leave these rows out of the table",
         )
     return rows
 
@@ -268,7 +303,9 @@ def _check_finite(xy: NDArray[np.float64], names: pd.Index[str], key: str) -> No
     bad = names[~np.isfinite(xy).all(axis=1)]
     if len(bad):
         raise InvalidValueError(
-            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are not numbers, the first are {_first(bad)}."
+            f"{len(bad)} of {len(names)} spots of {key!r} have coordinates that are not numbers, the first are {_first(bad)}.",
+            "correct their geometry",
+            "leave them out of the table",
         )
 
 
@@ -293,19 +330,6 @@ def _check_unique(index: pd.Index[Any], *, what: str) -> None:
 
 def _first(values: Any) -> list[Any]:
     return list(values[:3])
-
-
-def _grid(obs: pd.DataFrame) -> NDArray[np.int64] | None:
-    columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
-    if not set(columns) <= set(obs.columns) or obs[columns].isna().to_numpy().any():
-        return None
-    try:
-        places = obs[columns].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"Columns {columns} must be whole numbers: {error}.", "convert them") from error
-    if not np.isfinite(places).all():
-        raise InvalidValueError(f"Columns {columns} must be whole numbers, and some are infinite.", "correct them")
-    return places.astype(np.int64)
 
 
 def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -134,7 +134,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     check_figure(figsize=figsize, save=save, tissue=tissue, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
-    values = read_values(sdata, key, where, names=section.spots.names)
+    values = read_values(sdata, key, where, rows=section.rows)
     maps, explained = _project(values)
     size = figsize or ((tissue + len(maps)) * PANEL_WIDTH, PANEL_WIDTH * section.aspect + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)

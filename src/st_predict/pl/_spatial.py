@@ -191,7 +191,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
-    values = read_values(sdata, key, where, names=section.spots.names)
+    values = read_values(sdata, key, where, rows=section.rows)
     maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
     axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
     _draw_background(axes, section, tissue=tissue, strength=tissue_strength)

@@ -14,6 +14,7 @@ from st_predict import get, metrics, pp
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._rows import rows_in
 from st_predict._validated import Text, check
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def _suggest(gene: str, genes: Sequence[str]) -> list[str]:
     return [f"take one of {close}"] if close else []
 
 
-def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) -> Values:
-    """Read a prediction and what was observed, for the spots called ``names``, in their order.
+def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.int64]) -> Values:
+    """Read a prediction and what was observed, for some of its rows, in their order.
 
     Units that depend on a sum over the panel, or on the number of genes, cannot be had from a table that lacks some of
     the panel. Nothing is observed then, and a warning is logged.
@@ -130,12 +131,12 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, names: pd.Index) 
         Key of the prediction.
     where
         Table of the spots, layer of the counts and gene matching.
-    names
-        Spots of one section.
+    rows
+        Rows of the prediction: spots of one section.
     """
     table_key = where.table_key
     try:
-        prediction = get.stored_prediction(sdata, key, table_key=table_key)[names]
+        prediction = get.stored_prediction(sdata, key, table_key=table_key)[rows]
     except StPredictError as error:
         raise error.without({"genes"}) from error  # which are those to draw
     card = _card(prediction, key)
@@ -185,6 +186,7 @@ def _fill_observed(
     counts = _counts(table, where.layer)
     if counts is None:
         return
+    counts = counts.compute(scheduler="synchronous") if hasattr(counts, "compute") else counts
     match = _match_genes(table, prediction.var_names, where.genes)
     if match is None:
         return
@@ -193,7 +195,7 @@ def _fill_observed(
     there = columns >= 0
     if not _are_comparable(there, spec):
         return
-    counts = counts[table.obs_names.get_indexer(prediction.obs_names)]
+    counts = counts[rows_in(prediction, table)]
     summed = counts[:, columns[there]] if spec.over == "panel" else counts
     spec = spec.only(np.flatnonzero(there).tolist())
     # nothing was measured in a spot without a count
@@ -207,6 +209,9 @@ def _fill_observed(
 def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
     """Whether the genes that are there have the units of the prediction; says what is drawn if some are missing."""
     n_missing, n_panel = int((~there).sum()), len(there)
+    if n_panel == 1 and spec.is_relative and spec.over == "panel":
+        logger.warning("The units of the prediction, %s, are a constant for one gene: it is drawn alone.", spec.units)
+        return False
     if not n_missing:
         return True
     if spec.transform == "log_proportion" or (spec.transform not in {"counts", "log1p"} and spec.over == "panel"):

@@ -14,6 +14,7 @@ from spatialdata.transformations import get_transformation
 
 from st_predict import get
 from st_predict._errors import InvalidValueError
+from st_predict._rows import regions_of
 from st_predict._validated import Fraction, NotNegative, Number, Positive, check
 from st_predict.io import find_image, find_mpp, open_pyramid, read_spots
 
@@ -47,6 +48,8 @@ class View:
         Left, top, right and bottom of ``pixels``, in level-0 pixels.
     spots
         Names and centres.
+    rows
+        ``(n_spots,)``: rows of the table of the prediction.
     outlines
         ``(n_spots,)`` radii, or one ``(n_corners, 2)`` polygon a spot, in level-0 pixels.
     mpp
@@ -56,6 +59,7 @@ class View:
     pixels: NDArray[np.uint8]
     box: tuple[float, float, float, float]
     spots: Spots
+    rows: NDArray[np.int64]
     outlines: NDArray[np.float64] | list[NDArray[np.float64]]
     mpp: float | None
 
@@ -99,8 +103,12 @@ def read_section(
     # the table of the counts knows the assay
     described = get.spots_table_of(sdata, holder, table_key=table_key) or holder
     mpp = find_mpp(sdata, image_key=image_key, table_key=described, shapes_key=region)
-    outlines = _read_outlines(sdata, spots, table_key=holder, image_key=image_key)
-    return View(pixels=pixels, box=box, spots=spots, outlines=outlines, mpp=None if mpp is None else mpp.value)
+    table = sdata.tables[holder]
+    rows = np.arange(table.n_obs) if region is None else np.flatnonzero(regions_of(table) == region)
+    outlines = _read_outlines(sdata, spots, rows, table_key=holder, image_key=image_key)
+    return View(
+        pixels=pixels, box=box, spots=spots, rows=rows, outlines=outlines, mpp=None if mpp is None else mpp.value
+    )
 
 
 def _view(reader: PyramidReader, spots: Spots, margin: float | None) -> tuple[float, float, float, float]:
@@ -155,18 +163,18 @@ def _reduce(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def _read_outlines(
-    sdata: SpatialData, spots: Spots, *, table_key: str, image_key: str
+    sdata: SpatialData, spots: Spots, rows: NDArray[np.int64], *, table_key: str, image_key: str
 ) -> NDArray[np.float64] | list[NDArray[np.float64]]:
     """Radii of circles, or polygons, of the spots, in level-0 pixels."""
-    obs = sdata.tables[table_key].obs.loc[spots.names]
+    obs = sdata.tables[table_key].obs.iloc[rows]
     _, region_key, instance_key = get_table_keys(sdata.tables[table_key])
     region = str(obs[region_key].iloc[0])
     if region not in sdata.shapes:
         return _display_radii(spots)
+    if (radius := spots.check_radius(region)) is not None:
+        return radius
     shapes = sdata.shapes[region].loc[obs[instance_key]]
     matrix = _to_image(sdata.shapes[region], sdata.images[image_key])
-    if "radius" in shapes:
-        return shapes["radius"].to_numpy(np.float64) * np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     return [_corners(shape) @ matrix[:2, :2].T + matrix[:2, 2] for shape in shapes.geometry]
 
 

@@ -35,7 +35,8 @@ def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | c
 
 
 def check_counts(counts: Any) -> NDArray[Any] | csr_array:
-    """Return counts as an array or a CSR array; refuse what cannot be counts."""
+    """Return counts as an array or a CSR array, read into memory; refuse what cannot be counts."""
+    counts = in_memory(counts)
     try:
         matrix: Any = csr_array(counts) if issparse(counts) else np.asarray(counts)
     except ValueError as error:
@@ -49,6 +50,13 @@ def check_counts(counts: Any) -> NDArray[Any] | csr_array:
         raise InvalidTypeError(f"Counts must be numbers, got the dtype {values.dtype}.")
     _check_values(values)
     return matrix
+
+
+def in_memory(counts: Any) -> Any:
+    """Read lazy counts: of dask, or of a table that is backed by a file."""
+    if hasattr(counts, "compute"):
+        return counts.compute(scheduler="synchronous")
+    return counts.to_memory() if hasattr(counts, "to_memory") else counts
 
 
 def _check_values(values: NDArray[Any]) -> None:

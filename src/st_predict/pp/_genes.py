@@ -17,7 +17,8 @@ from spatialdata import SpatialData
 from st_predict._containers import check_data
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
-from st_predict._validated import Count, Natural, NotNegative, Share, Text, check
+from st_predict._on_tissue import on_tissue
+from st_predict._validated import Count, Flag, Natural, NotNegative, Share, Text, check
 from st_predict._where import Duplicates
 from st_predict.io import find_table
 from st_predict.pp._counts import read_counts
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 __all__ = ["select_panel"]
 
@@ -46,6 +48,7 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     table_key: str | None = None,
     id_column: str | None = None,
     duplicates: Duplicates = "error",
+    tissue_only: bool = True,
 ) -> list[str]:
     """Choose a gene panel from raw counts.
 
@@ -79,6 +82,8 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
         Column of ``.var`` with the identifiers of the genes; by default ``var_names``.
     duplicates
         What to do with a gene that several columns carry: refuse, ``"sum"`` their counts, or take the ``"first"``.
+    tissue_only
+        Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
 
     Returns
     -------
@@ -120,19 +125,21 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     seed, id_column = check("seed", seed, Natural), check("id_column", id_column, Text | None)
     table_key = check("table_key", table_key, Text | None)
     min_mean, fdr = check("min_mean", min_mean, NotNegative), check("fdr", fdr, Share)
-    given = _as_list(adatas)
+    given, only = _as_list(adatas), check("tissue_only", tissue_only, Flag)
     tables = [_table(data, table_key) for data in given]
+    on = [on_tissue(table.obs, only=only, label=f"Table {number}") for number, table in enumerate(tables)]
     sections = [
         _read_section(number, table, layer=layer, id_column=id_column, duplicates=duplicates)
         for number, table in enumerate(tables)
     ]
+    if method == "spatial":
+        placed = _place(given, tables, sections, on=on, table_key=table_key)
+        return _most_spatial(placed, n_genes=n_genes, min_mean=min_mean, fdr=fdr)
+    sections = [(names, counts[np.flatnonzero(kept)]) for (names, counts), kept in zip(sections, on, strict=True)]
     if method == "m2ost":
         return _m2ost(sections, n_genes=n_genes, n_variable=n_variable, seed=seed)
     if method == "mean":
         return _highest_mean(sections, n_genes=n_genes)
-    if method == "spatial":
-        placed = _place(given, tables, sections, table_key)
-        return _most_spatial(placed, n_genes=n_genes, min_mean=min_mean, fdr=fdr)
     return _highly_variable(sections, n_genes=n_genes)
 
 
@@ -164,7 +171,10 @@ def _read_section(
 ) -> tuple[pd.Index, csr_array]:
     """Names and counts of the genes of a section."""
     if id_column is not None and id_column not in table.var:
-        raise NotFoundError(f"No column {id_column!r} in .var; it has {list(table.var)}.")
+        raise NotFoundError(
+            f"No column {id_column!r} in .var; it has {list(table.var)}.",
+            Advice("leave out {} to take var_names", "id_column"),
+        )
     names = pd.Index(table.var_names if id_column is None else table.var[id_column]).astype(str)
     counts = csr_array(read_counts(table, layer=layer))
     if not counts.sum():
@@ -238,15 +248,17 @@ def _place(
     given: list[AnnData | SpatialData],
     tables: list[AnnData],
     sections: list[tuple[pd.Index, csr_array]],
+    *,
+    on: list[NDArray[np.bool_]],
     table_key: str | None,
 ) -> list[PlacedCounts]:
     """Counts and positions of every region of every table."""
     placed = []
-    for number, (data, table, (names, counts)) in enumerate(zip(given, tables, sections, strict=True)):
+    for number, (data, table, (names, counts), kept) in enumerate(zip(given, tables, sections, on, strict=True)):
         key = find_table(data, table_key) if isinstance(data, SpatialData) else None
         places = find_places(data, table, table_key=key, label=f"Table {number}")
         placed += [
-            PlacedCounts(label=label, names=names, counts=csr_array(counts[rows]), xy=xy)
+            PlacedCounts(label=label, names=names, counts=csr_array(counts[rows[kept[rows]]]), xy=xy[kept[rows]])
             for label, (rows, xy) in places.items()
         ]
     return placed

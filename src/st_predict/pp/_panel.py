@@ -55,14 +55,18 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
     file = check("path", path, File)
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except IsADirectoryError as error:
+        raise InvalidValueError(f"path must be a file, and {str(path)!r} is a folder.") from error
     except UnicodeDecodeError as error:
         raise InvalidValueError(f"{str(file)!r} is not a text in UTF-8 ({error}).", "save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
         if re.search(r"[\s,;]", line):
-            raise InvalidValueError(f"Line {number} of {path} is not one gene: {line[:60]!r}. Write one gene a line.")
+            raise InvalidValueError(
+                f"Line {number} of {path} is not one gene: {line[:60]!r}.", "write one gene per line"
+            )
     genes = [line for line in lines if line]
     if not genes:
-        raise InvalidValueError(f"{path} holds no gene. Write one gene a line.")
+        raise InvalidValueError(f"{path} holds no gene.", "write one gene per line")
     _check_unique(genes, where=str(path))
     return genes
 
@@ -70,7 +74,9 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
 def _check_unique(genes: Iterable[str], *, where: str) -> None:
     repeated = [gene for gene, n in Counter(genes).items() if n > 1]
     if repeated:
-        raise InvalidValueError(f"{where} has {len(repeated)} of its genes more than once: {_some(repeated)}.")
+        raise InvalidValueError(
+            f"{where} has {len(repeated)} of its genes more than once: {_some(repeated)}.", "name each once"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -258,7 +264,10 @@ def _panel(panel: Sequence[str]) -> list[str]:
 def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, matching: GeneMatching) -> str:
     if matching.id_column is not None:
         if matching.id_column not in adata.var:
-            raise NotFoundError(f"No column {matching.id_column!r} in .var; it has {list(adata.var)}.")
+            raise NotFoundError(
+                f"No column {matching.id_column!r} in .var; it has {list(adata.var)}.",
+                Advice("leave out {} to take var_names", "id_column"),
+            )
         return matching.id_column
     wanted = {unversioned(gene) for gene in genes}
     same_type = gene_id_type_of(list(adata.var_names)) == id_type

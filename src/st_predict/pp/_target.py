@@ -11,11 +11,12 @@ import numpy as np
 
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Natural, Text, check
+from st_predict._on_tissue import on_tissue
+from st_predict._validated import Count, Flag, Natural, Text, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
 from st_predict.pp._residuals import pearson_residuals
-from st_predict.specs import FITTED, Reference, TargetSpec
+from st_predict.specs import FITTED, Reference, TargetSpec, refuse_constant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +88,7 @@ def make_target(
     *,
     layer: str | None = None,
     min_counts: int = 0,
+    tissue_only: bool = True,
     label: str | None = None,
 ) -> Target:
     """Turn the counts of a table into targets; spots without a count are left out.
@@ -104,12 +106,14 @@ def make_target(
         Layer with the counts; by default ``adata.X``.
     min_counts
         Least sum of the counts of the panel; spots with fewer are left out.
+    tissue_only
+        Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
     label
         Name of the section, for messages.
 
     Returns
     -------
-    The target. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
+    The target. Spots beside the tissue are left out; how many is logged. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
     nothing was measured there. How many is logged.
 
     Raises
@@ -118,7 +122,8 @@ def make_target(
         If the layer does not exist, or panel genes are missing.
     ValueError
         If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
-        ``panel`` was matched with another table, or ``spec`` lacks what training has to set.
+        ``panel`` was matched with another table, ``spec`` lacks what training has to set, or is relative to a sum over one
+        gene.
     """
     check_table(adata)
     _check_spec(spec)
@@ -130,10 +135,13 @@ def make_target(
     counts = read_counts(adata, layer=layer)
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
-    enough = (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
-    rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[~enough])
+    refuse_constant(spec, n_summed)
+    label = check("label", label, Text | None)
+    on = on_tissue(adata.obs, only=check("tissue_only", tissue_only, Flag), label=label or "")
+    enough = on & (totals > 0) & (panel_counts.sum(axis=1) >= min_counts)
+    rows, dropped = np.flatnonzero(enough), tuple(adata.obs_names[on & ~enough])
     least = check("min_counts", min_counts, Natural)
-    _report(dropped, n_spots=adata.n_obs, spec=spec, min_counts=least, label=check("label", label, Text | None))
+    _report(dropped, n_spots=int(on.sum()), spec=spec, min_counts=least, label=label)
     values = _transform(panel_counts, totals, spec, n_summed=n_summed, rows=rows)
     return Target(
         values=values,
@@ -213,7 +221,7 @@ def to_target(
     ------
     ValueError
         If counts are negative, not whole or not finite, a spot has a sum of zero where one divides by it, or ``spec``
-        lacks limits that it needs.
+        lacks limits that it needs, or is relative to a sum over one gene.
     """
     _check_spec(spec)
     counts = check_counts(counts)
@@ -223,6 +231,8 @@ def to_target(
         sums = _numbers("totals", totals)
         if sums.shape != panel_counts.shape[:1]:
             raise InvalidValueError(f"totals must be ({len(panel_counts)},), got the shape {sums.shape}.")
+    else:
+        refuse_constant(spec, n_summed)
     return _transform(panel_counts, sums, spec, n_summed=n_summed, rows=np.arange(len(sums)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -145,6 +145,7 @@ class Calibration:
         id_column: str | None = None,
         aliases: pd.DataFrame | PathLike[str] | str | None = None,
         min_counts: int | None = None,
+        tissue_only: bool = True,
     ) -> pd.DataFrame:
         """Measure the coverage of the intervals per section and gene.
 
@@ -179,6 +180,8 @@ class Calibration:
         min_counts
             Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um
             and more, and 1 in bins, cells and spots of unknown size.
+        tissue_only
+            Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
 
         Returns
         -------
@@ -203,6 +206,7 @@ class Calibration:
             shapes_key=shapes_key,
             layer=layer,
             group_key=self.group_key,
+            tissue_only=tissue_only,
             genes=genes,
         )
         slides = as_list(sdatas)
@@ -272,7 +276,9 @@ class Calibration:
                 settings=content["settings"],
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # not JSON, or JSON of another structure
-            raise InvalidValueError(f"{str(path)!r} is not a readable calibration: {error}") from error
+            raise InvalidValueError(
+                f"{str(path)!r} is not a readable calibration: {error}.", "write it again with st_predict.tl.calibrate"
+            ) from error
 
     def _intervals(self, genes: Sequence[str]) -> Intervals:
         return Intervals(
@@ -338,6 +344,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     min_counts: int | None = None,
+    tissue_only: bool = True,
 ) -> Calibration:
     """Calibrate split-conformal prediction intervals per gene :cite:p:`Lei2018`.
 
@@ -388,6 +395,8 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     min_counts
         Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um and
         more, and 1 in bins and cells.
+    tissue_only
+        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
 
     Returns
     -------
@@ -431,14 +440,13 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     where = Where(
         image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
+    where = replace(where, tissue_only=tissue_only)
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
     spots, scaled = check("spots", spots, Text | None), check("scaled", scaled, Flag | None)
     slides = as_list(held_out, "held_out")
     key = common_key(slides, key, where, named=held_out)
     found = each(slides, lambda sdata: read_stored(sdata, key, where, scaled=scaled), named=held_out)
-    card, settings = found[0].card, found[0].settings
-    for other in found:
-        refuse_other_networks(other, card, settings)
+    card, settings = _common_network(found)
     sections, kept = _join(slides, found, where, named=held_out, spots=spots, min_counts=min_counts)
     trained = trained_pairs(card, [] if train is None else as_list(train, "train"), where, table_key=found[0].table_key)
     refuse_trained(sections, trained)
@@ -455,6 +463,14 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
         card=card,
         settings=settings,
     )
+
+
+def _common_network(found: Sequence[StoredPrediction]) -> tuple[ModelCard, dict[str, Any]]:
+    """Card and settings of the network that made all predictions."""
+    card, settings = found[0].card, found[0].settings
+    for other in found:
+        refuse_other_networks(other, card, settings)
+    return card, settings
 
 
 def _join(

@@ -17,7 +17,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Compute, Inference, Moments
-from st_predict._sections import check_needs, inputs_of, naming, needs_mpp
+from st_predict._sections import check_needs, inputs_of, naming, needs_mpp, warn_of_constant, warn_of_unfamiliar
 from st_predict._validated import Count, Natural, check
 from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
@@ -186,9 +186,13 @@ class Ensemble:
         return sum(member.n_draws for member in self.members) > 1
 
     def check(self, slide: Slide) -> None:
-        """Refuse a slide that lacks what a member reads."""
+        """Refuse a slide that lacks what a member reads, and warn of one that differs from those of training."""
         for card in self.cards:
             check_needs(slide.sections, card)
+        warn_of_constant(self.card)
+        for section in slide.sections:
+            for card in self.cards:
+                warn_of_unfamiliar(section, card)
 
     def describe(self) -> dict[str, Any]:
         """Return what a reader of a result needs to know."""

@@ -82,6 +82,7 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     mpp: float | Literal["spots"] | None = None,
     min_counts: int | None = None,
+    tissue_only: bool = True,
 ) -> Evaluation:
     """Compare a prediction with what was measured, beside the baselines.
 
@@ -130,6 +131,8 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         Least sum of the counts of the panel in a spot; spots with fewer are neither scored nor learned from. By default 50 in
         spots of 50 um and more, and 1 in bins, cells and spots of unknown size: a spot with few counts moves a
         correlation, and says nothing.
+    tissue_only
+        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
 
     Returns
     -------
@@ -163,6 +166,7 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         layer=layer,
         mpp=mpp,
         group_key=group_key,
+        tissue_only=tissue_only,
         genes=genes,
     )
     slides = as_list(sdatas)
@@ -174,16 +178,14 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     known = measure_training(learned, card, where, table_key=stored[0].table_key, named=train)
     held_out = measure_held_out(slides, stored, where, named=sdatas)
     refuse_scored_in_training(held_out, known, group_key)
-    least = check("min_counts", min_counts, Natural | None)
-    training = TrainingSections.of(card, known, group_key)
     return _evaluate(
         key,
         keep_common(card, [*known, *held_out]),
         held_out,
         stored,
-        training=training,
+        training=TrainingSections.of(card, known, group_key),
         known=known,
-        min_counts=least,
+        min_counts=check("min_counts", min_counts, Natural | None),
     )
 
 

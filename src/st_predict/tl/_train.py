@@ -23,6 +23,7 @@ from st_predict._keys import Keys
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
+    check_sums,
     describe_colours,
     encoder_of,
     keep_common,
@@ -40,7 +41,7 @@ from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
 from st_predict.pp import fit_target, select_panel, to_target
-from st_predict.specs import ModelCard, TargetSpec, check_card_fields
+from st_predict.specs import ModelCard, TargetSpec, check_card_fields, refuse_constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,6 +90,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     mpp: float | None = None,
     preset: str = "recommended",
     min_counts: int | None = None,
+    tissue_only: bool = True,
     hparams: Mapping[str, Any] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     unlabelled: Sections | None = None,
@@ -152,6 +154,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         Least sum of the counts of the panel in a spot; spots with fewer are left out. By default that of the preset: 0 for
         ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins, cells and
         spots of unknown size.
+    tissue_only
+        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
     hparams
         Hyper-parameters of the network that differ from those of the preset.
     config
@@ -199,6 +203,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     where = Where(
         image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
     )
+    where = replace(where, tissue_only=tissue_only)
     spec, out = get_spec(model), check("out", out, File)
     setting, hparams = get_preset(spec, check("preset", preset, Text)), check("hparams", hparams, Fields | None)
     config = _configure(setting, config, spec)
@@ -208,11 +213,9 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
     least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
     model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
-    more = _open_unlabelled(
-        unlabelled, model_card, where, training=training, held_out=held_out, allow_shared=allow_shared
-    )
+    more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    how = {"group_key": group_key, "preset": preset, "min_counts": least}
+    how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
     return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
@@ -266,6 +269,7 @@ def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where
             layer=where.layer,
             id_column=where.genes.id_column,
             duplicates=where.genes.duplicates,
+            tissue_only=where.tissue_only,
         )
         return tuple(chosen)
     if (
@@ -299,12 +303,15 @@ def _write_card(
         logger.warning(
             "mpp=%g replaces the %g um/px that the hyper-parameters of %r ask for.", mpp, crop.mpp, spec.name
         )
+    target = setting.target or spec.target
+    if target.over == "panel":
+        refuse_constant(target, len(genes))
     return ModelCard(
         model=spec.name,
         genes=genes,
         crop=crop if mpp is None else replace(crop, mpp=mpp),
         pixels=spec.pixels_for(settled),
-        target=setting.target or spec.target,
+        target=target,
         hparams=settled,
         **{"gene_id_type": gene_id_type_of(genes), **_further_fields(extra)},
     )
@@ -312,7 +319,19 @@ def _write_card(
 
 _NOTED = (
     *("sections", "validation", "unlabelled", "rounds", "shared_patients", "ensemble", "model"),
-    *("group_key", "preset", "min_counts", "config", "kept", "best", "st_predict", "extension", "encoder", "colours"),
+    *(
+        "group_key",
+        "preset",
+        "min_counts",
+        "tissue_only",
+        "config",
+        "kept",
+        "best",
+        "st_predict",
+        "extension",
+        "encoder",
+        "colours",
+    ),
 )
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
@@ -350,7 +369,9 @@ def _read(
     """Read the targets of both sides; return them with the card of the genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
-    card, observed = _observe(slides, len(training), keep_common(card, slides), min_counts=min_counts)
+    card = keep_common(card, slides)
+    check_sums(card, known[0])
+    card, observed = _observe(slides, len(training), card, min_counts=min_counts)
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
@@ -395,10 +416,10 @@ def _open_unlabelled(
     card: ModelCard,
     where: Where,
     *,
-    training: list[SpatialData],
-    held_out: list[SpatialData],
+    sides: tuple[list[SpatialData], list[SpatialData]],
     allow_shared: Sequence[str],
 ) -> list[Observed]:
+    """Open slides without counts, none of which may be among the ``sides``, training and validation."""
     if unlabelled is None:
         return []
     spec = get_spec(card.model)
@@ -411,8 +432,8 @@ def _open_unlabelled(
         return open_unlabelled(
             as_list(unlabelled, "unlabelled"),
             card,
-            training=training,
-            held_out=held_out,
+            training=sides[0],
+            held_out=sides[1],
             where=where,
             allow_shared=allow_shared,
         )

@@ -1,0 +1,64 @@
+"""Spots that the assay found to lie beside the tissue."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._keys import Keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["on_tissue"]
+
+logger = logging.getLogger(__name__)
+
+_WORDS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
+
+
+def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "") -> NDArray[np.bool_]:
+    """Which spots count: those that the column ``in_tissue`` says to lie on tissue, or all.
+
+    Parameters
+    ----------
+    obs
+        ``.obs`` of some spots. Without the column, all of them count.
+    only
+        Whether spots beside the tissue are left out; how many is logged.
+    label
+        Name of the section, for the message.
+
+    Returns
+    -------
+    ``(n_spots,)``.
+
+    Raises
+    ------
+    ValueError
+        If a value is neither 0 nor 1, or no spot lies on tissue.
+    """
+    if not only or Keys.IN_TISSUE not in obs:
+        return np.ones(len(obs), dtype=bool)
+    words = obs[Keys.IN_TISSUE].astype(str).str.lower()
+    keep_all = Advice("count every spot with {}", "tissue_only", value=False)
+    if len(unknown := words[~words.isin(_WORDS)]):
+        raise InvalidValueError(
+            f".obs[{Keys.IN_TISSUE!r}] must be 0 or 1 for every spot; {len(unknown)} of {len(words)} are not, the first is "
+            f"{unknown.iloc[0]!r} of {unknown.index[0]!r}.",
+            "correct the column",
+            keep_all,
+        )
+    on = words.map(_WORDS).to_numpy(dtype=bool)
+    if not on.any():
+        raise InvalidValueError(f"All {len(on)} spots have .obs[{Keys.IN_TISSUE!r}] 0.", "correct the column", keep_all)
+    if not on.all():
+        logger.warning(
+            "%s%d of %d spots lie beside the tissue (%s is 0) and are left out; tissue_only=False keeps them.",
+            *(f"{label}: " if label else "", (~on).sum(), len(on), Keys.IN_TISSUE),
+        )
+    return on
