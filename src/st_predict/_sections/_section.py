@@ -24,6 +24,7 @@ from st_predict.io import (
     find_mpp,
     find_shapes,
     find_table,
+    level_offsets,
     open_pyramid,
     read_spots,
     spots_outside,
@@ -92,7 +93,8 @@ class Section:
         """Plan the crops of some spots, by default of every spot."""
         mpp = None if self.mpp is None else self.mpp.value
         xy = self.spots.xy if rows is None else self.spots.xy[rows]
-        return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp)
+        offsets = level_offsets(self.reader)
+        return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp, offsets=offsets)
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:
