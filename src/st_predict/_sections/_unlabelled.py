@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from st_predict._errors import Advice, NotFoundError
+from st_predict._sections._look import look_over_for
 from st_predict._sections._measured import measured_obs, measured_table_key, spot_tables
 from st_predict._sections._observed import Observed
 from st_predict._sections._section import open_slide, open_table
@@ -86,6 +87,7 @@ def open_unlabelled(
                 Advice("leave it out of {}", "unlabelled"),
             )
         opened.append(_open(slide, _own(slide, where), need_mpp=card.crop.mpp is not None))
+        look_over_for(opened[-1], [card])
     return [_without_target(section) for slide in opened for section in slide.sections]
 
 

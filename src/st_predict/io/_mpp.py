@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -13,11 +11,12 @@ from pandas.api.types import is_numeric_dtype
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import Advice, InvalidValueError, StPredictError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict.io._plausible import check_range, compare
 from st_predict.io._pyramid import image_attrs
+from st_predict.io._resolution import ARGUMENT, GIVE, SPOTS, Mpp
 from st_predict.io._select import find_image, find_table
 from st_predict.io._spots import axes_matrix, read_spots
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Mpp", "find_mpp", "lattice_pitch", "square_pixels"]
+__all__ = ["GIVE", "Mpp", "find_mpp", "lattice_pitch", "square_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,45 +42,7 @@ PITCH_UM = {"visium": 100.0, "legacy_st": 200.0}
 
 ASSAYS = [*PITCH_UM, "visium_hd"]
 
-ARGUMENT, SPOTS = "argument", "distance between spots"
-"""How sources begin that others are compared with in another way."""
-
 SET_UM = f"set a transformation of the image to a coordinate system called {Keys.UM!r}"
-GIVE = Advice("give it with {}", "mpp")
-
-
-@dataclass(frozen=True, slots=True)
-class Mpp:
-    """Micrometres per pixel of level 0 of an image.
-
-    Parameters
-    ----------
-    value
-        The number.
-    source
-        Where it comes from, in words.
-    """
-
-    value: float
-    source: str
-
-    def __post_init__(self) -> None:
-        is_number = isinstance(self.value, Real) and not isinstance(self.value, bool)
-        if not (is_number and math.isfinite(self.value) and self.value > 0):
-            found = self.value if is_number else repr(self.value)
-            ways_out = [] if self.source == ARGUMENT else [GIVE]
-            raise InvalidValueError(f"mpp must be a positive number, got {found} from {self.source}.", *ways_out)
-        object.__setattr__(self, "value", float(self.value))  # not of numpy
-
-    @property
-    def measured(self) -> bool:
-        """Whether it was measured from the distance between spots."""
-        return self.source.startswith(SPOTS)
-
-    @property
-    def asked(self) -> bool:
-        """Whether it is what the caller gave."""
-        return self.source == ARGUMENT
 
 
 @overload

@@ -10,7 +10,7 @@ from st_predict._errors import Advice, InvalidValueError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from st_predict.io._mpp import Mpp
+    from st_predict.io._resolution import Mpp
 
 __all__ = ["check_range", "compare"]
 
@@ -91,7 +91,7 @@ def compare(found: Mpp, others: Iterable[Mpp], image_key: str) -> None:
 def _ways(found: Mpp, *, correct: bool = True) -> list[Advice | str]:
     ways: list[Advice | str] = []
     if correct:
-        ways.append(Advice("correct {}", "mpp") if found.source == "argument" else _WAY_OUT)
+        ways.append(Advice("correct {}", "mpp") if found.asked else _WAY_OUT)
     if found.measured:
         ways.append("correct the assay in .uns of the table")
     return ways
