@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial import cKDTree
+
+from st_predict._sections._scale import spacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def _check_lattice(section: Section, tissue: Tissue | None, seen: NDArray[np.boo
     design = np.column_stack([grid, np.ones(len(grid))])
     steps, *_ = np.linalg.lstsq(design, xy, rcond=None)
     off = float(np.median(np.hypot(*(xy - design @ steps).T)))
-    distance = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    distance = spacing(xy)
     if off > distance:
         logger.warning(
             "The centres of the spots of %r are %.3g px (median) off the lattice of array_row and array_col, and %.3g px apart: "

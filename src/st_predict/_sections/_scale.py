@@ -11,10 +11,12 @@ from scipy.spatial import cKDTree
 from st_predict._errors import Advice, InvalidValueError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from st_predict._sections._section import Section
     from st_predict.specs import CropSpec
 
-__all__ = ["check_field", "check_sizes", "field_px"]
+__all__ = ["check_field", "check_sizes", "field_px", "spacing"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,10 @@ LEAST, FEW = 1 / 8, 1 / 2
 
 DIAMETER_UM, SPACING_UM = (1.0, 1000.0), (1.0, 3000.0)
 """From the bins of Visium HD to spots of early arrays with a wide pitch."""
+
+SPACING_PX = 3.0
+
+_SAMPLED = 2000
 
 
 def field_px(section: Section, crop: CropSpec) -> float:
@@ -56,15 +62,24 @@ def check_field(section: Section, crop: CropSpec) -> None:
 
 
 def check_sizes(section: Section) -> None:
-    """Warn of spots whose diameter or distance in micrometres no assay has."""
+    """Warn of spots whose diameter or distance no assay has, in micrometres or, without mpp, in pixels."""
+    xy = section.spots.xy
+    distance = spacing(xy) if len(xy) > 1 else None
     if section.mpp is None:
+        if distance is not None and distance < SPACING_PX:
+            logger.warning("The spots of %r are %.3g px apart. Check the transformations.", section.region, distance)
         return
-    xy, mpp = section.spots.xy, section.mpp.value
+    mpp = section.mpp.value
     if section.spots.radius is not None:
         _warn(section, 2 * mpp * float(np.median(section.spots.radius)), DIAMETER_UM, what="wide")
-    if len(xy) > 1:
-        distance, _ = cKDTree(xy).query(xy, k=2)
-        _warn(section, mpp * float(np.median(distance[:, 1])), SPACING_UM, what="apart")
+    if distance is not None:
+        _warn(section, mpp * distance, SPACING_UM, what="apart")
+
+
+def spacing(xy: NDArray[np.float64]) -> float:
+    """Median distance of spots, at least two, from the nearest other one."""
+    some = xy[:: max(1, len(xy) // _SAMPLED)]
+    return float(np.median(cKDTree(xy).query(some, k=2)[0][:, 1]))
 
 
 def _warn(section: Section, size_um: float, bounds: tuple[float, float], *, what: str) -> None:

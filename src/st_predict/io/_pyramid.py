@@ -136,7 +136,8 @@ class SpatialDataPyramid:
         """Left and top edge ``(x, y)`` of each level in level-0 pixels.
 
         0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there, coarser
-        levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much.
+        levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much. That level 0 begins
+        a pixel beside its place is not seen where a cut between two pixels happens to run along pixels of all levels.
         """
         if self._cut is None:
             return ((0.0, 0.0),) * len(self._level_shapes)
