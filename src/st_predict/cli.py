@@ -68,7 +68,7 @@ class _Commands(TyperGroup):
 
 
 def _lacks_memory(error: Exception) -> bool:
-    from st_predict._runtime import is_out_of_memory
+    from st_predict._memory import is_out_of_memory
 
     return is_out_of_memory(error) or "can't start new thread" in str(error)
 
@@ -285,6 +285,9 @@ def predict(  # noqa: PLR0913  # options of a command line
     key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the name.")] = None,
     device: str = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    cut_tissue: Annotated[
+        str, typer.Option(help="Spots whose field of view is cut where tissue goes on: keep or nan.")
+    ] = "keep",
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
     trust: Trust = False,  # noqa: FBT002
@@ -329,6 +332,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         key_added=key,
         device=device,
         precision=precision,
+        cut_tissue=cut_tissue,  # type: ignore[arg-type]  # checked by the function
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
         trust=trust,

@@ -135,8 +135,15 @@ def test_no_tissue():
     ("arguments", "message"),
     [
         ({"mpp": None}, "how many micrometres .*with mpp="),
-        ({"mpp": 200}, r"pitch of 0\.5 px, which is finer than the image.*pitch_um="),
-        ({"mpp": 0.1}, "1000 px, is larger than the image, 600 x 400 px.*pitch_um="),
+        (
+            {"mpp": 40, "pitch_um": 20},
+            r"is 0\.5 px at 40 um per pixel, from argument, which is finer than.*pitch_um=.*mpp=",
+        ),
+        ({"mpp": 200}, r"has 200 um per pixel, from argument\. .* have mpp from 0\.05 to 50\. Correct mpp="),
+        (
+            {"mpp": 0.1},
+            "is 1000 px at 0.1 um per pixel, from argument, which is larger than the image, 600 x 400 px.*pitch_um=.*mpp=",
+        ),
         ({"mpp": -1}, "mpp must be a positive number, got -1"),
         ({"pitch_um": 0}, "pitch_um must be above 0, got 0"),
         ({"diameter_um": np.nan}, "diameter_um must be a finite number, got nan"),

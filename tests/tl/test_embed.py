@@ -36,6 +36,12 @@ OPTIONS: dict[str, Any] = {"crop": CROP, "device": "cpu", "precision": "float32"
 
 
 @pytest.fixture(autouse=True)
+def quiet_about_glass(caplog: pytest.LogCaptureFixture) -> None:
+    """The image of ``measured`` is a gradient, in which no tissue is found."""
+    caplog.set_level(logging.ERROR, logger="st_predict._sections._place")
+
+
+@pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where features are kept, for this test alone."""
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path))

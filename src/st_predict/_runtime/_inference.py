@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from st_predict._errors import InvalidValueError
+from st_predict._memory import is_out_of_memory
 from st_predict._runtime._device import pick_precision
 from st_predict._runtime._process import worker_threads
 from st_predict._validated import Count, check
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
     from st_predict._runtime._network import Network
     from st_predict.crops import Batch
 
-__all__ = ["Inference", "Moments", "is_out_of_memory"]
+__all__ = ["Inference", "Moments"]
 
 logger = logging.getLogger(__name__)
 
 # On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it.
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 class Inference:
@@ -277,14 +277,6 @@ def _fetch(x: Tensor) -> Callable[[], Tensor]:
 def _pad(batch: Batch, n: int) -> Batch:
     """Repeat the last spot until there are ``n``."""
     return batch.take(torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice, or that a size is beyond all memory."""
-    text = str(error)
-    return isinstance(error, MemoryError | OverflowError | torch.OutOfMemoryError) or any(
-        sign in text for sign in _NO_MEMORY
-    )
 
 
 def _keep_freed_memory() -> None:

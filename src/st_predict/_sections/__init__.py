@@ -30,6 +30,7 @@ from st_predict._sections._held_out import (
     warn_of_validation,
 )
 from st_predict._sections._inputs import encoder_of, inputs_of
+from st_predict._sections._look import look_over, look_over_for
 from st_predict._sections._measured import (
     Measured,
     keep_common,
@@ -70,6 +71,8 @@ __all__ = [
     "inputs_of",
     "join_held_out",
     "keep_common",
+    "look_over",
+    "look_over_for",
     "measure_each",
     "measure_held_out",
     "measure_training",

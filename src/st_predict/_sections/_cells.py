@@ -15,6 +15,7 @@ from st_predict._sections._cell_grid import CellGrid, cells_of_spots
 from st_predict._sections._cell_map import describe_section, section_tiles
 from st_predict._sections._features import digests_of_crops, kept_features
 from st_predict.crops import iter_batches, plan_crops
+from st_predict.io import level_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from st_predict._runtime import Compute
     from st_predict._sections._cell_map import SectionNetwork
     from st_predict._sections._section import Section
-    from st_predict.crops import Batch, LevelPlan
+    from st_predict.crops import Batch
     from st_predict.encoders import CellEncoder
     from st_predict.io import PyramidReader
     from st_predict.specs import CropSpec
@@ -135,7 +136,8 @@ class CellReader:
             yield index.numpy(), maps.numpy()
 
     def _read(self, centres: NDArray[np.float64], *, device: torch.device | None) -> Iterator[Batch]:
-        plan: tuple[LevelPlan, ...] = plan_crops(centres, self.crop, downsamples=self.reader.downsamples, mpp=self.mpp)
+        downsamples, offsets = self.reader.downsamples, level_offsets(self.reader)
+        plan = plan_crops(centres, self.crop, downsamples=downsamples, mpp=self.mpp, offsets=offsets)
         return iter_batches(self.reader, plan, batch_size=self.batch_size, pad_value=self.crop.pad_value, device=device)
 
 

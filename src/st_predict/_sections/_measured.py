@@ -13,6 +13,7 @@ from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict._sections._look import look_over_for
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._section import each, name_of, open_table, region_key_of
 from st_predict.io import find_table
@@ -119,6 +120,7 @@ def measure(sdata: SpatialData, card: ModelCard, where: Where, *, crops: bool = 
     slide = open_table(sdata, table_key, where, need_mpp=crops and needs_mpp(card), region=where.shapes_key)
     if crops:
         check_needs(slide.sections, card)
+        look_over_for(slide, [card])
     table = sdata.tables[table_key]
     return Measured(
         slide=slide,

@@ -24,6 +24,7 @@ from st_predict.io import (
     find_mpp,
     find_shapes,
     find_table,
+    level_offsets,
     open_pyramid,
     read_spots,
     spots_outside,
@@ -75,6 +76,8 @@ class Section:
         Centres in level-0 pixels.
     outside
         ``(n_spots,)``: true for spots whose centre lies outside the image.
+    image_key
+        Name of its image.
     reader
         Its image.
     mpp
@@ -85,6 +88,7 @@ class Section:
     rows: NDArray[np.int64]
     spots: Spots
     outside: NDArray[np.bool_]
+    image_key: str
     reader: PyramidReader
     mpp: Mpp | None
 
@@ -92,7 +96,13 @@ class Section:
         """Plan the crops of some spots, by default of every spot."""
         mpp = None if self.mpp is None else self.mpp.value
         xy = self.spots.xy if rows is None else self.spots.xy[rows]
-        return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp)
+        offsets = level_offsets(self.reader)
+        try:
+            return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp, offsets=offsets)
+        except StPredictError as error:
+            if self.mpp is None:
+                raise
+            raise error.about(f"Image {self.image_key!r}, mpp {mpp:.4g} from {self.mpp.source}:") from None
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:
@@ -221,6 +231,7 @@ def _open_section(
         rows=rows,
         spots=spots,
         outside=_outside(region, spots, reader.level_shapes[0]),
+        image_key=image_key,
         reader=reader,
         mpp=_mpp_of(sdata, image_key=image_key, table_key=table_key, region=region, mpp=where.mpp, need_mpp=need_mpp),
     )
@@ -230,8 +241,11 @@ def _outside(region: str, spots: Spots, shape: tuple[int, int]) -> NDArray[np.bo
     """Which spots have their centre outside the image; a message says how many, an error if they all have."""
     outside = spots_outside(spots, shape)
     if outside.all():
+        exchanged = spots_outside(replace(spots, xy=spots.xy[:, ::-1]), shape)
         raise InvalidValueError(
-            f"All {len(outside)} spots of {region!r} lie outside the image of {shape} (height, width) px.",
+            f"All {len(outside)} spots of {region!r} lie outside the image of {shape} (height, width) px: they go from "
+            f"{spots.xy.min(axis=0).round(1).tolist()} to {spots.xy.max(axis=0).round(1).tolist()} (x, y). With x and y exchanged, "
+            f"{(~exchanged).sum()} would lie inside.",
             "check the transformations of image and shapes",
         )
     if outside.any():
@@ -336,7 +350,8 @@ def naming(section: Section) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"Section {section.region!r} of {len(section.rows)} spots: {error}") from error
+        resolution = "" if section.mpp is None else f", mpp {section.mpp.value:.4g} from {section.mpp.source}"
+        raise MemoryError(f"Section {section.region!r} of {len(section.rows)} spots{resolution}: {error}") from error
 
 
 @contextmanager

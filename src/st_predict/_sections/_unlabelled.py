@@ -9,6 +9,7 @@ import numpy as np
 
 from st_predict._errors import Advice, NotFoundError
 from st_predict._on_tissue import on_tissue
+from st_predict._sections._look import look_over_for
 from st_predict._sections._measured import measured_obs, measured_table_key, spot_tables
 from st_predict._sections._observed import Observed
 from st_predict._sections._section import open_slide, open_table
@@ -87,6 +88,7 @@ def open_unlabelled(
                 Advice("leave it out of {}", "unlabelled"),
             )
         opened.append(_open(slide, _own(slide, where), need_mpp=card.crop.mpp is not None))
+        look_over_for(opened[-1], [card])
     return [_without_target(section, slide, only=where.tissue_only) for slide in opened for section in slide.sections]
 
 

@@ -82,9 +82,13 @@ class Chunks(Generic[T]):
             del self._live[chunk]
         return leaving
 
-    def pieces(self, job: int) -> Pieces:
-        """Return the pieces of the squares of a job; ``spot`` is the position of the square in the job."""
-        return self._pieces[self._first_piece[job] : self._first_piece[job + 1]]
+    def pieces(self, job: int, part: slice = slice(None)) -> Pieces:
+        """Return the pieces of the squares of a job, or of some; ``spot`` is the position of the square among these."""
+        pieces = self._pieces[self._first_piece[job] : self._first_piece[job + 1]]
+        if part == slice(None):
+            return pieces
+        some = pieces[slice(*np.searchsorted(pieces.spot, [part.start, part.stop]))]
+        return replace(some, spot=some.spot - np.int32(part.start))
 
     def leave_image(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return a boolean mask of squares that are not wholly inside the image."""

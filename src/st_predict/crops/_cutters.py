@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections import defaultdict, deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from st_predict._memory import in_parts
 from st_predict.crops._atlas import Atlas, staged
 from st_predict.crops._chunks import Chunks
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from st_predict.io import PyramidReader
 
 __all__ = ["DeviceCutter", "HostCutter", "Job"]
+
+
+_READ_BYTES = 2**28  # that a thread reads at a time before they are resampled
+_WHOLE = slice(None)
 
 
 class Job(NamedTuple):
@@ -76,16 +82,28 @@ class HostCutter:
             if size == chunks.plan.size:
                 self._read(chunks, job, crop, job.places)
             else:
-                read = np.empty((len(job.rows), 3, size, size), dtype=np.uint8)
-                self._read(chunks, job, read, np.arange(len(job.rows)))
-                crop[job.places] = resize(torch.from_numpy(read), chunks.plan.size).numpy()
+                together = _READ_BYTES // (3 * size**2)
+                in_parts(len(job.rows), partial(self._resized, chunks, job, crop), size=size, together=together)
+
+    def _resized(self, chunks: Chunks[NDArray[np.uint8]], job: Job, out: NDArray[np.uint8], part: slice) -> None:
+        """Read some spots of a job in full, and write their resampled crops."""
+        rows, size = job.rows[part], chunks.plan.read_size
+        read = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+        self._read(chunks, job, read, np.arange(len(rows)), part=part)
+        out[job.places[part]] = resize(torch.from_numpy(read), chunks.plan.size).numpy()
 
     def _read(
-        self, chunks: Chunks[NDArray[np.uint8]], job: Job, out: NDArray[np.uint8], places: NDArray[np.int64]
+        self,
+        chunks: Chunks[NDArray[np.uint8]],
+        job: Job,
+        out: NDArray[np.uint8],
+        places: NDArray[np.int64],
+        *,
+        part: slice = _WHOLE,
     ) -> None:
-        out[places[chunks.leave_image(job.rows)]] = self._pad_value
+        out[places[chunks.leave_image(job.rows[part])]] = self._pad_value
         pixels, crops = chunks.needed(job.number), [out[place] for place in places.tolist()]
-        for spot, chunk, in_square, in_chunk in chunks.pieces(job.number):
+        for spot, chunk, in_square, in_chunk in chunks.pieces(job.number, part):
             crops[spot][in_square] = pixels[chunk][in_chunk]
 
 
@@ -152,10 +170,15 @@ class DeviceCutter:
         for chunk, pixels in chunks.needed(job.number).items():
             if chunk not in atlas:
                 atlas.add(chunk, pixels)
-        crops = atlas.cut(chunks.plan.origins[job.rows], chunks.plan.read_size)
+        origins, size = chunks.plan.origins[job.rows], chunks.plan.read_size
+
+        def resized(part: slice) -> Tensor:
+            return resize(atlas.cut(origins[part], size), chunks.plan.size)
+
+        parts = in_parts(len(job.rows), resized, size=size)
         for chunk in chunks.drop(job.number):
             atlas.drop(chunk)
-        return resize(crops, chunks.plan.size)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def resize(x_BCSS: Tensor, size: int) -> Tensor:

@@ -48,7 +48,12 @@ class LevelPlan:
 
 
 def plan_crops(
-    xy: NDArray[np.float64], spec: CropSpec, *, downsamples: Sequence[float], mpp: float | None = None
+    xy: NDArray[np.float64],
+    spec: CropSpec,
+    *,
+    downsamples: Sequence[float],
+    mpp: float | None = None,
+    offsets: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[LevelPlan, ...]:
     """Plan the crops around spot centres.
 
@@ -65,6 +70,9 @@ def plan_crops(
         Width of a pixel of each stored level in pixels of level 0, finest first.
     mpp
         Micrometres per pixel of level 0. Needed if ``spec.mpp`` is set.
+    offsets
+        Left and top edge ``(x, y)`` of each stored level in pixels of level 0; by default all levels begin where level 0
+        does. See :attr:`st_predict.io.SpatialDataPyramid.offsets`.
 
     Returns
     -------
@@ -80,8 +88,13 @@ def plan_crops(
         raise InvalidTypeError(f"spec must be a CropSpec, got {spec!r}.")
     mpp = check("mpp", mpp, Positive | None)
     xy, downsamples = _finite("xy", xy, "(n_spots, 2)"), _finite("downsamples", downsamples, "(n_levels,)").tolist()
+    edges = np.zeros((len(downsamples), 2)) if offsets is None else _finite("offsets", offsets, "(n_levels, 2)")
+    if len(edges) != len(downsamples):
+        raise InvalidValueError(f"offsets must be one per level, got {len(edges)} for {len(downsamples)} levels.")
     base = _base_downsample(spec, mpp)
-    return tuple(_plan_level(xy, level, base * level.downsample, downsamples=downsamples) for level in spec.levels)
+    return tuple(
+        _plan_level(xy, level, base * level.downsample, downsamples=downsamples, edges=edges) for level in spec.levels
+    )
 
 
 def _finite(name: str, values: Any, shape: str) -> NDArray[np.float64]:
@@ -120,12 +133,17 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
 
 
 def _plan_level(
-    xy: NDArray[np.float64], spec: LevelSpec, downsample: float, *, downsamples: Sequence[float]
+    xy: NDArray[np.float64],
+    spec: LevelSpec,
+    downsample: float,
+    *,
+    downsamples: Sequence[float],
+    edges: NDArray[np.float64],
 ) -> LevelPlan:
     level = _best_level(downsample, downsamples)
     ratio = downsample / downsamples[level]
     read_size = spec.size if abs(ratio - 1) <= _RTOL else round(spec.size * ratio)
-    origins = np.rint(xy / downsamples[level] - read_size / 2).astype(np.int64)
+    origins = np.rint((xy - edges[level]) / downsamples[level] - read_size / 2).astype(np.int64)
     return LevelPlan(level=level, read_size=read_size, size=spec.size, origins=origins)
 
 

@@ -17,7 +17,8 @@ from st_predict._backbones import import_timm
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._files import sha256
 from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
-from st_predict._runtime import Network, is_out_of_memory, keeping_generator
+from st_predict._memory import is_out_of_memory
+from st_predict._runtime import Network, keeping_generator
 from st_predict.encoders._pathology import NOT_LOADABLE, PATHOLOGY
 from st_predict.encoders._reading import Features, read_as
 from st_predict.encoders._rgb import RGB_CROP, RGB_NAMES, RGB_VERSION, RgbStatistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from st_predict.io._legacy_st import read_legacy_st
 from st_predict.io._mpp import Mpp, find_mpp
 from st_predict.io._openslide import OpenSlidePyramid, read_wsi
-from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, open_pyramid
+from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, level_offsets, open_pyramid
 from st_predict.io._select import find_image, find_shapes, find_table
 from st_predict.io._spots import Spots, read_spots, spots_outside
 
@@ -19,6 +19,7 @@ __all__ = [
     "find_mpp",
     "find_shapes",
     "find_table",
+    "level_offsets",
     "open_pyramid",
     "read_legacy_st",
     "read_spots",

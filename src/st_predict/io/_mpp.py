@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -13,19 +11,23 @@ from pandas.api.types import is_numeric_dtype
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
-from st_predict._errors import Advice, InvalidValueError, StPredictError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
+from st_predict.io._plausible import check_range, compare
 from st_predict.io._pyramid import image_attrs
+from st_predict.io._resolution import ARGUMENT, GIVE, SPOTS, Mpp
 from st_predict.io._select import find_image, find_table
 from st_predict.io._spots import axes_matrix, read_spots
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Mpp", "find_mpp", "lattice_pitch", "square_pixels"]
+__all__ = ["GIVE", "Mpp", "find_mpp", "lattice_pitch", "square_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +43,6 @@ PITCH_UM = {"visium": 100.0, "legacy_st": 200.0}
 ASSAYS = [*PITCH_UM, "visium_hd"]
 
 SET_UM = f"set a transformation of the image to a coordinate system called {Keys.UM!r}"
-GIVE = Advice("give it with {}", "mpp")
-
-
-@dataclass(frozen=True, slots=True)
-class Mpp:
-    """Micrometres per pixel of level 0 of an image.
-
-    Parameters
-    ----------
-    value
-        The number.
-    source
-        Where it comes from, in words.
-    """
-
-    value: float
-    source: str
-
-    def __post_init__(self) -> None:
-        is_number = isinstance(self.value, Real) and not isinstance(self.value, bool)
-        if not (is_number and math.isfinite(self.value) and self.value > 0):
-            found = self.value if is_number else repr(self.value)
-            ways_out = [] if self.source == "argument" else [GIVE]
-            raise InvalidValueError(f"mpp must be a positive number, got {found} from {self.source}.", *ways_out)
-        object.__setattr__(self, "value", float(self.value))  # not of numpy
 
 
 @overload
@@ -101,7 +78,7 @@ def find_mpp(
 
     The first of these that says something is taken: the argument; a coordinate system of the image that is called
     ``"um"``, ``"micrometers"`` or similar; the attribute ``"mpp"`` of the image; the distance between neighbouring
-    spots, when the table says which assay it is.
+    spots, when the table says which assay it is. The others are compared with it.
 
     Parameters
     ----------
@@ -132,7 +109,13 @@ def find_mpp(
         If ``sdata`` is not a SpatialData object.
     ValueError
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
-        no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
+        no such lattice, an unknown assay. If ``required`` is true or ``mpp`` is given: if the number lies outside 0.05 to 50,
+        or another source differs from it by a factor of more than 5 (only the spots, if ``mpp`` is a number). Or if nothing
+        is known and ``required`` is true.
+
+    Notes
+    -----
+    Warnings are logged of numbers outside 0.1 to 20, and of sources that differ by more than 10 %.
     """
     image_key = find_image(sdata, image_key)
     table_key, shapes_key = check("table_key", table_key, Text | None), check("shapes_key", shapes_key, Text | None)
@@ -145,6 +128,10 @@ def find_mpp(
             SET_UM,
             f"set table.uns[{Keys.ASSAY!r}] to one of {ASSAYS}, so that the distance between spots says it",
         )
+    if found is not None:
+        check_range(found, image_key, refuse=required or mpp is not None)
+    if found is not None and (required or mpp is not None):
+        compare(found, _other_sources(sdata, image_key, found, table_key=table_key, region=shapes_key), image_key)
     if found is not None and required:
         logger.info("Image %r: %.6g um per pixel, from %s.", image_key, found.value, found.source)
     return found
@@ -163,8 +150,9 @@ def _find(
     if isinstance(mpp, str):
         raise InvalidValueError(f"mpp must be a number, 'spots' or None, got {mpp!r}.")
     if mpp is not None:
-        return Mpp(mpp, "argument")
-    found = _from_coordinate_system(sdata.images[image_key]) or _from_attrs(sdata.images[image_key])
+        return Mpp(mpp, ARGUMENT)
+    image = sdata.images[image_key]
+    found = next(_from_coordinate_systems(image), None) or _from_attrs(image)
     if found is not None:
         return found
     name = find_table(sdata, table_key) if table_key or len(sdata.tables) else None
@@ -173,15 +161,40 @@ def _find(
     return _from_spots(sdata, image_key, name, shapes_key)
 
 
-def _from_coordinate_system(image: Any) -> Mpp | None:
+def _other_sources(
+    sdata: SpatialData, image_key: str, found: Mpp, *, table_key: str | None, region: str | None
+) -> Iterator[Mpp]:
+    """What other sources than that of ``found`` say, as far as they can be read."""
+    image = sdata.images[image_key]
+
+    def from_spots() -> Iterator[Mpp]:
+        name = find_table(sdata, table_key)
+        if name is not None and _assay(sdata.tables[name]) is not None:
+            yield _from_spots(sdata, image_key, name, region)
+
+    def from_attrs() -> Iterator[Mpp]:
+        other = _from_attrs(image)
+        if other is not None:
+            yield other
+
+    def from_systems() -> Iterator[Mpp]:
+        return _from_coordinate_systems(image)
+
+    for read in (from_systems, from_attrs, from_spots):
+        try:
+            yield from (other for other in read() if other.source != found.source)
+        except StPredictError as error:  # not asked for, so no reason to stop
+            logger.info("Not compared with the mpp of image %r: %s", image_key, error.found)
+
+
+def _from_coordinate_systems(image: Any) -> Iterator[Mpp]:
     transformations: dict[str, Any] = get_transformation(image, get_all=True)
     for system, transformation in transformations.items():
         if system.casefold() in MICROMETRES:
             matrix = axes_matrix(transformation, f"of the image to {system!r}")
             large, small = np.linalg.svd(matrix[:2, :2], compute_uv=False)
             source = f"coordinate system {system!r}"
-            return Mpp(square_pixels(float(large), float(small), source), source)
-    return None
+            yield Mpp(square_pixels(float(large), float(small), source), source)
 
 
 def _from_attrs(image: Any) -> Mpp | None:
@@ -236,7 +249,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
         raise InvalidValueError(
             f"Table {table_key!r}: {error.found}", f"correct its uns[{Keys.ASSAY!r}]", GIVE, SET_UM
         ) from error
-    return Mpp(pitch_um / pitch, f"distance between spots ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
+    return Mpp(pitch_um / pitch, f"{SPOTS} ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
 
 
 def _regions(table: AnnData) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from functools import cached_property
+from itertools import pairwise
 from numbers import Integral
 from operator import index
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -14,7 +16,9 @@ import numpy as np
 from xarray import DataArray, DataTree
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict.io._channels import rgb_order
 from st_predict.io._levels import level_of
+from st_predict.io._offsets import cut_at, find_offsets
 from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ __all__ = [
     "check_region",
     "image_attrs",
     "level_downsamples",
+    "level_offsets",
     "open_pyramid",
     "reading",
 ]
@@ -103,15 +108,18 @@ class SpatialDataPyramid:
     TypeError
         If the image is not an image element.
     ValueError
-        If the image is not 8-bit RGB in two dimensions, or a level is shrunk more along one axis than the other.
+        If the image is not 8-bit RGB in two dimensions, its channels have names of something else, its levels are not
+        stored finest first, or a level is shrunk more along one axis than the other.
     """
 
     def __init__(self, image: DataArray | DataTree, *, name: str = "image") -> None:
         self._name = name
-        arrays = [_cyx(level) for level in _levels(image)]
+        levels = _levels(image)
+        arrays = [_cyx(level) for level in levels]
         self._levels = [level_of(array) for array in arrays]
         self._level_shapes = tuple((int(array.shape[1]), int(array.shape[2])) for array in arrays)
         self._downsamples = level_downsamples(self._level_shapes)
+        self._cut = cut_at(levels[0].attrs.get("transform", {})) if len(levels) > 1 else None
 
     @property
     def level_shapes(self) -> tuple[tuple[int, int], ...]:
@@ -122,6 +130,23 @@ class SpatialDataPyramid:
     def downsamples(self) -> tuple[float, ...]:
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
         return self._downsamples
+
+    @cached_property
+    def offsets(self) -> tuple[tuple[float, float], ...]:
+        """Left and top edge ``(x, y)`` of each level in level-0 pixels.
+
+        0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there, coarser
+        levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much. That level 0 begins
+        a pixel beside its place is not seen where a cut between two pixels happens to run along pixels of all levels.
+        """
+        if self._cut is None:
+            return ((0.0, 0.0),) * len(self._level_shapes)
+        return find_offsets(
+            self._level_shapes,
+            self._downsamples,
+            self._cut,
+            lambda x, y, width, height, level: self.read(x, y, width, height, level=level),
+        )
 
     def edges(self, level: int) -> Edges:
         """Edges of the blocks that the level is stored in; see :meth:`PyramidReader.edges`."""
@@ -206,10 +231,25 @@ def _levels(image: DataArray | DataTree) -> list[DataArray]:
         raise InvalidTypeError(
             f"Expected an image element, a DataArray or a DataTree of xarray, got {type(image).__name__}."
         )
-    levels = [level for scale in image.children.values() for level in list(scale.data_vars.values())[:1]]
+    scales = [image.children[name] for name in sorted(image.children, key=_number_of)]
+    levels = [level for scale in scales for level in list(scale.data_vars.values())[:1]]
     if not levels or len(levels) < len(image.children):
         raise InvalidValueError("Expected an image in each scale, got a DataTree without one.")
-    return sorted(levels, key=lambda level: -level.sizes["x"] * level.sizes["y"])
+    sides = [(level.sizes["x"], level.sizes["y"]) for level in levels]
+    if any(fine[0] < coarse[0] or fine[1] < coarse[1] for fine, coarse in pairwise(sides)):
+        # the transformations of an image are of its first level, whatever size that has
+        found = ", ".join(f"{scale.name} {x} x {y}" for scale, (x, y) in zip(scales, sides, strict=True))
+        raise InvalidValueError(
+            f"Expected levels from fine to coarse, got {found} px, so that spots would be put on the pixels of another level.",
+            "make the image again with spatialdata.models.Image2DModel.parse(..., scale_factors=...)",
+        )
+    return levels
+
+
+def _number_of(scale: str) -> int:
+    """Place of a level in an image, by its name, ``"scale0"`` and so on."""
+    number = scale.removeprefix("scale")
+    return int(number) if number.isdecimal() else -1
 
 
 def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
@@ -234,7 +274,9 @@ def _cyx(level: DataArray) -> da.Array:
             f"Expected an 8-bit image (uint8), got {level.dtype}.",
             "scale it to 0-255 and add the result as an image of its own",
         )
-    return da.asarray(level.transpose("c", "y", "x").data)  # type: ignore[no-untyped-call]
+    array: da.Array = da.asarray(level.transpose("c", "y", "x").data)  # type: ignore[no-untyped-call]
+    order = rgb_order(level)
+    return array if order == [0, 1, 2] else array[order]
 
 
 def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
@@ -279,6 +321,12 @@ def _one_factor_explains(full: tuple[int, int], shape: tuple[int, int]) -> bool:
     smallest = max(f / (s + 1) for f, s in zip(full, shape, strict=True))
     largest = min(f / (s - 1) if s > 1 else math.inf for f, s in zip(full, shape, strict=True))
     return smallest <= largest
+
+
+def level_offsets(reader: PyramidReader) -> tuple[tuple[float, float], ...]:
+    """Left and top edge ``(x, y)`` of each level in level-0 pixels; 0 for a reader that does not say."""
+    found: tuple[tuple[float, float], ...] | None = getattr(reader, "offsets", None)
+    return ((0.0, 0.0),) * len(reader.level_shapes) if found is None else found
 
 
 def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidReader:

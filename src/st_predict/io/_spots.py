@@ -14,6 +14,7 @@ from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Natural, Text, check
 from st_predict.io._lattice import read_lattice
+from st_predict.io._mapping import check_mapped
 from st_predict.io._select import find_image, find_shapes, find_table
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def read_spots(
     ValueError
         If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
         if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
-        if the transformation between them is not a similarity, or cannot be inverted.
+        if the transformation between them is not a similarity, cannot be inverted, or puts spots on one another or out of reach.
     """
     check_slide(sdata)
     region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
@@ -241,6 +242,8 @@ def _to_image(
     _check_finite(xy, names, key)
     to_image = _matrices(element, image, key)
     mapped = {system: xy @ matrix[:2, :2].T + matrix[:2, 2] for system, matrix in to_image.items()}
+    for system, centres in mapped.items():
+        check_mapped(xy, centres, key=key, system=system)
     system, result = next(iter(mapped.items()))
     for other, centres in mapped.items():
         if np.abs(centres - result).max() > 0.5:

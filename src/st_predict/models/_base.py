@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
-from st_predict._runtime import Network, is_out_of_memory
+from st_predict._memory import is_out_of_memory
+from st_predict._runtime import Network
 from st_predict._validated import Count, Natural, Positive, check, validated
 from st_predict.encoders import Encoder, EncoderSpec
 from st_predict.models._hparams import checked, kinds_of, kinds_of_card, refuse_unknown

@@ -13,7 +13,7 @@ from matplotlib.patheffects import Normal, Stroke
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Number, Text, check
-from st_predict.io import find_mpp, open_pyramid, read_spots
+from st_predict.io import find_mpp, level_offsets, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
 from st_predict.specs import CropSpec
@@ -112,7 +112,8 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     # Here, not above: it needs torch, which a plot of results does without.
     from st_predict.crops import iter_batches, plan_crops
 
-    plan = plan_crops(np.array([xy]), crop, downsamples=reader.downsamples, mpp=image_mpp)
+    downsamples, offsets = reader.downsamples, level_offsets(reader)
+    plan = plan_crops(np.array([xy]), crop, downsamples=downsamples, mpp=image_mpp, offsets=offsets)
     (batch,) = iter_batches(reader, plan, pad_value=crop.pad_value)
     fields = _scale_to_image(crop, image_mpp)
     n_panels = 1 + len(fields)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from st_predict.io import Mpp
     from st_predict.pp._tissue import Tissue
 
 __all__ = ["make_grid"]
@@ -97,7 +98,7 @@ def make_grid(
     image_key = find_image(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
     shape = open_pyramid(sdata, image_key).level_shapes[0]
-    grid, xy = _lattice(shape, pitch_um / found.value, layout=layout)
+    grid, xy = _lattice(shape, pitch_um, found, layout=layout)
     radius = diameter_um / 2 / found.value
     n_places = len(xy)
     if tissue_only:
@@ -111,22 +112,27 @@ def make_grid(
     )
 
 
-def _lattice(shape: tuple[int, int], pitch: float, *, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _lattice(
+    shape: tuple[int, int], pitch_um: float, mpp: Mpp, *, layout: Layout
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Row and column, and x and y, of every place of a lattice that is centred on the image."""
     height, width = shape
+    pitch = pitch_um / mpp.value
+    source = f"at {mpp.value:.4g} um per pixel, from {mpp.source}"
     if pitch < 1:
         raise InvalidValueError(
-            f"The lattice has a pitch of {pitch:.3g} px, which is finer than the image.",
+            f"A pitch of {pitch_um:g} um is {pitch:.3g} px {source}, which is finer than the image.",
             Advice("give a larger one with {}", "pitch_um"),
+            Advice("correct the resolution of the image with {}", "mpp"),
         )
     # In Visium's way of counting, a step to the right is two columns and every second place is free.
     step_y, step_x = (pitch, pitch) if layout == "square" else (pitch * math.sqrt(3) / 2, pitch / 2)
     n_rows, n_columns = int(height // step_y), int(width // step_x)
     if min(height, width) < pitch:
         raise InvalidValueError(
-            f"The pitch, {pitch:.0f} px, is larger than the image, {width} x {height} px.",
+            f"A pitch of {pitch_um:g} um is {pitch:.0f} px {source}, which is larger than the image, {width} x {height} px.",
             Advice("give a smaller one with {}", "pitch_um"),
-            "check the mpp of the image",
+            Advice("correct the resolution of the image with {}", "mpp"),
         )
     grid = np.stack(np.meshgrid(np.arange(n_rows), np.arange(n_columns), indexing="ij"), axis=-1).reshape(-1, 2)
     if layout == "hex":

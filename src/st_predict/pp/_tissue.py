@@ -13,6 +13,7 @@ from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import downscale_local_mean
 
 from st_predict._containers import check_slide
+from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Positive, Probability, check
 from st_predict.io import find_image, open_pyramid
 
@@ -117,7 +118,7 @@ def find_tissue(
     KeyError
         If the image does not exist.
     ValueError
-        If there are several images and none is named, or an argument is out of range.
+        If there are several images and none is named, the image holds nothing but 0 and 1, or an argument is out of range.
 
     Notes
     -----
@@ -129,6 +130,7 @@ def find_tissue(
     threshold = check("threshold", threshold, Positive | None)
     key = find_image(sdata, image_key)
     grey, downsample = _read_grey(open_pyramid(sdata, key), size=size)
+    _refuse_black(grey, key)
     contrast = gaussian(sobel(grey), BLUR)  # type: ignore[no-untyped-call]
     if threshold is None:
         threshold = float(np.clip(threshold_li(contrast), *CONTRAST))  # type: ignore[no-untyped-call]
@@ -137,6 +139,15 @@ def find_tissue(
     mask = remove_small_holes(mask, max_size=n_smallest)
     logger.info("%.1f %% of image %r is tissue (contrast above %.3g).", 100 * mask.mean(), key, threshold)
     return Tissue(mask=mask, downsample=downsample, threshold=threshold)
+
+
+def _refuse_black(grey: NDArray[np.float64], key: str) -> None:
+    """Refuse an image of 8 bits that was made of numbers from 0 to 1 without scaling them."""
+    if grey.max() <= 1.5 / 255:
+        raise InvalidValueError(
+            f"Image {key!r} is black: the brightest grey value is {255 * grey.max():.2g} of 255.",
+            "if it was made of numbers from 0 to 1, multiply these by 255 before they become whole numbers",
+        )
 
 
 def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float64], float]:

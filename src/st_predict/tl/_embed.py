@@ -11,7 +11,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute, pick_precision
-from st_predict._sections import naming, open_slide, section_features
+from st_predict._sections import look_over, naming, open_slide, section_features
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder, read_as
@@ -160,6 +160,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     slide = open_slide(sdata, where, need_mpp=shown.mpp is not None)
     slot = slide.slot(key_added or Keys.embedding(spec.name))
     slot.check_free("embedding")
+    look_over(slide, [shown])
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
     parts = []
     for section in slide.sections:

@@ -202,7 +202,11 @@ class Ensemble:
         }
 
     def predict(
-        self, section: Section, *, counts: NDArray[np.float32] | None = None
+        self,
+        section: Section,
+        *,
+        counts: NDArray[np.float32] | None = None,
+        left_out: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Predict the spots of a section.
 
@@ -212,17 +216,21 @@ class Ensemble:
             Where the spots are, and the image.
         counts
             ``(n_spots, n_genes)``: raw counts of spots that may be read, NaN for the others.
+        left_out
+            ``(n_spots,)``: spots that others may see as neighbours, and that get no prediction themselves.
 
         Returns
         -------
         Mean and, if there is more than one prediction of a spot, their standard deviation: ``(n_spots, n_genes)``, NaN for
-        spots outside the image.
+        spots outside the image and those ``left_out``.
         """
         outside, moments = section.outside, Moments()
         for member in self.members:
             with naming(section):
                 mean, squares = _predict(member, section, ~outside, counts=counts)
             moments.add(mean, squares, member.n_draws)
+        if left_out is not None:
+            outside = outside | left_out
         moments.mean[outside] = np.nan
         if moments.n == 1:
             return moments.mean, None

@@ -9,7 +9,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
-from st_predict._sections import open_slide, read_context
+from st_predict._sections import look_over_for, open_slide, read_context
 from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.tl._ensemble import Draws, Ensemble
@@ -52,6 +52,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     trust: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    cut_tissue: Literal["keep", "nan"] = "keep",
 ) -> None:
     """Predict gene expression of spots from the image around them.
 
@@ -119,6 +120,11 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     precision
         ``"auto"`` computes in bfloat16 where the device does so natively, which moves a prediction by about 0.4 % of a
         gene's spread over a section; ``"float32"``, ``"bfloat16"``.
+    cut_tissue
+        What to do with spots whose field of view leaves the image at an edge that tissue touches
+        (:func:`st_predict.pp.find_tissue`), as after ``sdata.query.bounding_box``: ``"keep"`` predicts them from a field of
+        view whose rest is padding, which moves a prediction by up to 3 standard deviations of a gene; ``"nan"`` gives NaN.
+        A warning says how many there are.
 
     Returns
     -------
@@ -126,7 +132,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
 
     ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
         Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
-        centre lies outside the image.
+        centre lies outside the image, and with ``cut_tissue="nan"`` for those whose field of view is cut.
     ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
         With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. How far it is
         from an error, :func:`calibrate` measures.
@@ -172,6 +178,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, mpp=mpp, genes=genes)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     check_slide(sdata)
+    cut_tissue = check("cut_tissue", cut_tissue, Literal["keep", "nan"])
     key_added, hparams = check("key_added", key_added, Text | None), check("hparams", hparams, Fields | None)
     _refuse_without_effect(where, context)
     ensemble = Ensemble.open(
@@ -181,14 +188,16 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     ensemble.check(slide)
     slot = slide.slot(key_added or ensemble.key)
     slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
+    cut = [spots & (cut_tissue == "nan") for spots in look_over_for(slide, ensemble.cards)]
     known = read_context(sdata, context, ensemble.cards, where, table_key=slide.table_key)
     predicted = [
-        ensemble.predict(section, counts=None if known is None else known.counts[section.rows])
-        for section in slide.sections
+        ensemble.predict(section, counts=None if known is None else known.counts[section.rows], left_out=left_out)
+        for section, left_out in zip(slide.sections, cut, strict=True)
     ]
     mean = slide.gather([mean for mean, _ in predicted])
     std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None
-    slot.write_prediction(mean, Record(card=ensemble.card, params=_params(ensemble, slide, known)), std=std)
+    params = {**_params(ensemble, slide, known), "cut_tissue": cut_tissue}
+    slot.write_prediction(mean, Record(card=ensemble.card, params=params), std=std)
 
 
 def _refuse_without_effect(where: Where, context: str | None) -> None:
