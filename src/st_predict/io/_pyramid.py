@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import struct
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from xarray import DataArray, DataTree
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict.io._levels import level_of
+from st_predict.io._levels import levels_of
 from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class SpatialDataPyramid:
     def __init__(self, image: DataArray | DataTree, *, name: str = "image") -> None:
         self._name = name
         arrays = [_cyx(level) for level in _levels(image)]
-        self._levels = [level_of(array) for array in arrays]
+        self._levels = levels_of(arrays, name)
         self._level_shapes = tuple((int(array.shape[1]), int(array.shape[2])) for array in arrays)
         self._downsamples = level_downsamples(self._level_shapes)
 
@@ -185,7 +186,7 @@ class reading:  # noqa: N801  # a context manager, in a fifth of the time of con
         pass
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if error is None or isinstance(error, StPredictError):
+        if error is None or isinstance(error, StPredictError) or getattr(error, "errno", None) == errno.ENOSPC:
             return
         x, y, width, height = self._region
         place = f"{self._what}, level {self._level}, x {x}, y {y}, {width} x {height} px"
