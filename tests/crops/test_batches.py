@@ -388,13 +388,13 @@ class Noise:
         return self.pixels[y : y + height, x : x + width]
 
 
-XY_OF_NOISE = np.random.default_rng(1).uniform(-200, 3200, (70, 2))
+XY_OF_NOISE = np.random.default_rng(1).uniform(-200, 3200, (40, 2))
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
-@pytest.mark.parametrize("size", [7, 64, 224])
-@pytest.mark.parametrize("downsample", [2.75, 5.5, 11.3])
-def test_large_squares_are_resized_as_torch_does_as_a_whole(downsample, size, device):
+@pytest.mark.parametrize(
+    ("size", "downsample", "device"), [(7, 90, None), (224, 2.75, None), (224, 11.3, None), (224, 2.75, "cpu")]
+)
+def test_large_squares_are_resized_as_torch_does_as_a_whole(size, downsample, device):
     reader = Noise()
     (crops,) = read_all(reader, XY_OF_NOISE, spec_of((size, downsample)), n_threads=3, device=device)
     (plan,) = plan_crops(XY_OF_NOISE, spec_of((size, downsample)), downsamples=(1.0,))
