@@ -11,6 +11,8 @@ The floor writes crops into the memory of one batch, which stays in the cache of
 same for crops that somebody uses while the next are cut. ``chunks through zarr`` and ``tiles through OpenSlide`` are the floor
 with what these libraries add to the codec.
 
+``single-chunk TIFF`` and ``one level`` are other pictures (``_lazy.py``); they run once, to the end, opening included.
+
 Times are of reading only: importing and opening come before, also decoding the whole image for those who do that. Memory is
 what is needed beyond the imported packages.
 """
@@ -29,6 +31,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from _lazy import WHOLE, compared, run_whole, striped
 from _measure import Goal, interleave, peak_mib, print_table, report, resident_mib, run_alone, summarise, write_json
 from _peers import BATCH, FLOORS, PEERS, SIZE, Way, corners
 from _slides import CHUNK, DOWNSAMPLES, make_slides, slides_in
@@ -170,10 +173,14 @@ def main() -> None:
 def run_here(args: argparse.Namespace, slides: dict[int, Slide], *, n_spots: int) -> None:
     if args.variant == CHECK:
         make_slides(slides, args.image)
+        striped(slides[1])
         report(pixels=compare_pixels(slides, n_spots), chunks=count_chunks(slides, n_spots))
         return
     way, _, case = args.variant.partition(AT)
     slide = slides[CASES[case].area]
+    if way in WHOLE:
+        report(**run_whole(WHOLE[way], slide, CASES[case].centres(slide, n_spots)))
+        return
     report(**measure(WAYS[way], slide, CASES[case].centres(slide, n_spots), budget=args.budget))
 
 
@@ -281,12 +288,17 @@ def compare(args: argparse.Namespace, slides: dict[int, Slide]) -> None:
     missing = {way: packages for way in ways if (packages := WAYS[way].missing())}
     variants = [way for way in ways if way not in missing] + ([] if args.quick else SCALED)
     samples = interleave(__file__, variants, *options, rounds=1 if args.quick else args.rounds)
+    pictures = compared(interleave(__file__, list(WHOLE), *options, rounds=1))
     rows = [_row(variant, samples) for variant in variants]
     absent = [{"variant": way, "missing": ", ".join(packages)} for way, packages in missing.items()]
     title = f"Crops of three levels a spot, {slides[1].name} ({slides[1].side} px)"
     _print(rows, absent, checked, title=title)
+    columns = ["spots", "ms", "cpu_ms", "ratio", "cpu_ratio", "against", "growth_mib", "more_mib"]
+    print_table(pictures, columns, title="Other pictures, opening and decoding included; ms is that of a spot")
     if args.out:
-        write_json(args.out, title=title, rows=rows, not_installed=absent, samples=samples, **checked)
+        write_json(
+            args.out, title=title, rows=rows, pictures=pictures, not_installed=absent, samples=samples, **checked
+        )
 
 
 def _row(variant: str, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -26,7 +26,15 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
             "ratio": "ratio",
             "against": "against",
             "growth_mib": "memory, MiB",
-        }
+        },
+        "pictures": {
+            "ms": "ms a spot",
+            "cpu_ms": "CPU ms a spot",
+            "ratio": "ratio",
+            "against": "against",
+            "growth_mib": "memory, MiB",
+            "more_mib": "more memory, MiB",
+        },
     },
     "forward": {
         "forward": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -368,3 +369,59 @@ def test_numbers_of_numpy_are_taken():
 def test_crops_that_do_not_fit_into_memory():
     with pytest.raises(MemoryError, match=r"100000 crops of 100000 x 100000 px need 3e\+06 GB"):
         Buffers().take((10**5, 3, 10**5, 10**5))
+
+
+class Noise:
+    """One level of noise in chunks of 200 px; counts how often each is read."""
+
+    level_shapes, downsamples = ((3000, 2600),), (1.0,)
+
+    def __init__(self) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (3000, 2600, 3), dtype=np.uint8)
+        self.reads: list[tuple[int, int]] = []
+
+    def edges(self, _level):
+        return np.arange(0, 3001, 200), np.arange(0, 2601, 200)
+
+    def read(self, x, y, width, height, *, level):
+        self.reads.append((y, x))
+        return self.pixels[y : y + height, x : x + width]
+
+
+XY_OF_NOISE = np.random.default_rng(1).uniform(-200, 3200, (40, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "downsample", "device"), [(7, 90, None), (224, 2.75, None), (224, 11.3, None), (224, 2.75, "cpu")]
+)
+def test_large_squares_are_resized_as_torch_does_as_a_whole(size, downsample, device):
+    reader = Noise()
+    (crops,) = read_all(reader, XY_OF_NOISE, spec_of((size, downsample)), n_threads=3, device=device)
+    (plan,) = plan_crops(XY_OF_NOISE, spec_of((size, downsample)), downsamples=(1.0,))
+    padded = np.full((9000, 9000, 3), 255, np.uint8)
+    padded[3000:6000, 3000:5600] = reader.pixels
+    for (x, y), crop in zip((plan.origins + 3000).tolist(), crops, strict=True):
+        square = torch.from_numpy(padded[y : y + plan.read_size, x : x + plan.read_size]).permute(2, 0, 1)[None]
+        whole = torch.nn.functional.interpolate(square, size=(size, size), mode="bilinear", antialias=True)[0]
+        np.testing.assert_array_equal(crop, whole.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_levels_of_crops_from_one_level_of_the_image_share_its_chunks(device):
+    reader = Noise()
+    read_all(reader, XY_OF_NOISE, spec_of((32, 1), (32, 2), (32, 8)), device=device)
+    assert len(reader.reads) == len(set(reader.reads))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_memory_does_not_depend_on_the_size_of_the_squares(device):
+    """32 squares of 1280 px take 157 MB, and each thread cuts as many at a time."""
+    reader, spec = Noise(), spec_of((16, 80))
+    read_all(reader, XY_OF_NOISE[:2], spec)  # imports
+    tracemalloc.start()
+    try:
+        read_all(reader, XY_OF_NOISE, spec, n_threads=4, device=device)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16e6

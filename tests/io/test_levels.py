@@ -15,7 +15,7 @@ from spatialdata.models import Image2DModel
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from st_predict.io import open_pyramid
-from st_predict.io._levels import DaskLevel, MemoryLevel, ZarrLevel, level_of
+from st_predict.io._levels import DaskLevel, MemoryLevel, ZarrLevel, levels_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,10 @@ def stored(path: Path, **options) -> zarr.Array:
     array = zarr.create_array(path, shape=SHAPE, dtype="uint8", **{"chunks": (3, 64, 64), **options})
     array[:] = PIXELS
     return array
+
+
+def level_of(array: da.Array) -> DaskLevel | MemoryLevel | ZarrLevel:
+    return levels_of([array], "he")[0]
 
 
 def blocks(level) -> np.ndarray:

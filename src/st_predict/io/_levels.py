@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,9 @@ import numcodecs.abc
 import numpy as np
 import zarr
 from dask.array.core import getter
-from dask.local import get_sync
-from dask.optimization import cull
 from zarr.storage import FsspecStore, LocalStore
+
+from st_predict.io._blocks import SharedBlocks, block_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
-__all__ = ["Edges", "edges_of", "level_of", "regular_edges"]
+__all__ = ["Edges", "edges_of", "levels_of", "regular_edges"]
 
 Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+
+LARGE = 32 << 20
+"""Pixels times channels of a block from which it is read in pieces."""
+
+PIECE = 512
+"""Side of the pieces, in pixels."""
 
 # Codecs whose output says all about how to decode it.
 _CODECS = {"BloscCodec": numcodecs.Blosc, "GzipCodec": numcodecs.GZip, "ZstdCodec": numcodecs.Zstd}
@@ -49,6 +56,40 @@ class DaskLevel:
     ----------
     array
         ``(3, height, width)``.
+    blocks
+        Computes the blocks of the array, and perhaps of others.
+    """
+
+    def __init__(self, array: da.Array, blocks: SharedBlocks) -> None:
+        self._array, self._blocks = array, blocks
+        self._stored = edges_of(array.chunks[1:])
+        self.edges = _edges_to_read(array)
+
+    def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return ``(3, height, width)``."""
+        block = _block_at(self._stored, rows, cols)
+        if block is not None and len(self._array.chunks[0]) == 1:
+            # readers run in threads already; dask's own pool would only be in the way
+            return np.asarray(self._blocks.get((self._array.name, 0, *block)))
+        region = np.empty((self._array.shape[0], rows.stop - rows.start, cols.stop - cols.start), np.uint8)
+        first = np.cumsum([0, *self._array.chunks[0]])
+        for row in _blocks_in(self._stored[0], rows):
+            for col in _blocks_in(self._stored[1], cols):
+                for i, channels in enumerate(map(slice, first[:-1], first[1:])):
+                    pixels = self._blocks.get((self._array.name, i, row, col))
+                    _copy_overlap(
+                        pixels, region[channels], edges=self._stored, block=(row, col), corner=(rows.start, cols.start)
+                    )
+        return region
+
+
+class MemoryLevel:
+    """A level whose blocks lie in memory: reading a block copies nothing.
+
+    Parameters
+    ----------
+    array
+        ``(3, height, width)``.
     """
 
     def __init__(self, array: da.Array) -> None:
@@ -58,25 +99,13 @@ class DaskLevel:
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
         block = _block_at(self.edges, rows, cols)
-        # readers run in threads already; dask's own pool would only be in the way
-        if block is None or len(self._array.chunks[0]) > 1:
+        if block is None:
             return np.asarray(self._array[:, rows, cols].compute(scheduler="synchronous"))
-        key = (self._array.name, 0, *block)
-        needed, _ = cull(self._graph, [key])  # type: ignore[no-untyped-call]  # a tenth of the time of slicing
-        return np.asarray(get_sync(needed, key))
+        return self._graph[self._array.name, 0, *block]
 
     @cached_property
     def _graph(self) -> dict[Any, Any]:
         return dict(self._array.dask)
-
-
-class MemoryLevel(DaskLevel):
-    """A level whose blocks lie in memory: reading a block copies nothing."""
-
-    def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
-        """Return ``(3, height, width)``."""
-        block = _block_at(self.edges, rows, cols)
-        return super().read(rows, cols) if block is None else self._graph[self._array.name, 0, *block]
 
 
 class ZarrLevel:
@@ -102,22 +131,15 @@ class ZarrLevel:
         region = np.empty((self._array.shape[0], rows.stop - rows.start, cols.stop - cols.start), np.uint8)
         for row in _blocks_in(self.edges[0], rows):
             for col in _blocks_in(self.edges[1], cols):
-                self._copy((row, col), region, rows.start, cols.start)
+                _copy_overlap(
+                    self._block((row, col)), region, edges=self.edges, block=(row, col), corner=(rows.start, cols.start)
+                )
         return region
 
     def _block(self, block: tuple[int, int]) -> NDArray[np.uint8]:
         assert self._files is not None  # else zarr reads
         folder, codec = self._files
         return self._decode(folder / self._array.metadata.encode_chunk_key((0, *block)), codec)
-
-    def _copy(self, block: tuple[int, int], region: NDArray[np.uint8], top: int, left: int) -> None:
-        """Copy what lies in a region, ``(3, height, width)``, that begins at ``top`` and ``left``."""
-        (y, bottom), (x, right) = ((int(edge[i]), int(edge[i + 1])) for edge, i in zip(self.edges, block, strict=True))
-        rows = slice(max(y, top), min(bottom, top + region.shape[1]))
-        cols = slice(max(x, left), min(right, left + region.shape[2]))
-        region[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = self._block(block)[
-            :, rows.start - y : rows.stop - y, cols.start - x : cols.stop - x
-        ]
 
     @cached_property
     def _files(self) -> tuple[Path, Any] | None:
@@ -159,16 +181,57 @@ def _folder(store: Any) -> Path | None:
     return None
 
 
-def level_of(array: da.Array) -> DaskLevel | MemoryLevel | ZarrLevel:
-    """Take the shortest way to the pixels of ``array``, ``(3, height, width)``."""
-    in_memory = len(array.dask.layers) == 1 and all(isinstance(block, np.ndarray) for block in array.dask.values())
-    if in_memory and len(array.chunks[0]) == 1:
-        return MemoryLevel(array)
-    source = _zarr_behind(array)
-    return DaskLevel(array) if source is None else ZarrLevel(source)
+def levels_of(arrays: Sequence[da.Array], name: str) -> list[DaskLevel | MemoryLevel | ZarrLevel]:
+    """Take the shortest way to the pixels of each level.
+
+    Parameters
+    ----------
+    arrays
+        ``(3, height, width)`` each. Results that several levels need are computed once.
+    name
+        Name of the image, for messages.
+    """
+    known = [_in_memory(array) or _zarr_behind(array) for array in arrays]
+    lazy = [array for array, level in zip(arrays, known, strict=True) if level is None]
+    # what other levels are computed from is not read a second time beside dask
+    needed = {layer for array in lazy for layer in array.dask.layers}
+    computed = [
+        array
+        for array, level in zip(arrays, known, strict=True)
+        if level is None or (isinstance(level, ZarrLevel) and array.name in needed)
+    ]
+    held = {key for array in computed if _is_large(array) for key in block_keys(array)}
+    blocks = SharedBlocks(computed, name=name, held=held)
+    names = {array.name for array in computed}
+    return [
+        DaskLevel(array, blocks) if level is None or array.name in names else level
+        for array, level in zip(arrays, known, strict=True)
+    ]
 
 
-def _zarr_behind(array: da.Array) -> zarr.Array[Any] | None:
+def _is_large(array: da.Array) -> bool:
+    """Whether blocks are too large to be held as a whole while crops need a part of them."""
+    return math.prod(array.chunksize) > LARGE
+
+
+def _edges_to_read(array: da.Array) -> Edges:
+    """Edges of the blocks; large ones are cut in pieces."""
+    if not _is_large(array):
+        return edges_of(array.chunks[1:])
+    return edges_of([[piece for length in lengths for piece in _pieces(length)] for lengths in array.chunks[1:]])
+
+
+def _pieces(length: int) -> list[int]:
+    return [min(PIECE, length - start) for start in range(0, length, PIECE)]
+
+
+def _in_memory(array: da.Array) -> MemoryLevel | None:
+    if len(array.dask.layers) > 1 or len(array.chunks[0]) > 1:
+        return None
+    return MemoryLevel(array) if all(isinstance(block, np.ndarray) for block in array.dask.values()) else None
+
+
+def _zarr_behind(array: da.Array) -> ZarrLevel | None:
     """The zarr array that ``array`` shows as it is: nothing but dask's plain getter stands between them."""
     layers = list(array.dask.layers.values())
     reads = [layer for layer in layers if getattr(getattr(layer, "task", None), "func", None) is getter]
@@ -178,7 +241,36 @@ def _zarr_behind(array: da.Array) -> zarr.Array[Any] | None:
     if len(sources) != 1 or not isinstance(sources[0], zarr.Array):
         return None
     source = sources[0]
-    return source if source.shape == array.shape and source.dtype == array.dtype == np.uint8 else None
+    return ZarrLevel(source) if source.shape == array.shape and source.dtype == array.dtype == np.uint8 else None
+
+
+def _copy_overlap(
+    pixels: NDArray[np.uint8],
+    region: NDArray[np.uint8],
+    *,
+    edges: Edges,
+    block: tuple[int, int],
+    corner: tuple[int, int],
+) -> None:
+    """Copy what a block has in common with a region.
+
+    Parameters
+    ----------
+    pixels
+        ``(channels, height, width)`` of the block, or more.
+    region
+        ``(channels, height, width)``, written to.
+    edges, block
+        Edges of all blocks along y and x, and row and column of this one.
+    corner
+        Top and left of the region.
+    """
+    (y, bottom), (x, right) = ((int(edge[i]), int(edge[i + 1])) for edge, i in zip(edges, block, strict=True))
+    top, left = corner
+    rows = slice(max(y, top), min(bottom, top + region.shape[1]))
+    cols = slice(max(x, left), min(right, left + region.shape[2]))
+    part = pixels[:, rows.start - y : rows.stop - y, cols.start - x : cols.stop - x]
+    region[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = part
 
 
 def _blocks_in(edge: NDArray[np.int64], part: slice) -> range:

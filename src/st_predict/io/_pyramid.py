@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import struct
 import zlib
@@ -17,7 +18,7 @@ from xarray import DataArray, DataTree
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
 from st_predict.io._channels import rgb_order
-from st_predict.io._levels import level_of
+from st_predict.io._levels import levels_of
 from st_predict.io._offsets import cut_at, find_offsets
 from st_predict.io._select import find_image
 
@@ -116,7 +117,7 @@ class SpatialDataPyramid:
         self._name = name
         levels = _levels(image)
         arrays = [_cyx(level) for level in levels]
-        self._levels = [level_of(array) for array in arrays]
+        self._levels = levels_of(arrays, name)
         self._level_shapes = tuple((int(array.shape[1]), int(array.shape[2])) for array in arrays)
         self._downsamples = level_downsamples(self._level_shapes)
         self._cut = cut_at(levels[0].attrs.get("transform", {})) if len(levels) > 1 else None
@@ -210,7 +211,7 @@ class reading:  # noqa: N801  # a context manager, in a fifth of the time of con
         pass
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if error is None or isinstance(error, StPredictError):
+        if error is None or isinstance(error, StPredictError) or getattr(error, "errno", None) == errno.ENOSPC:
             return
         x, y, width, height = self._region
         place = f"{self._what}, level {self._level}, x {x}, y {y}, {width} x {height} px"
