@@ -16,30 +16,20 @@ from dask.local import get_sync
 from dask.optimization import cull
 from zarr.storage import FsspecStore, LocalStore
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from st_predict.io._edges import edges_of, regular_edges
+from st_predict.io._lazy import reader_behind
 
+if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
-__all__ = ["Edges", "edges_of", "level_of", "regular_edges"]
+    from st_predict.io._edges import Edges
+    from st_predict.io._lazy import ReaderLevel
 
-Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+__all__ = ["level_of"]
 
 # Codecs whose output says all about how to decode it.
 _CODECS = {"BloscCodec": numcodecs.Blosc, "GzipCodec": numcodecs.GZip, "ZstdCodec": numcodecs.Zstd}
-
-
-def edges_of(chunks: Sequence[Sequence[int]]) -> Edges:
-    """Where blocks begin and end along y and x, from the lengths of the blocks."""
-    y, x = (np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64) for lengths in chunks)
-    return y, x
-
-
-def regular_edges(shape: Sequence[int], block: Sequence[int]) -> Edges:
-    """Where blocks of one size begin and end along y and x; the last may be smaller."""
-    y, x = (np.append(np.arange(0, side, step), side) for side, step in zip(shape, block, strict=True))
-    return y, x
 
 
 class DaskLevel:
@@ -159,8 +149,10 @@ def _folder(store: Any) -> Path | None:
     return None
 
 
-def level_of(array: da.Array) -> DaskLevel | MemoryLevel | ZarrLevel:
+def level_of(array: da.Array) -> DaskLevel | MemoryLevel | ReaderLevel | ZarrLevel:
     """Take the shortest way to the pixels of ``array``, ``(3, height, width)``."""
+    if (of_file := reader_behind(array)) is not None:
+        return of_file
     in_memory = len(array.dask.layers) == 1 and all(isinstance(block, np.ndarray) for block in array.dask.values())
     if in_memory and len(array.chunks[0]) == 1:
         return MemoryLevel(array)

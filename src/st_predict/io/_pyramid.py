@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.io._levels import Edges
+    from st_predict.io._edges import Edges
 
 __all__ = [
+    "FAILURES",
     "PyramidReader",
     "SpatialDataPyramid",
     "check_level",
@@ -221,13 +222,13 @@ def _cyx(level: DataArray) -> da.Array:
     if level.sizes["c"] != 3:
         raise InvalidValueError(
             f"Expected an RGB image, got {level.sizes['c']} channels.",
-            "repeat a grey channel three times and add the result as an image of its own",
+            "convert grey or RGBA with st_predict.io.to_rgb8 and add the result as an image of its own",
             "keep only the red, green and blue channel and add these as an image of their own",
         )
     if level.dtype != np.uint8:
         raise InvalidValueError(
             f"Expected an 8-bit image (uint8), got {level.dtype}.",
-            "scale it to 0-255 and add the result as an image of its own",
+            "convert it with st_predict.io.to_rgb8 and add the result as an image of its own",
         )
     return da.asarray(level.transpose("c", "y", "x").data)  # type: ignore[no-untyped-call]
 
