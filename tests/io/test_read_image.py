@@ -16,7 +16,7 @@ from spatialdata.transformations import Scale, get_transformation
 import st_predict as stp
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._multiscale import halve
-from st_predict.io import _pictures, _spool, find_mpp, open_pyramid, read_image, to_rgb8
+from st_predict.io import _pictures, _stored, find_mpp, open_pyramid, read_image, to_rgb8
 from st_predict.io._levels import ZarrLevel
 
 
@@ -64,8 +64,10 @@ def test_pictures_without_tiles_are_what_pillow_reads(tmp_path, name, options):
 def test_a_pyramid_is_stored_once_and_read_in_blocks(tmp_path, monkeypatch):
     path, truth = write(tmp_path / "h.png", picture(1600, 2400)), picture(1600, 2400)
     decoded = []
-    read = _spool.read_picture
-    monkeypatch.setattr(_spool, "read_picture", lambda *args, **options: (decoded.append(1), read(*args, **options))[1])
+    read = _stored.read_picture
+    monkeypatch.setattr(
+        _stored, "read_picture", lambda *args, **options: (decoded.append(1), read(*args, **options))[1]
+    )
     for _ in range(2):
         sdata = read_image(path, cache=tmp_path / "cache")
         reader = open_pyramid(sdata)
@@ -102,8 +104,8 @@ def test_a_picture_that_fails_leaves_nothing_in_the_cache(tmp_path):
 
 def test_a_full_disk_names_the_cache(tmp_path, monkeypatch):
     path = write(tmp_path / "h.png", picture())
-    usage = _spool.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(_spool.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    usage = _stored.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(_stored.shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(InvalidValueError, match=r"Name a folder with more room with cache="):
         read_image(path, cache=tmp_path / "cache")
 

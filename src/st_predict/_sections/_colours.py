@@ -69,5 +69,5 @@ def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8
     for one in sections:
         section, rows = one.section, one.rows[np.sort(generator.permutation(len(one.rows))[:n_crops])]
         (batch,) = iter_batches(section.reader, section.plan(crop, rows), batch_size=None, pad_value=crop.pad_value)
-        levels.append([level.numpy() for level in batch.crops])
+        levels.append([level.contiguous().numpy() for level in batch.crops])
     return tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))

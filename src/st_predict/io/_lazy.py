@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from st_predict.io._edges import Edges
+    Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 __all__ = ["ReaderLevel", "lazy_level", "reader_behind"]
 
@@ -44,6 +44,7 @@ class ReaderLevel:
     def __init__(self, reader: FileReader, level: int) -> None:
         self._reader, self._level = reader, level
         self.edges: Edges = reader.edges(level)
+        self.interleaved = bool(getattr(reader, "interleaved", False))
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""

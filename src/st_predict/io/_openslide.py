@@ -9,10 +9,10 @@ import numpy as np
 
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._validated import File, check
-from st_predict.io._edges import block_edges
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
 from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
 from st_predict.io._rgb8 import on_white
+from st_predict.io._tiles import block_edges
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from st_predict.io._edges import Edges
+    from st_predict.io._levels import Edges
 
 __all__ = ["OpenSlidePyramid"]
 

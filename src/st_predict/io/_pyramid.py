@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.io._edges import Edges
+    from st_predict.io._levels import Edges
 
 __all__ = [
     "FAILURES",
@@ -45,7 +45,8 @@ FAILURES = (EOFError, KeyError, OSError, RuntimeError, ValueError, struct.error,
 class PyramidReader(Protocol):
     """Reads RGB regions of the levels of an image.
 
-    Readers may be used from several threads at once.
+    Readers may be used from several threads at once. A reader whose regions lie in memory pixel by pixel, not colour by
+    colour, may say so by an attribute ``interleaved`` that is True; crops of it are then cut faster.
     """
 
     @property
@@ -123,6 +124,11 @@ class SpatialDataPyramid:
     def downsamples(self) -> tuple[float, ...]:
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
         return self._downsamples
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether regions lie in memory pixel by pixel; see :class:`PyramidReader`."""
+        return all(getattr(level, "interleaved", False) for level in self._levels)
 
     def edges(self, level: int) -> Edges:
         """Edges of the blocks that the level is stored in; see :meth:`PyramidReader.edges`."""

@@ -14,9 +14,9 @@ import tifffile
 
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._validated import File, check
-from st_predict.io._edges import LARGEST_TILE, block_edges
 from st_predict.io._pyramid import FAILURES, check_level, check_region, level_downsamples, reading
 from st_predict.io._tiff_mpp import mpp_of_tiff
+from st_predict.io._tiles import LARGEST_TILE, block_edges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from st_predict.io._edges import Edges
+    from st_predict.io._levels import Edges
 
 __all__ = ["TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_stack"]
 
@@ -195,40 +195,52 @@ class TiffPyramid:
         row, col = divmod(int(index.counts[: len(index.counts) // index.planes].argmax()), cols)
         return row, col
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether regions lie in memory pixel by pixel; see :class:`PyramidReader`."""
+        return all(level.planes == 1 for level in self._levels)
+
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
         check_region(x, y, width, height, level=level, shapes=self._level_shapes)
         index = self._levels[level]
         tile_height, tile_width = index.tile
         with reading(str(self._path), (x, y, width, height), level):
-            region = np.empty((3, height, width), np.uint8)  # each colour lies by itself, as crops have it
+            if (x % tile_width, y % tile_height, width, height) == (0, 0, tile_width, tile_height):
+                return self._tile(index, y // tile_height, x // tile_width, (height, width))
+            region = np.empty((height, width, 3), np.uint8)
             for row in range(y // tile_height, math.ceil((y + height) / tile_height)):
                 for col in range(x // tile_width, math.ceil((x + width) / tile_width)):
                     self._copy(index, (row, col), region, (x, y))
-        return region.transpose(1, 2, 0)
+        return region
 
     def _copy(
         self, index: TileLevel, place: tuple[int, int], region: NDArray[np.uint8], corner: tuple[int, int]
     ) -> None:
-        """Copy the part of a tile that lies in a region, ``(3, height, width)``, whose left and top are ``corner``."""
-        (left, top), (height, width) = corner, region.shape[1:]
+        """Copy the part of a tile that lies in a region, ``(height, width, 3)``, whose left and top are ``corner``."""
+        (left, top), (height, width) = corner, region.shape[:2]
         y, x = (number * side for number, side in zip(place, index.tile, strict=True))
         rows = slice(max(y, top), min(y + index.tile[0], top + height))
         cols = slice(max(x, left), min(x + index.tile[1], left + width))
-        into = region[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+        tile = self._tile(index, *place, (rows.stop - y, cols.stop - x))
+        region[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = tile[
+            rows.start - y : rows.stop - y, cols.start - x : cols.stop - x
+        ]
+
+    def _tile(self, index: TileLevel, row: int, col: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+        """Decode a tile, ``(height, width, 3)``, of which at least this height and width are needed."""
         try:
-            for plane in range(index.planes):
-                colours = slice(None) if index.planes == 1 else slice(plane, plane + 1)
-                pixels = self._decode(index, index.number(*place, plane))
-                if pixels is None:
-                    into[colours] = 255
-                    continue
-                part = pixels[rows.start - y : rows.stop - y, cols.start - x : cols.stop - x]
-                if part.shape[:2] != into.shape[1:]:
-                    raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} px")
-                into[colours] = part.transpose(2, 0, 1)
+            planes = [self._decode(index, index.number(row, col, plane)) for plane in range(index.planes)]
+            if any(
+                pixels is not None and (pixels.shape[0] < least[0] or pixels.shape[1] < least[1]) for pixels in planes
+            ):
+                raise OSError("it is smaller than the index says")
         except FAILURES as error:
+            y, x = row * index.tile[0], col * index.tile[1]
             raise OSError(f"the tile at x {x}, y {y} of the level: {error}") from error
+        shape = (*index.tile, 3 // index.planes)
+        tiles = [np.full(shape, 255, np.uint8) if pixels is None else pixels for pixels in planes]
+        return tiles[0] if index.planes == 1 else np.concatenate(tiles, axis=-1)
 
     def _decode(self, index: TileLevel, number: int) -> NDArray[np.uint8] | None:
         """``(height, width, 3 or 1)``, or ``None`` where no tile was written."""
