@@ -126,5 +126,7 @@ def _of_slide(path: Path, image_key: str, mpp: float | None) -> SpatialData:
 def _check_spoolable(path: Path) -> None:
     if not (is_picture(path) or is_tiff(path)):
         raise InvalidValueError(
-            f"{path} is not TIFF, PNG or JPEG, whose values can be scaled.", Advice("leave out {}", "value_range")
+            f"{path} is not TIFF, PNG or JPEG, whose values can be scaled.",
+            Advice("leave out {}", "value_range"),
+            "convert it to one of these",
         )

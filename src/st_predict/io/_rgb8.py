@@ -143,6 +143,7 @@ def check_range(dtype: np.dtype[Any], value_range: Range | None, *, what: str) -
         f"{what} has values of type {dtype}, and nothing says which of them are black and white.",
         Advice("state them with {} for 12-bit data", "value_range", (0, 4095)),
         Advice("with {} for data that uses all 16 bits", "value_range", (0, 65535)),
+        "convert it to 8 bits",
     )
 
 
@@ -161,6 +162,7 @@ def _scaled(planes: NDArray[Any], value_range: Range, what: str) -> NDArray[np.u
         raise InvalidValueError(
             f"{what} has values from {least:g} to {most:g}, outside the value_range ({low:g}, {high:g}).",
             Advice("state the range of the data with {}", "value_range"),
+            "convert it to 8 bits",
         )
     return np.rint((planes.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 

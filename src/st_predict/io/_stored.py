@@ -112,4 +112,5 @@ def _check_space(path: Path, folder: Path, *, needed: int) -> None:
             f"{path} is not tiled and needs up to {needed / 1e9:.1f} GB as a pyramid, and {folder.parent} has "
             f"{free / 1e9:.1f} GB free.",
             Advice("name a folder with more room with {}", "cache"),
+            "set ST_PREDICT_CACHE to such a folder",
         )
