@@ -90,7 +90,7 @@ def zarr_chunks(slide: Slide, xy: NDArray[np.float64]) -> Cut:
     return _floor(decode, xy, n_threads=N_THREADS, shape=(BATCH, 3, SIZE, SIZE))
 
 
-def tiff_floor(slide: Slide, xy: NDArray[np.float64]) -> Cut:
+def tiff_floor(slide: Slide, xy: NDArray[np.float64], *, n_threads: int) -> Cut:
     """Read each touched tile once, decode it by the JPEG decoder alone, copy crops from it."""
     levels = [TiffTiles(slide.tiff, level) for level in range(len(DOWNSAMPLES))]
     jpeg = _jpeg_decoder()
@@ -98,7 +98,7 @@ def tiff_floor(slide: Slide, xy: NDArray[np.float64]) -> Cut:
     def decode(level: int, row: int, col: int) -> NDArray[np.uint8]:
         return _chw(jpeg(levels[level].stream(row, col)))
 
-    return _floor(decode, xy, n_threads=N_THREADS, shape=(BATCH, SIZE, SIZE, 3))
+    return _floor(decode, xy, n_threads=n_threads, shape=(BATCH, SIZE, SIZE, 3))
 
 
 def openslide_tiles(slide: Slide, xy: NDArray[np.float64]) -> Cut:
@@ -407,7 +407,8 @@ FLOORS = {
         open=partial(zarr_floor, n_threads=2, n_batches=3), file="zarr", packages=("numcodecs",)
     ),
     "chunks through zarr": Way(open=zarr_chunks, file="zarr", packages=("zarr",)),
-    "floor, TIFF, 2 threads": Way(open=tiff_floor, file="TIFF", packages=("tifffile", "PIL")),
+    "floor, TIFF, 2 threads": Way(open=partial(tiff_floor, n_threads=2), file="TIFF", packages=("tifffile", "PIL")),
+    "floor, TIFF, 1 thread": Way(open=partial(tiff_floor, n_threads=1), file="TIFF", packages=("tifffile", "PIL")),
     "tiles through OpenSlide": Way(open=openslide_tiles, file="TIFF", packages=("openslide",)),
 }
 PEERS = {

@@ -78,7 +78,7 @@ def check_table(adata: Any, *, argument: str = "adata") -> None:
 
 def _ways_out(value: Any) -> tuple[str, ...]:
     if isinstance(value, str | PathLike):
-        return "read a .zarr store with spatialdata.read_zarr", "read a slide with st_predict.io.read_wsi"
+        return "read a .zarr store with spatialdata.read_zarr", "read a slide or picture with st_predict.io.read_image"
     if isinstance(value, list | tuple | dict):
         return ("call this function once for each of its members",)
     return ()

@@ -274,7 +274,7 @@ def train(  # noqa: PLR0913  # options of a command line
 
 @app.command()
 def predict(  # noqa: PLR0913  # options of a command line
-    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
+    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr), slide, TIFF, PNG or JPEG.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
     model: Checkpoints = None,
     image_key: ImageKey = None,
@@ -486,7 +486,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
 
 @app.command()
 def superresolve(
-    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) or a slide that OpenSlide opens.")],
+    slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr), slide, TIFF, PNG or JPEG.")],
     out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the cells alone.")],
     model: Annotated[str, typer.Option(help="Path of a .safetensors file of a network of cells (istar).")],
     image_key: ImageKey = None,
@@ -691,7 +691,7 @@ def _read_one(path: Path) -> SpatialData:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     if path.suffix != ".zarr" and not path.is_dir():
-        return stp.io.read_wsi(path)
+        return stp.io.read_image(path)
     try:
         return spatialdata.read_zarr(path)
     except Exception as error:  # whatever zarr and the elements raise

@@ -89,6 +89,27 @@ def within(seconds: float, function) -> None:
 # Where pixels come from
 
 
+class InterleavedPyramid(FakePyramid):
+    interleaved = True
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("spec", [spec_of((16, 1)), spec_of((16, 1), (24, 2.5))], ids=["as stored", "resampled"])
+def test_crops_of_interleaved_pixels_are_the_same_and_lie_as_these(spec, device):
+    xy = np.concatenate([in_a_row(40), [[2, 2], [1999, 60]]])  # some leave the image
+    reader = InterleavedPyramid()
+    plan = plan_crops(xy, spec, downsamples=reader.downsamples)
+    for ours, plain in zip(
+        iter_batches(reader, plan, batch_size=16, device=device),
+        iter_batches(FakePyramid(), plan, batch_size=16),
+        strict=True,
+    ):
+        for crop, expected in zip(ours.crops, plain.crops, strict=True):
+            assert torch.equal(crop, expected)
+            assert expected.is_contiguous()
+            assert crop.is_contiguous(memory_format=torch.channels_last) == (device is None)
+
+
 @pytest.mark.parametrize("downsample", [1, 2, 4])
 def test_crops_are_centred_at_every_stored_level(sdata, downsample):
     reader = open_pyramid(sdata, "he")

@@ -14,7 +14,8 @@ from spatialdata import SpatialData
 
 from st_predict._errors import InvalidValueError
 from st_predict.io import OpenSlidePyramid, PyramidReader, find_mpp, open_pyramid, read_wsi
-from st_predict.io._openslide import _on_white
+from st_predict.io._lazy import lazy_level
+from st_predict.io._rgb8 import on_white
 
 SVS = Path(__file__).parents[3] / "shared" / "data" / "wsi" / "CMU-1-Small-Region.svs"
 SHAPES = ((703, 1205), (351, 602), (175, 301), (70, 120))
@@ -88,14 +89,15 @@ def test_lazy_image_of_a_tiff(tiff, tmp_path):
     assert find_mpp(stored).value == pytest.approx(0.5)
 
 
-def test_no_pixel_is_read_on_opening(tiff, monkeypatch):
-    def read_region(*_args):
-        raise AssertionError("a pixel was read")
-
-    monkeypatch.setattr(openslide.OpenSlide, "read_region", read_region)
-    reader = open_pyramid(read_wsi(tiff))
-    with pytest.raises(AssertionError, match="a pixel was read"):
-        reader.read(0, 0, 1, 1, level=0)
+def test_at_most_one_tile_per_level_is_read_on_opening(tiff, monkeypatch):
+    regions = []
+    read_region = openslide.OpenSlide.read_region
+    monkeypatch.setattr(
+        openslide.OpenSlide, "read_region", lambda self, *args: (regions.append(args), read_region(self, *args))[1]
+    )
+    read_wsi(tiff)
+    assert all(width <= 64 and height <= 64 for _, _, (width, height) in regions)
+    assert len(regions) <= 2 * len(SHAPES)  # two where OpenSlide interpolates
 
 
 def test_one_read_a_block_and_blocks_are_whole_tiles(tiff, monkeypatch):
@@ -104,8 +106,7 @@ def test_one_read_a_block_and_blocks_are_whole_tiles(tiff, monkeypatch):
     monkeypatch.setattr(
         openslide.OpenSlide, "read_region", lambda self, *args: (regions.append(args), read_region(self, *args))[1]
     )
-    image = next(iter(read_wsi(tiff)["he"]["scale0"].data_vars.values()))
-    image.data.compute(scheduler="synchronous")
+    lazy_level(OpenSlidePyramid(tiff), 0).compute(scheduler="synchronous")
     assert sorted(corner for corner, _, _ in regions) == [(x, y) for x in (0, 512, 1024) for y in (0, 512)]
 
 
@@ -116,8 +117,8 @@ def test_one_level_stays_one_level(tmp_path):
 
 
 def test_outside_is_white_and_half_seen_is_mixed():
-    rgba = np.array([[[0, 0, 0, 0], [10, 20, 30, 255], [100, 0, 200, 51]]], np.uint8)
-    np.testing.assert_array_equal(_on_white(rgba), [[[255, 255, 255], [10, 20, 30], [224, 204, 244]]])
+    rgba = np.array([[[0, 0, 0, 0], [10, 20, 30, 255], [100, 0, 200, 51]]], np.uint8).transpose(2, 0, 1)
+    np.testing.assert_array_equal(on_white(rgba)[:, 0].T, [[255, 255, 255], [10, 20, 30], [224, 204, 244]])
 
 
 def test_mpp_argument_wins_and_none_is_none(tiff, tmp_path):
@@ -141,14 +142,11 @@ def test_pixels_that_are_not_square(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["0", "-0.5", "nan", "a half"])
-def test_mpp_argument_wins_over_wrong_properties(tiff, monkeypatch, wrong):
+def test_wrong_properties_are_refused(tiff, monkeypatch, wrong):
     properties = {"openslide.mpp-x": wrong, "openslide.mpp-y": wrong}
     monkeypatch.setattr(openslide.OpenSlide, "properties", properties)
     with pytest.raises(ValueError, match=r"mpp must be a positive number, got .* from the properties of .*slide\.tif"):
-        read_wsi(tiff)
-    sdata = read_wsi(tiff, mpp=0.25)
-    assert find_mpp(sdata).value == pytest.approx(0.25)
-    np.testing.assert_array_equal(open_pyramid(sdata).read(5, 6, 7, 8, level=0), _level(SHAPES[0])[6:14, 5:12])
+        _ = OpenSlidePyramid(tiff).mpp
 
 
 def test_files_that_do_not_open(tmp_path):

@@ -85,6 +85,29 @@ def test_several_threads_give_the_same_in_order(fits):
         torch.testing.assert_close(ours, network(batch))
 
 
+class Convolved(SpotModel):
+    """Predicts by a convolution and a mean, whose last bits depend on how pixels lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 16, 5, padding=2)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return torch.cat([self.layer(self.pixels(crop)).relu().mean((2, 3)) for crop in batch.crops], 1)
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_the_layout_of_pixels_in_memory_changes_no_bit(symmetries):
+    g = torch.Generator().manual_seed(0)
+    crops = tuple(torch.randint(0, 256, (5, 3, 61, 61), dtype=torch.uint8, generator=g) for _ in range(2))
+    batch = Batch(crops=crops, index=torch.arange(5))
+    interleaved = Batch(
+        crops=tuple(crop.contiguous(memory_format=torch.channels_last) for crop in crops), index=batch.index
+    )
+    inference = Inference(Convolved(), device=CPU, precision="float32", working_batch=3, symmetries=symmetries)
+    assert torch.equal(inference(batch), inference(interleaved))
+
+
 def test_section_is_never_cut():
     network = Means()
     Inference(network, device=CPU, working_batch=3, scope="section")(make_batch(50))

@@ -197,7 +197,8 @@ class Inference:
         if self.symmetries == 1:
             return self._run(part, seed)
         views = (
-            replace(part, crops=tuple(apply_symmetry(crop, i) for crop in part.crops)) for i in range(N_SYMMETRIES)
+            replace(part, crops=tuple(apply_symmetry(crop.contiguous(), i) for crop in part.crops))
+            for i in range(N_SYMMETRIES)
         )
         return torch.stack([self._run(view, seed) for view in views]).mean(0)
 

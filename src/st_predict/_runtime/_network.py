@@ -93,6 +93,14 @@ class Network(nn.Module):
 
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
         """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
+        x_BCHW = _by_colour(crop_BCHW)
         if self.pixel_spec == _UNSCALED:
-            return crop_BCHW.float().div(255)
-        return torch.addcmul(self._shift_C11, crop_BCHW.float(), self._scale_C11)
+            return x_BCHW.div(255)
+        return torch.addcmul(self._shift_C11, x_BCHW, self._scale_C11)
+
+
+def _by_colour(crop_BCHW: Tensor) -> Tensor:
+    """Convert to float32; in memory colour by colour, as results of sums and convolutions depend on the layout."""
+    if crop_BCHW.is_contiguous(memory_format=torch.channels_last):
+        return crop_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+    return crop_BCHW.float()

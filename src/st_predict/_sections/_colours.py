@@ -111,4 +111,4 @@ def sample_crops(
     n_crops = min(_PER_SECTION, max(1, _PIXELS // sum(level.size**2 for level in crop.levels)))
     drawn = rows[np.sort((generator or np.random.default_rng(0)).permutation(len(rows))[:n_crops])]
     (batch,) = iter_batches(section.reader, section.plan(crop, drawn), batch_size=None, pad_value=crop.pad_value)
-    return tuple(level.numpy() for level in batch.crops)
+    return tuple(level.contiguous().numpy() for level in batch.crops)

@@ -85,7 +85,12 @@ class Atlas:
 
 
 def staged(pixels: NDArray[np.uint8]) -> Tensor:
-    """Copy a chunk to where a GPU can fetch it by itself, while the program goes on."""
-    stage = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    stage.numpy()[:] = pixels
-    return stage
+    """Copy a chunk, ``(3, height, width)``, to where a GPU can fetch it by itself, while the program goes on.
+
+    Colours that lie side by side stay so, as in the pages of an :class:`Atlas`.
+    """
+    side_by_side = pixels.strides[0] == pixels.itemsize
+    stored = pixels.transpose(1, 2, 0) if side_by_side else pixels
+    stage = torch.empty(stored.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    stage.numpy()[:] = stored
+    return stage.permute(2, 0, 1) if side_by_side else stage

@@ -63,8 +63,9 @@ def iter_batches(
 
     Yields
     ------
-    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Memory: four batches, and the chunks of about one
-    band across the image.
+    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as
+    that of TIFF tiles, are channels-last in memory. Memory: four batches, and the chunks of about one band across the
+    image.
 
     Raises
     ------

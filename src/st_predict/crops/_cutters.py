@@ -54,7 +54,8 @@ class HostCutter:
         rows = [job.rows for job in jobs]
         self._levels = chunks_of(reader, plan, rows, pool=pool, prepare=np.asarray)
         self._sizes = [level.size for level in plan]
-        self._pool, self._pad_value, self._buffers = pool, pad_value, Buffers()
+        self._pool, self._pad_value = pool, pad_value
+        self._buffers = Buffers(interleaved=getattr(reader, "interleaved", False))
         self._begun: deque[tuple[list[NDArray[np.uint8]], list[Future[None]]]] = deque()
 
     def begin(self, jobs: Sequence[Job]) -> None:
@@ -150,16 +151,25 @@ def _parts(n: int, size: int) -> list[slice]:
 
 
 class Buffers:
-    """Pool of memory for crops, reused once its crops are freed: allocating memory takes as long as cutting crops."""
+    """Pool of memory for crops, reused once its crops are freed: allocating memory takes as long as cutting crops.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    interleaved
+        Whether the three colours of a pixel lie side by side, as in the chunks that crops are copied from: copying from
+        one layout to the other takes two to three times as long.
+    """
+
+    def __init__(self, *, interleaved: bool = False) -> None:
         self._free: defaultdict[tuple[int, ...], list[NDArray[np.uint8]]] = defaultdict(list)
+        self._interleaved = interleaved
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return an uninitialised uint8 array of this shape."""
         free = self._free[shape]
         memory = free.pop() if free else _allocate(shape)
-        view = memory[:]
+        n, colours, height, width = shape
+        view = memory.reshape(n, height, width, colours).transpose(0, 3, 1, 2) if self._interleaved else memory[:]
         weakref.finalize(view, free.append, memory)  # slices and tensors of the view keep it alive
         return view
 

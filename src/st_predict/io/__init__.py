@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from st_predict.io._legacy_st import read_legacy_st
 from st_predict.io._mpp import Mpp, find_mpp
-from st_predict.io._openslide import OpenSlidePyramid, read_wsi
+from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, level_offsets, open_pyramid
+from st_predict.io._read import read_image, read_wsi
+from st_predict.io._rgb8 import to_rgb8
 from st_predict.io._select import find_image, find_shapes, find_table
+from st_predict.io._slides import open_slide
 from st_predict.io._spots import Spots, read_spots, spots_outside
+from st_predict.io._tiff import TiffPyramid
 
 __all__ = [
     "Mpp",
@@ -15,14 +19,18 @@ __all__ = [
     "PyramidReader",
     "SpatialDataPyramid",
     "Spots",
+    "TiffPyramid",
     "find_image",
     "find_mpp",
     "find_shapes",
     "find_table",
     "level_offsets",
     "open_pyramid",
+    "open_slide",
+    "read_image",
     "read_legacy_st",
     "read_spots",
     "read_wsi",
     "spots_outside",
+    "to_rgb8",
 ]

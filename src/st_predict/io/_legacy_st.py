@@ -15,9 +15,6 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from scipy.sparse import csr_array, csr_matrix, vstack
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
@@ -27,6 +24,7 @@ from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict._validated import Count, File, Name, Positive, check
 from st_predict.io._mpp import Mpp, lattice_pitch
+from st_predict.io._pictures import read_picture
 from st_predict.io._pyramid import SpatialDataPyramid
 from st_predict.io._spots import Spots, spots_outside
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from numpy.typing import NDArray
-    from PIL.ImageFile import ImageFile
     from xarray import DataArray, DataTree
 
 __all__ = ["read_legacy_st"]
@@ -80,7 +77,8 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
         in HER2+ and cSCC; or three columns with the name ``{x}x{y}`` and two pixel coordinates, with a header
         ``,X,Y`` or without one, as in HBC.
     image
-        The H&E image that pixel coordinates refer to: 8-bit RGB as JPEG, PNG or TIFF.
+        The H&E image that pixel coordinates refer to: 8-bit RGB as JPEG, PNG or TIFF. An orientation tag is applied,
+        as image viewers do, with a warning.
     section
         Name of the section; spots are called ``{section}_{x}x{y}``.
     patient
@@ -371,22 +369,14 @@ def _chunked(level: NDArray[np.uint8]) -> da.Array:
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
     """``(height, width, 3)``."""
-    with _open_image(path) as file:
-        if file.mode != "RGB":
-            raise InvalidValueError(
-                f"{path}: expected an 8-bit RGB image, got mode {file.mode!r} of Pillow.", "convert it first"
-            )
-        return np.asarray(file)
-
-
-def _open_image(path: Path) -> ImageFile:
-    # Image.open takes a whole section for a decompression bomb, and its limit can only be changed for everybody
-    for reader in (JpegImageFile, PngImageFile, TiffImageFile):
-        try:
-            return reader(path)
-        except SyntaxError:
-            continue
-    raise InvalidValueError(f"{path} is no JPEG, PNG or TIFF image.")
+    pixels = read_picture(path)
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise InvalidValueError(
+            f"{path}: expected an 8-bit RGB image, got mode {'RGBA'[: pixels.shape[2]]!r} with values of type "
+            f"{pixels.dtype}.",
+            "convert it first",
+        )
+    return np.ascontiguousarray(pixels)
 
 
 def _obs(places: pd.DataFrame, section: str, patient: str) -> pd.DataFrame:

@@ -16,12 +16,15 @@ from dask.array.core import getter
 from zarr.storage import FsspecStore, LocalStore
 
 from st_predict.io._blocks import SharedBlocks, block_keys
+from st_predict.io._lazy import reader_behind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import dask.array as da
     from numpy.typing import NDArray
+
+    from st_predict.io._lazy import ReaderLevel
 
 __all__ = ["Edges", "edges_of", "levels_of", "regular_edges"]
 
@@ -181,7 +184,7 @@ def _folder(store: Any) -> Path | None:
     return None
 
 
-def levels_of(arrays: Sequence[da.Array], name: str) -> list[DaskLevel | MemoryLevel | ZarrLevel]:
+def levels_of(arrays: Sequence[da.Array], name: str) -> list[DaskLevel | MemoryLevel | ReaderLevel | ZarrLevel]:
     """Take the shortest way to the pixels of each level.
 
     Parameters
@@ -191,7 +194,7 @@ def levels_of(arrays: Sequence[da.Array], name: str) -> list[DaskLevel | MemoryL
     name
         Name of the image, for messages.
     """
-    known = [_in_memory(array) or _zarr_behind(array) for array in arrays]
+    known = [reader_behind(array) or _in_memory(array) or _zarr_behind(array) for array in arrays]
     lazy = [array for array, level in zip(arrays, known, strict=True) if level is None]
     # what other levels are computed from is not read a second time beside dask
     needed = {layer for array in lazy for layer in array.dask.layers}

@@ -1,22 +1,18 @@
-"""Whole-slide images, through OpenSlide."""
+"""Slides of all formats that OpenSlide opens."""
 
 from __future__ import annotations
 
-import math
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-from spatialdata import SpatialData
 
 from st_predict._errors import InvalidValueError, StPredictError
-from st_predict._multiscale import image_of_levels
-from st_predict._validated import File, Name, check
-from st_predict.io._levels import regular_edges
+from st_predict._validated import File, check
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
 from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
+from st_predict.io._rgb8 import on_white
+from st_predict.io._tiles import block_edges
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -26,13 +22,7 @@ if TYPE_CHECKING:
 
     from st_predict.io._levels import Edges
 
-__all__ = ["OpenSlidePyramid", "read_wsi"]
-
-CHUNK = 512
-"""Side of a block of the lazy image, in pixels, before it is made a whole number of tiles of the file."""
-
-LARGEST_TILE = 4096
-"""Files that are wider in one tile are stored in strips, which are no blocks to read by."""
+__all__ = ["OpenSlidePyramid"]
 
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
@@ -108,13 +98,15 @@ class OpenSlidePyramid:
         ]
         return tuple((height, width) for height, width in tiles)
 
+    def is_exact(self, level: int) -> bool:
+        """Whether OpenSlide gives the pixels of a level as they are stored, without interpolation."""
+        check_level(level, self._level_shapes)
+        return self._openslide_downsamples[level] % 1 == 0
+
     def edges(self, level: int) -> Edges:
         """Edges of whole tiles, about 512 px apart; see :meth:`PyramidReader.edges`."""
         check_level(level, self._level_shapes)
-        shape = self._level_shapes[level]
-        return regular_edges(
-            shape, [_block(side, tile) for side, tile in zip(shape, self.tile_shapes[level], strict=True)]
-        )
+        return block_edges(self._level_shapes[level], self.tile_shapes[level])
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""
@@ -123,7 +115,9 @@ class OpenSlidePyramid:
         downsample = self._openslide_downsamples[level]
         corner = (round(x * downsample), round(y * downsample))
         with reading(str(self._path), (x, y, width, height), level):
-            return _on_white(np.asarray(self._read_region(corner, level, (width, height))))
+            rgba = np.asarray(self._read_region(corner, level, (width, height)))
+            # in memory, each colour lies by itself, as crops have it
+            return on_white(rgba.transpose(2, 0, 1)).transpose(1, 2, 0)
 
     def _read_region(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
         import openslide
@@ -184,67 +178,3 @@ def _number(value: str, source: str) -> float:
         return float(value)
     except ValueError:
         raise InvalidValueError(f"mpp must be a positive number, got {value!r} from {source}.", GIVE) from None
-
-
-def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``(height, width, 4)`` over white; in memory, each colour lies by itself, as crops have it."""
-    planes = rgba.transpose(2, 0, 1)
-    alpha, colours = planes[3], np.ascontiguousarray(planes[:3])
-    if not (alpha == 255).all():
-        weighted = colours * alpha.astype(np.uint16) + 255 * (255 - alpha.astype(np.uint16))
-        colours = ((weighted + 127) // 255).astype(np.uint8)
-    return colours.transpose(1, 2, 0)
-
-
-def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
-    """Open a whole-slide image.
-
-    No pixel is read before it is needed. The levels are those of the file; what lies outside the scan is white.
-
-    Parameters
-    ----------
-    path
-        Any file that OpenSlide opens.
-    image_key
-        Name of the image.
-    mpp
-        Micrometres per pixel of level 0. By default what the file says, which is not looked at otherwise.
-
-    Returns
-    -------
-    One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If OpenSlide cannot open it, if ``image_key`` cannot be stored, if mpp is not positive, or, without mpp, if the file says no positive number or
-        pixels that are not square.
-    """
-    check("image_key", image_key, Name)
-    reader = OpenSlidePyramid(path)
-    if mpp is not None:
-        mpp = Mpp(mpp, "argument").value
-    elif (of_file := reader.mpp) is not None:
-        mpp = sum(of_file) / 2
-    levels = [_lazy(reader, level) for level in range(len(reader.level_shapes))]
-    return SpatialData(images={image_key: image_of_levels(levels, mpp=mpp)})
-
-
-def _lazy(reader: OpenSlidePyramid, level: int) -> da.Array:
-    chunks = ((3,), *(tuple(np.diff(edges).tolist()) for edges in reader.edges(level)))
-    return da.map_blocks(  # type: ignore[no-untyped-call]
-        partial(_read_block, reader, level), chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
-    )
-
-
-def _block(side: int, tile: int) -> int:
-    if tile > LARGEST_TILE:
-        return min(side, CHUNK)
-    return min(side, tile * math.ceil(CHUNK / tile))
-
-
-def _read_block(reader: OpenSlidePyramid, level: int, *, block_info: Any) -> NDArray[np.uint8]:
-    _, (top, bottom), (left, right) = block_info[None]["array-location"]
-    return reader.read(left, top, right - left, bottom - top, level=level).transpose(2, 0, 1)

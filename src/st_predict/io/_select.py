@@ -47,7 +47,7 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
         return _named(image_key, names, what="image", argument="image_key")
     if not names:
         raise InvalidValueError(
-            "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_wsi"
+            "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_image"
         )
     if len(names) == 1:
         return names[0]

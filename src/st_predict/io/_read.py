@@ -1,0 +1,132 @@
+"""Open any picture as a SpatialData object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dask.array as da
+from spatialdata import SpatialData
+
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._multiscale import image_of_levels
+from st_predict._validated import File, Name, check
+from st_predict.io._lazy import lazy_level
+from st_predict.io._mpp import Mpp
+from st_predict.io._pictures import is_picture, read_tiff_mpp
+from st_predict.io._slides import has_blocks, open_slide
+from st_predict.io._stored import spool
+from st_predict.io._tiff import is_tiff
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+__all__ = ["read_image", "read_wsi"]
+
+
+def read_image(
+    path: str | PathLike[str],
+    *,
+    mpp: float | None = None,
+    image_key: str = "he",
+    value_range: tuple[float, float] | None = None,
+    cache: str | PathLike[str] | None = None,
+) -> SpatialData:
+    """Open any picture: a whole-slide image, TIFF, PNG or JPEG.
+
+    Slides and tiled TIFF are opened without reading more than one tile per level; their levels are those of the file,
+    and anything outside the scan is white. See :func:`open_slide` for the readers.
+
+    Pictures without tiles (striped TIFF, PNG, JPEG) are decoded once and stored as a pyramid in the cache. The next
+    call finds them there. JPEG and PNG need memory for the whole picture once, in the first call.
+
+    An orientation tag is applied, as image viewers do, with a warning. RGBA is put on white.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mpp
+        Micrometres per pixel of level 0, kept with the image for all later functions. By default from the metadata of
+        the slide or TIFF. JPEG and PNG state none.
+    image_key
+        Name of the image.
+    value_range
+        Values that become 0 and 255, for pictures that do not have 8 bits: ``(0, 4095)`` for 12-bit data in a 16-bit
+        file, ``(0, 65535)`` for 16-bit data. Floats are 0 to 1 by default. The picture is stored in the cache.
+    cache
+        Folder of stored pyramids. By default the folder ``images`` in ``ST_PREDICT_CACHE``, or in the user's cache.
+
+    Returns
+    -------
+    One image, 8-bit RGB, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    OSError
+        If pixels are damaged, or the cache cannot be written.
+    ValueError
+        If no reader can open the file; if it is not RGB; if its samples do not have 8 bits and ``value_range`` is
+        missing or wrong; if ``image_key`` cannot be stored; if mpp is not positive, or, without mpp, if the file states
+        no positive number or pixels that are not square.
+    """
+    path, folder = Path(check("path", path, File)), check("cache", cache, File | None)
+    check("image_key", image_key, Name)
+    given = None if mpp is None else Mpp(mpp, "argument").value
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if value_range is None and has_blocks(path):
+        return _of_slide(path, image_key, given)
+    _check_spoolable(path)
+    arrays = spool(path, value_range=value_range, cache=None if folder is None else Path(folder))
+    if given is None:
+        stated = read_tiff_mpp(path)
+        given = None if stated is None else sum(stated.checked()) / 2
+    levels = [da.from_zarr(array) for array in arrays]  # type: ignore[no-untyped-call]
+    return SpatialData(images={image_key: image_of_levels(levels, mpp=given)})
+
+
+def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
+    """Open a whole-slide image: :func:`read_image` with its defaults.
+
+    Parameters
+    ----------
+    path
+        The file.
+    image_key
+        Name of the image.
+    mpp
+        Micrometres per pixel of level 0. By default from the metadata of the file.
+
+    Returns
+    -------
+    One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        In the cases of :func:`read_image`.
+    """
+    return read_image(path, image_key=image_key, mpp=mpp)
+
+
+def _of_slide(path: Path, image_key: str, mpp: float | None) -> SpatialData:
+    reader = open_slide(path)
+    if mpp is None and (of_file := reader.mpp) is not None:
+        mpp = sum(of_file) / 2
+    levels = [lazy_level(reader, level) for level in range(len(reader.level_shapes))]
+    return SpatialData(images={image_key: image_of_levels(levels, mpp=mpp)})
+
+
+def _check_spoolable(path: Path) -> None:
+    if not (is_picture(path) or is_tiff(path)):
+        raise InvalidValueError(
+            f"{path} is not TIFF, PNG or JPEG, whose values can be scaled.",
+            Advice("leave out {}", "value_range"),
+            "convert it to one of these",
+        )
