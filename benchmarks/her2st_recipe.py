@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "crops of 160 px": ({"size": 160}, {}),
     "pixels": ({"tokens": None}, {}),
     "distilled": ({}, {}),
+    "distilled, standardized": ({}, {"loss": "standardized"}),
 }
 TEACHER = {"encoder": "efficientnet_lite0", "fields": [96, 192, 384], "rank": 8}
 SHARE, MIN_COUNTS = 0.5, 50  # of the teacher in the target; of spots to learn from
@@ -80,7 +81,8 @@ def row_of(name: str, panel: list[str], sections: dict[str, SpatialData], out: P
     checkpoint = folder / "m2ost.safetensors"
     if not checkpoint.exists():
         hparams, config = VARIANTS[name]
-        with taught(out_of_fold(panel, sections, out / "teachers")) if name == "distilled" else nullcontext():
+        distilled = name.startswith("distilled")
+        with taught(out_of_fold(panel, sections, out / "teachers")) if distilled else nullcontext():
             stp.tl.train(
                 [sections[section] for section in TRAIN],
                 "m2ost",
