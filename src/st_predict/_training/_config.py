@@ -84,7 +84,8 @@ class TrainConfig:
     seed
         Of initial weights, order and augmentation.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. On CUDA, the crops of all spots are kept in the memory of the GPU
+        if they need at most 30 % of what is free; else they are copied batch by batch.
     precision
         ``"auto"`` takes bfloat16 where the device computes in it; ``"float32"``, ``"bfloat16"``.
     progress

@@ -30,6 +30,7 @@ from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
 from st_predict._training._scores import best_row, monitored, validation_scores
 from st_predict._training._state import BEST, LAST, find_state, intact, replaced, versions
+from st_predict._training._store import held_by
 from st_predict.crops import Batch, augment, drop_levels, jitter_stain
 from st_predict.models import SpotModel
 
@@ -74,7 +75,8 @@ def fit(
     """Run Lightning; return the network of the best epoch (without validation, of the last one), and the history."""
     state = find_state(folder) if resume else None
     history, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
-    loader = for_training(data, card, config)
+    device = pick_device(config.device)
+    loader = for_training(held_by(device, data), card, config)
     with torch.random.fork_rng(_gpus(config)), quiet(), _interrupts(), _reading_state(folder):
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = checkpoints.build(card)
@@ -96,7 +98,7 @@ def fit(
             adapter,
             loader,
             # mixed, as a contrastive loss compares the spots of a batch
-            None if val_data is None else in_order(val_data, card, config, mixed=True),
+            None if val_data is None else in_order(held_by(device, val_data), card, config, mixed=True),
             ckpt_path=state,
             weights_only=True,  # of last.ckpt: tensors, numbers and texts, nothing that is run
         )

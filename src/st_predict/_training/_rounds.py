@@ -87,16 +87,27 @@ class JoinedStore:
         """``(n_spots, n_genes)``."""
         return np.concatenate([self.measured.target, self.labels])
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all crops and features."""
+        return self.measured.n_bytes + self.unlabelled.n_bytes
+
+    def to(self, device: torch.device) -> JoinedStore:
+        """Return a store whose batches are made on a device, which holds all spots."""
+        return replace(self, measured=self.measured.to(device), unlabelled=self.unlabelled.to(device))
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
         n = len(self.measured)
         of_round = rows >= n
         added = rows[of_round] - n
-        labelled = replace(self.unlabelled.batch(self.rows[added]), target=torch.from_numpy(self.labels[added]))
+        crops = self.unlabelled.batch(self.rows[added])
+        device = crops.index.device
+        labelled = replace(crops, target=torch.from_numpy(self.labels[added]).to(device))
         # where each row is, once the labelled ones stand behind the measured ones
-        place = torch.from_numpy(np.argsort(np.argsort(of_round, kind="stable")))
+        place = torch.from_numpy(np.argsort(np.argsort(of_round, kind="stable"))).to(device)
         joined = Batch.cat([self.measured.batch(rows[~of_round]), labelled])
-        return replace(joined.take(place), index=torch.from_numpy(rows))
+        return replace(joined.take(place), index=torch.from_numpy(rows).to(device))
 
     def add(self, rows: NDArray[np.int64], labels: NDArray[np.float32]) -> JoinedStore:
         """Return a store that has these labelled spots as well."""

@@ -1,8 +1,9 @@
-"""What a network sees of a training set, as arrays: crops, mapped from files, or features."""
+"""What a network sees of a training set, as arrays: crops, mapped from files or held by a device, or features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import logging
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CropStore", "Store", "measure_colours"]
+__all__ = ["CropStore", "Store", "held_by", "measure_colours"]
+
+logger = logging.getLogger(__name__)
 
 _MEASURED = 1024  # crops whose colours are measured
+_SHARE = 0.3  # of the free memory of a GPU; twice that is taken meanwhile, and networks need the rest
+_COPIED = 1024  # spots that are copied to a device at a time
 
 
 class Store(Protocol):
@@ -34,8 +39,38 @@ class Store(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all crops and features."""
+
+    def to(self, device: torch.device) -> Store:
+        """Return a store whose batches are made on a device, which holds all spots."""
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
+
+
+def held_by(device: torch.device, store: Store) -> Store:
+    """Let a GPU hold all spots of a store if they fit, so that no batch is copied to it.
+
+    Parameters
+    ----------
+    device
+        Where the network is trained.
+    store
+        Spots to train on.
+
+    Returns
+    -------
+    The store on the device; the store as it is for a CPU, or if its crops need more than 30 % of the free memory of a GPU.
+    """
+    if device.type != "cuda":
+        return store
+    free, _ = torch.cuda.mem_get_info(device)
+    if store.n_bytes > _SHARE * free:
+        logger.info("%d MiB of crops are read batch by batch: %d MiB are free.", store.n_bytes >> 20, free >> 20)
+        return store
+    return store.to(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +94,8 @@ class CropStore:
         NaN where a spot covers fewer cells than others.
     counts
         ``(n_spots, n_genes)`` float32: raw counts of the panel, for a model whose loss reads them.
+    held
+        All of this on a device (:meth:`to`), from which batches are then taken.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -68,6 +105,7 @@ class CropStore:
     xy_um: NDArray[np.float32] | None
     features: NDArray[np.float32] | None = None
     counts: NDArray[np.float32] | None = None
+    held: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -77,9 +115,22 @@ class CropStore:
         """All spots."""
         return self
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all crops and features."""
+        return sum(array.nbytes for array in (*self.crops, self.features) if array is not None)
+
+    def to(self, device: torch.device) -> CropStore:
+        """Return a store whose batches are made on a device, which holds all spots."""
+        starts = range(0, len(self), _COPIED)
+        parts = [self.batch(np.arange(start, min(start + _COPIED, len(self)))).to(device) for start in starts]
+        return replace(self, held=Batch.cat(parts))
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
-        others = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "crops"}
+        if self.held is not None:
+            return self.held.take(torch.from_numpy(rows).to(self.held.index.device, non_blocking=True))
+        others = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in {"crops", "held"}}
         return Batch(
             crops=tuple(torch.from_numpy(crop[rows]) for crop in self.crops),
             index=torch.from_numpy(rows),
