@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._validated import File, Flag, check
 from st_predict.checkpoints._sizes import (
@@ -257,7 +257,8 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
     free = list(spec.at_prediction)
     if fixed := sorted(hparams.keys() - set(free)):
         raise InvalidValueError(
-            f"The hyper-parameters {fixed} of {model!r} are fixed by training; {free} may change at prediction."
+            f"The hyper-parameters {fixed} of {model!r} are fixed by training; {free} may change at prediction.",
+            Advice("leave them out of {}", "hparams"),
         )
 
 
