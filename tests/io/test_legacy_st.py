@@ -200,7 +200,7 @@ def test_counts_that_are_no_counts(folder, value, named):
         ("counts", "\tA\tB\n3x10\t1\n", "spot '3x10' has 1 counts for 2 genes"),
         ("counts", "\tA\tB\nspot7\t1\t2\n", "expected names of spots like 7x13, got 'spot7'"),
         ("counts", "\tA\n3x10\t1\n3x10\t2\n", "has spots twice: ['3x10']"),
-        ("counts", "\tA\n30x10\t1\n", "none of the 1 spots? with counts (['30x10']...)"),
+        ("counts", "\tA\n30x10\t1\n", "none of the 1 spots with counts (['30x10']...)"),
         ("counts", "\tA\n", "holds no counts"),
         ("spots", "barcode,row,col,px,py\nAC,1,2,3,4\n", "its first line is ['barcode', 'row', 'col', 'px', 'py']"),
         ("spots", "3x10,1,2\n3x10,1,2\n", "has spots twice: ['3x10']"),
