@@ -877,7 +877,7 @@ def card_cases() -> Iterator[Case]:
         "unknown hyper-parameter": (put("hparams", "nope", 1), "nope"),
         "another width": (put("hparams", "dim", 24), "dim|weights|shape|heads"),
         "width as text": (put("hparams", "dim", "8"), "dim"),
-        "huge width": (put("hparams", "dim", 10**8), "dim|memory|weights"),
+        "huge width": (put("hparams", "dim", 10**8), "too large|memory"),
         "hparams as list": (put("hparams", [1]), "hparams"),
         "std of 0": (put("pixels", "std", [0, 1, 1]), "std"),
         "two means": (put("pixels", "mean", [0, 0]), "mean"),
@@ -990,8 +990,8 @@ def _retype(header: dict[str, Any]) -> None:
 def slide_cases() -> Iterator[Case]:
     """Files that are no slides, and slides that do not say how wide a pixel is."""
 
-    def read(bench: Bench, name: str, content: bytes | None) -> None:
-        path = bench.new() / name
+    def read(bench: Bench, file: str, content: bytes | None) -> None:
+        path = bench.new() / file
         if content is not None:
             path.write_bytes(content)
         stp.io.read_wsi(path)

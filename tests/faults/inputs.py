@@ -261,7 +261,11 @@ def _shows_a_way(error: BaseException, text: str, case: Case) -> bool:
     """Whether an error names an argument of the called function, or what to do with the data."""
     if isinstance(error, SystemExit):
         return (
-            re.search(r"--\w|in Python|must|there (is|are)|no such file|get it again|name |choose", text, re.IGNORECASE)
+            re.search(
+                r"--\w|in Python|must|there (is|are)|no such file|get it again|name |choose|st-predict \w",
+                text,
+                re.IGNORECASE,
+            )
             is not None
         )
     arguments = set(inspect.signature(case.function).parameters) if case.function is not None else set()
@@ -341,10 +345,15 @@ def main() -> None:
         write_page(counts, odd)
 
 
+def _without_folders(said: str) -> str:
+    """Text of an error for the page, without the temporary folder."""
+    return f"`{re.sub(r'/tmp/[^/ ]+/', '', ' '.join(said.split()))[:200]}`"
+
+
 def write_page(counts: dict[str, Counter[str]], odd: list[tuple[Case, str, str]]) -> None:
     """Put the counts and the cases that are not answered well into the page."""
     listed = "\n".join(
-        f"- {case.kind}: {case.name} ({outcome}){f': {case.open}' if case.open else ''}" for case, outcome, _ in odd
+        f"- {case.kind}: {case.name} ({outcome}): {case.open or _without_folders(said)}" for case, outcome, said in odd
     )
     text = f"{table_of(counts)}\n\n{listed or 'None of these inputs is answered badly.'}\n"
     page = PAGE.read_text(encoding="utf-8")

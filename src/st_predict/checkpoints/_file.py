@@ -269,7 +269,8 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
     free = list(spec.at_prediction)
     if fixed := sorted(hparams.keys() - set(free)):
         raise InvalidValueError(
-            f"The hyper-parameters {fixed} of {model!r} are fixed by training; {free} may change at prediction."
+            f"The hyper-parameters {fixed} of {model!r} are fixed by training; {free} may change at prediction.",
+            Advice("leave them out of {}", "hparams"),
         )
 
 

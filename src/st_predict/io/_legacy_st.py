@@ -199,6 +199,8 @@ def _read_spots(path: Path) -> pd.DataFrame:
             f"{path} is no known file of spots: its first line is {header}. Expected the columns x, y, pixel_x and "
             "pixel_y, or a name like 7x13 and two pixel coordinates, separated by tabs or commas."
         )
+    if frame.empty:
+        raise InvalidValueError(f"{path} has no spots, or none that is selected.", "get the whole file")
     frame.index = pd.Index(_name(frame["x"], frame["y"]))
     if not frame.index.is_unique:
         raise InvalidValueError(f"{path} has spots twice: {sorted(set(frame.index[frame.index.duplicated()]))[:3]}.")
