@@ -24,6 +24,12 @@ class Keys:
     ARRAY_COL = "array_col"
     """``table.obs``: place of a spot on the lattice of its assay."""
 
+    IN_TISSUE = "in_tissue"
+    """``table.obs``: 0 where Space Ranger found no tissue."""
+
+    REGION, SPOT = "stp_region", "stp_spot"
+    """``table.obs``: columns of :func:`st_predict.io.from_anndata` that link rows to spots."""
+
     PATIENT = "patient"
     SECTION = "section"
     LABEL = "pathologist_label"

@@ -58,7 +58,7 @@ class Where:
     layer
         Layer of the table with the raw counts; ``None`` for ``.X``.
     mpp
-        Micrometres per pixel of level 0 of the image, if the caller knows.
+        Micrometres per pixel of level 0 of the image, if the caller knows, or a mapping from region to it.
     group_key
         Column of ``.obs`` that names the patient.
     genes
@@ -69,6 +69,6 @@ class Where:
     table_key: Text | None = None
     shapes_key: Text | None = None
     layer: Text | None = None
-    mpp: Positive | Literal["spots"] | None = None
+    mpp: Positive | Mapping[str, Positive] | Literal["spots"] | None = None
     group_key: Text = Keys.PATIENT
     genes: GeneMatching = field(default_factory=GeneMatching)

@@ -320,7 +320,7 @@ def _resolution(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> Mpp
 
 
 def _read_image(path: Path, *, n_levels: int, mpp: float) -> DataArray | DataTree:
-    levels = [_pixels(path)]
+    levels = [read_pixels(path)]
     while len(levels) < n_levels and min(levels[-1].shape[:2]) > 1:
         levels.append(halve(levels[-1]))
     return image_of_levels([_chunked(level) for level in levels], mpp=mpp)
@@ -331,7 +331,7 @@ def _chunked(level: NDArray[np.uint8]) -> da.Array:
     return da.from_array(level.transpose(2, 0, 1), chunks=(3, CHUNK, CHUNK), name=False)  # type: ignore[no-untyped-call]
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
+def read_pixels(path: Path) -> NDArray[np.uint8]:
     """``(height, width, 3)``."""
     with _open_image(path) as file:
         if file.mode != "RGB":

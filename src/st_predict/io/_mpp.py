@@ -13,11 +13,12 @@ from pandas.api.types import is_numeric_dtype
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict.io._pyramid import image_attrs
-from st_predict.io._select import find_image, find_table
+from st_predict.io._select import find_image, find_region, find_table, regions_of
 from st_predict.io._spots import axes_matrix, read_spots
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def find_mpp(
     sdata
         Holds the image.
     image_key
-        The image; may be left out when there is only one.
+        The image; may be left out when :func:`find_image` finds it.
     table_key
         Table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
         ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium`` made
@@ -134,8 +135,9 @@ def find_mpp(
         If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
         no such lattice, an unknown assay. Or if nothing is known and ``required`` is true.
     """
-    image_key = find_image(sdata, image_key)
+    check_slide(sdata)
     table_key, shapes_key = check("table_key", table_key, Text | None), check("shapes_key", shapes_key, Text | None)
+    image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, shapes_key))
     check("required", required, Flag)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:
@@ -221,7 +223,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
         )
     pitch_um = _pitch_um(sdata.tables[table_key], assay)
     # shapes that the table does not annotate, such as a grid, do not keep it from telling the pitch
-    region = region if region in _regions(sdata.tables[table_key]) else None
+    region = region if region in regions_of(sdata.tables[table_key]) else None
     spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
     if spots.grid is None:
         raise InvalidValueError(
@@ -239,14 +241,6 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
     return Mpp(pitch_um / pitch, f"distance between spots ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
 
 
-def _regions(table: AnnData) -> list[str]:
-    try:
-        regions, *_ = get_table_keys(table)
-    except ValueError:
-        return []
-    return [regions] if isinstance(regions, str) else list(regions)
-
-
 def _assay(table: AnnData) -> str | None:
     if Keys.ASSAY in table.uns:
         return str(table.uns[Keys.ASSAY])
@@ -254,17 +248,17 @@ def _assay(table: AnnData) -> str | None:
 
 
 def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
-    """Whether this is a table of ``spatialdata_io.visium``.
+    """Whether this is a table of ``spatialdata_io.visium``, or of :func:`from_anndata`.
 
-    That reader alone calls its instances ``spot_id`` beside Space Ranger's three columns, and of the assays of Space
-    Ranger only Visium has spots where row + column is even, everywhere.
+    That reader, and :func:`from_anndata`, alone call their instances so beside Space Ranger's three columns, and of the assays of
+    Space Ranger only Visium has spots where row + column is even, everywhere.
     """
     try:
         *_, instance_key = get_table_keys(table)
     except ValueError:
         return False
     columns = ["in_tissue", Keys.ARRAY_ROW, Keys.ARRAY_COL]
-    if instance_key != "spot_id" or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
+    if instance_key not in {"spot_id", Keys.SPOT} or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
         return False
     place = table.obs[[Keys.ARRAY_ROW, Keys.ARRAY_COL]]
     if not all(is_numeric_dtype(dtype) for dtype in place.dtypes):

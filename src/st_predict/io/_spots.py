@@ -72,7 +72,7 @@ def read_spots(
     sdata
         Holds the image and the spots.
     image_key
-        Image whose pixels are meant; may be left out when there is only one.
+        Image whose pixels are meant; may be left out when :func:`find_image` finds it.
     table_key
         Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless
         ``shapes_key`` asks for shapes.
@@ -98,16 +98,16 @@ def read_spots(
     """
     check_slide(sdata)
     region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
-    image = sdata.images[find_image(sdata, image_key)]
     if table_key is None and shapes_key is not None:
-        return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)
+        return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image_key)
     name = find_table(sdata, table_key)
     if name is None:
-        return _spots_of_shapes(sdata, find_shapes(sdata, None), image)
-    return _spots_of_table(sdata, name, image, region=shapes_key if region is None else region)
+        return _spots_of_shapes(sdata, find_shapes(sdata, None), image_key)
+    return _spots_of_table(sdata, name, image_key, region=shapes_key if region is None else region)
 
 
-def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
+def _spots_of_shapes(sdata: SpatialData, key: str, image_key: str | None) -> Spots:
+    image = sdata.images[find_image(sdata, image_key, region=key)]
     element = sdata.shapes[key]
     if len(element) == 0:
         raise InvalidValueError(f"Shapes {key!r} are empty.")
@@ -117,9 +117,10 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     return Spots(names=names, xy=xy, grid=_grid(element), radius=_radii(element, scale))
 
 
-def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
+def _spots_of_table(sdata: SpatialData, table_key: str, image_key: str | None, *, region: str | None) -> Spots:
     table = sdata.tables[table_key]
     obs, region, instance_key = _rows(table, table_key, region)
+    image = sdata.images[find_image(sdata, image_key, region=region)]
     _check_unique(obs.index, what=f"obs_names of table {table_key!r}")
     _check_unique(pd.Index(obs[instance_key]), what=f"Column {instance_key!r} of table {table_key!r}")
     element = _element(sdata, region)
