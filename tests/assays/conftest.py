@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
+import zarr
 from PIL import Image
 from scipy import sparse
 
@@ -284,3 +286,116 @@ def _write_images(path: Path, image: NDArray[np.uint8], hires_width: int) -> Non
     Image.fromarray(image).save(path / "microscope_image" / "tissue.tif")
     for name, width in (("hires", hires_width), ("lowres", hires_width // 4)):
         Image.fromarray(shrink(image, width)[0]).save(path / "spatial" / f"tissue_{name}_image.png")
+
+
+@dataclass(frozen=True)
+class Bundle(Folder):
+    """A Xenium bundle; the image is the H&E image.
+
+    Parameters
+    ----------
+    affine
+        ``(3, 3)`` from pixels of the H&E image to those of the morphology image.
+    """
+
+    affine: NDArray[np.float64]
+
+
+PIXEL_UM = 0.2125
+"""Side of a pixel of the morphology images of Xenium, in micrometres."""
+
+
+@pytest.fixture
+def xenium_folder(tmp_path: Path) -> Callable[..., Bundle]:
+    """Writes the bundle of a Xenium section with an H&E image that is turned, mirrored and of another resolution."""
+
+    def make(
+        name: str = "xenium",
+        *,
+        version: str = "xenium-3.1.0.4",
+        degrees: float = 17.0,
+        mirrored: bool = False,
+        mpp: float = 0.11,
+        n_cells: int = 120,
+        he: bool = True,
+    ) -> Bundle:
+        path = tmp_path / name
+        (path / "morphology_focus").mkdir(parents=True)
+        n = int(np.ceil(np.sqrt(n_cells)))
+        pitch = 60  # morphology pixels, 12.75 um
+        centres = np.array([(c, r) for r in range(n) for c in range(n)])[:n_cells] * pitch + pitch + 0.5
+        side = (n + 1) * pitch
+        matrix = _turn(degrees) * (mpp / PIXEL_UM) @ np.diag([-1 if mirrored else 1, 1])
+        corners = np.array([[0, 0], [side, 0], [0, side], [side, side]]) @ np.linalg.inv(matrix).T
+        low = corners.min(axis=0)
+        affine = np.eye(3)
+        affine[:2, :2], affine[:2, 2] = matrix, matrix @ low
+        in_he = centres @ np.linalg.inv(matrix).T - low
+        shape = tuple(int(v) for v in np.ceil(np.ptp(corners, axis=0))[::-1])
+        image = paint(shape, in_he, 0.68 * pitch * PIXEL_UM / mpp)
+        ids = _write_cells(path, centres, side, version)
+        _write_morphology(path, side, version)
+        if he:
+            tifffile.imwrite(path / "s_he_image.ome.tif", image, photometric="rgb")
+            np.savetxt(path / "s_he_imagealignment.csv", affine, delimiter=",")
+        return Bundle(path, pd.DataFrame(colours(n_cells), index=ids), mpp, image, affine)
+
+    return make
+
+
+def _write_cells(path: Path, centres: NDArray[np.float64], side: int, version: str) -> list[str]:
+    """Write what a Xenium bundle says of its cells: numbers, labels and tables."""
+    n = len(centres)
+    numbers = np.arange(n, dtype=np.uint32) * 4099 + 77
+    letters = "abcdefghijklmnop"
+    ids = ["".join(letters[(int(i) >> shift) & 15] for shift in range(28, -4, -4)) + "-1" for i in numbers]
+    masks = np.zeros((side, side), np.uint32)
+    yy, xx = np.mgrid[:side, :side] + 0.5
+    for i, (x, y) in enumerate(centres):
+        masks[np.hypot(xx - x, yy - y) < 14] = i + 1
+    with zarr.storage.ZipStore(path / "cells.zarr.zip", mode="w") as store:
+        group = zarr.open_group(store, mode="w", zarr_format=2)
+        group.create_array("cell_id", data=np.column_stack([numbers, np.ones(n, np.uint32)]))
+        names = ["cell_centroid_x", "cell_centroid_y", "cell_area", "nucleus_centroid_x", "nucleus_centroid_y"]
+        names += ["nucleus_area", "z_level", "nucleus_count"]
+        group.create_array("cell_summary", data=np.zeros((n, len(names))), attributes={"column_names": names})
+        for i in (0, 1):
+            group.create_array(f"masks/{i}", data=masks, chunks=(256, 256))
+            group.create_array(f"polygon_sets/{i}/cell_index", data=np.arange(n, dtype=np.uint32))
+    (path / "experiment.xenium").write_text(json.dumps({"pixel_size": PIXEL_UM, "analysis_sw_version": version}))
+    _write_tables(path, centres, ids)
+    return ids
+
+
+def _write_tables(path: Path, centres: NDArray[np.float64], ids: list[str]) -> None:
+    """Write counts, places and outlines of the cells; all in micrometres."""
+    n = len(ids)
+    counts = np.random.default_rng(0).poisson(5, (n, len(GENES)))
+    counts[3] = 0
+    write_10x(path / "cell_feature_matrix.h5", counts, ids)
+    cells = pd.DataFrame(
+        {"cell_id": ids, "x_centroid": centres[:, 0] * PIXEL_UM, "y_centroid": centres[:, 1] * PIXEL_UM}
+    )
+    cells["transcript_counts"], cells["cell_area"], cells["nucleus_area"] = counts.sum(axis=1), 27.8, 10.0
+    cells.to_parquet(path / "cells.parquet")
+    angles = np.deg2rad(np.arange(0, 405, 45))
+    ring = 14 * PIXEL_UM * np.column_stack([np.cos(angles), np.sin(angles)])
+    vertices = (centres[:, None] * PIXEL_UM + ring).reshape(-1, 2)
+    boundaries = pd.DataFrame({"cell_id": np.repeat(ids, 9), "vertex_x": vertices[:, 0], "vertex_y": vertices[:, 1]})
+    boundaries["label_id"] = np.repeat(np.arange(1, n + 1), 9)
+    for kind in ("cell", "nucleus"):
+        boundaries.to_parquet(path / f"{kind}_boundaries.parquet")
+    transcripts = pd.DataFrame({"cell_id": ids, "feature_name": GENES[0], "z_location": 0.0, "qv": 40.0})
+    transcripts["x_location"], transcripts["y_location"] = cells["x_centroid"], cells["y_centroid"]
+    transcripts.to_parquet(path / "transcripts.parquet")
+
+
+def _write_morphology(path: Path, side: int, version: str) -> None:
+    """Write the fluorescence image, of 16 bits."""
+    pixels = np.random.default_rng(0).integers(0, 4000, (1, side, side)).astype(np.uint16)
+    name = (
+        "morphology_focus/ch0000_dapi.ome.tif"
+        if version.startswith("xenium-4")
+        else "morphology_focus/morphology_focus_0000.ome.tif"
+    )
+    tifffile.imwrite(path / name, pixels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI"]}})

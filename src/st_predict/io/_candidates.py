@@ -41,6 +41,9 @@ RESOLUTION = re.compile(r"_(full|hires|lowres)_image(?=$|-)")
 NOT_HE = re.compile(r"(_cytassist|^if)_image(?=$|-)")
 """Images of readers that are no H&E image although they may be 8-bit RGB."""
 
+MORPHOLOGY = re.compile(r"morphology_(focus|mip)(?=$|-)")
+"""Fluorescence of ``spatialdata_io.xenium``."""
+
 COSMX_IMAGE, COSMX_LABELS = re.compile(r"\d+_image(?=$|-)"), re.compile(r"\d+_labels(?=$|-)")
 
 SAME_CORNER = 3
@@ -117,7 +120,9 @@ def _may_be_stained(sdata: SpatialData, name: str, region: str | None) -> bool:
 
 
 def _is_fluorescence(name: str, region: str | None) -> bool:
-    """Whether this is a composite of fluorescence channels of CosMx, which is 8-bit RGB."""
+    """Whether a reader says so: Xenium by the name, CosMx, whose composites of channels are 8-bit RGB, by the region as well."""
+    if MORPHOLOGY.match(name):
+        return True
     return region is not None and bool(COSMX_LABELS.match(region) and COSMX_IMAGE.match(name))
 
 

@@ -17,9 +17,11 @@ from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
+from st_predict.io._bins import bin_um, largest_bins
+from st_predict.io._micrometres import in_micrometres
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._select import find_image, find_region, find_table, regions_of
-from st_predict.io._spots import axes_matrix, read_spots
+from st_predict.io._spots import axes_matrix, read_spots, unit_in_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,8 +114,8 @@ def find_mpp(
         The image; may be left out when :func:`find_image` finds it.
     table_key
         Table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
-        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium`` made
-        are recognised without it.
+        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium``, ``visium_hd``
+        and ``xenium`` made are recognised without it.
     shapes_key
         Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
     mpp
@@ -170,9 +172,35 @@ def _find(
     if found is not None:
         return found
     name = find_table(sdata, table_key) if table_key or len(sdata.tables) else None
-    if name is None or _assay(sdata.tables[name]) is None:
+    if name is not None and _assay(sdata.tables[name]) is not None:
+        return _from_spots(sdata, image_key, name, shapes_key)
+    if name is not None and (of_cells := _from_cells(sdata, image_key, name, shapes_key)) is not None:
+        return of_cells
+    return _from_bins(sdata, image_key)
+
+
+def _from_cells(sdata: SpatialData, image_key: str, table_key: str, region: str | None) -> Mpp | None:
+    """Resolution from cells that their reader keeps in micrometres."""
+    found = in_micrometres(sdata, sdata.tables[table_key], region)
+    if found is None or not _share(sdata[found[0]], sdata.images[image_key]):
         return None
-    return _from_spots(sdata, image_key, name, shapes_key)
+    scale = unit_in_image(sdata, found[0], image_key)
+    return Mpp(1 / scale, f"micrometres of {found[0]!r} ({found[1]})")
+
+
+def _from_bins(sdata: SpatialData, image_key: str) -> Mpp | None:
+    """Resolution from the bins of Visium HD beside a table of its cells."""
+    name = largest_bins(sdata)
+    if name is None or len(regions_of(sdata.tables[name])) != 1:
+        return None
+    region = regions_of(sdata.tables[name])[0]
+    if region not in sdata or not _share(sdata[region], sdata.images[image_key]):
+        return None
+    return _from_spots(sdata, image_key, name, region)
+
+
+def _share(first: Any, second: Any) -> bool:
+    return bool(set(get_transformation(first, get_all=True)) & set(get_transformation(second, get_all=True)))
 
 
 def _from_coordinate_system(image: Any) -> Mpp | None:
@@ -244,6 +272,8 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
 def _assay(table: AnnData) -> str | None:
     if Keys.ASSAY in table.uns:
         return str(table.uns[Keys.ASSAY])
+    if bin_um(table) is not None:
+        return "visium_hd"
     return "visium" if _is_visium_of_spatialdata_io(table) else None
 
 
@@ -273,6 +303,9 @@ def _pitch_um(table: AnnData, assay: str) -> float:
         raise InvalidValueError(
             f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {ASSAYS}.", "correct it", GIVE, SET_UM
         )
+    side = bin_um(table)
+    if Keys.BIN_UM not in table.uns and side is not None:
+        return side
     if Keys.BIN_UM not in table.uns:
         raise InvalidValueError(
             f"The side of the bins of Visium HD is unknown: there is no uns[{Keys.BIN_UM!r}].",
