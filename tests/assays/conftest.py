@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -59,7 +60,9 @@ def shrink(image: NDArray[np.uint8], width: int) -> tuple[NDArray[np.uint8], flo
     return np.asarray(small), factor
 
 
-def write_10x(path: Path, counts: NDArray[np.integer], barcodes: list[str], library: str = "lib") -> None:
+def write_10x(
+    path: Path, counts: NDArray[np.integer], barcodes: list[str], library: str = "lib", genes: tuple[str, ...] = GENES
+) -> None:
     """Write a matrix of counts, ``(n_spots, n_genes)``, as Cell Ranger does since version 3."""
     matrix = sparse.csr_matrix(counts)  # of genes x barcodes, compressed by barcode
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def write_10x(path: Path, counts: NDArray[np.integer], barcodes: list[str], libr
         group["data"], group["indices"], group["indptr"] = matrix.data.astype(np.int32), matrix.indices, matrix.indptr
         group["shape"] = np.array(counts.shape[::-1], np.int32)
         features = group.create_group("features")
-        names = np.array(GENES[: counts.shape[1]], "S")
+        names = np.array(genes[: counts.shape[1]], "S")
         features["id"], features["name"] = names, names
         features["feature_type"] = np.array([b"Gene Expression"] * len(names))
         features["genome"] = np.array([b"GRCh38"] * len(names))
@@ -318,6 +321,7 @@ def xenium_folder(tmp_path: Path) -> Callable[..., Bundle]:
         mpp: float = 0.11,
         n_cells: int = 120,
         he: bool = True,
+        genes: tuple[str, ...] = GENES,
     ) -> Bundle:
         path = tmp_path / name
         (path / "morphology_focus").mkdir(parents=True)
@@ -334,6 +338,7 @@ def xenium_folder(tmp_path: Path) -> Callable[..., Bundle]:
         shape = tuple(int(v) for v in np.ceil(np.ptp(corners, axis=0))[::-1])
         image = paint(shape, in_he, 0.68 * pitch * PIXEL_UM / mpp)
         ids = _write_cells(path, centres, side, version)
+        _write_tables(path, centres, ids, genes)
         _write_morphology(path, side, version)
         if he:
             tifffile.imwrite(path / "s_he_image.ome.tif", image, photometric="rgb")
@@ -363,16 +368,15 @@ def _write_cells(path: Path, centres: NDArray[np.float64], side: int, version: s
             group.create_array(f"masks/{i}", data=masks, chunks=(256, 256))
             group.create_array(f"polygon_sets/{i}/cell_index", data=np.arange(n, dtype=np.uint32))
     (path / "experiment.xenium").write_text(json.dumps({"pixel_size": PIXEL_UM, "analysis_sw_version": version}))
-    _write_tables(path, centres, ids)
     return ids
 
 
-def _write_tables(path: Path, centres: NDArray[np.float64], ids: list[str]) -> None:
+def _write_tables(path: Path, centres: NDArray[np.float64], ids: list[str], genes: tuple[str, ...]) -> None:
     """Write counts, places and outlines of the cells; all in micrometres."""
     n = len(ids)
     counts = np.random.default_rng(0).poisson(5, (n, len(GENES)))
     counts[3] = 0
-    write_10x(path / "cell_feature_matrix.h5", counts, ids)
+    write_10x(path / "cell_feature_matrix.h5", counts, ids, genes=genes)
     cells = pd.DataFrame(
         {"cell_id": ids, "x_centroid": centres[:, 0] * PIXEL_UM, "y_centroid": centres[:, 1] * PIXEL_UM}
     )
@@ -399,3 +403,9 @@ def _write_morphology(path: Path, side: int, version: str) -> None:
         else "morphology_focus/morphology_focus_0000.ome.tif"
     )
     tifffile.imwrite(path / name, pixels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI"]}})
+
+
+@pytest.fixture
+def codes() -> SimpleNamespace:
+    """Colours of spots, and how to paint and to read them."""
+    return SimpleNamespace(colours=colours, paint=paint, decode=decode)
