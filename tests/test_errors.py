@@ -89,7 +89,7 @@ def test_errors_come_back_from_other_processes() -> None:
         told = pool.submit(_fail_by_advice).exception()
     assert isinstance(error, InvalidValueError)
     assert str(error) == "epochs must be at least 1, got 0."
-    assert str(told).endswith("several images in sdata: ['a', 'b']. Choose one with image_key=.")
+    assert str(told).endswith("several images in sdata: ['a', 'b']. Choose one with image_key=, or keep one of them.")
 
 
 def _fail_by_a_setting() -> None:

@@ -34,7 +34,7 @@ def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
     if isinstance(sdata, AnnData):
         raise InvalidTypeError(
             f"{found} Image and spots are needed as well:",
-            'put them together with spatialdata.SpatialData(images=..., shapes=..., tables={"table": adata})',
+            "add them with sdata = st_predict.io.from_anndata(adata, image=...)",
             "read the sample anew with a reader of spatialdata-io",
         )
     raise InvalidTypeError(found, *_ways_out(sdata))

@@ -27,6 +27,9 @@ class Keys:
     IN_TISSUE = "in_tissue"
     """``table.obs``: 1 for spots on tissue and 0 for spots beside it, as Space Ranger writes it."""
 
+    REGION, SPOT = "stp_region", "stp_spot"
+    """``table.obs``: columns of :func:`st_predict.io.from_anndata` that link rows to spots."""
+
     PATIENT = "patient"
     SECTION = "section"
     LABEL = "pathologist_label"

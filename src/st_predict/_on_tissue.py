@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _WORDS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
 
 
-def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "") -> NDArray[np.bool_]:
+def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = logging.WARNING) -> NDArray[np.bool_]:
     """Which spots count: those that the column ``in_tissue`` says to lie on tissue, or all.
 
     Parameters
@@ -32,6 +32,8 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "") -> NDArray[np.b
         Whether spots beside the tissue are left out; how many is logged.
     label
         Name of the section, for the message.
+    level
+        Level of the message.
 
     Returns
     -------
@@ -57,7 +59,8 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "") -> NDArray[np.b
     if not on.any():
         raise InvalidValueError(f"All {len(on)} spots have .obs[{Keys.IN_TISSUE!r}] 0.", "correct the column", keep_all)
     if not on.all():
-        logger.warning(
+        logger.log(
+            level,
             "%s%d of %d spots lie beside the tissue (%s is 0) and are left out; tissue_only=False keeps them.",
             *(f"{label}: " if label else "", (~on).sum(), len(on), Keys.IN_TISSUE),
         )

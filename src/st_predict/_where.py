@@ -58,11 +58,11 @@ class Where:
     layer
         Layer of the table with the raw counts; ``None`` for ``.X``.
     mpp
-        Micrometres per pixel of level 0 of the image, if the caller knows.
+        Micrometres per pixel of level 0 of the image, if the caller knows, or a mapping from region to it.
     group_key
         Column of ``.obs`` that names the patient.
     tissue_only
-        Whether measured spots whose ``in_tissue`` in ``.obs`` is 0 are left out.
+        Whether spots whose ``in_tissue`` in ``.obs`` is 0 are left out.
     genes
         How the genes of a panel are found in the table.
     """
@@ -71,7 +71,7 @@ class Where:
     table_key: Text | None = None
     shapes_key: Text | None = None
     layer: Text | None = None
-    mpp: Positive | Literal["spots"] | None = None
+    mpp: Positive | Mapping[str, Positive] | Literal["spots"] | None = None
     group_key: Text = Keys.PATIENT
     tissue_only: Flag = True
     genes: GeneMatching = field(default_factory=GeneMatching)

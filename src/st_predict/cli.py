@@ -132,7 +132,7 @@ MinCounts = Annotated[
 ]
 TissueOnly = Annotated[
     bool,
-    typer.Option("--tissue-only/--all-spots", help="Leave out measured spots whose in_tissue in .obs is 0, or do not."),
+    typer.Option("--tissue-only/--all-spots", help="Leave out spots whose in_tissue in .obs is 0, or do not."),
 ]
 Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
 Checkpoints = Annotated[
@@ -288,6 +288,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     cut_tissue: Annotated[
         str, typer.Option(help="Spots whose field of view is cut where tissue goes on: keep or nan.")
     ] = "keep",
+    tissue_only: TissueOnly = True,  # noqa: FBT002
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
     trust: Trust = False,  # noqa: FBT002
@@ -333,6 +334,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         device=device,
         precision=precision,
         cut_tissue=cut_tissue,  # type: ignore[arg-type]  # checked by the function
+        tissue_only=tissue_only,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
         trust=trust,

@@ -21,6 +21,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Flag, Number, Text, check
+from st_predict.io import find_table
 from st_predict.specs import HeldOut, ModelCard
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from st_predict.specs import Reliability, TargetSpec
 
-__all__ = ["frame", "prediction", "reliability", "table_of"]
+__all__ = ["frame", "prediction", "reliability", "table_of", "to_anndata"]
 
 
 logger = logging.getLogger(__name__)
@@ -512,6 +513,50 @@ def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: A
         result.uns[_TABLE_ATTRS] = _links(spots)
     Record.copy(stored.uns, result.uns, key)
     return result
+
+
+def to_anndata(sdata: SpatialData, *, table_key: str | None = None) -> AnnData:
+    """Return the table of the spots with all results, without links to the image, as :func:`st_predict.io.from_anndata` was given it.
+
+    Parameters
+    ----------
+    sdata
+        What results were written to.
+    table_key
+        Table of the spots; may be left out if there is one.
+
+    Returns
+    -------
+    The table with everything that was added to ``.obsm``, ``.layers`` and ``.uns``. Arrays are shared, not copied.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If the table does not exist or is ambiguous, or ``sdata`` is something else.
+
+    Examples
+    --------
+    >>> adata = st_predict.get.to_anndata(sdata)  # doctest: +SKIP
+    """
+    name = find_table(sdata, table_key)
+    if name is None:
+        raise NotFoundError(f"There is no table of spots in sdata; there are {sorted(sdata.tables)}.")
+    table = sdata.tables[name]
+    links = [Keys.REGION, Keys.SPOT]
+    taken = AnnData(
+        table.X,
+        obs=table.obs.drop(columns=[column for column in links if column in table.obs]),
+        var=table.var.copy(),
+        uns={key: value for key, value in table.uns.items() if key != _TABLE_ATTRS},
+        obsm=dict(table.obsm),
+        varm=dict(table.varm),
+        layers=dict(table.layers),
+        obsp=dict(table.obsp),
+        varp=dict(table.varp),
+    )
+    if table.raw is not None:
+        taken.raw = table.raw.to_adata()
+    return taken
 
 
 def _links(table: AnnData) -> dict[str, Any]:

@@ -131,7 +131,10 @@ def test_which_image(sdata):
         open_pyramid(sdata, "x")
     sdata["other"] = _image(np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(
-        ValueError, match=re.escape("There are several images in sdata: ['he', 'other']. Choose one with image_key=.")
+        ValueError,
+        match=re.escape(
+            "There are several images in sdata: ['he', 'other']. Choose one with image_key=, or keep one of them."
+        ),
     ):
         open_pyramid(sdata)
     assert open_pyramid(sdata, "other").level_shapes == ((8, 8),)

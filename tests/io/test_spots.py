@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import ndimage
 from shapely import Point, box
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
@@ -19,6 +20,7 @@ from st_predict._sections._cells import spot_radius
 from st_predict._sections._section import open_slide
 from st_predict._where import Where
 from st_predict.io import Spots, open_pyramid, read_spots, spots_outside
+from st_predict.io._label_centres import label_centres
 
 XY = np.array([(x, y) for y in (50, 200, 390) for x in (10, 150, 300, 590)], float)
 QUARTER_TURN = Affine([[0, -1, 400], [1, 0, 0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
@@ -84,7 +86,7 @@ def test_transformations(shapes, image, truth, system, stored, tmp_path):
     np.testing.assert_allclose(read_spots(sdata).xy, [truth(x, y) for x, y in XY], atol=1e-6)
 
 
-@pytest.mark.parametrize("matrix", [[[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1.002, 0], [0, 0, 1]]])
+@pytest.mark.parametrize("matrix", [[[1, 0.02, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1.02, 0], [0, 0, 1]]])
 def test_shear_and_unequal_scale_are_refused(matrix):
     sdata = _section(XY, shapes=Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y")))
     with pytest.raises(ValueError, match="shears, or scales x and y differently"):
@@ -208,12 +210,43 @@ def test_points_are_spots_too(sdata):
     assert read_spots(sdata).radius is None
 
 
-def test_labels_are_refused_with_a_way_out(sdata):
+def _cells(n_levels=1, *, dtype=np.uint32, first=1, chunks=None):
+    """Twelve discs of different sizes, that touch blocks of the array in many ways."""
+    yy, xx = np.mgrid[:200, :300]
+    labels = np.zeros((200, 300), dtype)
+    for i, (x, y) in enumerate((x, y) for y in (30, 95, 160) for x in (30, 110, 190, 270)):
+        labels[np.hypot(xx - x - i / 3, yy - y) < 8 + i] = first + 7 * i
+    return labels, Labels2DModel.parse(
+        labels, dims=("y", "x"), scale_factors=[2] * (n_levels - 1) or None, chunks=chunks or (64, 80)
+    )
+
+
+@pytest.mark.parametrize("n_levels", [1, 3])
+@pytest.mark.parametrize("first", [1, 10**7])
+def test_centres_of_labels_are_their_centroids(sdata, n_levels, first):
+    labels, sdata["cells"] = _cells(n_levels, first=first)
+    table = sdata["table"]
+    order = np.random.default_rng(0).permutation(12)
+    table.obs["region"], table.obs["instance"] = pd.Categorical(["cells"] * 12), first + 7 * order
+    table.uns["spatialdata_attrs"]["region"] = "cells"
+    truth = np.array(ndimage.center_of_mass(labels > 0, labels, first + 7 * order))[:, ::-1] + 0.5
+    np.testing.assert_allclose(read_spots(sdata).xy, truth, atol=1e-9)
+
+
+def test_sparse_labels_are_renumbered():
+    labels = np.zeros((30, 40), np.int64)
+    labels[3:5, 6:10], labels[20:, 30:] = 2**33, 5
+    names, xy = label_centres(Labels2DModel.parse(labels, dims=("y", "x")))
+    assert list(names) == [5, 2**33]
+    np.testing.assert_allclose(xy, [[35, 25], [8, 4]])
+
+
+def test_labels_without_a_cell(sdata):
     sdata["cells"] = Labels2DModel.parse(np.zeros((40, 60), np.int32), dims=("y", "x"))
     table = sdata["table"]
     table.obs["region"] = pd.Categorical(["cells"] * 12)
     table.uns["spatialdata_attrs"]["region"] = "cells"
-    with pytest.raises(ValueError, match=r"'cells' is a labels element.*to_circles"):
+    with pytest.raises(ValueError, match="12 of 12 rows of the table are not in 'cells'"):
         read_spots(sdata)
 
 

@@ -10,6 +10,8 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation
 
 from st_predict import io, pp
+from st_predict._errors import InvalidValueError
+from st_predict.io._mpp import lattice_pitch
 from st_predict.pp._grid import _share
 from st_predict.pp._tissue import Tissue
 
@@ -166,3 +168,31 @@ def test_which_image():
         pp.make_grid(sdata, mpp=1)
     pp.make_grid(sdata, mpp=1, image_key="other")
     assert len(sdata.shapes["grid"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "pitch", "diameter", "layout"),
+    [
+        ("visium", 100, 55, "hex"),
+        ("visium_hd_16um", 16, 16, "square"),
+        ("visium_hd_8um", 8, 8, "square"),
+        ("legacy_st", 200, 100, "square"),
+    ],
+)
+def test_patterns_of_assays(sdata, pattern, pitch, diameter, layout):
+    """The lattice is the one from which the mpp of such an assay is read, and nearest spots are a pitch apart."""
+    pp.make_grid(sdata, mpp=2, tissue_only=False, pattern=pattern)
+    shapes = sdata.shapes["grid"]
+    xy = np.column_stack([shapes.geometry.x, shapes.geometry.y])
+    grid = shapes[["array_row", "array_col"]].to_numpy()
+    assert lattice_pitch(xy, grid, hexagonal=layout == "hex") * 2 == pytest.approx(pitch)
+    assert (shapes["radius"] * 2 * 2 == diameter).all()
+    nearest = KDTree(xy).query(xy, k=2)[0][:, 1]
+    np.testing.assert_allclose(nearest * 2, pitch)
+
+
+def test_a_pattern_or_numbers(sdata):
+    with pytest.raises(InvalidValueError, match=r"pattern 'visium' has a pitch.*\['pitch_um'\] are given too"):
+        pp.make_grid(sdata, mpp=2, pattern="visium", pitch_um=50)
+    with pytest.raises(InvalidValueError, match="pattern must be 'visium'"):
+        pp.make_grid(sdata, mpp=2, pattern="xenium")

@@ -110,7 +110,7 @@ def test_writes_an_array_and_where_it_came_from(measured: SpatialData) -> None:
     params = json.loads(record["params"])
     assert (params["device"], params["precision"], params["crop"]["mpp"]) == ("cpu", "float32", None)
     assert params["sections"] == [
-        {"region": "spots", "mpp": None, "mpp_source": "unknown", "level_downsamples": [1.0, 2.0, 4.0]}
+        {"region": "spots", "image": "he", "mpp": None, "mpp_source": "unknown", "level_downsamples": [1.0, 2.0, 4.0]}
     ]
 
 

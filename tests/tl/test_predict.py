@@ -87,7 +87,13 @@ def test_alone_it_writes_the_slots_that_are_documented_and_no_other(
     assert record["genes"].tolist() == list("abcd")
     assert stp.specs.ModelCard.from_json(record["card"]) == checkpoints.load(checkpoint())[1]
     section = json.loads(record["params"])["sections"][0]
-    assert section == {"region": "spots", "mpp": None, "mpp_source": "unknown", "level_downsamples": [1.0, 2.0, 4.0]}
+    assert section == {
+        "region": "spots",
+        "image": "he",
+        "mpp": None,
+        "mpp_source": "unknown",
+        "level_downsamples": [1.0, 2.0, 4.0],
+    }
 
 
 def test_hash_notices_changes(measured: SpatialData) -> None:
@@ -489,9 +495,9 @@ def test_unfit_data(
         ({"device": "abacus"}, ValueError, "Device 'abacus' cannot be used .*device=.auto."),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "half"}, ValueError, "precision must be .auto. or one of .*got .half."),
-        ({"mpp": -1.0}, ValueError, "mpp must be above 0 or 'spots', got -1"),
+        ({"mpp": -1.0}, ValueError, "mpp must be above 0 or a mapping or 'spots', got -1"),
         ({"layer": "raw", "ignore_case": True}, ValueError, r"\['ignore_case', 'layer'\] are only for .*context="),
-        ({"mpp": "spot"}, ValueError, "mpp must be a number or 'spots', got 'spot'"),
+        ({"mpp": "spot"}, ValueError, "mpp must be a number or a mapping or 'spots', got 'spot'"),
     ],
 )
 def test_unfit_arguments(

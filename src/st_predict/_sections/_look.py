@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from st_predict._keys import Keys
 from st_predict._sections._cut import fields_cut
 from st_predict._sections._place import check_place
 from st_predict._sections._scale import check_field, check_sizes, field_px
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["look_over", "look_over_for"]
 
 logger = logging.getLogger(__name__)
-
-IN_TISSUE = "in_tissue"
-"""Column of ``.obs``: whether a spot lies on tissue, by Space Ranger."""
 
 LARGEST = 500_000_000
 """Pixels that are read at most to find the tissue: a slide without coarse levels would take minutes."""
@@ -103,7 +101,7 @@ def _tissue(slide: Slide, section: Section) -> Tissue | None:
 def _expected(slide: Slide, section: Section) -> NDArray[np.bool_]:
     """Which spots should lie on tissue: those that the table does not say to lie beside it."""
     obs = None if slide.table_key is None else slide.sdata.tables[slide.table_key].obs
-    if obs is None or IN_TISSUE not in obs:
+    if obs is None or Keys.IN_TISSUE not in obs:
         return np.ones(len(section.rows), dtype=bool)
-    values = obs[IN_TISSUE].iloc[section.rows].astype(str).str.casefold()
+    values = obs[Keys.IN_TISSUE].iloc[section.rows].astype(str).str.casefold()
     return ~values.isin(["0", "0.0", "false"]).to_numpy()

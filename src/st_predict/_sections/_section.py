@@ -17,6 +17,7 @@ from spatialdata.models import get_table_keys
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
+from st_predict._on_tissue import on_tissue
 from st_predict._results import Slot
 from st_predict.crops import plan_crops
 from st_predict.io import (
@@ -75,7 +76,7 @@ class Section:
     spots
         Centres in level-0 pixels.
     outside
-        ``(n_spots,)``: true for spots whose centre lies outside the image.
+        ``(n_spots,)``: true for spots whose centre lies outside the image, or beside the tissue by ``in_tissue``.
     image_key
         Name of its image.
     reader
@@ -100,9 +101,8 @@ class Section:
         try:
             return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp, offsets=offsets)
         except StPredictError as error:
-            if self.mpp is None:
-                raise
-            raise error.about(f"Image {self.image_key!r}, mpp {mpp:.4g} from {self.mpp.source}:") from None
+            source = "" if self.mpp is None else f", mpp {mpp:.4g} from {self.mpp.source}"
+            raise error.about(f"Image {self.image_key!r}{source}:") from None
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:
@@ -120,6 +120,7 @@ class Section:
         """Return what a reader of a result needs to know of how the section was read."""
         return {
             "region": self.region,
+            "image": self.image_key,
             "mpp": None if self.mpp is None else self.mpp.value,
             "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
             "level_downsamples": list(self.reader.downsamples),
@@ -198,20 +199,30 @@ def open_slide(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
     if table_key is not None:
         return open_table(sdata, table_key, where, need_mpp=need_mpp)
     region = find_shapes(sdata, where.shapes_key)
-    spots = read_spots(sdata, image_key=find_image(sdata, _image_of(region, where.image_key)), shapes_key=region)
+    spots = read_spots(sdata, image_key=_image_of(sdata, region, where.image_key), shapes_key=region)
     section = _open_section(sdata, region, np.arange(len(spots)), spots, table_key=None, where=where, need_mpp=need_mpp)
     return Slide(sdata=sdata, table_key=None, sections=(section,))
 
 
 def open_table(sdata: SpatialData, table_key: str, where: Where, *, need_mpp: bool, region: str | None = None) -> Slide:
     """Open the sections of a table, or the one of a region."""
-    sections = []
-    for name, rows in _regions(sdata, table_key, region).items():
-        image_key = find_image(sdata, _image_of(name, where.image_key))
+    sections, regions = [], _regions(sdata, table_key, region)
+    if isinstance(where.mpp, Mapping) and (unknown := sorted(set(where.mpp) - _elements(sdata))):
+        raise NotFoundError(
+            f"The mapping from region to mpp has {unknown}, which are no spots of sdata; table {table_key!r} has {list(regions)}.",
+            Advice("correct {}", "mpp"),
+            "take names of shapes, points or labels",
+        )
+    for name, rows in regions.items():
+        image_key = _image_of(sdata, name, where.image_key)
         spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=name)
         section = _open_section(sdata, name, rows, spots, table_key=table_key, where=where, need_mpp=need_mpp)
         sections.append(section)
     return Slide(sdata=sdata, table_key=table_key, sections=tuple(sections))
+
+
+def _elements(sdata: SpatialData) -> set[str]:
+    return {*sdata.shapes, *sdata.points, *sdata.labels}
 
 
 def _open_section(
@@ -224,17 +235,31 @@ def _open_section(
     where: Where,
     need_mpp: bool,
 ) -> Section:
-    image_key = find_image(sdata, _image_of(region, where.image_key))
+    image_key = _image_of(sdata, region, where.image_key)
     reader = open_pyramid(sdata, image_key)
     return Section(
         region=region,
         rows=rows,
         spots=spots,
-        outside=_outside(region, spots, reader.level_shapes[0]),
+        outside=_outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where),
         image_key=image_key,
         reader=reader,
-        mpp=_mpp_of(sdata, image_key=image_key, table_key=table_key, region=region, mpp=where.mpp, need_mpp=need_mpp),
+        mpp=_mpp_of(
+            sdata,
+            image_key=image_key,
+            table_key=table_key,
+            region=region,
+            mpp=_given(region, where.mpp),
+            need_mpp=need_mpp,
+        ),
     )
+
+
+def _on_tissue(sdata: SpatialData, table_key: str | None, rows: NDArray[np.int64], where: Where) -> NDArray[np.bool_]:
+    if table_key is None:
+        return np.ones(len(rows), dtype=bool)
+    obs = sdata.tables[table_key].obs.iloc[rows]
+    return on_tissue(obs, only=where.tissue_only, label=table_key, level=logging.INFO)
 
 
 def _outside(region: str, spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -256,15 +281,15 @@ def _outside(region: str, spots: Spots, shape: tuple[int, int]) -> NDArray[np.bo
     return outside
 
 
-def _image_of(region: str, image_key: str | Mapping[str, str] | None) -> str | None:
+def _image_of(sdata: SpatialData, region: str, image_key: str | Mapping[str, str] | None) -> str:
     if not isinstance(image_key, Mapping):
-        return image_key
+        return find_image(sdata, image_key, region=region)
     if region not in image_key:
         raise NotFoundError(
             f"The mapping from region to image has no region {region!r}; it has {sorted(image_key)}.",
             Advice("add it to {}", "image_key"),
         )
-    return image_key[region]
+    return find_image(sdata, image_key[region])
 
 
 def _regions(sdata: SpatialData, table_key: str, region: str | None) -> dict[str, NDArray[np.int64]]:
@@ -301,6 +326,11 @@ def region_key_of(table: AnnData, table_key: str) -> str:
             "name another one with sdata.set_table_annotates_spatialelement",
         )
     return str(region_key)
+
+
+def _given(region: str, mpp: Any) -> float | Literal["spots"] | None:
+    """Return the mpp that the caller has given for a region."""
+    return mpp.get(region) if isinstance(mpp, Mapping) else mpp
 
 
 def _mpp_of(

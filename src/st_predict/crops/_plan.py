@@ -124,7 +124,7 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
         raise InvalidValueError(
             f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
             "something else than it was trained on.",
-            "use the full-resolution image",
+            "use the full-resolution image, for Visium with fullres_image_file= of spatialdata_io.visium",
             Advice("correct the resolution of the image with {}", "mpp"),
             "train a network at a coarser resolution with st_predict.tl.train(..., mpp=)",
             Advice("show the encoder a coarser resolution with {}", "at_mpp"),

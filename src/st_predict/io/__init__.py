@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from st_predict.io._anndata import from_anndata
 from st_predict.io._legacy_st import read_legacy_st
 from st_predict.io._mpp import Mpp, find_mpp
 from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, level_offsets, open_pyramid
 from st_predict.io._read import read_image, read_wsi
 from st_predict.io._rgb8 import to_rgb8
-from st_predict.io._select import find_image, find_shapes, find_table
+from st_predict.io._select import find_image, find_region, find_shapes, find_table, find_tables
 from st_predict.io._slides import open_slide
 from st_predict.io._spots import Spots, read_spots, spots_outside
 from st_predict.io._tiff import TiffPyramid
@@ -22,8 +23,11 @@ __all__ = [
     "TiffPyramid",
     "find_image",
     "find_mpp",
+    "find_region",
     "find_shapes",
     "find_table",
+    "find_tables",
+    "from_anndata",
     "level_offsets",
     "open_pyramid",
     "open_slide",

@@ -11,14 +11,17 @@ from pandas.api.types import is_numeric_dtype
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
+from st_predict.io._bins import bin_um, largest_bins
+from st_predict.io._micrometres import in_micrometres
 from st_predict.io._plausible import check_range, compare
 from st_predict.io._pyramid import image_attrs
 from st_predict.io._resolution import ARGUMENT, GIVE, SPOTS, Mpp
-from st_predict.io._select import find_image, find_table
-from st_predict.io._spots import axes_matrix, read_spots
+from st_predict.io._select import find_image, find_region, find_table, regions_of
+from st_predict.io._spots import axes_matrix, read_spots, unit_in_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,11 +88,11 @@ def find_mpp(
     sdata
         Holds the image.
     image_key
-        The image; may be left out when there is only one.
+        The image; may be left out when :func:`find_image` finds it.
     table_key
         Table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
-        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium`` made
-        are recognised without it.
+        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium``, ``visium_hd``
+        and ``xenium`` made are recognised without it.
     shapes_key
         Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
     mpp
@@ -117,8 +120,9 @@ def find_mpp(
     -----
     Warnings are logged of numbers outside 0.1 to 20, and of sources that differ by more than 10 %.
     """
-    image_key = find_image(sdata, image_key)
+    check_slide(sdata)
     table_key, shapes_key = check("table_key", table_key, Text | None), check("shapes_key", shapes_key, Text | None)
+    image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, shapes_key))
     check("required", required, Flag)
     found = _find(sdata, image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
     if found is None and required:
@@ -156,9 +160,35 @@ def _find(
     if found is not None:
         return found
     name = find_table(sdata, table_key) if table_key or len(sdata.tables) else None
-    if name is None or _assay(sdata.tables[name]) is None:
+    if name is not None and _assay(sdata.tables[name]) is not None:
+        return _from_spots(sdata, image_key, name, shapes_key)
+    if name is not None and (of_cells := _from_cells(sdata, image_key, name, shapes_key)) is not None:
+        return of_cells
+    return _from_bins(sdata, image_key)
+
+
+def _from_cells(sdata: SpatialData, image_key: str, table_key: str, region: str | None) -> Mpp | None:
+    """Resolution from cells that their reader keeps in micrometres."""
+    found = in_micrometres(sdata, sdata.tables[table_key], region)
+    if found is None or not _share(sdata[found[0]], sdata.images[image_key]):
         return None
-    return _from_spots(sdata, image_key, name, shapes_key)
+    scale = unit_in_image(sdata, found[0], image_key)
+    return Mpp(1 / scale, f"micrometres of {found[0]!r} ({found[1]})")
+
+
+def _from_bins(sdata: SpatialData, image_key: str) -> Mpp | None:
+    """Resolution from the bins of Visium HD beside a table of its cells."""
+    name = largest_bins(sdata)
+    if name is None or len(regions_of(sdata.tables[name])) != 1:
+        return None
+    region = regions_of(sdata.tables[name])[0]
+    if region not in sdata or not _share(sdata[region], sdata.images[image_key]):
+        return None
+    return _from_spots(sdata, image_key, name, region)
+
+
+def _share(first: Any, second: Any) -> bool:
+    return bool(set(get_transformation(first, get_all=True)) & set(get_transformation(second, get_all=True)))
 
 
 def _other_sources(
@@ -234,7 +264,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
         )
     pitch_um = _pitch_um(sdata.tables[table_key], assay)
     # shapes that the table does not annotate, such as a grid, do not keep it from telling the pitch
-    region = region if region in _regions(sdata.tables[table_key]) else None
+    region = region if region in regions_of(sdata.tables[table_key]) else None
     spots = read_spots(sdata, image_key=image_key, table_key=table_key, region=region)
     if spots.grid is None:
         raise InvalidValueError(
@@ -252,32 +282,26 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
     return Mpp(pitch_um / pitch, f"{SPOTS} ({assay}: {pitch_um:g} um, {pitch:.2f} px)")
 
 
-def _regions(table: AnnData) -> list[str]:
-    try:
-        regions, *_ = get_table_keys(table)
-    except ValueError:
-        return []
-    return [regions] if isinstance(regions, str) else list(regions)
-
-
 def _assay(table: AnnData) -> str | None:
     if Keys.ASSAY in table.uns:
         return str(table.uns[Keys.ASSAY])
+    if bin_um(table) is not None:
+        return "visium_hd"
     return "visium" if _is_visium_of_spatialdata_io(table) else None
 
 
 def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
-    """Whether this is a table of ``spatialdata_io.visium``.
+    """Whether this is a table of ``spatialdata_io.visium``, or of :func:`from_anndata`.
 
-    That reader alone calls its instances ``spot_id`` beside Space Ranger's three columns, and of the assays of Space
-    Ranger only Visium has spots where row + column is even, everywhere.
+    That reader, and :func:`from_anndata`, alone call their instances so beside Space Ranger's three columns, and of the assays of
+    Space Ranger only Visium has spots where row + column is even, everywhere.
     """
     try:
         *_, instance_key = get_table_keys(table)
     except ValueError:
         return False
-    columns = ["in_tissue", Keys.ARRAY_ROW, Keys.ARRAY_COL]
-    if instance_key != "spot_id" or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
+    columns = [Keys.IN_TISSUE, Keys.ARRAY_ROW, Keys.ARRAY_COL]
+    if instance_key not in {"spot_id", Keys.SPOT} or not set(columns) <= set(table.obs.columns) or table.n_obs == 0:
         return False
     place = table.obs[[Keys.ARRAY_ROW, Keys.ARRAY_COL]]
     if not all(is_numeric_dtype(dtype) for dtype in place.dtypes):
@@ -292,6 +316,9 @@ def _pitch_um(table: AnnData, assay: str) -> float:
         raise InvalidValueError(
             f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {ASSAYS}.", "correct it", GIVE, SET_UM
         )
+    side = bin_um(table)
+    if Keys.BIN_UM not in table.uns and side is not None:
+        return side
     if Keys.BIN_UM not in table.uns:
         raise InvalidValueError(
             f"The side of the bins of Visium HD is unknown: there is no uns[{Keys.BIN_UM!r}].",

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from xarray import DataArray
+from spatialdata.models import get_table_keys
 
 from st_predict._containers import check_slide
-from st_predict._errors import Advice, InvalidValueError, NotFoundError
+from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._keys import Keys
 from st_predict._record import Record
-from st_predict._validated import check
+from st_predict._validated import Text, check
+from st_predict.io._candidates import choose_image, choose_table, split_tables
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
+
+__all__ = ["find_image", "find_region", "find_shapes", "find_table", "find_tables", "regions_of"]
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["find_image", "find_shapes", "find_table"]
 
-
-def find_image(sdata: SpatialData, image_key: str | None) -> str:
+def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None = None) -> str:
     """Name of the image to read.
 
     Parameters
@@ -30,7 +31,10 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     sdata
         Holds the image.
     image_key
-        Name of the image; ``None`` takes the only one, or the only one that is 8-bit RGB.
+        Name of the image; ``None`` takes the only one that is 8-bit RGB and shares a coordinate system with ``region``. Of
+        images that show the same area at several resolutions, the finest is taken.
+    region
+        Shapes, points or labels of the spots.
 
     Raises
     ------
@@ -39,39 +43,12 @@ def find_image(sdata: SpatialData, image_key: str | None) -> str:
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given, and there is none or several could be meant.
+        If no name is given and none, or several images, could be meant.
     """
     check_slide(sdata)
-    names = sorted(sdata.images)
     if image_key is not None:
-        return _named(image_key, names, what="image", argument="image_key")
-    if not names:
-        raise InvalidValueError(
-            "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_image"
-        )
-    if len(names) == 1:
-        return names[0]
-    readable = [name for name in names if is_rgb(sdata.images[name])]
-    if len(readable) == 1:
-        logger.info("Of the images %s, only %r is 8-bit RGB.", names, readable[0])
-        return readable[0]
-    which = f", of which {readable} are 8-bit RGB" if readable else ", none of them 8-bit RGB"
-    which = "" if readable == names else which
-    raise InvalidValueError(
-        f"There are several images in sdata: {names}{which}.", Advice("choose one with {}", "image_key")
-    )
-
-
-def is_rgb(image: Any) -> bool:
-    """Whether an image element has three channels of 8 bits, without reading pixels."""
-    levels = [image] if isinstance(image, DataArray) else _levels(image)
-    return bool(levels) and all(
-        set(level.dims) == {"c", "y", "x"} and level.sizes["c"] == 3 and level.dtype == np.uint8 for level in levels
-    )
-
-
-def _levels(image: Any) -> list[DataArray]:
-    return [level for scale in image.children.values() for level in scale.data_vars.values()]
+        return _named(image_key, sorted(sdata.images), what="image", argument="image_key")
+    return choose_image(sdata, check("region", region, Text | None))
 
 
 def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
@@ -85,7 +62,8 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     sdata
         Holds the table.
     table_key
-        Name of the table; ``None`` takes the only one, or the one called ``"table"``.
+        Name of the table; ``None`` takes the only one, the one called ``"table"``, or of the tables of a Visium HD section
+        that of the 8 um bins.
 
     Returns
     -------
@@ -103,17 +81,52 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     check_slide(sdata)
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table", argument="table_key")
-    names = sorted(name for name, table in sdata.tables.items() if not Record.is_result(table.uns, name))
+    names = _spot_tables(sdata)
     if not names:
         return None
+    return _only_table(names)
+
+
+def find_tables(sdata: SpatialData, table_key: str | None) -> list[str]:
+    """Names of the tables of the spots: that of :func:`find_table`, or one per object that ``spatialdata.concatenate`` joined.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        As :func:`find_table`.
+    """
+    check_slide(sdata)
+    names = _spot_tables(sdata)
+    groups = split_tables(names)
+    if table_key is None and len(groups) > 1 and Keys.TABLE not in names and _annotate_others(sdata, names):
+        return [_only_table(group) for group in groups]
+    found = find_table(sdata, table_key)
+    return [] if found is None else [found]
+
+
+def _annotate_others(sdata: SpatialData, names: list[str]) -> bool:
+    """Whether no two tables annotate the same spots."""
+    regions = [region for name in names for region in regions_of(sdata.tables[name])]
+    return len(regions) == len(set(regions)) >= len(names)
+
+
+def _spot_tables(sdata: SpatialData) -> list[str]:
+    return sorted(name for name, table in sdata.tables.items() if not Record.is_result(table.uns, name))
+
+
+def _only_table(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     if Keys.TABLE in names:
         return Keys.TABLE
+    if (bins := choose_table(names)) is not None:
+        logger.info("Table %r of %s is taken.", bins, names)
+        return bins
     raise InvalidValueError(
         f"There are several tables in sdata: {names}.",
         Advice("choose one with {}", "table_key"),
         f"rename that of the spots to {Keys.TABLE!r}",
+        "join them with spatialdata.concatenate(..., concatenate_tables=True)",
     )
 
 
@@ -155,6 +168,43 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
         "There are no spots: sdata has neither a table nor shapes.",
         "lay a grid of spots on the tissue with st_predict.pp.make_grid",
     )
+
+
+def find_region(sdata: SpatialData, table_key: str | None = None, shapes_key: str | None = None) -> str | None:
+    """Name of the spots, as far as it is clear; tells :func:`find_image` which image is meant.
+
+    Parameters
+    ----------
+    sdata
+        Holds table and spots.
+    table_key
+        Table of the spots; ``None`` takes the one of :func:`find_table`.
+    shapes_key
+        Shapes, points or labels of the spots, if they are named.
+
+    Returns
+    -------
+    ``shapes_key``, or the only region of the table; ``None`` if neither tells.
+    """
+    if shapes_key is not None:
+        return shapes_key
+    if table_key is None and not sdata.tables:
+        return find_shapes(sdata, None) if len(sdata.shapes) == 1 else None
+    try:
+        name = find_table(sdata, table_key)
+    except StPredictError:  # not clear, and the caller may not need it
+        return None
+    regions = [] if name is None else regions_of(sdata.tables[name])
+    return regions[0] if len(regions) == 1 else None
+
+
+def regions_of(table: AnnData) -> list[str]:
+    """Regions that a table annotates; none if it is not linked to any."""
+    try:
+        regions, *_ = get_table_keys(table)
+    except ValueError:
+        return []
+    return [regions] if isinstance(regions, str) else list(regions or [])
 
 
 def _named(name: str, names: list[str], *, what: str, argument: str) -> str:

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
+from xarray import DataArray, DataTree
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Natural, Text, check
+from st_predict.io._candidates import BINS
+from st_predict.io._label_centres import label_centres
 from st_predict.io._lattice import read_lattice
 from st_predict.io._mapping import check_mapped
 from st_predict.io._select import find_image, find_shapes, find_table
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Spots", "axes_matrix", "read_spots", "spots_outside"]
+__all__ = ["Spots", "axes_matrix", "read_spots", "spots_outside", "unit_in_image"]
 
-SIMILARITY_TOLERANCE = 1e-3
-"""Largest relative difference between the scales of two axes."""
+SIMILARITY_TOLERANCE = 0.01
+"""Largest relative difference between the scales of two axes; alignments by landmarks are no exact similarities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ def read_spots(
 ) -> Spots:
     """Centres of spots in the pixels of an image.
 
-    The spots are the rows of a table, in its order; without a table, they are shapes. Centres are mapped to the image
+    The spots are the rows of a table, in its order; without a table, they are shapes. The centre of a polygon, or of a label, is its
+    centroid. Centres are mapped to the image
     through a coordinate system that spots and image share. Rotations and mirror images are fine: they move the
     centres, crops stay parallel to the axes of the image.
 
@@ -95,7 +99,7 @@ def read_spots(
     sdata
         Holds the image and the spots.
     image_key
-        Image whose pixels are meant; may be left out when there is only one.
+        Image whose pixels are meant; may be left out when :func:`find_image` finds it.
     table_key
         Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless
         ``shapes_key`` asks for shapes.
@@ -121,16 +125,16 @@ def read_spots(
     """
     check_slide(sdata)
     region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
-    image = sdata.images[find_image(sdata, image_key)]
     if table_key is None and shapes_key is not None:
-        return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image)
+        return _spots_of_shapes(sdata, find_shapes(sdata, shapes_key), image_key)
     name = find_table(sdata, table_key)
     if name is None:
-        return _spots_of_shapes(sdata, find_shapes(sdata, None), image)
-    return _spots_of_table(sdata, name, image, region=shapes_key if region is None else region)
+        return _spots_of_shapes(sdata, find_shapes(sdata, None), image_key)
+    return _spots_of_table(sdata, name, image_key, region=shapes_key if region is None else region)
 
 
-def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
+def _spots_of_shapes(sdata: SpatialData, key: str, image_key: str | None) -> Spots:
+    image = sdata.images[find_image(sdata, image_key, region=key)]
     element = sdata.shapes[key]
     if len(element) == 0:
         raise InvalidValueError(f"Shapes {key!r} are empty.")
@@ -140,14 +144,16 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image: Any) -> Spots:
     return Spots(names=names, xy=xy, grid=read_lattice(element), radius=_radii(element, scale))
 
 
-def _spots_of_table(sdata: SpatialData, table_key: str, image: Any, *, region: str | None) -> Spots:
+def _spots_of_table(sdata: SpatialData, table_key: str, image_key: str | None, *, region: str | None) -> Spots:
     table = sdata.tables[table_key]
     obs, region, instance_key = _rows(table, table_key, region)
+    image = sdata.images[find_image(sdata, image_key, region=region)]
     _check_unique(obs.index, what=f"obs_names of table {table_key!r}")
     _check_unique(pd.Index(obs[instance_key]), what=f"Column {instance_key!r} of table {table_key!r}")
     element = _element(sdata, region)
-    rows = _find_instances(element, obs[instance_key], region)
-    xy, scale = _to_image(_centroids(element)[rows], obs.index, element=element, image=image, key=region)
+    index, centres = _named_centres(element, region)
+    rows = _find_instances(index, obs[instance_key], region)
+    xy, scale = _to_image(centres[rows], obs.index, element=element, image=image, key=region)
     radius = _radii(element, scale)
     return Spots(names=obs.index, xy=xy, grid=read_lattice(obs), radius=None if radius is None else radius[rows])
 
@@ -191,23 +197,30 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
 
 
 def _element(sdata: SpatialData, region: str) -> Any:
-    """Shapes, or points as a data frame that is in memory."""
+    """Shapes, points or labels."""
     if region in sdata.shapes:
         return sdata.shapes[region]
     if region in sdata.points:
         return sdata.points[region]
     if region in sdata.labels:
-        raise InvalidValueError(
-            f"Region {region!r} is a labels element, and spots must be shapes or points.",
-            "make shapes of labels with spatialdata.to_circles",
-        )
+        return sdata.labels[region]
     raise NotFoundError(
-        f"No shapes {region!r} in sdata; there are shapes {sorted(sdata.shapes)} and points {sorted(sdata.points)}."
+        f"No shapes {region!r} in sdata; there are shapes {sorted(sdata.shapes)}, points {sorted(sdata.points)} and labels "
+        f"{sorted(sdata.labels)}."
     )
 
 
-def _find_instances(element: Any, instances: pd.Series, region: str) -> NDArray[np.intp]:
+def _named_centres(element: Any, region: str) -> tuple[pd.Index[Any], NDArray[np.float64]]:
+    """Index and centroids of shapes, points or labels."""
+    if isinstance(element, DataArray | DataTree):
+        labels, centres = label_centres(element)
+        # spatialdata.rasterize_bins maps the corner of a pixel, not its centre, to the centre of a bin
+        return labels, centres - 0.5 if BINS.search(region) else centres
     index = element.index if hasattr(element, "geometry") else element.index.compute(scheduler="synchronous")
+    return index, _centroids(element)
+
+
+def _find_instances(index: pd.Index[Any], instances: pd.Series, region: str) -> NDArray[np.intp]:
     _check_unique(index, what=f"Index of {region!r}")
     rows = index.get_indexer(pd.Index(instances))
     missing = instances[rows < 0]
@@ -254,6 +267,20 @@ def _to_image(
             )
     _check_similarity(to_image[system], key)
     return result, float(np.sqrt(abs(np.linalg.det(to_image[system][:2, :2]))))
+
+
+def unit_in_image(sdata: SpatialData, name: str, image_key: str) -> float:
+    """How many level-0 pixels of an image a unit of length of an element is.
+
+    Raises
+    ------
+    ValueError
+        If they share no coordinate system, or the transformation between them is no similarity.
+    """
+    matrices = _matrices(sdata[name], sdata.images[image_key], name)
+    matrix = next(iter(matrices.values()))
+    _check_similarity(matrix, name)
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
 def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float64]]:

@@ -13,7 +13,7 @@ from matplotlib.patheffects import Normal, Stroke
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Number, Text, check
-from st_predict.io import find_mpp, level_offsets, open_pyramid, read_spots
+from st_predict.io import find_image, find_mpp, find_region, level_offsets, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
 from st_predict.specs import CropSpec
@@ -104,6 +104,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
         )
     check_figure(figsize=figsize, save=save, show=show)
     check("region", region, Text | None)
+    image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, region))
     reader = open_pyramid(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp)
     image_mpp = None if found is None else found.value

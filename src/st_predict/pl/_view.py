@@ -16,7 +16,7 @@ from st_predict import get
 from st_predict._errors import InvalidValueError
 from st_predict._rows import regions_of
 from st_predict._validated import Fraction, NotNegative, Number, Positive, check
-from st_predict.io import find_image, find_mpp, open_pyramid, read_spots
+from st_predict.io import find_image, find_mpp, find_region, open_pyramid, read_spots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,9 +95,10 @@ def read_section(
         Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
     """
     region, table_key = where.shapes_key, where.table_key
-    image_key = find_image(sdata, cast("str | None", where.image_key))  # plots take no mapping
-    reader = open_pyramid(sdata, image_key)
     holder = get.table_of(sdata, key, table_key=table_key)
+    # plots take no mapping
+    image_key = find_image(sdata, cast("str | None", where.image_key), region=find_region(sdata, holder, region))
+    reader = open_pyramid(sdata, image_key)
     spots = read_spots(sdata, image_key=image_key, table_key=holder, region=region)
     pixels, box = read_view(reader, _view(reader, spots, margin))
     # the table of the counts knows the assay

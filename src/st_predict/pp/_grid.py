@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
@@ -17,6 +17,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Name, Positive, Share, check
 from st_predict.io import find_image, find_mpp, open_pyramid
+from st_predict.pp._patterns import Layout, Pattern, lattice_of
 from st_predict.pp._tissue import find_tissue
 
 if TYPE_CHECKING:
@@ -28,22 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["make_grid"]
 
-Layout = Literal["square", "hex"]
-
 CHUNK = 50_000
 """Spots whose tissue is looked up at once."""
 
 logger = logging.getLogger(__name__)
 
 
-def make_grid(
+def make_grid(  # noqa: PLR0913  # every one is a keyword
     sdata: SpatialData,
     *,
     image_key: str | None = None,
-    pitch_um: float = 100.0,
-    diameter_um: float = 55.0,
+    pattern: Pattern | None = None,
+    pitch_um: float | None = None,
+    diameter_um: float | None = None,
     mpp: float | None = None,
-    layout: Layout = "square",
+    layout: Layout | None = None,
     tissue_only: bool = True,
     min_tissue: float = 0.5,
     key_added: str = Keys.GRID,
@@ -55,15 +55,19 @@ def make_grid(
     sdata
         Holds the image.
     image_key
-        RGB image; may be left out if there is one.
+        RGB image; may be left out if there is one, or if several show the same area: then the finest is taken.
+    pattern
+        Lattice of an assay by its name, instead of its numbers: ``"visium"`` (spots of 55 um, 100 um apart, hexagonal),
+        ``"visium_hd_2um"``, ``"visium_hd_8um"``, ``"visium_hd_16um"`` (bins side by side) or ``"legacy_st"`` (spots of 100 um, 200 um
+        apart).
     pitch_um
-        Distance between the centres of neighbouring spots, in micrometres.
+        Distance between the centres of neighbouring spots, in micrometres; 100 by default.
     diameter_um
-        Diameter of a spot, in micrometres.
+        Diameter of a spot, in micrometres; 55 by default.
     mpp
         Micrometres per pixel of level 0; needed if ``sdata`` does not say, see :func:`st_predict.io.find_mpp`.
     layout
-        ``"square"``, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches, as in Visium.
+        ``"square"``, the default, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches, as in Visium.
     tissue_only
         Keep only spots on tissue, as :func:`find_tissue` sees it.
     min_tissue
@@ -84,12 +88,17 @@ def make_grid(
     KeyError
         If the image does not exist.
     ValueError
-        If ``key_added`` is taken; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
+        If ``key_added`` is taken; a pattern and its numbers are given; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
         no tissue; or an argument is not one of its choices.
     """
     check_slide(sdata)
-    pitch_um, diameter_um = check("pitch_um", pitch_um, Positive), check("diameter_um", diameter_um, Positive)
-    min_tissue, layout = check("min_tissue", min_tissue, Share), check("layout", layout, Layout)
+    spots = lattice_of(
+        check("pattern", pattern, Pattern | None),
+        pitch_um=check("pitch_um", pitch_um, Positive | None),
+        diameter_um=check("diameter_um", diameter_um, Positive | None),
+        layout=check("layout", layout, Layout | None),
+    )
+    min_tissue = check("min_tissue", min_tissue, Share)
     key_added, tissue_only = check("key_added", key_added, Name), check("tissue_only", tissue_only, Flag)
     if key_added in sdata:
         raise InvalidValueError(
@@ -98,8 +107,8 @@ def make_grid(
     image_key = find_image(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
     shape = open_pyramid(sdata, image_key).level_shapes[0]
-    grid, xy = _lattice(shape, pitch_um, found, layout=layout)
-    radius = diameter_um / 2 / found.value
+    grid, xy = _lattice(shape, spots.pitch_um, found, layout=spots.layout)
+    radius = spots.diameter_um / 2 / found.value
     n_places = len(xy)
     if tissue_only:
         tissue = find_tissue(sdata, image_key)

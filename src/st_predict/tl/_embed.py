@@ -6,12 +6,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute, pick_precision
-from st_predict._sections import look_over, naming, open_slide, section_features
+from st_predict._sections import as_list, look_over, naming, open_slides, section_features
 from st_predict._validated import Flag, Positive, Text, check
 from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, get_encoder, load_encoder, read_as
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
-    from spatialdata import SpatialData
 
+    from st_predict._results import Slot
+    from st_predict._sections import Sections, Slide
     from st_predict.encoders import Features
     from st_predict.specs import CropSpec, PixelSpec
 
@@ -29,13 +29,13 @@ __all__ = ["embed"]
 
 
 def embed(  # noqa: PLR0913  # every one is a keyword
-    sdata: SpatialData,
+    sdata: Sections,
     encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor] = "rgb",
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
-    mpp: float | Literal["spots"] | None = None,
+    mpp: Mapping[str, float] | float | Literal["spots"] | None = None,
     at_mpp: float | None = None,
     features: Features | None = None,
     fields: Sequence[int] | None = None,
@@ -48,6 +48,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     device: str = "auto",
     precision: str = "auto",
     cache: bool = True,
+    tissue_only: bool = True,
 ) -> None:
     """Describe the image around each spot by the features of an encoder.
 
@@ -55,7 +56,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     ----------
     sdata
         Holds the image, the spots and a table that annotates the spots; or only image and shapes
-        (:func:`st_predict.pp.make_grid`).
+        (:func:`st_predict.pp.make_grid`). One object, a list or a mapping.
     encoder
         ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
         (:data:`st_predict.encoders.RGB_NAMES`). ``"efficientnet_lite0"``, trained on ImageNet, comes as a Python package and works
@@ -69,15 +70,15 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide, or of
         :func:`st_predict.encoders.load_hipt_encoder`.
     image_key
-        RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
-        mapping from region to image.
+        RGB image, 8 bit, single- or multi-scale; may be left out if one shares a coordinate system with the spots, or if several
+        show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
     table_key
         Table whose rows are described; may be left out if there is one, or one called ``"table"``.
     shapes_key
         Shapes to describe on a slide that has no table, or without regard to it.
     mpp
-        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. Needed if
-        the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
+        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. For several sections: a
+        mapping from region to number; for regions that it lacks it is found as usual. Needed if the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
     at_mpp
         Micrometres per pixel that the encoder is shown. By default those that it was trained at, or the pixels of the
         image as they are if that is not known.
@@ -109,6 +110,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         Whether to keep the features on disk, in the folder ``embeddings`` of ``ST_PREDICT_CACHE``, and to take them from
         there if the pixels that the encoder sees, its weights, their resolution and the precision are the same. Those of a
         callable of your own are never kept.
+    tissue_only
+        Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
 
     Returns
     -------
@@ -147,9 +150,9 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     >>> sdata["table"].obsm["X_rgb"].shape[1]
     144
     """
-    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp)
+    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp, tissue_only=tissue_only)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
-    check_slide(sdata)
+    as_list(sdata, "sdata")
     at_mpp, key_added = check("at_mpp", at_mpp, Positive | None), check("key_added", key_added, Text | None)
     cache = check("cache", cache, Flag)
     reading = partial(read_as, features=features, fields=fields, neighbours=neighbours, standardize=standardize)
@@ -157,17 +160,25 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     spec = wanted if isinstance(wanted, EncoderSpec) else wanted.spec
     shown = spec.crop if at_mpp is None else replace(spec.crop, mpp=at_mpp)
     _refuse_nameless(spec, key_added)
-    slide = open_slide(sdata, where, need_mpp=shown.mpp is not None)
-    slot = slide.slot(key_added or Keys.embedding(spec.name))
-    slot.check_free("embedding")
-    look_over(slide, [shown])
+    slides = open_slides(sdata, where, need_mpp=shown.mpp is not None)
+    slots = [slide.slot(key_added or Keys.embedding(spec.name)) for slide in slides]
+    for slide, slot in zip(slides, slots, strict=True):
+        slot.check_free("embedding")
+        look_over(slide, [shown])
     loaded = wanted if isinstance(wanted, Encoder) else load_encoder(wanted, crop=crop, pixels=pixels)
+    for slide, slot in zip(slides, slots, strict=True):
+        _write(slide, slot, loaded, shown, compute=compute, cache=cache)
+
+
+def _write(slide: Slide, slot: Slot, loaded: Encoder, shown: CropSpec, *, compute: Compute, cache: bool) -> None:
+    """Describe the spots of a slide."""
+    spec = loaded.spec
     parts = []
     for section in slide.sections:
         with naming(section):
             parts.append(section_features(section, loaded, crop=shown, compute=compute, cache=cache))
     found = slide.gather(parts)
-    how = "float32" if spec.float32 else pick_precision(precision, compute.place)
+    how = "float32" if spec.float32 else pick_precision(compute.precision, compute.place)
     params = {"crop": asdict(shown), "sections": slide.describe(), "device": str(compute.place), "precision": how}
     known = {name: getattr(spec, name) for name in ("neighbours", "standardize", "license", "citation")}
     slot.write_features(found, Record(encoder={**loaded.describe(), **known}, params=params))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
-from st_predict._sections import look_over_for, open_slide, read_context
+from st_predict._sections import as_list, look_over_for, open_slides, read_context
 from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.tl._ensemble import Draws, Ensemble
@@ -18,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    import numpy as np
     import pandas as pd
-    from spatialdata import SpatialData
+    from numpy.typing import NDArray
 
-    from st_predict._sections import Context, Slide
+    from st_predict._results import Slot
+    from st_predict._sections import Context, Sections, Slide
     from st_predict.checkpoints import Trained
 
 __all__ = ["predict"]
@@ -30,13 +31,13 @@ _UNSET = (None, False, "error")
 
 
 def predict(  # noqa: PLR0913  # every one is a keyword
-    sdata: SpatialData,
+    sdata: Sections,
     model: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained] = "m2ost",
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
-    mpp: float | Literal["spots"] | None = None,
+    mpp: Mapping[str, float] | float | Literal["spots"] | None = None,
     key_added: str | None = None,
     batch_size: int | None = None,
     symmetries: Literal[1, 8] | None = None,
@@ -53,6 +54,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     device: str = "auto",
     precision: str = "auto",
     cut_tissue: Literal["keep", "nan"] = "keep",
+    tissue_only: bool = True,
 ) -> None:
     """Predict gene expression of spots from the image around them.
 
@@ -63,21 +65,21 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     ----------
     sdata
         Holds the image, the spots and a table that annotates the spots; or only image and shapes
-        (:func:`st_predict.pp.make_grid`).
+        (:func:`st_predict.pp.make_grid`). One object, a list or a mapping; all are opened before the first is predicted.
     model
         Name of a released checkpoint (:func:`st_predict.checkpoints.list_weights`), path of a ``.safetensors`` file, or
         result of :func:`train`. A list of several, of the same panel and units, is an ensemble
         :cite:p:`Lakshminarayanan2017`: their mean is predicted.
     image_key
-        RGB image, 8 bit, single- or multi-scale; may be left out if there is one. For a table of several sections: a
-        mapping from region to image.
+        RGB image, 8 bit, single- or multi-scale; may be left out if one shares a coordinate system with the spots, or if several
+        show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
     table_key
         Table whose rows are predicted; may be left out if there is one, or one called ``"table"``.
     shapes_key
         Shapes to predict on a slide that has no table, or without regard to it.
     mpp
-        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. Needed if
-        the model has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
+        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. For several sections: a
+        mapping from region to number; for regions that it lacks it is found as usual. Needed if the model has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
     key_added
         Key of the result. By default ``pred_{model}``, with the model's name.
     batch_size
@@ -125,6 +127,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         (:func:`st_predict.pp.find_tissue`), as after ``sdata.query.bounding_box``: ``"keep"`` predicts them from a field of
         view whose rest is padding, which moves a prediction by up to 3 standard deviations of a gene; ``"nan"`` gives NaN.
         A warning says how many there are.
+    tissue_only
+        Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
 
     Returns
     -------
@@ -175,24 +179,51 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     250
     """
     genes = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, mpp=mpp, genes=genes)
+    where = Where(
+        image_key=image_key,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        layer=layer,
+        mpp=mpp,
+        genes=genes,
+        tissue_only=tissue_only,
+    )
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
-    check_slide(sdata)
     cut_tissue = check("cut_tissue", cut_tissue, Literal["keep", "nan"])
+    as_list(sdata, "sdata")
     key_added, hparams = check("key_added", key_added, Text | None), check("hparams", hparams, Fields | None)
     _refuse_without_effect(where, context)
     ensemble = Ensemble.open(
         model, hparams=hparams, trust=trust, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
-    slide = open_slide(sdata, where, need_mpp=ensemble.needs_mpp)
-    ensemble.check(slide)
-    slot = slide.slot(key_added or ensemble.key)
-    slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
-    cut = [spots & (cut_tissue == "nan") for spots in look_over_for(slide, ensemble.cards)]
-    known = read_context(sdata, context, ensemble.cards, where, table_key=slide.table_key)
+    slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
+    slots = [slide.slot(key_added or ensemble.key) for slide in slides]
+    for slide, slot in zip(slides, slots, strict=True):
+        ensemble.check(slide)
+        slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
+    cut = [look_over_for(slide, ensemble.cards) for slide in slides]
+    known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
+    for slide, slot, read, spots in zip(slides, slots, known, cut, strict=True):
+        _write(ensemble, slide, slot, read, cut=spots, cut_tissue=cut_tissue)
+
+
+def _write(
+    ensemble: Ensemble,
+    slide: Slide,
+    slot: Slot,
+    known: Context | None,
+    *,
+    cut: Sequence[NDArray[np.bool_]],
+    cut_tissue: str,
+) -> None:
+    """Predict the spots of a slide; those whose field of view is cut stay NaN if ``cut_tissue`` says so."""
     predicted = [
-        ensemble.predict(section, counts=None if known is None else known.counts[section.rows], left_out=left_out)
-        for section, left_out in zip(slide.sections, cut, strict=True)
+        ensemble.predict(
+            section,
+            counts=None if known is None else known.counts[section.rows],
+            left_out=spots & (cut_tissue == "nan"),
+        )
+        for section, spots in zip(slide.sections, cut, strict=True)
     ]
     mean = slide.gather([mean for mean, _ in predicted])
     std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 
 from st_predict import checkpoints
+from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
@@ -19,7 +20,7 @@ from st_predict._validated import Fields, File, Flag, Name, check
 from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
-from st_predict.io import find_image, find_mpp, open_pyramid
+from st_predict.io import find_image, find_mpp, find_region, open_pyramid
 from st_predict.models import get_spec
 from st_predict.pp import find_tissue
 
@@ -129,14 +130,13 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     key_added, hparams = check("key_added", key_added, Name | None), check("hparams", hparams, Fields | None)
     tissue_only, out = check("tissue_only", tissue_only, Flag), check("out", out, File | None)
-    image_key = find_image(sdata, image_key)
+    image_key = _image(sdata, image_key, where)
     path = checkpoints.find_weights(model)
     network, card = checkpoints.load(path, hparams=hparams, trust=trust)
     _refuse_spots(card)
     encoder = checkpoints.load_encoder(path, card, hparams=hparams, trust=trust)
     assert isinstance(encoder, CellEncoder)
-    required = card.crop.mpp is not None
-    found = find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=where.mpp, required=required)
+    found = _resolution(sdata, image_key, where, card)
     key = key_added or Keys.cells(card.model)
     check_cells(sdata, key, out)
     together = compute.batch_size or _TOGETHER
@@ -156,6 +156,17 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
         out=out,
     )
     logger.info("Predicted %d cells, %.4g px wide, in the table %r.", len(cells), reader.grid.width, key)
+
+
+def _image(sdata: SpatialData, image_key: str | None, where: Where) -> str:
+    check_slide(sdata)
+    return find_image(sdata, image_key, region=find_region(sdata, where.table_key))
+
+
+def _resolution(sdata: SpatialData, image_key: str, where: Where, card: ModelCard) -> Mpp | None:
+    mpp = cast("float | Literal['spots'] | None", where.mpp)  # of one image
+    required = card.crop.mpp is not None
+    return find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=mpp, required=required)
 
 
 def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict[str, Any]:

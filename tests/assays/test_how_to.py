@@ -1,0 +1,119 @@
+"""The code of the pages about assays runs as it stands, on folders with the names that the pages use."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scanpy
+import tifffile
+
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the blocks of a page one after another, in the folder with the data, with some names known before."""
+
+    def page(name, **known):
+        monkeypatch.chdir(tmp_path)
+        blocks = re.findall(r"```python\n(.*?)\n *```", (PAGES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+        for block in blocks:
+            exec(compile(textwrap.dedent(block), name, "exec"), known)
+        return known
+
+    return page
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of readers
+
+
+def finite(table, key="pred_m2ost"):
+    return np.isfinite(table.obsm[key]).all()
+
+
+def test_visium(visium_folder, run):
+    for name in ("outs", "A", "B"):
+        visium_folder(name)
+    known = run("visium.md")
+    assert finite(known["sdata"].tables["table"])
+    assert known["prediction"].n_vars == 250
+    assert all(finite(section.tables["table"]) for section in known["sections"].values())
+
+
+def test_anndata(visium_folder, run, tmp_path):
+    import anndata
+
+    for name in ("outs", "A", "B"):
+        visium_folder(name, library=name)
+    visium_folder("slide").path.joinpath("tissue.tif").rename(tmp_path / "slide.svs")
+    tables = {name: scanpy.read_visium(tmp_path / name) for name in ("A", "B")}
+    cells = tables["A"].copy()
+    cells.obsm["centroids"] = cells.obsm["spatial"]
+    del cells.uns["spatial"]
+    joined = anndata.concat(tables, label="library_id", uns_merge="unique", index_unique="-")
+    known = run("anndata.md", cells=cells, joined=joined)
+    assert finite(known["adata"])
+    assert sorted(known["sdata"].images) == ["A_full_image", "B_full_image"]
+
+
+def test_several_sections(visium_folder, run):
+    for name in ("A", "B"):
+        visium_folder(name)
+    known = run("several-sections.md")
+    assert finite(known["joined"].tables["table"], "pred_joined")
+    assert known["joined"].tables["table"].n_obs == 98
+
+
+def test_visium_hd(hd_folder, run):
+    hd_folder("hd")
+    tables = run("visium-hd.md")["sdata"].tables
+    assert finite(tables["square_008um"])
+    assert finite(tables["square_016um"])
+    assert "pred_m2ost" not in tables["square_002um"].obsm
+
+
+def test_xenium(xenium_folder, run, tmp_path, monkeypatch):
+    import spatialdata_io
+
+    folder = xenium_folder("xenium", genes=("EPCAM", "CD3E", "X", "Y"))
+    for source, name in (("s_he_image.ome.tif", "he.ome.tif"), ("s_he_imagealignment.csv", "alignment.csv")):
+        shutil.copy(folder.path / source, tmp_path / name)
+    other = spatialdata_io.xenium(xenium_folder("other", genes=("EPCAM", "CD3E", "X", "Y"), mpp=0.12).path)
+    other.tables["table"].obs["patient"], other.tables["table"].obs["section"] = "B", "S2"
+    reader = spatialdata_io.xenium
+
+    def with_patient(path, **options):
+        sdata = reader(path, **options)
+        sdata.tables["table"].obs["patient"], sdata.tables["table"].obs["section"] = "A", "S1"
+        return sdata
+
+    monkeypatch.setattr(spatialdata_io, "xenium", with_patient)
+    known = run("xenium.md", other=other)
+    assert finite(known["sdata"].tables["table"])
+    assert finite(other.tables["table"], "pred_ridge")
+    assert set(known["evaluation"].genes["gene"]) == {"EPCAM", "CD3E"}
+
+
+def test_own_slide(run, tmp_path):
+    rng = np.random.default_rng(0)
+    image = np.full((3000, 3000, 3), 245, np.uint8)
+    image[400:2600, 400:2600] = rng.integers(60, 200, (2200, 2200, 1))
+    pixels_per_cm = (10_000 / 0.5,) * 2
+    for name in ("slide.svs", "scan.tif"):
+        tifffile.imwrite(
+            tmp_path / name,
+            image,
+            tile=(256, 256),
+            photometric="rgb",
+            resolution=pixels_per_cm if name == "slide.svs" else None,
+            resolutionunit="CENTIMETER" if name == "slide.svs" else None,
+        )
+    known = run("own-slide.md")
+    assert np.isfinite(known["prediction"].X).all()
+    assert np.isfinite(known["sdata"].tables["pred_m2ost"].X).all()
+    assert (known["sdata"].shapes["grid"]["radius"] * 2 * 0.5 == 100).all()
