@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from shapely import Point
 from spatialdata.transformations import Affine, set_transformation
 
 from st_predict.io import read_spots
@@ -40,10 +38,3 @@ def test_impossible_transformations(sdata: SpatialData, element: str, transforma
     set_transformation(sdata[element], transformation, "global")
     with pytest.raises(ValueError, match=message):
         read_spots(sdata)
-
-
-def test_spots_of_one_place_are_said(sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
-    sdata["spots"]["geometry"] = [Point(50, 60)] * 12
-    with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(read_spots(sdata).xy, [[100, 120]] * 12)
-    assert "The 12 spots of 'spots' lie at 1 places only" in caplog.text

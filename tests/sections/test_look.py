@@ -128,6 +128,11 @@ def test_a_lattice_of_other_spots(checkpoint: Callable[..., Path], said: Callabl
     assert "off the lattice of array_row and array_col, and 100 px apart" in said()
 
 
+def test_spots_of_one_place(checkpoint: Callable[..., Path], said: Callable[[], str]) -> None:
+    stp.tl.predict(slide(tissue_image(), [(200, 300)] * 9), checkpoint())
+    assert "The 9 spots of 'spots' lie at 1 places only" in said()
+
+
 def test_spots_on_glass(checkpoint: Callable[..., Path], said: Callable[[], str]) -> None:
     image = tissue_image(box=(100, 100, 400, 400))
     _, xy = lattice(8, 9)

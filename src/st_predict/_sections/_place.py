@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 MOST_ON_GLASS = 0.5
 """Share of the spots that may lie on bare glass without a warning."""
 
+DISTINCT = 0.5
+"""Share of the spots that have a place of their own, at least."""
+
 
 def check_place(section: Section, tissue: Tissue | None, expected: NDArray[np.bool_]) -> None:
     """Warn of spots on bare glass, and of a lattice that is mirrored or that the spots do not lie on.
@@ -38,6 +41,9 @@ def check_place(section: Section, tissue: Tissue | None, expected: NDArray[np.bo
     seen = expected & ~section.outside
     if not seen.any():
         return
+    xy = section.spots.xy
+    if (places := len(np.unique(xy @ [1, 1j]))) < DISTINCT * len(xy):
+        logger.warning("The %d spots of %r lie at %d places only.", len(xy), section.region, places)
     _check_lattice(section, tissue, seen)
     if tissue is None:
         return

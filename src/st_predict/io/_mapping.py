@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["check_mapped"]
-
-logger = logging.getLogger(__name__)
 
 FARTHEST = 1e9
 """Pixels: a thousand times the side of the largest slides."""
@@ -54,5 +51,3 @@ def check_mapped(xy: NDArray[np.float64], mapped: NDArray[np.float64], *, key: s
             f"{text} puts {places} spots on {pixels} pixels: together they are {extent[0]:.3g} x {extent[1]:.3g} px.",
             way_out,
         )
-    if places < DISTINCT * len(xy):
-        logger.warning("The %d spots of %r lie at %d places only.", len(xy), key, places)
