@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 GENES = ("a", "b", "c", "d")
 TINY = dict(get_spec("m2ost").tiny)
-SCALE = "the checks of scale, place and pixels are made elsewhere"
 XY = np.array([(x, y) for y in (60, 200, 340) for x in (60, 210, 360, 510)], dtype=np.float64)
 KEY = "pred_m2ost"
 
@@ -408,46 +407,43 @@ def _set_names(sdata: SpatialData, names: list[str], order: list[int]) -> None:
 
 def image_cases() -> Iterator[Case]:
     """Pixels of another depth, number of channels, or that cannot be read."""
-    changes: dict[str, tuple[Callable[[SpatialData], Any], str, str]] = {
-        "float from 0 to 1": (lambda s: set_image(s, lambda x: x / 255), "float64|8-bit", ""),
-        "uint16": (lambda s: set_image(s, lambda x: x.astype(np.uint16) * 257), "uint16", ""),
-        "12 bits in 16": (lambda s: set_image(s, lambda x: x.astype(np.uint16) * 16), "uint16", ""),
-        "int64": (lambda s: set_image(s, lambda x: x.astype(np.int64)), "int64", ""),
-        "bool": (lambda s: set_image(s, lambda x: x > 100), "bool", ""),
-        "one channel": (lambda s: set_image(s, lambda x: x[:1], c_coords=["r"]), "1 channel", ""),
-        "two channels": (lambda s: set_image(s, lambda x: x[:2], c_coords=["r", "g"]), "2 channel", ""),
+    changes: dict[str, tuple[Callable[[SpatialData], Any], str]] = {
+        "float from 0 to 1": (lambda s: set_image(s, lambda x: x / 255), "float64|8-bit"),
+        "uint16": (lambda s: set_image(s, lambda x: x.astype(np.uint16) * 257), "uint16"),
+        "12 bits in 16": (lambda s: set_image(s, lambda x: x.astype(np.uint16) * 16), "uint16"),
+        "int64": (lambda s: set_image(s, lambda x: x.astype(np.int64)), "int64"),
+        "bool": (lambda s: set_image(s, lambda x: x > 100), "bool"),
+        "one channel": (lambda s: set_image(s, lambda x: x[:1], c_coords=["r"]), "1 channel"),
+        "two channels": (lambda s: set_image(s, lambda x: x[:2], c_coords=["r", "g"]), "2 channel"),
         "four channels": (
             lambda s: set_image(s, lambda x: np.concatenate([x, x[:1]]), c_coords=["r", "g", "b", "a"]),
             "4 channel",
-            "",
         ),
         "RGBA of 2 x 2 pixels": (
             lambda s: set_image(s, lambda x: np.concatenate([x, x[:1]])[:, :2, :2], c_coords=list("rgba")),
             "4 channel",
-            "",
         ),
-        "three dimensions": (_set_3d, "z", ""),
-        "one pixel": (lambda s: set_image(s, lambda x: x[:, :1, :1].copy()), "outside the image", ""),
-        "one row": (lambda s: set_image(s, lambda x: x[:, :1].copy()), "outside the image", ""),
-        "half of the image": (lambda s: set_image(s, lambda x: x[:, :, :300].copy()), "outside the image", ""),
-        "no image": (lambda s: s.images.pop("he"), "no image", ""),
-        "two images": (lambda s: s.images.update(second=s.images["he"]), r"\['he', 'second'\]", ""),
-        "beside one of 16 bits": (lambda s: _add_image(s, np.uint16, 3), "only", ""),
-        "beside one channel": (lambda s: _add_image(s, np.uint8, 1), "only", ""),
-        "beside five channels": (lambda s: _add_image(s, np.uint8, 5), "only", ""),
-        "labels in place of the image": (_labels_for_image, "no image", ""),
-        "channels b, g, r": (lambda s: _set_names(s, ["b", "g", "r"], [2, 1, 0]), "channel", SCALE),
-        "channels of markers": (lambda s: _set_names(s, ["DAPI", "CD3", "CD8"], [0, 1, 2]), "channel|DAPI", SCALE),
+        "three dimensions": (_set_3d, "z"),
+        "one pixel": (lambda s: set_image(s, lambda x: x[:, :1, :1].copy()), "outside the image"),
+        "one row": (lambda s: set_image(s, lambda x: x[:, :1].copy()), "outside the image"),
+        "half of the image": (lambda s: set_image(s, lambda x: x[:, :, :300].copy()), "outside the image"),
+        "no image": (lambda s: s.images.pop("he"), "no image"),
+        "two images": (lambda s: s.images.update(second=s.images["he"]), r"\['he', 'second'\]"),
+        "beside one of 16 bits": (lambda s: _add_image(s, np.uint16, 3), "only"),
+        "beside one channel": (lambda s: _add_image(s, np.uint8, 1), "only"),
+        "beside five channels": (lambda s: _add_image(s, np.uint8, 5), "only"),
+        "labels in place of the image": (_labels_for_image, "no image"),
+        "channels b, g, r": (lambda s: _set_names(s, ["b", "g", "r"], [2, 1, 0]), "channel"),
+        "channels of markers": (lambda s: _set_names(s, ["DAPI", "CD3", "CD8"], [0, 1, 2]), "channel|DAPI"),
         "only 0 and 1": (
             lambda s: set_image(s, lambda x: (x > 60).astype(np.uint8)),
             "0 and 1|colour|range|dark",
-            SCALE,
         ),
-        "a block that cannot be read": (lambda s: set_image(s, _broken), "he|block|read", ""),
-        "all white": (lambda s: set_image(s, lambda x: np.full_like(x, 255)), "tissue|glass|white", SCALE),
+        "a block that cannot be read": (lambda s: set_image(s, _broken), "he|block|read"),
+        "all white": (lambda s: set_image(s, lambda x: np.full_like(x, 255)), "tissue|glass|white"),
     }
-    for name, (spoil, says, waits) in changes.items():
-        yield Case(kind="images", name=name, spoil=spoil, call=predict, says=says, function=stp.tl.predict, open=waits)
+    for name, (spoil, says) in changes.items():
+        yield Case(kind="images", name=name, spoil=spoil, call=predict, says=says, function=stp.tl.predict)
     for mpp in (0.01, 100.0):
         yield Case(
             kind="images",
@@ -456,7 +452,6 @@ def image_cases() -> Iterator[Case]:
             call=lambda bench, mpp=mpp: predict(bench, mpp=mpp),
             says="mpp|um/px",
             function=stp.tl.predict,
-            open=SCALE,
         )
 
 
@@ -509,20 +504,6 @@ def transformation_cases() -> Iterator[Case]:
     }
     for element in ("he", "spots"):
         for name, transformation in odd.items():
-            waits = (
-                SCALE
-                if name
-                in {
-                    "x and y exchanged",
-                    "mirrored",
-                    "huge",
-                    "nearly singular",
-                    "far away",
-                    "translation NaN",
-                    "translation infinite",
-                }
-                else ""
-            )
             yield Case(
                 kind="transformations",
                 name=f"{name}, of {'the image' if element == 'he' else 'the spots'}",
@@ -530,7 +511,6 @@ def transformation_cases() -> Iterator[Case]:
                 call=lambda bench: predict(bench, mpp=1.0),
                 says="transformation|coordinate|outside|mirror|lattice|singular",
                 function=stp.tl.predict,
-                open=waits,
             )
     extra: dict[str, tuple[Callable[[SpatialData], Any], str]] = {
         "no shared system": (

@@ -1,7 +1,7 @@
 """Bad inputs, by kind, and what becomes of each: right, clear, poor, wrong, hang, crash or changed.
 
     python tests/faults/inputs.py                 # a share of each kind, as the tests run it
-    python tests/faults/inputs.py --all --page    # all; writes the counts into docs/reliability-inputs.md
+    python tests/faults/inputs.py --all --page    # all; writes the counts into docs/reliability.md
 
 An input is spoiled in one way, a function is called, and what comes of it is judged by something that does not come from that call:
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability-inputs.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 PATIENCE_S = 30
 OUTCOMES = ("right", "clear", "poor", "crash", "wrong", "hang", "changed")
 KINDS = (
@@ -86,8 +86,6 @@ class Case:
         Function that is called, whose arguments are ways out.
     twin
         Name of the valid result; ``None`` where there is none, so that an error or a warning has to come.
-    open
-        Why the input is not judged yet.
     """
 
     kind: str
@@ -97,7 +95,6 @@ class Case:
     says: str = ""
     function: Callable[..., Any] | None = None
     twin: str | None = "prediction"
-    open: str = ""
 
 
 @dataclass
@@ -297,10 +294,6 @@ def run(
     odd = []
     for case in cases:
         outcome, said = judge(case, bench)
-        if case.open and outcome not in {"right", "clear"}:
-            counts[case.kind]["open"] += 1
-            odd.append((case, f"open ({outcome})", said))
-            continue
         counts[case.kind][outcome] += 1
         if outcome not in {"right", "clear"}:
             odd.append((case, outcome, said))
@@ -311,7 +304,7 @@ def run(
 
 def table_of(counts: dict[str, Counter[str]]) -> str:
     """Counts as a table in Markdown."""
-    names = [*OUTCOMES, "open"]
+    names = list(OUTCOMES)
     total: Counter[str] = sum(counts.values(), Counter())
     rows = [("all", total), *counts.items()]
     lines = [f"| kind | inputs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
@@ -334,7 +327,7 @@ def main() -> None:
 
     cases = [case for case in all_cases() if options.kind in {None, case.kind}]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        chosen = cases if options.all or options.kind else share([case for case in cases if not case.open], 4)
+        chosen = cases if options.all or options.kind else share(cases, 4)
         counts, odd = run(chosen, make_bench(Path(folder)), tell=options.tell)
     print(table_of(counts))  # noqa: T201
     for case, outcome, said in odd:
@@ -353,7 +346,7 @@ def _without_folders(said: str) -> str:
 def write_page(counts: dict[str, Counter[str]], odd: list[tuple[Case, str, str]]) -> None:
     """Put the counts and the cases that are not answered well into the page."""
     listed = "\n".join(
-        f"- {case.kind}: {case.name} ({outcome}): {case.open or _without_folders(said)}" for case, outcome, said in odd
+        f"- {case.kind}: {case.name} ({outcome}): {_without_folders(said)}" for case, outcome, said in odd
     )
     text = f"{table_of(counts)}\n\n{listed or 'None of these inputs is answered badly.'}\n"
     page = PAGE.read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ def test_each_outcome_is_recognised() -> None:
 
 
 def test_the_page_has_the_counts_of_all_inputs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "reliability-inputs.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
     row = re.search(r"\| all \| (\d+) \|(.*)\|", page)
     assert row is not None
     names = re.search(r"\| kind \| inputs \|(.*)\|", page)[1].split("|")
