@@ -402,7 +402,7 @@ def _set_3d(sdata: SpatialData) -> None:
 
 
 def _set_names(sdata: SpatialData, names: list[str], order: list[int]) -> None:
-    set_image(sdata, lambda x: x[order].copy(), c_coords=names)
+    set_image(sdata, lambda x: x[order].copy(), c_coords=names, scale_factors=[2, 2])
 
 
 def image_cases() -> Iterator[Case]:
@@ -437,7 +437,7 @@ def image_cases() -> Iterator[Case]:
         "channels of markers": (lambda s: _set_names(s, ["DAPI", "CD3", "CD8"], [0, 1, 2]), "channel|DAPI"),
         "only 0 and 1": (
             lambda s: set_image(s, lambda x: (x > 60).astype(np.uint8)),
-            "0 and 1|colour|range|dark",
+            "black: the brightest grey value is 1 of 255",
         ),
         "a block that cannot be read": (lambda s: set_image(s, _broken), "he|block|read"),
         "all white": (lambda s: set_image(s, lambda x: np.full_like(x, 255)), "tissue|glass|white"),

@@ -146,7 +146,7 @@ def _refuse_black(grey: NDArray[np.float64], key: str) -> None:
     if grey.max() <= 1.5 / 255:
         raise InvalidValueError(
             f"Image {key!r} is black: the brightest grey value is {255 * grey.max():.2g} of 255.",
-            "if it was made of numbers from 0 to 1, multiply these by 255 before they become whole numbers",
+            "if it was made of numbers from 0 to 1, convert these with st_predict.io.to_rgb8",
         )
 
 
