@@ -1018,7 +1018,7 @@ def slide_cases() -> Iterator[Case]:
             kind="slides",
             name=f"sdata={short(wrong)}",
             call=lambda _, wrong=wrong: stp.tl.predict(wrong, "m2ost"),
-            says="sdata must be",
+            says="sdata.* must be",
             function=stp.tl.predict,
             twin=None,
         )
@@ -1263,7 +1263,7 @@ def command_cases() -> Iterator[Case]:
         "a folder that is no store": (("predict", "{folder}/plain", "--out", out), "plain"),
         "a store that is empty": (("predict", "{folder}/empty.zarr", "--out", out), "empty.zarr"),
         "a text as slide": (("predict", "{folder}/c.tsv", "--out", out), r"c\.tsv"),
-        "a picture as slide": (("predict", "{folder}/h.png", "--out", out), "png"),
+        "a picture as slide": (("predict", "{folder}/h.png", "--out", out), "--mpp"),
         "out of another kind": (("predict", store, "--model", weights, "--out", "{new}/o.csv"), r"o\.csv"),
         "out that exists": (("predict", store, "--model", weights, "--out", store), "store.zarr"),
         "out in no folder": (("predict", store, "--model", weights, "--out", "{folder}/no/o.zarr"), "folder"),

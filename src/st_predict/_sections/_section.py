@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from spatialdata import SpatialData
@@ -364,11 +365,11 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
     """
     if isinstance(sdatas, SpatialData):
         return [sdatas]
-    if isinstance(sdatas, str | PathLike | AnnData) or not isinstance(sdatas, Iterable):
+    if isinstance(sdatas, str | PathLike | AnnData | pd.DataFrame | np.ndarray) or not isinstance(sdatas, Iterable):
         check_slide(sdatas, argument=f"{argument}, or each of several in a list or a mapping,")
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
-        raise InvalidValueError(f"{argument} is empty: no section was given.")
+        raise InvalidValueError(f"{argument} is empty: there must be at least one section.")
     for sdata in found:
         check_slide(sdata, argument=f"Each member of {argument}")
     return found

@@ -76,6 +76,10 @@ def read_image(
     path, folder = Path(check("path", path, File)), check("cache", cache, File | None)
     check("image_key", image_key, Name)
     given = None if mpp is None else Mpp(mpp, "argument").value
+    if path.is_dir():
+        raise InvalidValueError(
+            f"{path} is a folder.", "name the file of a picture", "read a .zarr store with spatialdata.read_zarr"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     if value_range is None and has_blocks(path):
