@@ -197,14 +197,19 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         model, hparams=hparams, trust=trust, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
-    slots = [slide.slot(key_added or ensemble.key) for slide in slides]
-    for slide, slot in zip(slides, slots, strict=True):
-        ensemble.check(slide)
-        slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
+    slots = [_slot(ensemble, slide, key_added or ensemble.key) for slide in slides]
     cut = [look_over_for(slide, ensemble.cards) for slide in slides]
     known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
     for slide, slot, read, spots in zip(slides, slots, known, cut, strict=True):
         _write(ensemble, slide, slot, read, cut=spots, cut_tissue=cut_tissue)
+
+
+def _slot(ensemble: Ensemble, slide: Slide, key: str) -> Slot:
+    """Where the prediction of a slide belongs, after it was checked that it fits there."""
+    ensemble.check(slide)
+    slot = slide.slot(key)
+    slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
+    return slot
 
 
 def _write(
