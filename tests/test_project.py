@@ -316,3 +316,10 @@ def test_every_item_of_the_checklist_is_answered() -> None:
     assert list(map(len, rows)) == [8, 2]
     for path in re.findall(r"`([\w./-]+\.(?:md|yaml|toml))`", mandatory):
         assert any((folder / path).exists() for folder in (ROOT, GITHUB / "workflows")), path
+
+
+def test_the_changelog_begins_with_highlights() -> None:
+    newest = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## [")[1]
+    highlights = newest.split("\n### ")[1]
+    assert highlights.startswith("Highlights\n")
+    assert 3 <= len(re.findall(r"^- ", highlights, flags=re.MULTILINE)) <= 5
