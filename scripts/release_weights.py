@@ -94,7 +94,8 @@ def render(releases: list[Release], base_url: str, n_bytes: int) -> str:
     lines = []
     for release in releases:
         entry = release.entry
-        where = f"copy to {os.path.relpath(WEIGHTS / entry.file)}" if entry.embedded else f"upload to {base_url}"
+        upload = f"upload to {base_url or 'the address that base_url of the index shall name (not set)'}"
+        where = f"copy to {os.path.relpath(WEIGHTS / entry.file)}" if entry.embedded else upload
         card = ModelCard.of_file(release.path)
         lines += [f"{release.label}: {release.path}", f"  {where} as {entry.file}"]
         lines += [f"  {entry.n_bytes:,} bytes, SHA-256 {entry.sha256}", f"  licence {card.license}; {card.citation}"]

@@ -22,7 +22,10 @@ HEADER = ("gene", "partial correlation", "95 % interval", "noise ceiling", "trus
 def write_pages(app: Sphinx) -> None:
     """Write the pages; a page whose text is the same is left alone, so that it is not read again."""
     folder = Path(app.srcdir) / FOLDER
-    pages = {f"{weights.name}-{weights.version}.md": page_of(weights) for weights in checkpoints.list_weights()}
+    pages = {
+        f"{weights.name}-{weights.version}.md": page_of(weights)
+        for weights in checkpoints.list_weights()
+    }
     for path in folder.glob("*.md"):
         if path.name not in {*pages, "index.md"}:
             path.unlink()
@@ -39,18 +42,33 @@ def page_of(weights: Weights) -> str:
     if not weights.embedded:  # building fetches nothing
         command = f"`st-predict card {weights.name}@{weights.version}`"
         return "\n\n".join(
-            [*head, f"File `{weights.file}`, {size}; fetched when it is first used. {command} prints its card.\n"]
+            [
+                *head,
+                f"File `{weights.file}`, {size}; fetched when it is first used. {command} prints its card.\n",
+            ]
         )
-    card = ModelCard.of_file(checkpoints.find_weights(f"{weights.name}@{weights.version}"))
-    parts = [*head, f"File `{weights.file}`, {size}, in the package.", _facts(card), "## Which genes to trust"]
-    parts += [_scores(card, one) for one in card.reliability] or ["No scores of its genes are in the card."]
+    card = ModelCard.of_file(
+        checkpoints.find_weights(f"{weights.name}@{weights.version}")
+    )
+    parts = [
+        *head,
+        f"File `{weights.file}`, {size}, in the package.",
+        _facts(card),
+        "## Which genes to trust",
+    ]
+    parts += [_scores(card, one) for one in card.reliability] or [
+        "No scores of its genes are in the card."
+    ]
     if gaps := checkpoints.card_gaps(card):
         parts += ["## Not known", "\n".join(f"- {gap}" for gap in gaps)]
     return "\n\n".join(parts) + "\n"
 
 
 def _facts(card: ModelCard) -> str:
-    rows = [f"| {name} | {text.replace('|', ' ')} |" for name, text in checkpoints.card_facts(card).items()]
+    rows = [
+        f"| {name} | {text.replace('|', ' ')} |"
+        for name, text in checkpoints.card_facts(card).items()
+    ]
     return "\n".join(["| | |", "|---|---|", *rows])
 
 

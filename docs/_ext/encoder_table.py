@@ -25,7 +25,9 @@ class EncoderTable(SphinxDirective):
         """Return the table."""
         header = "| name | input, px | um/px | features | output | licence | gated | not confirmed, or special |"
         rows = [_row(get_encoder(name)) for name in list_encoders()]
-        return self.parse_text_to_nodes("\n".join([header, "|---|---|---|---|---|---|---|---|", *rows]))
+        return self.parse_text_to_nodes(
+            "\n".join([header, "|---|---|---|---|---|---|---|---|", *rows])
+        )
 
 
 def _row(spec: EncoderSpec) -> str:

@@ -25,7 +25,10 @@ class ModelPages(SphinxDirective):
     def run(self) -> list[Node]:
         """Return the table and the sections."""
         models = table()
-        pages = [_overview(models), *(_page(get_spec(name), row) for name, row in models.iterrows())]
+        pages = [
+            _overview(models),
+            *(_page(get_spec(name), row) for name, row in models.iterrows()),
+        ]
         return self.parse_text_to_nodes("\n\n".join(pages), allow_section_headings=True)
 
 
@@ -37,15 +40,28 @@ def _overview(models: pd.DataFrame) -> str:
         for name, row in models.iterrows()
     ]
     header = "| name | family | parameters | GMAC | levels | field of view | paper | licence of published code |"
-    return "\n".join(["## All models", "", header, "|---|---|---|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["## All models", "", header, "|---|---|---|---|---|---|---|---|", *rows]
+    )
 
 
 def _page(spec: ModelSpec, row: pd.Series) -> str:
     """Markdown of one model."""
-    mpp = "those of the image, whatever their size" if spec.crop.mpp is None else f"{spec.crop.mpp:g} um wide"
-    levels = "\n".join(f"| {i} | {v.size} | {v.downsample:.4g} | {v.fov:g} |" for i, v in enumerate(spec.crop.levels))
+    mpp = (
+        "those of the image, whatever their size"
+        if spec.crop.mpp is None
+        else f"{spec.crop.mpp:g} um wide"
+    )
+    levels = "\n".join(
+        f"| {i} | {v.size} | {v.downsample:.4g} | {v.fov:g} |"
+        for i, v in enumerate(spec.crop.levels)
+    )
     spots = "single spots" if spec.scope == "spot" else "all spots of a section"
-    symmetries = "" if spec.symmetries == 1 else f"; predicts the mean over the {spec.symmetries} symmetries of a crop"
+    symmetries = (
+        ""
+        if spec.symmetries == 1
+        else f"; predicts the mean over the {spec.symmetries} symmetries of a crop"
+    )
     size = (
         "in closed form"
         if spec.closed_form
@@ -86,7 +102,11 @@ def _gmacs(row: pd.Series) -> str:
 
 
 def _fov(row: pd.Series) -> str:
-    return f"{row['fov_px']:g} px" if pd.isna(row["fov_um"]) else f"{row['fov_px']:g} px, {row['fov_um']:g} um"
+    return (
+        f"{row['fov_px']:g} px"
+        if pd.isna(row["fov_um"])
+        else f"{row['fov_px']:g} px, {row['fov_um']:g} um"
+    )
 
 
 def _values(values: Mapping[str, Any]) -> str:

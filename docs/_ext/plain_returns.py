@@ -25,7 +25,9 @@ class PlainReturns(NumpyDocstring):
 
     def _block(self, field: str) -> list[str]:
         lines = self._dedent(self._consume_to_next_section())
-        if lines[:1] == [":"]:  # put there by sphinx-autodoc-typehints, for napoleon as it was
+        if lines[:1] == [
+            ":"
+        ]:  # put there by sphinx-autodoc-typehints, for napoleon as it was
             lines = lines[1:]
         return [field, "", *self._indent(lines, 4), ""]
 

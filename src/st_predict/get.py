@@ -437,7 +437,8 @@ def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | 
 def _as_array(values: Any, what: str) -> NDArray[np.float32]:
     """Copy of ``(n_obs, n_genes)``."""
     try:
-        array = np.array(values.toarray() if sparse.issparse(values) else values, np.float32)
+        # np.asarray first: np.array of a DataFrame of pandas 2.2 shares its memory
+        array = np.array(np.asarray(values.toarray() if sparse.issparse(values) else values), np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"{what} must be numbers ({error}).") from error
     if array.ndim != 2:

@@ -52,7 +52,7 @@ def files(folder: Path) -> list[Path]:
 
 def test_the_index_is_complete():
     index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
-    assert index["base_url"].startswith("https://")
+    assert index["base_url"] == ""  # no address is known to belong to the project
     weights = list_weights()
     assert all(isinstance(w, Weights) for w in weights)
     assert len({(w.name, w.version) for w in weights}) == len({w.file for w in weights}) == len(weights)
@@ -139,6 +139,23 @@ def test_embedded_weights_are_not_fetched(server, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"small-1\.safetensors is not the expected file"):
         find_weights("small")
     assert server.asked == []
+
+
+def test_without_an_address_the_message_says_so(server, tmp_path, monkeypatch):
+    server.index["base_url"] = ""
+    monkeypatch.delenv("ST_PREDICT_WEIGHTS_URL")
+    with pytest.raises(ConnectionError, match="no download address of released weights is set") as raised:
+        find_weights("net")
+    folder = tmp_path / "cache" / "weights"
+    for part in ("net@2 is not in", str(folder), hashlib.sha256(CONTENT).hexdigest(), "Set ST_PREDICT_WEIGHTS_URL to"):
+        assert part in str(raised.value)
+    assert server.asked == []
+    assert find_weights("net", mirror=f"{server.url}/base") == folder / "net-2.safetensors"
+    assert find_weights("net") == folder / "net-2.safetensors"
+    (folder / "net-2.safetensors").write_bytes(OLD)
+    with pytest.raises(ValueError, match=r"net-2\.safetensors is not the expected file: SHA-256"):
+        find_weights("net")
+    assert server.asked == ["/base/net-2.safetensors"]
 
 
 # Names and paths

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
-from st_predict._files import OFFLINE, cache_dir, download, is_offline
+from st_predict._files import OFFLINE, cache_dir, download, is_offline, sha256_of_file
 from st_predict._validated import Natural, Text, check, validated
 from st_predict.models import list_models
 
@@ -103,7 +103,8 @@ def find_weights(model: PathLike[str] | str | Trained, *, mirror: str | None = N
     model
         Path of a ``.safetensors`` file, result of a training, or ``name`` or ``name@version`` of a released checkpoint.
     mirror
-        Address of the folder that holds the released files, in place of ``ST_PREDICT_WEIGHTS_URL`` and the official one.
+        Address of the folder that holds the released files, in place of ``ST_PREDICT_WEIGHTS_URL`` and of the ``base_url``
+        of the index, which is empty as long as the project has no address for downloads.
 
     Returns
     -------
@@ -119,7 +120,8 @@ def find_weights(model: PathLike[str] | str | Trained, *, mirror: str | None = N
     ValueError
         If the file is not the one that was released.
     ConnectionError
-        If it is not in the cache and cannot be got, or ``ST_PREDICT_OFFLINE`` is set; the message says where to put it.
+        If it is not in the cache and cannot be downloaded, no download address is set, or ``ST_PREDICT_OFFLINE`` is set; the
+        message says where to put it.
     """
     text, mirror = name_of(model), check("mirror", mirror, Text | None)
     released = list_weights()
@@ -153,11 +155,10 @@ def _unknown(text: str, released: list[Weights]) -> NotFoundError:
 def _get(weights: Weights, mirror: str | None) -> Path:
     path = (_FOLDER if weights.embedded else cache_dir() / "weights") / weights.file
     base = mirror or os.environ.get(WEIGHTS_URL) or _index()["base_url"]
+    if not base:
+        return _without_address(weights, path)
     url = f"{base.rstrip('/')}/{weights.file}"
-    by_hand = (
-        f"By hand: get {weights.file} ({weights.n_bytes / 1e6:.1f} MB, SHA-256 {weights.sha256}) from {url} and put it into "
-        f"{str(path.parent)!r}."
-    )
+    by_hand = f"By hand: get {_identity(weights)} from {url} and put it into {str(path.parent)!r}."
     if is_offline() and not path.exists():
         raise ConnectionError(
             f"{weights.name}@{weights.version} is not there, and {OFFLINE} forbids to fetch it. {by_hand}"
@@ -166,6 +167,25 @@ def _get(weights: Weights, mirror: str | None) -> Path:
         return download(url, path, sha256=weights.sha256, n_bytes=weights.n_bytes)
     except ConnectionError as error:
         raise ConnectionError(f"{error} {by_hand} {WEIGHTS_URL} names a mirror.") from error
+
+
+def _without_address(weights: Weights, path: Path) -> Path:
+    """Return the checked file, which can only be there already: the index names no download address."""
+    if not path.exists():
+        raise ConnectionError(
+            f"{weights.name}@{weights.version} is not in {str(path.parent)!r}, and no download address of released weights "
+            f"is set. Set {WEIGHTS_URL} to the address of a mirror, or put {_identity(weights)} there by hand."
+        )
+    if (digest := sha256_of_file(path)) != weights.sha256:
+        raise InvalidValueError(
+            f"{path} is not the expected file: SHA-256 {digest} instead of {weights.sha256}.",
+            "install st_predict again" if weights.embedded else "replace it with the released file",
+        )
+    return path
+
+
+def _identity(weights: Weights) -> str:
+    return f"{weights.file} ({weights.n_bytes / 1e6:.1f} MB, SHA-256 {weights.sha256})"
 
 
 def _index() -> dict[str, Any]:
