@@ -70,7 +70,9 @@ def import_timm() -> Any:
         If it is not installed.
     """
     try:
-        import timm
+        # some versions of torch compute with tensors while timm is imported, which the device meta, on which sizes are checked, cannot
+        with torch.device("cpu"):
+            import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("This network needs timm: pip install timm torchvision", name="timm") from error
     return timm
