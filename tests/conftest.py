@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from hypothesis import settings
 from shapely import Point
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+
+settings.register_profile("patient", deadline=None)  # the machine may be busy
+settings.load_profile("patient")
 
 TINY = dict(get_spec("m2ost").tiny)
 GENES = tuple("abcd")

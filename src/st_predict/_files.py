@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._locks import owned_folder
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) or shutil.disk_usage(path.parent).free >= _FULL:
+        if isinstance(error, OSError | StPredictError) or shutil.disk_usage(path.parent).free >= _FULL:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 

@@ -58,7 +58,7 @@ def test_a_table_of_scanpy_with_the_full_image(visium_folder, decoder, read, ver
 
 def test_without_an_image_the_hires_image_is_refused_by_a_fine_model(visium_folder, decoder, read):
     sdata = stp.io.from_anndata(read(visium_folder()))
-    with pytest.raises(ValueError, match=r"'lib_hires_image': The image has .* um/px, the model needs 1 um/px"):
+    with pytest.raises(ValueError, match=r"'lib_hires_image', mpp .*: The image has .* um/px, the model needs 1 um/px"):
         stp.tl.predict(sdata, decoder(1.0))
 
 

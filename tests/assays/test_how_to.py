@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import scanpy
 import tifffile
+from PIL import Image
+
+import st_predict as stp
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -99,21 +102,26 @@ def test_xenium(xenium_folder, run, tmp_path, monkeypatch):
     assert set(known["evaluation"].genes["gene"]) == {"EPCAM", "CD3E"}
 
 
-def test_own_slide(run, tmp_path):
+def test_own_slide(run, tmp_path, monkeypatch):
+    predict = stp.tl.predict
     rng = np.random.default_rng(0)
     image = np.full((3000, 3000, 3), 245, np.uint8)
     image[400:2600, 400:2600] = rng.integers(60, 200, (2200, 2200, 1))
     pixels_per_cm = (10_000 / 0.5,) * 2
-    for name in ("slide.svs", "scan.tif"):
-        tifffile.imwrite(
-            tmp_path / name,
-            image,
-            tile=(256, 256),
-            photometric="rgb",
-            resolution=pixels_per_cm if name == "slide.svs" else None,
-            resolutionunit="CENTIMETER" if name == "slide.svs" else None,
-        )
+    tifffile.imwrite(
+        tmp_path / "slide.svs",
+        image,
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=pixels_per_cm,
+        resolutionunit="CENTIMETER",
+    )
+    Image.fromarray(image).save(tmp_path / "scan.png")
+    tifffile.imwrite(tmp_path / "slide.tif", image.astype(np.uint16) * 16, photometric="rgb")
+    seen = []
+    monkeypatch.setattr(stp.tl, "predict", lambda sdata, **options: seen.append(sdata) or predict(sdata, **options))
     known = run("own-slide.md")
     assert np.isfinite(known["prediction"].X).all()
-    assert np.isfinite(known["sdata"].tables["pred_m2ost"].X).all()
-    assert (known["sdata"].shapes["grid"]["radius"] * 2 * 0.5 == 100).all()
+    assert np.isfinite(seen[1].tables["pred_m2ost"].X).all()
+    assert (seen[1].shapes["grid"]["radius"] * 2 * 0.5 == 100).all()
+    np.testing.assert_allclose(known["sdata"]["he8"]["scale0"]["image"].values, image.transpose(2, 0, 1), atol=1)

@@ -194,7 +194,7 @@ def test_results_beyond_the_memory_go_to_disk(monkeypatch, tmp_path, caplog):
     source = Source((3, 480, 640))
     element = image(source.array.rechunk((3, 64, 64)), scale_factors=[2, 2])
     reader = open_pyramid(SpatialData(images={"he": element}))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="st_predict"):
         found = read_all(reader)
     assert source.decoded == {(0, 0, 0): 1}
     assert re.search(r"Image 'he': 0.0 GB of pixels are kept in .*st_predict-", caplog.text)

@@ -207,9 +207,9 @@ def test_regions_of_a_table_are_sections():
     del both.obsm["spatial"]
     assert all_passing([SpatialData(shapes=shapes, tables={"table": both})]) == expected
     image = Image2DModel.parse(
-        np.zeros((3, 10, 10), np.uint8),
+        np.zeros((3, 1000, 1000), np.uint8),
         dims=("c", "y", "x"),
-        transformations={"um": Scale([100, 100], axes=("x", "y"))},
+        transformations={"um": Scale([2, 2], axes=("x", "y"))},
     )
     sdata = SpatialData(images={"he": image}, shapes=shapes, tables={"table": both})
     assert all_passing([sdata]) == expected

@@ -111,9 +111,11 @@ def test_targets_and_calibrations_leave_them_out(flagged: SpatialData, measured:
     assert len(pp.make_target(table, ["a", "b"], TargetSpec(), tissue_only=False)) == 12
     result = tl.train(measured, "mean", panel=["a", "b"], out=tmp_path / "m", preset="paper")
     tl.predict(flagged, result.checkpoint)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(table.obsm["pred_mean"]).all(axis=1)), OFF)
+    tl.predict(flagged, result.checkpoint, tissue_only=False)
+    assert np.isfinite(table.obsm["pred_mean"]).all()
     assert tl.calibrate(flagged, coverage=0.5, min_counts=0).n_spots == 9
     assert tl.calibrate(flagged, coverage=0.5, min_counts=0, tissue_only=False).n_spots == 12
-    assert np.isfinite(table.obsm["pred_mean"]).all()  # places are predicted all the same
 
 
 @pytest.mark.parametrize("method", ["mean", "m2ost", "hvg", "spatial"])

@@ -369,7 +369,7 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
         check_slide(sdatas, argument=f"{argument}, or each of several in a list or a mapping,")
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
-        raise InvalidValueError(f"{argument} is empty: there must be at least one section.")
+        raise InvalidValueError(f"{argument} is empty: no section was given, and there must be one.")
     for sdata in found:
         check_slide(sdata, argument=f"Each member of {argument}")
     return found

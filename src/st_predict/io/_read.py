@@ -78,7 +78,9 @@ def read_image(
     given = None if mpp is None else Mpp(mpp, "argument").value
     if path.is_dir():
         raise InvalidValueError(
-            f"{path} is a folder.", "name the file of a picture", "read a .zarr store with spatialdata.read_zarr"
+            f"{path} is a folder, and a slide is a file.",
+            "name the file",
+            "read a .zarr store with spatialdata.read_zarr",
         )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
