@@ -157,7 +157,7 @@ def test_spots_beside_the_tissue_by_space_ranger_are_expected_there(
 def test_an_image_of_zeros_and_ones(checkpoint: Callable[..., Path]) -> None:
     _, xy = lattice()
     sdata = slide((tissue_image() / 255).astype(np.uint8) + np.uint8(1), xy)
-    with pytest.raises(ValueError, match=r"Image 'he' is black: the brightest grey value is 1 of 255\. .* to_rgb8"):
+    with pytest.raises(ValueError, match=r"Image 'he' is black: the brightest grey value is 1 of 255\. .*to_rgb8"):
         stp.tl.predict(sdata, checkpoint())
 
 
