@@ -46,6 +46,8 @@ __all__ = [
 FAILURES = (EOFError, KeyError, OSError, RuntimeError, ValueError, struct.error, zlib.error)
 """What libraries raise when pixels cannot be read or decoded."""
 
+_GET_AGAIN = "Get the file again."
+
 
 @runtime_checkable
 class PyramidReader(Protocol):
@@ -227,9 +229,8 @@ class reading:  # noqa: N801  # a context manager, in a fifth of the time of con
                 f"{place}: {width * height * 3 / 1e9:.3g} GB do not fit into memory ({error})."
             ) from error
         if isinstance(error, FAILURES):
-            raise OSError(
-                f"{place}: cannot be read, perhaps because it is damaged ({error}). Get the file again."
-            ) from error
+            again = "" if _GET_AGAIN in str(error) else f" {_GET_AGAIN}"
+            raise OSError(f"{place}: cannot be read, perhaps because it is damaged ({error}).{again}") from error
 
 
 def _levels(image: DataArray | DataTree) -> list[DataArray]:
