@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -155,19 +156,38 @@ def test_folders_of_dead_processes_are_removed_and_others_stay(tmp_path: Path) -
     assert not used.exists()
 
 
-def test_empty_folders_are_removed_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_empty_folders_are_removed_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
     (tmp_path / ".crops-killed").mkdir()  # by a process that could not name itself any more
     take, taken = _locks._take, []
 
-    def late(path: Path) -> object:
+    def beside_another_process(path: Path) -> object:
         taken.append(path)
         if len(taken) == 1:
-            remove_abandoned(tmp_path, ".crops-")  # what another process does meanwhile
+            remove_abandoned(tmp_path, ".crops-")
+            if late:  # after the lock has looked for its folder
+                raise FileNotFoundError(2, "No such file or directory", str(path))
         return take(path)
 
-    monkeypatch.setattr(_locks, "_take", late)
+    monkeypatch.setattr(_locks, "_take", beside_another_process)
     with owned_folder(tmp_path, ".crops-") as own:
         assert list(tmp_path.iterdir()) == [own]
         (own / "part").touch()
-    assert taken == [own / OWNER]
+    assert taken[-1] == own / OWNER
+    assert len(taken) == 1 + late
+    assert not list(tmp_path.iterdir())
+
+
+def test_racing_folders(tmp_path: Path) -> None:
+    """Threads that make and remove folders beside one another: none fails, and nothing is left."""
+
+    def work(_: int) -> None:
+        for _ in range(50):
+            with owned_folder(tmp_path, ".crops-") as own:
+                (own / "part").touch()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     assert not list(tmp_path.iterdir())

@@ -87,16 +87,21 @@ def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _make_owned(parent: Path, prefix: str) -> tuple[Path, SoftFileLock]:
-    """Make a folder with an owner. As long as it is empty, others may remove it; taking the lock makes it again then."""
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-    try:
-        lock = _take(folder / OWNER)
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-    assert lock is not None  # nobody else knows the name
-    return folder, lock
+    """Make a folder with an owner; as long as it is empty, another process may take it for abandoned and remove it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            lock = _take(folder / OWNER)
+        except (FileNotFoundError, FileExistsError):  # from making the folder of the lock again
+            if parent.is_dir():
+                continue
+            raise
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        assert lock is not None  # nobody else knows the name
+        return folder, lock
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
@@ -130,7 +135,8 @@ def _remove(folder: Path, lock: SoftFileLock | None) -> None:
             path.unlink()
     if lock is not None:
         lock.release()
-    folder.rmdir()
+    with suppress(OSError):  # another process has taken it for abandoned in this moment, and removes it
+        folder.rmdir()
 
 
 def _take(path: Path) -> SoftFileLock | None:

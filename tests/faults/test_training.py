@@ -181,9 +181,13 @@ def test_damaged_folders_say_so(section: Path, tmp_path: Path, content: str) -> 
     assert not (tmp_path / "out" / ".lock").exists()
 
 
-def test_ctrl_c_stays_a_keyboard_interrupt(section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stays_a_keyboard_interrupt(
+    section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     sdata, config = read_zarr(section), {**CONFIG, "epochs": 4}
     expected = stp.tl.train(sdata, "m2ost", out=tmp_path / "whole", **options(config=config))
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ours))
     step, handlers = Adapter.training_step, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def pressing(self: Adapter, *args: Any) -> Any:
