@@ -213,3 +213,10 @@ def test_a_wrong_resolution_says_how_to_give_another(tmp_path):
     path = _write(tmp_path / "slide.tif", resolution=(20000, 25000))
     with pytest.raises(InvalidValueError, match=r"Resample the image, or give it with mpp=\.$"):
         read_wsi(path)
+
+
+def test_values_of_12_bits_are_not_shown_black(tmp_path):
+    pixels = np.full((512, 512, 3), 4095, np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), photometric="rgb")
+    with pytest.raises(ValueError, match=r"samples of 16 bits"):
+        OpenSlidePyramid(tmp_path / "a.tif")

@@ -163,3 +163,19 @@ def read_her2st(name: str) -> AnnData:
     spots = pd.read_csv(HER2ST / f"data/ST-spotfiles/{name}_selection.tsv", sep="\t")
     kept = counts.index.isin(spots["x"].astype(str) + "x" + spots["y"].astype(str))
     return table(counts[kept].to_numpy(), list(counts.columns))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "method", "other"),
+    [
+        ("seed", 1, "mean", "m2ost"),
+        ("n_variable", 9, "spatial", "m2ost"),
+        ("min_mean", 1.0, "m2ost", "spatial"),
+        ("fdr", 0.1, "hvg", "spatial"),
+    ],
+)
+def test_arguments_of_another_method_are_refused(name, value, method, other):
+    with pytest.raises(
+        ValueError, match=rf"{name}={value} is for the method '{other}' and has no effect on '{method}'"
+    ):
+        pp.select_panel([section(1)], n_genes=2, method=method, **{name: value})

@@ -12,6 +12,7 @@ from st_predict._validated import File, check
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
 from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
 from st_predict.io._rgb8 import on_white
+from st_predict.io._tiff import refuse_misread
 from st_predict.io._tiles import block_edges
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenSlidePyramid"]
 
+
+TIFF = {"aperio", "generic-tiff"}
+"""Formats of OpenSlide that are TIFF of no further rules."""
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
 """Files of pictures, which have neither levels nor tiles."""
@@ -45,12 +49,14 @@ class OpenSlidePyramid:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If OpenSlide cannot open it.
+        If OpenSlide cannot open it, or would show it wrongly: samples that do not have 8 bits, an orientation tag.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = check("path", path, File)
         slide = _open(self._path)
+        if slide.properties.get("openslide.vendor") in TIFF:
+            refuse_misread(self._path)
         self._of_thread = threading.local()
         self._of_thread.slide = slide
         # not asked of a handle again, as one that has failed once answers nothing

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import InvalidValueError
 from st_predict._validated import File, check
 from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pictures import is_picture
-from st_predict.io._tiff import TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_stack
+from st_predict.io._tiff import TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_misread
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -54,7 +54,7 @@ def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
         raise FileNotFoundError(f"There is no file {path}.")
     if not is_tiff(path) or _vendor(path) not in GENERIC:
         return OpenSlidePyramid(path)
-    _refuse_misread(path)
+    refuse_misread(path)
     tiff, slide = _opened(TiffPyramid, path), _opened(OpenSlidePyramid, path)
     if isinstance(slide, OpenSlidePyramid) and isinstance(tiff, TiffPyramid):
         difference = _difference(tiff, slide, is_ome=_is_ome(path))
@@ -103,26 +103,6 @@ def _opened(kind: type[T], path: Path) -> T | InvalidValueError:
         return kind(path)
     except InvalidValueError as error:
         return error
-
-
-def _refuse_misread(path: Path) -> None:
-    """Refuse files that OpenSlide opens and shows wrongly."""
-    with open_tiff(path) as file:
-        refuse_stack(file, path)
-        page = file.pages.first
-        bits, orientation = page.bitspersample, orientation_of(page)
-    if bits != 8:
-        raise InvalidValueError(
-            f"{path} has samples of {bits} bits, and nothing says which values are black and white.",
-            Advice("state them with {} for 12-bit data", "value_range", (0, 4095)),
-            Advice("with {} for data that uses all 16 bits", "value_range", (0, 65535)),
-            "convert it to 8 bits",
-        )
-    if orientation != 1:
-        raise InvalidValueError(
-            f"{path} has the orientation tag {orientation}, and its tiles are not stored upright.",
-            "read it with st_predict.io.read_image",
-        )
 
 
 def _is_ome(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
-from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._validated import File, check
 from st_predict.io._pyramid import FAILURES, check_level, check_region, level_downsamples, reading
 from st_predict.io._tiff_mpp import mpp_of_tiff
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from st_predict.io._levels import Edges
 
-__all__ = ["TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_stack"]
+__all__ = ["TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_misread", "refuse_stack"]
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files, in both byte orders."""
@@ -356,3 +356,23 @@ def _unfit(page: tifffile.TiffPage) -> str | None:
     if not found and max(page.tilelength, page.tilewidth) > LARGEST_TILE:
         found = [f"its tiles have {page.tilewidth} x {page.tilelength} px"]
     return found[0] if found else None
+
+
+def refuse_misread(path: Path) -> None:
+    """Refuse files that OpenSlide opens and shows wrongly."""
+    with open_tiff(path) as file:
+        refuse_stack(file, path)
+        page = file.pages.first
+        bits, orientation = page.bitspersample, orientation_of(page)
+    if bits != 8:
+        raise InvalidValueError(
+            f"{path} has samples of {bits} bits, and nothing says which values are black and white.",
+            Advice("state them with {} for 12-bit data", "value_range", (0, 4095)),
+            Advice("with {} for data that uses all 16 bits", "value_range", (0, 65535)),
+            "convert it to 8 bits",
+        )
+    if orientation != 1:
+        raise InvalidValueError(
+            f"{path} has the orientation tag {orientation}, and its tiles are not stored upright.",
+            "read it with st_predict.io.read_image",
+        )

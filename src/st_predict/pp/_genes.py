@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anndata
 import numpy as np
@@ -34,16 +34,21 @@ __all__ = ["select_panel"]
 
 Method = Literal["m2ost", "mean", "hvg", "spatial"]
 
+T = TypeVar("T")
+
+_ONLY_FOR = {"seed": "m2ost", "n_variable": "m2ost", "min_mean": "spatial", "fdr": "spatial"}
+"""Arguments that one method reads."""
+
 
 def select_panel(  # noqa: PLR0913  # rules have different parameters, and every one is a keyword
     adatas: Sequence[AnnData | SpatialData],
     *,
     n_genes: int = 250,
     method: Method = "m2ost",
-    seed: int = 1553,
-    n_variable: int = 1500,
-    min_mean: float = 1.0,
-    fdr: float = 0.05,
+    seed: int | None = None,
+    n_variable: int | None = None,
+    min_mean: float | None = None,
+    fdr: float | None = None,
     layer: str | None = None,
     table_key: str | None = None,
     id_column: str | None = None,
@@ -67,13 +72,13 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
         a spot, with the section as batch) among the genes that all sections have. ``"spatial"`` takes the genes with
         the highest spatial autocorrelation beyond sequencing depth; see the notes.
     seed
-        Random seed for the draw of ``"m2ost"``.
+        Random seed for the draw of ``"m2ost"``; by default 1553.
     n_variable
-        Number of variable genes per section, for ``"m2ost"``.
+        Number of variable genes per section, for ``"m2ost"``; by default 1500.
     min_mean
-        Lowest mean count per spot, in every section, for ``"spatial"``.
+        Lowest mean count per spot, in every section, for ``"spatial"``; by default 1.
     fdr
-        False discovery rate within each section, for ``"spatial"``; 1 keeps all candidates.
+        False discovery rate within each section, for ``"spatial"``; by default 0.05, and 1 keeps all candidates.
     layer
         Layer with the raw counts; by default ``.X``.
     table_key
@@ -96,7 +101,8 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
         If the table, layer or column does not exist.
     ValueError
         If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
-        ``n_genes`` genes are left, or an argument is not one of its choices. For ``"spatial"``, also if positions are
+        ``n_genes`` genes are left, or an argument is not one of its choices or
+        is for another method. For ``"spatial"``, also if positions are
         missing or not finite, or a section has fewer than 7 spots with counts.
 
     Notes
@@ -121,10 +127,11 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     there is one image, else the centroids of the annotated element. Only distances matter.
     """
     method, duplicates = check("method", method, Method), check("duplicates", duplicates, Duplicates)
-    n_genes, n_variable = check("n_genes", n_genes, Count), check("n_variable", n_variable, Count)
-    seed, id_column = check("seed", seed, Natural), check("id_column", id_column, Text | None)
+    _refuse_without_effect(method, seed=seed, n_variable=n_variable, min_mean=min_mean, fdr=fdr)
+    n_genes, n_variable = check("n_genes", n_genes, Count), check("n_variable", _or(n_variable, 1500), Count)
+    seed, id_column = check("seed", _or(seed, 1553), Natural), check("id_column", id_column, Text | None)
     table_key = check("table_key", table_key, Text | None)
-    min_mean, fdr = check("min_mean", min_mean, NotNegative), check("fdr", fdr, Share)
+    min_mean, fdr = check("min_mean", _or(min_mean, 1.0), NotNegative), check("fdr", _or(fdr, 0.05), Share)
     given, only = _as_list(adatas), check("tissue_only", tissue_only, Flag)
     tables = [_table(data, table_key) for data in given]
     on = [on_tissue(table.obs, only=only, label=f"Table {number}") for number, table in enumerate(tables)]
@@ -262,6 +269,22 @@ def _place(
             for label, (rows, xy) in places.items()
         ]
     return placed
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _refuse_without_effect(method: str, **given: float | None) -> None:
+    """Refuse arguments of another method."""
+    others = [name for name, value in given.items() if value is not None and _ONLY_FOR[name] != method]
+    if others:
+        wanted = _ONLY_FOR[others[0]]
+        raise InvalidValueError(
+            f"{others[0]}={given[others[0]]!r} is for the method {wanted!r} and has no effect on {method!r}.",
+            Advice("leave out {}", others[0]),
+            Advice("choose the method with {}", "method", wanted),
+        )
 
 
 def _most_spatial(sections: list[PlacedCounts], *, n_genes: int, min_mean: float, fdr: float) -> list[str]:
