@@ -10,7 +10,7 @@ from spatialdata import SpatialData
 
 from st_predict._errors import InvalidTypeError
 
-__all__ = ["check_data", "check_slide", "check_table"]
+__all__ = ["check_data", "check_slide", "check_table", "share_arrays"]
 
 
 def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
@@ -90,3 +90,21 @@ def _described(value: Any) -> str:
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def share_arrays(table: AnnData) -> AnnData:
+    """Return an object with the same arrays, whose columns and keys can be changed."""
+    shared = AnnData(
+        table.X,
+        obs=table.obs.copy(),
+        var=table.var.copy(),
+        uns=dict(table.uns),
+        obsm=dict(table.obsm),
+        varm=dict(table.varm),
+        layers=dict(table.layers),
+        obsp=dict(table.obsp),
+        varp=dict(table.varp),
+    )
+    if table.raw is not None:
+        shared.raw = table.raw.to_adata()
+    return shared

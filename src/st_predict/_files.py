@@ -41,7 +41,7 @@ PATIENCE_S, LEAST = 60, 1 << 16  # a body of which fewer bytes come in this time
 MOST_BYTES = 2 << 30  # of a file whose size is not known
 BLOCK = 1 << 20
 _FOLDER_MODE = 0o775
-_FULL = 1 << 16  # bytes left on a disk that has no room for what is being written
+_FULL = 1 << 16  # free bytes below which a disk is full
 
 
 def cache_dir() -> Path:

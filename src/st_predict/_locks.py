@@ -64,7 +64,7 @@ def locked(path: Path, *, folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a temporary folder, and remove it at the end; those of dead processes with the same prefix are removed first.
+    """Make a temporary folder, and remove it at the end; folders of dead processes with the same prefix are removed first.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ def _make_owned(parent: Path, prefix: str) -> tuple[Path, SoftFileLock]:
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove temporary folders of the user that are empty or whose process has ended on this host; all others are left alone."""
+    """Remove temporary folders of the user that are empty or whose process has ended on this host; others stay."""
     for folder in parent.glob(f"{prefix}*"):
-        with suppress(OSError):  # a folder that vanishes or cannot be removed is no reason to fail
+        with suppress(OSError):  # folders that vanish or cannot be removed must not stop the work
             if not _is_own(folder):
                 continue
             if not (folder / OWNER).is_file():
@@ -140,7 +140,7 @@ def _remove(folder: Path, lock: SoftFileLock | None) -> None:
 
 
 def _take(path: Path) -> SoftFileLock | None:
-    """Take a lock, or that of a dead process of this host; return ``None`` if it is held."""
+    """Take a free lock, or the lock of a dead process of this host; return ``None`` if it is held."""
     from filelock import SoftFileLock, Timeout
 
     lock = SoftFileLock(path, thread_local=False)

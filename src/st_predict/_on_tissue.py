@@ -27,7 +27,8 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
     Parameters
     ----------
     obs
-        ``.obs`` of some spots. Without the column, all of them count.
+        ``.obs`` of some spots. Without the column, or without a value in it, all of them count: a table of several sections
+        may have it for some only.
     only
         Whether spots beside the tissue are left out; how many is logged.
     label
@@ -44,7 +45,7 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
     ValueError
         If a value is neither 0 nor 1, or no spot lies on tissue.
     """
-    if not only or Keys.IN_TISSUE not in obs:
+    if not only or Keys.IN_TISSUE not in obs or obs[Keys.IN_TISSUE].isna().all():
         return np.ones(len(obs), dtype=bool)
     words = obs[Keys.IN_TISSUE].astype(str).str.lower()
     keep_all = Advice("count every spot with {}", "tissue_only", value=False)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_predict import pp
-from st_predict._containers import check_data, check_slide
+from st_predict._containers import check_data, check_slide, share_arrays
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._record import Record
@@ -543,20 +543,9 @@ def to_anndata(sdata: SpatialData, *, table_key: str | None = None) -> AnnData:
     if name is None:
         raise NotFoundError(f"There is no table of spots in sdata; there are {sorted(sdata.tables)}.")
     table = sdata.tables[name]
-    links = [Keys.REGION, Keys.SPOT]
-    taken = AnnData(
-        table.X,
-        obs=table.obs.drop(columns=[column for column in links if column in table.obs]),
-        var=table.var.copy(),
-        uns={key: value for key, value in table.uns.items() if key != _TABLE_ATTRS},
-        obsm=dict(table.obsm),
-        varm=dict(table.varm),
-        layers=dict(table.layers),
-        obsp=dict(table.obsp),
-        varp=dict(table.varp),
-    )
-    if table.raw is not None:
-        taken.raw = table.raw.to_adata()
+    taken = share_arrays(table)
+    taken.obs = taken.obs.drop(columns=[Keys.REGION, Keys.SPOT], errors="ignore")
+    taken.uns.pop(_TABLE_ATTRS, None)
     return taken
 
 

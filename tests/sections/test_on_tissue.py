@@ -125,3 +125,12 @@ def test_panels_are_chosen_without_them(flagged: SpatialData, method: str) -> No
     assert pp.select_panel([flagged], **options) == pp.select_panel([without(flagged)], **options)
     if method == "mean":
         assert pp.select_panel([flagged], **options, tissue_only=False) == ["c", "d"]
+
+
+def test_sections_without_a_value_count_as_without_the_column() -> None:
+    """A table of two sections, of which one has the column."""
+    obs = pd.DataFrame({"in_tissue": [1, 0, np.nan, np.nan], "region": list("aabb")})
+    found = [on_tissue(obs[obs["region"] == name], only=True) for name in "ab"]
+    np.testing.assert_array_equal(np.concatenate(found), [True, False, True, True])
+    with pytest.raises(ValueError, match="must be 0 or 1 for every spot; 2 of 4 are not"):
+        on_tissue(obs, only=True)

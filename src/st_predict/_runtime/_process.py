@@ -47,7 +47,7 @@ def worker_threads(n: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # that of a worker would be that of every new thread
+        torch.set_num_threads(threads)  # otherwise new threads would take the number of a worker
         _ending.difference_update([thread for thread in list(_ending) if not _runs(thread)])
         _ending.update(started)
 
@@ -68,7 +68,7 @@ def _runs(thread: int) -> bool:
 
 
 def _compute_in_one_thread() -> None:
-    """Let a forked process compute in one thread: those of OpenMP are not copied, and waiting for them never ends."""
+    """Let a forked process compute in one thread: a fork does not copy the threads of OpenMP, and waiting for them never ends."""
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""Whether what a network sees of a spot, and the spots themselves, have a size that fits the image."""
+"""Check that fields of view and spots have a size that fits the image."""
 
 from __future__ import annotations
 

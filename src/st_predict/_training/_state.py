@@ -44,7 +44,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def find_state(folder: Path) -> Path:
-    """Return the newest state of a training that is not damaged; say so if it is not that of the last epoch.
+    """Return the newest state of a training that is not damaged; say so if the last epoch is missing.
 
     Raises
     ------

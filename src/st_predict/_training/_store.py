@@ -1,4 +1,4 @@
-"""What a network sees of a training set, as arrays: crops, mapped from files or held by a device, or features."""
+"""Training set as arrays: crops, mapped from files or held by a device, or features."""
 
 from __future__ import annotations
 

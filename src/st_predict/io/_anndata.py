@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale, get_transformation, set_transformation
 from xarray import DataArray, DataTree
 
-from st_predict._containers import check_table
+from st_predict._containers import check_table, share_arrays
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels
@@ -26,6 +25,7 @@ from st_predict._validated import Positive, Text, check
 from st_predict.io._read import read_image
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
 
 __all__ = ["from_anndata"]
@@ -86,11 +86,11 @@ def from_anndata(
     FileNotFoundError
         If the file of the image does not exist.
     KeyError
-        If there is no such key of ``.obsm``, library or column; the message lists those that there are.
+        If the key of ``.obsm``, the library or the column does not exist; the message lists the existing ones.
     TypeError
-        If ``adata`` is no AnnData object, or ``image`` is something else.
+        If ``adata`` is not an AnnData object, or ``image`` is of another type.
     ValueError
-        If several libraries could be meant, there is no image, or coordinates are not finite.
+        If several libraries could be meant, an image is missing, or coordinates are not finite.
 
     Examples
     --------
@@ -299,7 +299,7 @@ def _table(adata: AnnData, libraries: list[_Library], *, rows: NDArray[np.int64]
     spot = np.zeros(adata.n_obs, np.int64)
     for library in libraries:
         region[library.rows], spot[library.rows] = library.element, np.arange(len(library.rows))
-    table = _sharing(adata if rows is None else adata[rows])
+    table = share_arrays(adata if rows is None else adata[rows])
     kept = slice(None) if rows is None else rows
     table.obs[Keys.REGION] = pd.Categorical(region[kept])
     table.obs[Keys.SPOT] = spot[kept]
@@ -309,21 +309,3 @@ def _table(adata: AnnData, libraries: list[_Library], *, rows: NDArray[np.int64]
         table.uns[Keys.ASSAY], table.uns[Keys.BIN_UM] = "visium_hd", sizes[0]
     names = [library.element for library in libraries]
     return TableModel.parse(table, region=names, region_key=Keys.REGION, instance_key=Keys.SPOT)
-
-
-def _sharing(adata: AnnData) -> AnnData:
-    """Return an object with the same arrays, to which something can be added."""
-    table = AnnData(
-        adata.X,
-        obs=adata.obs.copy(),
-        var=adata.var.copy(),
-        uns=dict(adata.uns),
-        obsm=dict(adata.obsm),
-        varm=dict(adata.varm),
-        layers=dict(adata.layers),
-        obsp=dict(adata.obsp),
-        varp=dict(adata.varp),
-    )
-    if adata.raw is not None:
-        table.raw = adata.raw.to_adata()
-    return table

@@ -39,7 +39,7 @@ RESOLUTION = re.compile(r"_(full|hires|lowres)_image(?=$|-)")
 """Images of one section in the readers of Visium, which show the same at several resolutions."""
 
 NOT_HE = re.compile(r"(_cytassist|^if)_image(?=$|-)")
-"""Images of readers that are no H&E image although they may be 8-bit RGB."""
+"""Images of readers that are not H&E images although they may be 8-bit RGB."""
 
 MORPHOLOGY = re.compile(r"morphology_(focus|mip)(?=$|-)")
 """Fluorescence of ``spatialdata_io.xenium``."""

@@ -10,9 +10,9 @@ import numpy as np
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._validated import File, check
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
-from st_predict.io._pyramid import check_level, check_region, level_downsamples, reading
+from st_predict.io._pyramid import check_file, check_level, check_region, level_downsamples, reading
 from st_predict.io._rgb8 import on_white
-from st_predict.io._tiff import refuse_misread
+from st_predict.io._tiff import TIFF_VENDORS, refuse_misread
 from st_predict.io._tiles import block_edges
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenSlidePyramid"]
 
-
-TIFF = {"aperio", "generic-tiff"}
-"""Formats of OpenSlide that are TIFF of no further rules."""
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
 """Files of pictures, which have neither levels nor tiles."""
@@ -55,7 +52,7 @@ class OpenSlidePyramid:
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = check("path", path, File)
         slide = _open(self._path)
-        if slide.properties.get("openslide.vendor") in TIFF:
+        if slide.properties.get("openslide.vendor") in TIFF_VENDORS:
             refuse_misread(self._path)
         self._of_thread = threading.local()
         self._of_thread.slide = slide
@@ -144,14 +141,7 @@ class OpenSlidePyramid:
 def _open(path: Path) -> Any:
     import openslide
 
-    if path.is_dir():
-        raise InvalidValueError(
-            f"{path} is a folder, and a slide is a file.",
-            "read a SpatialData store with spatialdata.read_zarr",
-            "name a file in it",
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+    check_file(path)
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:

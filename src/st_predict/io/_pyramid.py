@@ -24,6 +24,7 @@ from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -34,6 +35,7 @@ __all__ = [
     "FAILURES",
     "PyramidReader",
     "SpatialDataPyramid",
+    "check_file",
     "check_level",
     "check_region",
     "image_attrs",
@@ -168,6 +170,26 @@ class SpatialDataPyramid:
         check_region(x, y, width, height, level=level, shapes=self._level_shapes)
         with reading(f"Image {self._name!r}", (x, y, width, height), level):
             return self._levels[level].read(slice(y, y + height), slice(x, x + width)).transpose(1, 2, 0)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path without a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    ValueError
+        If it is a folder.
+    """
+    if path.is_dir():
+        raise InvalidValueError(
+            f"{path} is a folder, and a slide is a file.",
+            "name the file of a picture",
+            "read a SpatialData store with spatialdata.read_zarr",
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
 
 
 def check_level(level: int, shapes: Sequence[tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ from st_predict._validated import File, Name, check
 from st_predict.io._lazy import lazy_level
 from st_predict.io._mpp import Mpp
 from st_predict.io._pictures import is_picture, read_tiff_mpp
+from st_predict.io._pyramid import check_file
 from st_predict.io._slides import has_blocks, open_slide
 from st_predict.io._stored import spool
 from st_predict.io._tiff import is_tiff
@@ -76,14 +77,7 @@ def read_image(
     path, folder = Path(check("path", path, File)), check("cache", cache, File | None)
     check("image_key", image_key, Name)
     given = None if mpp is None else Mpp(mpp, "argument").value
-    if path.is_dir():
-        raise InvalidValueError(
-            f"{path} is a folder, and a slide is a file.",
-            "name the file",
-            "read a .zarr store with spatialdata.read_zarr",
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+    check_file(path)
     if value_range is None and has_blocks(path):
         return _of_slide(path, image_key, given)
     _check_spoolable(path)

@@ -12,7 +12,8 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import File, check
 from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pictures import is_picture
-from st_predict.io._tiff import TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_misread
+from st_predict.io._pyramid import check_file
+from st_predict.io._tiff import TIFF_VENDORS, TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_misread
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -23,8 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", TiffPyramid, OpenSlidePyramid)
 
-GENERIC = {None, "aperio", "generic-tiff"}
-"""Formats of OpenSlide whose tiles can be read without it; ``None``: it does not know the file."""
+GENERIC = {None, *TIFF_VENDORS}  # None: OpenSlide does not know the file
 
 MEAN_TOLERANCE = 2.0
 """Grey values between the mean colours of a tile that OpenSlide has to interpolate and ours."""
@@ -50,8 +50,7 @@ def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
         If no reader can open it, or its samples do not have 8 bits.
     """
     path = Path(check("path", path, File))
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+    check_file(path)
     if not is_tiff(path) or _vendor(path) not in GENERIC:
         return OpenSlidePyramid(path)
     refuse_misread(path)

@@ -14,7 +14,7 @@ import tifffile
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._validated import File, check
-from st_predict.io._pyramid import FAILURES, check_level, check_region, level_downsamples, reading
+from st_predict.io._pyramid import FAILURES, check_file, check_level, check_region, level_downsamples, reading
 from st_predict.io._tiff_mpp import mpp_of_tiff
 from st_predict.io._tiles import LARGEST_TILE, block_edges
 
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
     from st_predict.io._levels import Edges
 
-__all__ = ["TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_misread", "refuse_stack"]
+__all__ = ["TIFF_VENDORS", "TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_misread", "refuse_stack"]
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files, in both byte orders."""
+
+TIFF_VENDORS = {"aperio", "generic-tiff"}
+"""Formats of OpenSlide whose tiles can be read without it."""
 
 NONE, LZW, JPEG, DEFLATE = 1, 5, 7, {8, 32946}
 RGB, YCBCR = 2, 6
@@ -273,8 +276,7 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
     ValueError
         If it is not a TIFF, or its index is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+    check_file(path)
     try:
         file = tifffile.TiffFile(path)
         n_pages = len(file.pages)

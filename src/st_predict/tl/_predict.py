@@ -59,7 +59,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     """Predict gene expression of spots from the image around them.
 
     Crops are cut at the levels and the resolution that ``model`` was trained with; nothing is upsampled. Only
-    positions are used, never counts, but for those that ``context`` names.
+    positions are used; counts are read only from the spots that ``context`` names.
 
     Parameters
     ----------
