@@ -179,8 +179,9 @@ def test_a_running_event_loop(stored: Path, checkpoint: Callable[..., Path]) -> 
 
 
 def test_a_notebook(stored: Path, checkpoint: Callable[..., Path]) -> None:
-    nbclient = pytest.importorskip("nbclient", reason="no Jupyter")
-    nbformat = pytest.importorskip("nbformat", reason="no Jupyter")
+    import nbclient
+    import nbformat
+
     code = f"""
 from spatialdata import read_zarr
 import st_predict as stp

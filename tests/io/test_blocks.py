@@ -158,7 +158,8 @@ def test_a_tiff_of_one_chunk_is_decoded_once(tiff, decoded, options):
 
 @pytest.mark.filterwarnings("ignore:Converting `region_key")
 def test_a_section_of_spatialdata_io_is_decoded_once(tmp_path, tiff, decoded):
-    visium = pytest.importorskip("spatialdata_io").visium
+    from spatialdata_io import visium
+
     space_ranger(tmp_path)
     sdata = visium(tmp_path, dataset_id="s", counts_file="s_counts.h5", fullres_image_file=tiff)
     reader = open_pyramid(sdata, "s_full_image")
