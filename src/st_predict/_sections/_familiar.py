@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._sections._colours import describe_pixels, sample_crops
+from st_predict._sections._colours import sample_crops
 from st_predict._sections._spacing import spot_distance
+from st_predict._training import describe_pixels
 from st_predict.models import get_spec
 
 if TYPE_CHECKING:

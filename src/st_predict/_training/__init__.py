@@ -5,20 +5,20 @@ from __future__ import annotations
 from st_predict._training._config import TrainConfig, configure, get_preset
 from st_predict._training._learn import learn, solve
 from st_predict._training._loss import check_objective
+from st_predict._training._notes import colours_of, describe_pixels, describe_training
 from st_predict._training._run import Run
-from st_predict._training._scores import best_row, monitored
-from st_predict._training._store import CropStore, measure_colours
+from st_predict._training._store import CropStore
 
 __all__ = [
     "CropStore",
     "Run",
     "TrainConfig",
-    "best_row",
     "check_objective",
+    "colours_of",
     "configure",
+    "describe_pixels",
+    "describe_training",
     "get_preset",
     "learn",
-    "measure_colours",
-    "monitored",
     "solve",
 ]

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -35,9 +35,8 @@ from st_predict._sections import (
     split_patients,
     store_of,
 )
-from st_predict._training import Run, best_row, check_objective, configure, get_preset, learn, monitored
+from st_predict._training import Run, check_objective, configure, describe_training, get_preset, learn
 from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
-from st_predict._version import __version__
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
 from st_predict.pp import fit_target, select_panel, to_target
@@ -473,8 +472,8 @@ def _fit(
         encoder = encoder_of(card)
         card, network, history = _learn(card, data, run, encoder, config=config)
         known = {**sections, "shared_patients": data.shared_patients, **how}
-        described = _describe(config, history, validated=bool(data.validation))
-        card = replace(card, training={**known, **described, **_sources(card, encoder), **card.training})
+        notes = describe_training(card, config, history, validated=bool(data.validation), encoder=encoder)
+        card = replace(card, training={**known, **notes, **card.training})
         checkpoint = run.save(network, card, history, encoder=encoder)
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
@@ -510,26 +509,6 @@ def _learn(
             rounds=data.rounds,
         )
     return card, network, history
-
-
-def _describe(config: TrainConfig, history: list[dict[str, float]], *, validated: bool) -> dict[str, Any]:
-    """Return what a card says of the training, and of the epoch whose weights it goes with."""
-    return {
-        "config": asdict(config),
-        "kept": f"best epoch by {monitored(config)[0]}" if validated else "last epoch",
-        "best": best_row(history, config, validated=validated),
-        "st_predict": __version__,
-    }
-
-
-def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
-    """Return what a card says of weights of others that the network stands on."""
-    note = get_spec(card.model).extension(card.hparams)
-    found: dict[str, Any] = {"extension": note} if note else {}
-    if encoder is not None and encoder.spec.source:
-        known = {name: getattr(encoder.spec, name) for name in ("name", "source", "license", "citation")}
-        found["encoder"] = {**known, "weights": encoder.fingerprint}
-    return found
 
 
 def _patients(sections: list[Observed]) -> set[str]:

@@ -1,0 +1,117 @@
+"""What a card says of a training: configuration, epoch that was kept, colours of the crops, weights that it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_predict._training._scores import best_row, monitored
+from st_predict._training._store import measure_colours
+from st_predict._version import __version__
+from st_predict.models import get_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from st_predict._training._config import TrainConfig
+    from st_predict.encoders import Encoder
+    from st_predict.specs import ModelCard
+
+__all__ = ["colours_of", "describe_pixels", "describe_training"]
+
+_OF_ALL = 256
+"""Crops that are measured of those that a network reads."""
+
+_DIGITS = 4
+
+# Optical density of red, green and blue of haematoxylin, eosin and DAB, which stands for the rest: Ruifrok and Johnston 2001.
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_DENSITIES = -np.log((np.arange(256) + 1) / 256)
+
+
+def describe_training(
+    card: ModelCard,
+    config: TrainConfig,
+    history: list[dict[str, float]],
+    *,
+    validated: bool,
+    encoder: Encoder | None = None,
+) -> dict[str, Any]:
+    """Return notes for ``ModelCard.training``.
+
+    Parameters
+    ----------
+    card
+        Network and its hyper-parameters.
+    config
+        How it was trained.
+    history
+        Figures of each epoch.
+    validated
+        Whether held-out spots chose the epoch.
+    encoder
+        Source of the features that the network reads.
+    """
+    return {
+        "config": asdict(config),
+        "kept": f"best epoch by {monitored(config)[0]}" if validated else "last epoch",
+        "best": best_row(history, config, validated=validated),
+        "st_predict": __version__,
+        **_sources(card, encoder),
+    }
+
+
+def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
+    """Return what a card says of weights of others that the network stands on."""
+    note = get_spec(card.model).extension(card.hparams)
+    found: dict[str, Any] = {"extension": note} if note else {}
+    if encoder is not None and encoder.spec.source:
+        known = {name: getattr(encoder.spec, name) for name in ("name", "source", "license", "citation")}
+        found["encoder"] = {**known, "weights": encoder.fingerprint}
+    return found
+
+
+def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict[str, Any]:
+    """Return the colours of up to 256 crops, drawn at random.
+
+    Parameters
+    ----------
+    crops
+        One array ``(n_spots, 3, size, size)`` per level.
+    mpp
+        Micrometres per pixel of the finest level.
+
+    Returns
+    -------
+    ``mean`` and ``sd`` of red, green and blue from 0 to 1, over all levels; ``stain``, mean optical density of haematoxylin and eosin;
+    ``n_crops``; ``mpp``.
+    """
+    rows = np.sort(np.random.default_rng(0).permutation(len(crops[0]))[:_OF_ALL])
+    measured = describe_pixels(tuple(level[rows] for level in crops))
+    rounded = {name: [round(value, _DIGITS) for value in values.tolist()] for name, values in measured.items()}
+    return {**rounded, "n_crops": len(rows), "mpp": mpp}
+
+
+def describe_pixels(crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float64]]:
+    """Return ``mean`` and ``sd`` of red, green and blue, ``(3,)``, and ``stain``, ``(2,)``; see :func:`colours_of`.
+
+    Parameters
+    ----------
+    crops
+        One array ``(n, 3, size, size)`` per level.
+    """
+    colours = measure_colours(crops, np.arange(len(crops[0])))
+    return {"mean": np.array(colours.mean), "sd": np.array(colours.std), "stain": _measure_stain(crops)}
+
+
+def _measure_stain(crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Mean optical density of haematoxylin and eosin, ``(2,)``, over all pixels of all levels."""
+    sums, n = np.zeros(3), 0
+    for level in crops:
+        for crop in level:
+            sums, n = sums + _DENSITIES[crop].sum((1, 2)), n + crop[0].size
+    return np.asarray(np.linalg.solve(_STAINS.T, sums / n)[:2])
