@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict.datasets._catalogues import hest, list_hest, list_stimage
 from st_predict.datasets._her2st import her2st
 from st_predict.datasets._panels import list_panels, panel
 from st_predict.datasets._simulate import SectionTruth, Simulation, simulate, toy
@@ -12,8 +13,11 @@ __all__ = [
     "SectionTruth",
     "Simulation",
     "her2st",
+    "hest",
+    "list_hest",
     "list_panels",
     "list_splits",
+    "list_stimage",
     "panel",
     "simulate",
     "splits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_predict.io._anndata import from_anndata
+from st_predict.io._hest import read_hest
 from st_predict.io._legacy_st import read_legacy_st
 from st_predict.io._mpp import Mpp, find_mpp
 from st_predict.io._openslide import OpenSlidePyramid
@@ -12,6 +13,7 @@ from st_predict.io._rgb8 import to_rgb8
 from st_predict.io._select import find_image, find_region, find_shapes, find_table, find_tables
 from st_predict.io._slides import open_slide
 from st_predict.io._spots import Spots, read_spots, spots_outside
+from st_predict.io._stimage import read_stimage
 from st_predict.io._tiff import TiffPyramid
 
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "level_offsets",
     "open_pyramid",
     "open_slide",
+    "read_hest",
     "read_image",
     "read_legacy_st",
     "read_spots",
+    "read_stimage",
     "read_wsi",
     "spots_outside",
     "to_rgb8",
