@@ -113,6 +113,12 @@ def _turn(degrees: float) -> NDArray[np.float64]:
 
 
 @pytest.fixture
+def coded() -> SimpleNamespace:
+    """Colours of squares, how to paint them, and how to read them."""
+    return SimpleNamespace(colours=colours, paint=paint, decode=decode)
+
+
+@pytest.fixture
 def visium_folder(tmp_path: Path) -> Callable[..., Path]:
     """Writes the folder of a Visium section; hexagonal, 100 um between spots."""
 

@@ -434,3 +434,92 @@ def test_slides_of_stimage_are_listed(stimage_folder):
     assert set(stp.datasets.list_stimage(root)["species"]) == {"?"}  # of the older one, with tabs
     shutil.rmtree(root / "meta")
     assert stp.io.read_stimage(root, "V1").tables["table"].uns["stimage"] == {}
+
+
+LEGACY = {
+    "cscc": (
+        "P2_ST_rep1",
+        "GSM4284316_{}_stdata.tsv.gz",
+        "GSM4284316_spot_data-selection-{}.tsv.gz",
+        "GSM4284316_{}.jpg",
+    ),
+    "hbc": ("BC23209_C1", "{}_stdata.tsv.gz", "spots_{}.csv.gz", "HE_{}.jpg"),
+}
+
+
+@pytest.fixture
+def legacy_folder(tmp_path, coded):
+    """Writes a section in the layout of one of two data sets, with a coded square at each spot; 0.5 um per pixel."""
+
+    def make(name):
+        section, counts, spots, image = LEGACY[name]
+        folder = tmp_path / name / "deep"
+        folder.mkdir(parents=True)
+        places = [(x, y) for x in range(3, 9) for y in range(4, 10) if x + y != 10]
+        xy = np.array(places) * 400.0 - 600
+        painted = coded.paint((3700, 3400), xy, 200)
+        # high quality and no subsampling of colours, so that squares keep theirs
+        Image.fromarray(painted).save(folder / image.format(section), "JPEG", quality=100, subsampling=0)
+        names = [f"{x}x{y}" for x, y in places]
+        table = pd.DataFrame(
+            np.arange(len(places) * 3).reshape(-1, 3), index=names, columns=["ENSG1", "ENSG2", "ENSG3"]
+        )
+        table.sample(frac=1, random_state=3).to_csv(folder / counts.format(section), sep="\t")
+        if name == "cscc":
+            frame = pd.DataFrame(places, columns=["x", "y"])
+            frame[["new_x", "new_y"]], frame[["pixel_x", "pixel_y"]], frame["selected"] = places, xy, 1
+            frame.to_csv(folder / spots.format(section), sep="\t", index=False)
+        else:
+            pd.DataFrame({"X": xy[:, 0], "Y": xy[:, 1]}, index=names).to_csv(folder / spots.format(section))
+        return folder, section, pd.DataFrame(coded.colours(len(names)), index=[f"{section}_{n}" for n in names])
+
+    return make
+
+
+@pytest.mark.parametrize("name", list(LEGACY))
+def test_legacy_sections_from_a_folder(legacy_folder, decoder, coded, name):
+    folder, section, expected = legacy_folder(name)
+    read = getattr(stp.datasets, name)
+    sdata = read(section, folder=folder.parent)
+    assert list(read([section], folder=folder)) == [section]
+    stp.tl.predict(sdata, decoder(1.0))
+    table = sdata.tables["table"]
+    np.testing.assert_array_equal(coded.decode(table.obsm[KEY]), expected.loc[table.obs_names])
+    assert sections(table)[0]["mpp"] == pytest.approx(0.5, rel=1e-3)
+    assert set(table.obs["patient"]) == {section.partition("_")[0]}
+    with pytest.raises(InvalidValueError, match=rf"{name} has no section 'X'"):
+        read("X", folder=folder)
+    shutil.copytree(folder, folder.parent / "again")
+    with pytest.raises(
+        InvalidValueError, match=r"more than once: .* Move all but one away, or name a folder inside with folder="
+    ):
+        read(section, folder=folder.parent)
+
+
+def test_labels_and_other_spellings_of_breast_cancer(legacy_folder):
+    folder, section, _ = legacy_folder("hbc")
+    (folder / f"HE_{section}.jpg").rename(folder / "HE_BT23209_C1.jpg")
+    pd.DataFrame({"xcoord": [3.1, 4], "ycoord": [4, 4.9], "tumor": ["tumor", "non"]}).to_csv(
+        folder / f"{section}_Coords.tsv", sep="\t"
+    )
+    labels = stp.datasets.hbc(section, folder=folder).tables["table"].obs["pathologist_label"]
+    assert labels.dropna().to_dict() == {f"{section}_3x4": "tumor", f"{section}_4x5": "non"}
+
+
+def test_missing_files_of_legacy_sections_are_named(legacy_folder, tmp_path):
+    folder, section, _ = legacy_folder("cscc")
+    image = folder / f"GSM4284316_{section}.jpg"
+    image.rename(f"{image}.gz")
+    with pytest.raises(FileNotFoundError, match=rf"image of {section} is compressed: run 'gunzip {image.name}.gz'"):
+        stp.datasets.cscc(section, folder=folder)
+    (folder / f"{image.name}.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"There is no {section}.jpg in .* The files are at https://www.ncbi"):
+        stp.datasets.cscc(section, folder=folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no BC23209_C2_stdata.tsv in .* at https://data.mendeley.com"
+    ):
+        stp.datasets.hbc("BC23209_C2", folder=folder)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        stp.datasets.cscc(section, folder=tmp_path / "none")
+    with pytest.raises(TypeError, match="one name or several, got 3"):
+        stp.datasets.cscc(3, folder=folder)

@@ -8,7 +8,11 @@ import pytest
 
 from st_predict import datasets
 
-PATIENTS = {"her2st": lambda section: section[0], "cscc": lambda section: section.split("_")[0]}
+PATIENTS = {
+    "her2st": lambda section: section[0],
+    "cscc": lambda section: section.split("_")[0],
+    "hbc": lambda section: section.split("_")[0],
+}
 
 
 def her2st_sections() -> list[str]:
@@ -55,3 +59,11 @@ def test_cscc():
 def test_unknown_splits_are_refused():
     with pytest.raises(ValueError, match=r"There is no split 'her2st_m2ost'; there are .*'her2st_histogene'"):
         datasets.splits("her2st_m2ost")
+
+
+def test_hbc():
+    folds = datasets.splits("hbc_leave_one_patient_out")
+    assert len(folds) == 23
+    assert sum(len(fold.test) for fold in folds) == 68
+    (small,) = (fold for fold in folds if len(fold.test) == 2)
+    assert small.test == ("BC23901_C2", "BC23901_D1")

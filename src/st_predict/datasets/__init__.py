@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_predict.datasets._catalogues import hest, list_hest, list_stimage
 from st_predict.datasets._her2st import her2st
+from st_predict.datasets._legacy import cscc, hbc
 from st_predict.datasets._panels import list_panels, panel
 from st_predict.datasets._simulate import SectionTruth, Simulation, simulate, toy
 from st_predict.datasets._splits import Fold, list_splits, splits
@@ -12,6 +13,8 @@ __all__ = [
     "Fold",
     "SectionTruth",
     "Simulation",
+    "cscc",
+    "hbc",
     "her2st",
     "hest",
     "list_hest",

@@ -19,6 +19,20 @@ HER2ST = tuple(
     for number in range(1, n_sections + 1)
 )
 
+HBC = tuple(
+    f"BC{patient}_{replicate}"
+    for patients, replicates in (
+        ((23209, 23268, 23269, 23287, 23377, 23506, 23895, 23903, 24105), ("C1", "C2", "D1")),
+        ((23901,), ("C2", "D1")),
+        (
+            (23270, 23272, 23277, 23288, 23450, 23508, 23567, 23803, 23810, 23944, 24044, 24220, 24223),
+            ("D2", "E1", "E2"),
+        ),
+    )
+    for patient in patients
+    for replicate in replicates
+)
+
 CSCC = tuple(f"{patient}_ST_rep{number}" for patient in ("P2", "P5", "P9", "P10") for number in (1, 2, 3))
 
 
@@ -62,7 +76,7 @@ def list_splits() -> list[str]:
     --------
     >>> from st_predict.datasets import list_splits
     >>> list_splits()
-    ['cscc_histogene', 'cscc_leave_one_patient_out', 'her2st_histogene', 'her2st_leave_one_patient_out']
+    ['cscc_histogene', 'cscc_leave_one_patient_out', 'hbc_leave_one_patient_out', 'her2st_histogene', 'her2st_leave_one_patient_out']
     """
     return sorted(_SPLITS)
 
@@ -85,6 +99,8 @@ def splits(name: str) -> tuple[Fold, ...]:
             patient.
         ``"cscc_histogene"``
             12 folds over the same sections; each tests one section. The other sections of its patient are in training.
+        ``"hbc_leave_one_patient_out"``
+            23 folds over the 68 sections of :func:`st_predict.datasets.hbc`; each tests one patient, as ST-Net did :cite:p:`He2020`.
 
     Returns
     -------
@@ -117,7 +133,7 @@ def _her2st_patient(section: str) -> str:
     return section[0]
 
 
-def _cscc_patient(section: str) -> str:
+def _first_part(section: str) -> str:
     return section.partition("_")[0]
 
 
@@ -162,17 +178,23 @@ def _her2st_histogene() -> tuple[Fold, ...]:
 
 def _cscc_leave_one_patient_out() -> tuple[Fold, ...]:
     source = "Leave one patient out over the 12 sections of GSE144240 (Ji et al. 2020), as in TRIPLEX."
-    return _leave_one_patient_out(CSCC, _cscc_patient, source=source)
+    return _leave_one_patient_out(CSCC, _first_part, source=source)
 
 
 def _cscc_histogene() -> tuple[Fold, ...]:
     source = "Leave one section out of GSE144240; code of HisToGene (https://github.com/maxpmx/HisToGene)."
-    return _leave_one_section_out(CSCC, _cscc_patient, source=source)
+    return _leave_one_section_out(CSCC, _first_part, source=source)
+
+
+def _hbc_leave_one_patient_out() -> tuple[Fold, ...]:
+    source = "Leave one patient out over the 68 sections of 29ntw7sh4r, as in ST-Net (He et al. 2020)."
+    return _leave_one_patient_out(HBC, _first_part, source=source)
 
 
 _SPLITS: dict[str, Callable[[], tuple[Fold, ...]]] = {
     "cscc_histogene": _cscc_histogene,
     "cscc_leave_one_patient_out": _cscc_leave_one_patient_out,
+    "hbc_leave_one_patient_out": _hbc_leave_one_patient_out,
     "her2st_histogene": _her2st_histogene,
     "her2st_leave_one_patient_out": _her2st_leave_one_patient_out,
 }
