@@ -15,6 +15,7 @@ from st_predict.io._slides import open_slide
 from st_predict.io._spots import Spots, read_spots, spots_outside
 from st_predict.io._stimage import read_stimage
 from st_predict.io._tiff import TiffPyramid
+from st_predict.io._wsidata import from_wsidata, to_wsidata
 
 __all__ = [
     "Mpp",
@@ -30,6 +31,7 @@ __all__ = [
     "find_table",
     "find_tables",
     "from_anndata",
+    "from_wsidata",
     "level_offsets",
     "open_pyramid",
     "open_slide",
@@ -41,4 +43,5 @@ __all__ = [
     "read_wsi",
     "spots_outside",
     "to_rgb8",
+    "to_wsidata",
 ]
