@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +27,10 @@ from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 GENES = ("ENSG01", "ENSG02", "ENSG03", "ENSG04")
 STEP = 36  # between the 8 values of a channel
 
@@ -415,3 +418,17 @@ def _write_morphology(path: Path, side: int, version: str) -> None:
 def codes() -> SimpleNamespace:
     """Colours of spots, and how to paint and to read them."""
     return SimpleNamespace(colours=colours, paint=paint, decode=decode)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs the blocks of a page one after another, in the folder with the data, with some names known before."""
+
+    def page(name: str, **known: Any) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        blocks = re.findall(r"```python\n(.*?)\n *```", (PAGES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+        for block in blocks:
+            exec(compile(textwrap.dedent(block), name, "exec"), known)
+        return known
+
+    return page

@@ -523,3 +523,19 @@ def test_missing_files_of_legacy_sections_are_named(legacy_folder, tmp_path):
         stp.datasets.cscc(section, folder=tmp_path / "none")
     with pytest.raises(TypeError, match="one name or several, got 3"):
         stp.datasets.cscc(3, folder=folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page(hest_folder, stimage_folder, legacy_folder, run, tmp_path):
+    hest_folder("TENX95")
+    root, _ = stimage_folder("V1")
+    frame = pd.DataFrame({"slide": ["V1"], "species": ["human"], "tissue": ["breast"], "tech": ["Visium"]})
+    (root / "meta").mkdir()
+    frame.to_csv(root / "meta" / "meta_all_gene.csv", index=False)
+    root.rename(tmp_path / "STimage-1K4M")
+    for name, place in (("hbc", "29ntw7sh4r"), ("cscc", "GSE144239")):
+        legacy_folder(name)[0].rename(tmp_path / place)
+    known = run("collections.md")
+    assert list(known["samples"].index) == ["TENX95"]
+    assert np.isfinite(known["sdata"].tables["table"].obsm["pred_m2ost"]).all()
+    assert known["breast"].tables["table"].n_obs == known["skin"].tables["table"].n_obs

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +11,6 @@ import tifffile
 from PIL import Image
 
 import st_predict as stp
-
-PAGES = Path(__file__).parents[2] / "docs" / "how-to"
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs the blocks of a page one after another, in the folder with the data, with some names known before."""
-
-    def page(name, **known):
-        monkeypatch.chdir(tmp_path)
-        blocks = re.findall(r"```python\n(.*?)\n *```", (PAGES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
-        for block in blocks:
-            exec(compile(textwrap.dedent(block), name, "exec"), known)
-        return known
-
-    return page
-
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of readers
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import lazyslide
 import matplotlib as mpl
 import numpy as np
 import pytest
 import tifffile
+import wsidata
 from geopandas import GeoDataFrame
 from shapely import box
 from spatialdata import SpatialData
 
 import st_predict as stp
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
-
-lazyslide = pytest.importorskip("lazyslide")
-wsidata = pytest.importorskip("wsidata")
 
 SIDE = 160  # of a tile, in pixels
 KEY = "pred_ridge"
@@ -131,3 +130,24 @@ def test_what_cannot_be_is_said(wsi, slide, tmp_path):
     slide[0].unlink()
     with pytest.raises(InvalidValueError, match="no file on disk"):
         stp.io.from_wsidata(wsi, mpp=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page(run, tmp_path):
+    mpl.use("agg")
+    rng = np.random.default_rng(0)
+    image = np.full((2000, 2000, 3), 245, np.uint8)
+    image[400:1600, 400:1600] = rng.integers(90, 200, (1200, 1200, 1)) * np.array([0.9, 0.6, 0.9])
+    tifffile.imwrite(
+        tmp_path / "slide.svs",
+        image,
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    known = run("lazyslide.md")
+    table = known["wsi"].tables["st_predict_tiles"]
+    assert table.n_obs == len(known["wsi"].shapes["tiles"]) > 50
+    assert np.isfinite(table.X).any()
+    mpl.pyplot.close("all")

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from st_predict._collections import hest_patient, read_hest_metadata, read_stimage_metadata, stimage_slides
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._files import OFFLINE, cache_dir, is_offline
 from st_predict._validated import File, Text, Texts, check
 from st_predict.io import read_hest
-from st_predict.io._hest import hest_patient, read_hest_metadata
-from st_predict.io._stimage import read_stimage_metadata, stimage_slides
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from st_predict._collections import hest_patient, read_hest_metadata
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._validated import File, Positive, Text, check
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["hest_patient", "read_hest", "read_hest_metadata"]
+__all__ = ["read_hest"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,33 +113,6 @@ def _check_files(root: Path, sample: str, files: dict[str, Path]) -> None:
     raise FileNotFoundError(
         f"Sample {sample!r} lacks {', '.join(str(path) for path in missing)}. Download them: st_predict.datasets.hest({sample!r})."
     )
-
-
-def read_hest_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a sample; values that are empty, blank or NaN are left out."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidValueError(f"{path} cannot be read: {error}.", "get it again") from error
-    if not isinstance(stored, dict):
-        raise InvalidValueError(f"{path} holds no mapping from names to values.", "get it again")
-    return {name: kept for name, value in stored.items() if (kept := _said(value)) is not None}
-
-
-def _said(value: Any) -> Any:
-    """Value without spaces around it; ``None`` for what says nothing."""
-    if isinstance(value, str):
-        return value.strip() or None
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def hest_patient(known: dict[str, Any]) -> str | None:
-    """Name of a patient that is the same in all samples of a data set and in no other one; ``None`` if nobody is named.
-
-    Different studies number their patients alike, and the capitals of one study differ between its samples.
-    """
-    patient, title = _said(known.get("patient")), _said(known.get("dataset_title"))
-    return None if patient is None else f"{' '.join(str(patient).split()).casefold()} ({title or 'unknown data set'})"
 
 
 def _estimated(sample: str, known: dict[str, Any]) -> float:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 from scipy.spatial import cKDTree
 
+from st_predict._collections import STIMAGE, read_stimage_metadata, stimage_slides
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._validated import File, Positive, Text, check
@@ -25,12 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["read_stimage", "read_stimage_metadata", "stimage_slides"]
+__all__ = ["read_stimage"]
 
 logger = logging.getLogger(__name__)
-
-TECHNOLOGIES = ("ST", "Visium", "VisiumHD")
-"""Folders of the data set."""
 
 PITCH_UM = {"ST": 200.0, "Visium": 100.0}
 """Distance between the centres of neighbouring spots; bins of Visium HD have several sizes."""
@@ -118,38 +116,11 @@ def read_stimage(
     return from_anndata(table, files["image"], library_id=slide, mpp=value)
 
 
-def stimage_slides(root: Path) -> dict[str, str]:
-    """Slides whose places are in a folder, with the folder of their technology."""
-    return {
-        path.name.removesuffix("_coord.csv"): technology
-        for technology in TECHNOLOGIES
-        for path in sorted((root / technology / "coord").glob("*_coord.csv"))
-    }
-
-
-def read_stimage_metadata(root: Path) -> pd.DataFrame | None:
-    """Read the newest table of all slides in ``meta``, by slide; ``None`` if there is none."""
-    files = list((root / "meta").glob("meta_all_gene*.csv"))
-    if not files:
-        return None
-    path = max(files, key=_dated)
-    frame = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    if "slide" not in frame:
-        raise InvalidValueError(f"{path} has no column 'slide'; it has {list(frame.columns)}.", "get it again")
-    return frame.set_index("slide")
-
-
-def _dated(path: Path) -> tuple[str, str]:
-    """Year, then month and day, of a name like ``meta_all_gene02122025.csv``; one without a date is older than all."""
-    date = path.stem.removeprefix("meta_all_gene")
-    return date[4:], date[:4]
-
-
 def _technology(root: Path, slide: str) -> str:
     slides = stimage_slides(root)
     if not slides:
         raise FileNotFoundError(
-            f"{str(root)!r} is no copy of STimage-1K4M: it has no coord/*_coord.csv in {', '.join(TECHNOLOGIES)}."
+            f"{str(root)!r} is no copy of STimage-1K4M: it has no coord/*_coord.csv in {', '.join(STIMAGE)}."
         )
     if slide not in slides:
         raise NotFoundError(
