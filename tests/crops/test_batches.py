@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from st_predict._errors import InvalidValueError, StPredictError
-from st_predict.crops import Batch, iter_batches, plan_crops
+from st_predict.crops import Batch, _cutters, iter_batches, plan_crops
 from st_predict.crops._batches import reading_order
 from st_predict.crops._cutters import Buffers
 from st_predict.datasets import toy
@@ -446,3 +446,14 @@ def test_memory_does_not_depend_on_the_size_of_the_squares(device):
     finally:
         tracemalloc.stop()
     assert peak < 16e6
+
+
+def test_three_batches_are_in_memory(monkeypatch):
+    """One that is used, one that was cut while it was used, and one that is being cut."""
+    made: list[tuple[int, ...]] = []
+    allocate = _cutters._allocate
+    monkeypatch.setattr(_cutters, "_allocate", lambda shape: made.append(shape) or allocate(shape))
+    plan = plan_crops(in_a_row(40), spec_of((6, 1), (6, 1)), downsamples=[1])
+    for batch in iter_batches(FakePyramid(), plan, batch_size=4):  # noqa: B007  # held while the next one is cut
+        pass
+    assert made == [(4, 3, 6, 6)] * 6

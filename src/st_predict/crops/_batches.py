@@ -28,7 +28,7 @@ __all__ = ["iter_batches", "reading_order"]
 
 _JOB = 32  # spots that are cut at a time by one thread,
 _DEVICE_JOB = 256  # or by a device
-_AHEAD = 2  # batches that are read while one is used
+_AHEAD = 2  # batches whose chunks are decoded while one is used; crops are cut one batch ahead, as they need more memory
 
 
 def iter_batches(
@@ -64,7 +64,7 @@ def iter_batches(
     Yields
     ------
     Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as
-    that of TIFF tiles, are channels-last in memory. Memory: four batches, and the chunks of about one band across the
+    that of TIFF tiles, are channels-last in memory. Memory: three batches, and the chunks of about one band across the
     image.
 
     Raises
@@ -87,12 +87,14 @@ def iter_batches(
             else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=device)
         )
         try:
-            for ahead in range(-_AHEAD, len(batches)):
-                if ahead + _AHEAD < len(batches):
-                    cutter.begin(batches[ahead + _AHEAD].jobs)
-                if ahead >= 0:
-                    crops = cutter.finish(batches[ahead].jobs)
-                    yield Batch(crops=crops, index=torch.from_numpy(batches[ahead].index))
+            for used in range(-_AHEAD, len(batches)):
+                for batch in batches[max(used + 1, 0) : used + 2]:
+                    cutter.begin(batch.jobs)
+                for batch in batches[used + _AHEAD : used + _AHEAD + 1]:
+                    cutter.fetch(batch.jobs)
+                if used >= 0:
+                    index = torch.from_numpy(batches[used].index)
+                    yield Batch(crops=cutter.finish(batches[used].jobs), index=index)
         finally:
             pool.shutdown(cancel_futures=True)
 

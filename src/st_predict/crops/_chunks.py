@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from st_predict.crops._plan import LevelPlan
     from st_predict.io import PyramidReader
 
-__all__ = ["Chunks", "Squares", "chunks_of"]
+__all__ = ["ALL", "Chunks", "Squares", "chunks_of"]
 
 T = TypeVar("T")
 
 _SPOTS = 4096  # squares that are cut along chunks at a time, so that temporary arrays stay small
 
 ALL = slice(None)
+"""The part of a job that is all of it."""
 
 
 class Squares:
