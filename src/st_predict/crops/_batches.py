@@ -28,7 +28,9 @@ __all__ = ["iter_batches", "reading_order"]
 
 _JOB = 32  # spots that are cut at a time by one thread,
 _DEVICE_JOB = 256  # or by a device
-_AHEAD = 2  # batches whose chunks are decoded while one is used; crops are cut one batch ahead, as they need more memory
+_AHEAD = (
+    2  # batches whose chunks are decoded while one is used; crops are cut one batch ahead, as they need more memory
+)
 
 
 def iter_batches(

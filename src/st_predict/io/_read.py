@@ -14,10 +14,10 @@ from st_predict._validated import File, Name, check
 from st_predict.io._lazy import lazy_level
 from st_predict.io._mpp import Mpp
 from st_predict.io._pictures import is_picture, read_tiff_mpp
-from st_predict.io._pyramid import check_file
+from st_predict.io._regions import check_file
 from st_predict.io._slides import has_blocks, open_slide
 from st_predict.io._stored import spool
-from st_predict.io._tiff import is_tiff
+from st_predict.io._tiff_file import is_tiff
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -12,8 +12,9 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import File, check
 from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pictures import is_picture
-from st_predict.io._pyramid import check_file
-from st_predict.io._tiff import TIFF_VENDORS, TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_misread
+from st_predict.io._regions import check_file
+from st_predict.io._tiff import TIFF_VENDORS, TiffPyramid, orientation_of, refuse_misread
+from st_predict.io._tiff_file import is_tiff, open_tiff
 
 if TYPE_CHECKING:
     from os import PathLike
