@@ -364,7 +364,7 @@ def test_a_large_tiff_is_decoded_in_parts(tmp_path, monkeypatch, caplog, options
     """The library that made the image is asked only for some rows, to compare them."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(_blocks, "MEMORY", 300_000)
-    monkeypatch.setattr(_source_file, "ROWS", 50)
+    monkeypatch.setattr(_source_file, "PART", 50 * 640 * 3)
     tifffile.imwrite(tmp_path / "tissue.tif", SMOOTH, photometric="rgb", **options)
     rows, read_frame = [], dask_image.imread._read_frame
     monkeypatch.setattr(

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceFile", "source_file"]
 
-ROWS = 512
-"""Rows of an uncompressed file that are read at a time."""
+PART = 16 << 20
+"""Bytes of an uncompressed file that are read at a time."""
 
 BUFFER = 16 << 20
 """Encoded bytes that are read at a time."""
@@ -69,8 +69,9 @@ class SourceFile:
             page = file.pages.first
             if page.is_memmappable:
                 pixels = page.asarray(out="memmap")
-                for top in range(0, self.shape[0], ROWS):
-                    yield top, 0, pixels[top : top + ROWS]
+                n_rows = _rows_of_part(page)
+                for top in range(0, self.shape[0], n_rows):
+                    yield top, 0, pixels[top : top + n_rows]
                 return
             for part, (_, _, top, left, _), (_, height, width, _) in page.segments(buffersize=BUFFER):
                 size = min(height, self.shape[0] - top), min(width, self.shape[1] - left)
@@ -150,7 +151,7 @@ def _layout(path: Path) -> tuple[tuple[int, ...], bool]:
         with open_tiff(path) as file:
             page = file.pages.first
             plain = page.dtype == np.uint8 and page.ndim == 3 and page.shape[2] == 3 and page.planarconfig == 1
-            plain &= file.series[0].pages[0].index == 0
+            plain &= file.series[0].keyframe.index == 0
             return page.shape, plain and (page.is_memmappable or len(page.dataoffsets) > 1)
     except InvalidValueError:
         return (0,), False
@@ -194,7 +195,8 @@ def _telling_rows(page: Any) -> tuple[list[tuple[int, int]], int, int]:
     height, width = page.shape[:2]
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     if len(offsets) == 1:  # not compressed
-        n_rows, row = min(ROWS, height), max(0, height // 2 - ROWS // 2)
+        n_rows = min(_rows_of_part(page), height)
+        row = (height - n_rows) // 2
         return [(int(offsets[0]) + row * width * 3, n_rows * width * 3)], n_rows, row
     n_rows = page.tilelength if page.is_tiled else page.rowsperstrip
     across = math.ceil(width / page.tilewidth) if page.is_tiled else 1
@@ -202,3 +204,7 @@ def _telling_rows(page: Any) -> tuple[list[tuple[int, int]], int, int]:
     row = int(counts.reshape(-1, across).sum(axis=1)[:n_whole].argmax())
     which = slice(row * across, (row + 1) * across)
     return list(zip(offsets[which].tolist(), counts[which].tolist(), strict=True)), n_rows, row * n_rows
+
+
+def _rows_of_part(page: Any) -> int:
+    return max(1, PART // (page.shape[1] * 3))

@@ -31,7 +31,7 @@ MAPPED = 32 << 20
 logger = logging.getLogger(__name__)
 
 
-class View(NamedTuple):
+class StoredView(NamedTuple):
     """Place of an array in a file."""
 
     file: Path
@@ -52,7 +52,7 @@ class Spool:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._views: dict[Any, View] = {}
+        self._views: dict[Any, StoredView] = {}
         self._n_files, self._n_bytes, self._next = 0, 0, LOGGED
 
     def put(self, key: Any, value: Any) -> bool:
@@ -116,7 +116,7 @@ class Spool:
         pages = np.memmap(view.file, mode="r", dtype=np.uint8)
         return np.ndarray(view.shape, view.dtype, buffer=pages, offset=view.offset, strides=view.strides)
 
-    def _view_of(self, value: Any) -> View | None:
+    def _view_of(self, value: Any) -> StoredView | None:
         """Where an array lies in a file of this spool, if it does."""
         root = value
         while isinstance(getattr(root, "base", None), np.ndarray):
@@ -124,7 +124,7 @@ class Spool:
         if not isinstance(root, np.memmap) or root.filename is None or Path(root.filename).parent != self._folder:
             return None
         offset = root.offset + value.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-        return View(Path(root.filename), value.dtype, value.shape, value.strides, offset)
+        return StoredView(Path(root.filename), value.dtype, value.shape, value.strides, offset)
 
     def _new_file(self, n_bytes: int) -> Path:
         check_space(f"pixels of image {self.name!r}", tempfile.gettempdir(), n_bytes)
