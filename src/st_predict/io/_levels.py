@@ -86,6 +86,7 @@ class MemoryLevel:
     def __init__(self, array: da.Array) -> None:
         self._array = array
         self.edges = edges_of(array.chunks[1:])
+        self.interleaved = all(block.strides[0] < min(block.strides[1:]) for block in self._graph.values())
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
@@ -110,7 +111,10 @@ class ZarrLevel:
 
     def __init__(self, array: zarr.Array[Any]) -> None:
         self._array = array
-        self.edges = regular_edges(array.shape[1:], array.shards[1:] if array.shards else array.chunks[1:])
+        block: Sequence[int] = array.chunks[1:]
+        if array.shards:  # not as a whole, as they may be large: some chunks of them
+            block = [chunk * math.ceil(PIECE / chunk) for chunk in block]
+        self.edges = regular_edges(array.shape[1:], block)
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""

@@ -144,7 +144,7 @@ class TiffPyramid(SlideFile):
             pages = _pyramid_pages(file, self._path)
             self._levels = tuple(TileLevel.of_page(page) for page in pages)
             self._mpp = mpp_of_tiff(file, self._path)
-            self._is_aperio = bool(file.is_svs)
+            self._is_aperio, self._is_ome = bool(file.is_svs), bool(file.is_ome)
         if self._is_aperio and any((level.counts == 0).any() for level in self._levels[1:]):
             raise InvalidValueError(f"{self._path} lacks tiles, which OpenSlide makes from the next finer level.")
         self._level_shapes = tuple(level.shape for level in self._levels)
@@ -166,6 +166,11 @@ class TiffPyramid(SlideFile):
     def tile_shapes(self) -> tuple[tuple[int, int], ...]:
         """``(height, width)`` of the tiles of each level."""
         return tuple(level.tile for level in self._levels)
+
+    @property
+    def is_ome(self) -> bool:
+        """Whether it is an OME-TIFF, whose levels OpenSlide does not look for."""
+        return self._is_ome
 
     def fullest_tile(self, level: int) -> tuple[int, int]:
         """Row and column of the tile with the most bytes, which shows more than an empty one."""
