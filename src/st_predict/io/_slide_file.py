@@ -26,6 +26,11 @@ class SlideFile(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._path,)
 
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        # dask would else pickle the reader, and so open the file again, to name arrays
+        file = self._path.stat()
+        return type(self).__name__, str(self._path), file.st_mtime_ns, file.st_size
+
     @property
     def level_shapes(self) -> tuple[tuple[int, int], ...]:
         """``(height, width)`` of each level, finest first."""
