@@ -532,3 +532,12 @@ def test_chunks_are_held_within_the_limit(jobs, limit):
     assert held == set()
     if limit == 13:
         assert set(decoded.values()) <= {1}
+
+
+def test_one_batch_of_all_spots_does_not_hold_all_chunks():
+    reader = Wide(3000, 6000)
+    line = np.stack(np.meshgrid(np.arange(100, 6000, 60), np.arange(100, 3000, 60)), -1).reshape(-1, 2)
+    plan = plan_crops(line.astype(float), spec_of((48, 1)), downsamples=(1.0,))
+    list(iter_batches(reader, plan, batch_size=None, n_threads=1))
+    assert sum(reader.reads.values()) == len(reader.reads)
+    assert reader.most < 0.25 * 3 * 3000 * 6000

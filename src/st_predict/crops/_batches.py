@@ -93,8 +93,8 @@ def iter_batches(
             else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=device)
         )
         try:
-            for used in range(-_AHEAD, len(batches)):
-                for batch in batches[max(used + 1, 0) : used + 2]:
+            for used in range(-1, len(batches)):
+                for batch in batches[used + 1 : used + 2]:
                     cutter.begin(batch.jobs)
                 for batch in batches[used + _AHEAD : used + _AHEAD + 1]:
                     cutter.fetch(batch.jobs)

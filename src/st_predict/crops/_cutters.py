@@ -65,11 +65,10 @@ class HostCutter:
                 chunks.fetch(job.number)
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Begin to cut a batch that was fetched."""
+        """Begin to cut a batch, and to decode its chunks unless it was fetched."""
         n = sum(len(job.rows) for job in jobs)
         crops = [self._buffers.take((n, 3, size, size)) for size in self._sizes]
-        # Chunks are in the queue before the jobs that wait for them, so that some thread always gets on.
-        self._begun.append((crops, [self._pool.submit(self._cut, job, crops) for job in jobs]))
+        self._begun.append((crops, [self._submit(job, crops) for job in jobs]))
 
     def finish(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
         """Wait for the batch that was begun first; return its crops, ``(n, 3, size, size)`` per level."""
@@ -79,6 +78,11 @@ class HostCutter:
             for chunks in self._levels:
                 chunks.drop(job.number)
         return tuple(torch.from_numpy(crop) for crop in crops)
+
+    def _submit(self, job: Job, crops: Sequence[NDArray[np.uint8]]) -> Future[None]:
+        # Chunks are in the queue before the job that waits for them, so that some thread always gets on.
+        self.fetch([job])
+        return self._pool.submit(self._cut, job, crops)
 
     def _cut(self, job: Job, crops: Sequence[NDArray[np.uint8]]) -> None:
         for chunks in self._levels:
@@ -210,7 +214,8 @@ class DeviceCutter:
                 chunks.fetch(job.number)
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Do nothing: a device cuts a batch when it is finished."""
+        """Begin to decode the chunks of a batch unless it was fetched: a device cuts a batch when it is finished."""
+        self.fetch(jobs)
 
     def finish(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
         """Cut a batch; return its crops, ``(n, 3, size, size)`` per level, on the device."""
