@@ -96,7 +96,9 @@ _flat = partial(
 )  # fmt: skip
 WHOLE = {
     IN_MEMORY: Whole(open=tiff_in_memory, against=IN_MEMORY),
-    "single-chunk TIFF, lazy": Whole(open=lazy_tiff, against=IN_MEMORY, goals=(Goal(at_most=1.3),)),
+    "single-chunk TIFF, lazy": Whole(
+        open=lazy_tiff, against=IN_MEMORY, goals=(Goal(at_most=1.3), Goal(figure="growth_mib", at_most=600))
+    ),
     PYRAMID: Whole(open=partial(stored_levels, n_levels=3), against=PYRAMID, scale=FINE, most_spots=250),
     "0.25 um/px, one level, 1 thread": _flat(n_threads=1),
     "0.25 um/px, one level, 2 threads": _flat(n_threads=2),

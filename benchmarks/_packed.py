@@ -109,14 +109,14 @@ def write(
     cards
         Networks to train (:func:`card_of`); spots are described once for all that read the same features.
     """
-    from st_predict._sections import open_slide
+    from st_predict._sections import open_sdata
     from st_predict._where import Where
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     arrays: dict[str, dict[str, Any]] = {}
     about: dict[str, dict[str, Any]] = {}
     for name, sdata in sections.items():
-        (section,) = open_slide(sdata, Where()).sections
+        (section,) = open_sdata(sdata, Where()).sections
         image = Path("images") / f"{name}{images[name].suffix}"
         shutil.copyfile(images[name], folder / image)
         arrays[name] = {"xy": section.spots.xy, "outside": section.outside, "grid": section.spots.grid}

@@ -17,7 +17,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from _slides import CHUNK, DOWNSAMPLES, TiffTiles, chunk_path, zarr_levels
+from _slides import CHUNK, DOWNSAMPLES, SMALL, TiffTiles, chunk_path, zarr_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +51,7 @@ class Way:
     """
 
     open: Open
-    file: Literal["zarr", "TIFF"]
+    file: Literal["zarr", "TIFF", "TIFF of 256 px"]
     packages: tuple[str, ...]
     differs: str = ""
 
@@ -90,15 +90,16 @@ def zarr_chunks(slide: Slide, xy: NDArray[np.float64]) -> Cut:
     return _floor(decode, xy, n_threads=N_THREADS, shape=(BATCH, 3, SIZE, SIZE))
 
 
-def tiff_floor(slide: Slide, xy: NDArray[np.float64], *, n_threads: int) -> Cut:
+def tiff_floor(slide: Slide, xy: NDArray[np.float64], *, n_threads: int, n_batches: int = 1, tile: int = CHUNK) -> Cut:
     """Read each touched tile once, decode it by the JPEG decoder alone, copy crops from it."""
-    levels = [TiffTiles(slide.tiff, level) for level in range(len(DOWNSAMPLES))]
+    path = slide.tiff if tile == CHUNK else slide.small_tiles
+    levels = [TiffTiles(path, level) for level in range(len(DOWNSAMPLES))]
     jpeg = _jpeg_decoder()
 
     def decode(level: int, row: int, col: int) -> NDArray[np.uint8]:
         return _chw(jpeg(levels[level].stream(row, col)))
 
-    return _floor(decode, xy, n_threads=n_threads, shape=(BATCH, SIZE, SIZE, 3))
+    return _floor(decode, xy, n_threads=n_threads, shape=(n_batches * BATCH, SIZE, SIZE, 3), tile=tile)
 
 
 def openslide_tiles(slide: Slide, xy: NDArray[np.float64]) -> Cut:
@@ -132,6 +133,7 @@ def _floor(
     *,
     n_threads: int,
     shape: tuple[int, ...],
+    tile: int = CHUNK,
 ) -> Cut:
     """Decode each touched chunk once; all that can be known before is known before the clock starts.
 
@@ -141,7 +143,7 @@ def _floor(
     jobs = [
         (level, row, col, [(out[level][i % len(out[level])][:, *into], (slice(None), *of)) for i, into, of in pieces])
         for level, downsample in enumerate(DOWNSAMPLES)
-        for (row, col), pieces in _pieces(corners(xy, downsample)).items()
+        for (row, col), pieces in _pieces(corners(xy, downsample), tile).items()
     ]
     jobs.sort(key=lambda job: (job[1] * DOWNSAMPLES[job[0]], job[2] * DOWNSAMPLES[job[0]]))
 
@@ -161,19 +163,19 @@ def _floor(
     return cut
 
 
-def _pieces(origins: NDArray[np.int64]) -> dict[tuple[int, int], list[tuple[int, Any, Any]]]:
+def _pieces(origins: NDArray[np.int64], tile: int) -> dict[tuple[int, int], list[tuple[int, Any, Any]]]:
     """By row and column of a chunk: which crops it is in, where in the crop, and where in the chunk."""
     found: dict[tuple[int, int], list[tuple[int, Any, Any]]] = {}
     for i, (x, y) in enumerate(origins.tolist()):
-        for row, col in product(*(range(low // CHUNK, (low + SIZE - 1) // CHUNK + 1) for low in (y, x))):
-            spans = [_overlap(low, chunk * CHUNK) for low, chunk in ((y, row), (x, col))]
+        for row, col in product(*(range(low // tile, (low + SIZE - 1) // tile + 1) for low in (y, x))):
+            spans = [_overlap(low, chunk * tile, tile) for low, chunk in ((y, row), (x, col))]
             found.setdefault((row, col), []).append((i, tuple(s[0] for s in spans), tuple(s[1] for s in spans)))
     return found
 
 
-def _overlap(low: int, start: int) -> tuple[slice, slice]:
+def _overlap(low: int, start: int, tile: int) -> tuple[slice, slice]:
     """Where a crop and a chunk overlap along one axis: in the crop, and in the chunk."""
-    first, last = max(low, start), min(low + SIZE, start + CHUNK)
+    first, last = max(low, start), min(low + SIZE, start + tile)
     return slice(first - low, last - low), slice(first - start, last - start)
 
 
@@ -409,6 +411,15 @@ FLOORS = {
     "chunks through zarr": Way(open=zarr_chunks, file="zarr", packages=("zarr",)),
     "floor, TIFF, 2 threads": Way(open=partial(tiff_floor, n_threads=2), file="TIFF", packages=("tifffile", "PIL")),
     "floor, TIFF, 1 thread": Way(open=partial(tiff_floor, n_threads=1), file="TIFF", packages=("tifffile", "PIL")),
+    "floor, TIFF, 3 batches in memory": Way(
+        open=partial(tiff_floor, n_threads=2, n_batches=3), file="TIFF", packages=("tifffile", "PIL")
+    ),
+    "floor, TIFF of 256 px, 2 threads": Way(
+        open=partial(tiff_floor, n_threads=2, tile=SMALL), file="TIFF of 256 px", packages=("tifffile", "PIL")
+    ),
+    "floor, TIFF of 256 px, 1 thread": Way(
+        open=partial(tiff_floor, n_threads=1, tile=SMALL), file="TIFF of 256 px", packages=("tifffile", "PIL")
+    ),
     "tiles through OpenSlide": Way(open=openslide_tiles, file="TIFF", packages=("openslide",)),
 }
 PEERS = {

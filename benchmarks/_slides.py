@@ -29,6 +29,9 @@ DOWNSAMPLES = (1, 2, 4)
 CHUNK = 512
 """Side of the chunks of the one and of the tiles of the other format."""
 
+SMALL = 256
+"""Side of the tiles of a second TIFF."""
+
 STRIP = CHUNK * DOWNSAMPLES[-1]
 """Rows that are in memory; their chunks are whole at every level."""
 
@@ -64,6 +67,11 @@ class Slide:
     def tiff(self) -> Path:
         return self.folder / f"{self.name}-{self.side}.tif"
 
+    @property
+    def small_tiles(self) -> Path:
+        """The same in tiles of ``SMALL`` px, as scanners write them."""
+        return self.folder / f"{self.name}-{self.side}-{SMALL}.tif"
+
 
 def zarr_levels(store: Path) -> list[zarr.Array]:
     """``(3, height, width)`` a level, finest first."""
@@ -94,6 +102,7 @@ def make_slides(slides: dict[int, Slide], image: Path | None) -> None:
     makers: list[tuple[Path, Callable[[Path], None]]] = [
         (small.zarr, lambda path: _write_zarr(path, _source(image, small.side), small.side)),
         (small.tiff, lambda path: _write_tiff(path, small.side, _encoded(small))),
+        (small.small_tiles, lambda path: _write_tiff(path, small.side, _encoded(small, SMALL), tile=SMALL)),
         (large.zarr, lambda path: _repeat_zarr(path, small)),
         (large.tiff, lambda path: _write_tiff(path, large.side, _repeated(small))),
     ]
@@ -170,7 +179,7 @@ def _repeat_zarr(path: Path, small: Slide) -> None:
             os.link(chunk_path(small.zarr, level, row % n, col % n), copy)
 
 
-def _write_tiff(path: Path, side: int, tiles: Callable[[int], Iterator[bytes]]) -> None:
+def _write_tiff(path: Path, side: int, tiles: Callable[[int], Iterator[bytes]], *, tile: int = CHUNK) -> None:
     """Write a TIFF from the JPEG streams of the tiles of each level."""
     import tifffile
 
@@ -180,7 +189,7 @@ def _write_tiff(path: Path, side: int, tiles: Callable[[int], Iterator[bytes]]) 
                 tiles(level),
                 shape=(side // downsample, side // downsample, 3),
                 dtype=np.uint8,
-                tile=(CHUNK, CHUNK),
+                tile=(tile, tile),
                 photometric="rgb",
                 compression="deflate",
                 subfiletype=int(level > 0),
@@ -195,13 +204,13 @@ def _write_tiff(path: Path, side: int, tiles: Callable[[int], Iterator[bytes]]) 
             page.tags["PhotometricInterpretation"].overwrite(YCBCR)
 
 
-def _encoded(slide: Slide) -> Callable[[int], Iterator[bytes]]:
+def _encoded(slide: Slide, tile: int = CHUNK) -> Callable[[int], Iterator[bytes]]:
     def tiles(level: int) -> Iterator[bytes]:
         array = zarr_levels(slide.zarr)[level]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for top in range(0, array.shape[1], CHUNK):
-                strip = np.moveaxis(array[:, top : top + CHUNK], 0, -1)
-                yield from pool.map(_jpeg, (strip[:, x : x + CHUNK] for x in range(0, array.shape[2], CHUNK)))
+            for top in range(0, array.shape[1], tile):
+                strip = np.moveaxis(array[:, top : top + tile], 0, -1)
+                yield from pool.map(_jpeg, (strip[:, x : x + tile] for x in range(0, array.shape[2], tile)))
 
     return tiles
 
@@ -232,7 +241,7 @@ class TiffTiles:
         self._file = os.open(path, os.O_RDONLY)
         with tifffile.TiffFile(path) as file:
             page = file.pages[level]
-            self._n_cols = page.shape[1] // CHUNK
+            self._n_cols = page.shape[1] // page.tilewidth
             self._places = list(zip(page.databytecounts, page.dataoffsets, strict=True))
 
     def stream(self, row: int, col: int) -> bytes:

@@ -31,7 +31,7 @@ N_WRITTEN, N_GENES = 5_000, 250
 STAGES = {
     "opening the slide": ("io_zarr.py", "read_zarr"),
     "loading the network": ("_file.py", "load"),
-    "finding spots and mpp": ("_section.py", "open_slide"),
+    "finding spots and mpp": ("_section.py", "open_sdata"),
     "planning crops": ("_cutters.py", "__init__"),
     "waiting for crops": ("_cutters.py", "finish"),
     "network": ("_inference.py", "__call__"),
@@ -198,13 +198,13 @@ def bare(args: argparse.Namespace) -> None:
 
     from st_predict import checkpoints
     from st_predict._runtime import Inference
-    from st_predict._sections import open_slide
+    from st_predict._sections import open_sdata
     from st_predict._where import Where
     from st_predict.crops import iter_batches
 
     sdata = spatialdata.read_zarr(section_path(args))
     network, card = checkpoints.load(checkpoints.find_weights("m2ost@1"))
-    (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
+    (section,) = open_sdata(sdata, Where(mpp="spots"), need_mpp=True).sections
     batches = list(iter_batches(section.reader, section.plan(card.crop), batch_size=64))
     inference = Inference(network, device=torch.device("cpu"))
     start = time.perf_counter()
@@ -223,13 +223,13 @@ def published(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from st_predict import checkpoints
-    from st_predict._sections import open_slide
+    from st_predict._sections import open_sdata
     from st_predict._where import Where
 
     sdata = spatialdata.read_zarr(section_path(args))
     network, card = checkpoints.load(checkpoints.find_weights("m2ost@1"))
     plain = PublishedM2OST(network).eval()
-    (section,) = open_slide(sdata, Where(mpp="spots"), need_mpp=True).sections
+    (section,) = open_sdata(sdata, Where(mpp="spots"), need_mpp=True).sections
     height, width = section.reader.level_shapes[0]
     image = Image.fromarray(np.ascontiguousarray(section.reader.read(0, 0, width, height, level=0)))
     centres = section.spots.xy.tolist()

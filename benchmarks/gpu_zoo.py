@@ -309,10 +309,10 @@ def scores_of(file: Path, sections: dict[str, Any], target: str) -> dict[str, di
 def attach(sdata: Any, card: ModelCard, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """Write a prediction into a section as ``tl.predict`` does, under the key ``"zoo"``."""
     from st_predict._record import Record
-    from st_predict._sections import open_slide
+    from st_predict._sections import open_sdata
     from st_predict._where import Where
 
-    slide = open_slide(sdata, Where())
+    slide = open_sdata(sdata, Where())
     whole = np.full((sdata["table"].n_obs, values.shape[1]), np.nan, np.float32)
     whole[slide.sections[0].rows[rows]] = values
     slide.slot("zoo").write_prediction(whole, Record(card=card, params={"sections": slide.describe()}))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from st_predict._errors import InvalidValueError, StPredictError
-from st_predict.crops import Batch, iter_batches, plan_crops
+from st_predict.crops import Batch, _batches, _chunks, _cutters, iter_batches, plan_crops
 from st_predict.crops._batches import reading_order
 from st_predict.crops._cutters import Buffers
 from st_predict.datasets import toy
@@ -446,3 +450,94 @@ def test_memory_does_not_depend_on_the_size_of_the_squares(device):
     finally:
         tracemalloc.stop()
     assert peak < 16e6
+
+
+def test_three_batches_are_in_memory(monkeypatch):
+    """One that is used, one that was cut while it was used, and one that is being cut."""
+    made: list[tuple[int, ...]] = []
+    allocate = _cutters._allocate
+    monkeypatch.setattr(_cutters, "_allocate", lambda shape: made.append(shape) or allocate(shape))
+    plan = plan_crops(in_a_row(40), spec_of((6, 1), (6, 1)), downsamples=[1])
+    for batch in iter_batches(FakePyramid(), plan, batch_size=4):  # noqa: B007  # held while the next one is cut
+        pass
+    assert made == [(4, 3, 6, 6)] * 6
+
+
+class Wide:
+    """One level in chunks of 64 px whose colours are those of the place; counts chunks that are held."""
+
+    downsamples = (1.0,)
+
+    def __init__(self, height: int, width: int) -> None:
+        self.level_shapes = ((height, width),)
+        self.reads: Counter[tuple[int, int]] = Counter()
+        self.live, self.most, self._lock = 0, 0, threading.Lock()
+
+    def edges(self, _level):
+        return tuple(np.append(np.arange(0, side, 64), side) for side in self.level_shapes[0])
+
+    def read(self, x, y, width, height, *, level):
+        rows, cols = np.arange(y, y + height)[:, None], np.arange(x, x + width)
+        pixels = np.stack(np.broadcast_arrays(rows % 251, cols % 241, (rows + cols) // 64 % 199), -1).astype(np.uint8)
+        with self._lock:
+            self.reads[y, x] += 1
+            self.live += pixels.nbytes
+            self.most = max(self.most, self.live)
+        weakref.finalize(pixels, self._free, pixels.nbytes)
+        return pixels
+
+    def _free(self, n_bytes: int) -> None:
+        with self._lock:
+            self.live -= n_bytes
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize(("height", "width"), [(700, 20_000), (20_000, 700), (3000, 6000)])
+def test_memory_does_not_depend_on_the_width_of_an_image(monkeypatch, height, width, device):
+    """Chunks would need 12 MB in the widest, 4 MB in the largest."""
+    monkeypatch.setattr(_chunks, "LIVE", 2_000_000)
+    monkeypatch.setattr(_batches, "LIVE", 2_000_000)
+    reader = Wide(height, width)
+    line = np.stack(np.meshgrid(np.arange(100, width, 90), np.arange(100, height, 90)), -1).reshape(-1, 2)
+    spec = spec_of((48, 1), (24, 8))
+    plan = plan_crops(line.astype(float), spec, downsamples=(1.0,))
+    seen = 0
+    for batch in iter_batches(reader, plan, batch_size=8, n_threads=2, device=device):
+        seen += len(batch)
+        for (x, y), crop in zip(plan[0].origins[batch.index.numpy()], batch.crops[0].numpy(), strict=True):
+            if 0 <= x <= width - 48 and 0 <= y <= height - 48:
+                assert crop[0, :, 0].tolist() == [row % 251 for row in range(y, y + 48)]
+                assert crop[1, 0].tolist() == [col % 241 for col in range(x, x + 48)]
+    assert seen == len(line)
+    assert reader.most < 3_000_000
+    assert sum(reader.reads.values()) < 1.3 * len(reader.reads)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sets(st.integers(0, 12), max_size=4), max_size=20), st.integers(1, 13))
+def test_chunks_are_held_within_the_limit(jobs, limit):
+    """Against a simulation of memory: what a job needs is there, and beyond it no more than the limit."""
+    needs = [sorted(job) for job in jobs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_chunks, "LIVE", limit)
+        uses, leaving = _chunks.schedule(needs, dict.fromkeys(range(13), 1))
+    held, decoded = set(), Counter()
+    for job, used in enumerate(uses):
+        assert [one.chunk for one in used] == needs[job]
+        decoded.update(one.chunk for one in set(used) - held)
+        held |= set(used)
+        held -= set(leaving[job])
+        soon = set(uses[job + 1]) if job + 1 < len(uses) else set()
+        assert len(held - soon) == 0 or len(held) <= limit
+    assert held == set()
+    if limit == 13:
+        assert set(decoded.values()) <= {1}
+
+
+def test_one_batch_of_all_spots_does_not_hold_all_chunks():
+    reader = Wide(3000, 6000)
+    line = np.stack(np.meshgrid(np.arange(100, 6000, 60), np.arange(100, 3000, 60)), -1).reshape(-1, 2)
+    plan = plan_crops(line.astype(float), spec_of((48, 1)), downsamples=(1.0,))
+    list(iter_batches(reader, plan, batch_size=None, n_threads=1))
+    assert sum(reader.reads.values()) == len(reader.reads)
+    assert reader.most < 0.25 * 3 * 3000 * 6000

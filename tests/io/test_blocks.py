@@ -27,12 +27,13 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from st_predict.crops import iter_batches, plan_crops
-from st_predict.io import SpatialDataPyramid, _blocks, _levels, open_pyramid
+from st_predict.io import SpatialDataPyramid, _blocks, _levels, _source_file, open_pyramid
 from st_predict.io._blocks import SharedBlocks
 from st_predict.specs import CropSpec, LevelSpec
 
 SHAPE = (3, 480, 640)
 PIXELS = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+SMOOTH = np.kron(PIXELS[:, ::8, ::8], np.ones((1, 8, 8), np.uint8)).transpose(1, 2, 0).copy()
 
 
 class Source:
@@ -341,3 +342,77 @@ def test_dask_optimised_arrays_read_the_same():
     (lazy,) = dask.optimize(source.array.rechunk((3, 64, 64)))
     assert_same(read_all(SpatialDataPyramid(image(lazy))), [PIXELS.transpose(1, 2, 0)])
     assert source.decoded == {(0, 0, 0): 1}
+
+
+FILES = {
+    "one strip": {},
+    "strips": {"rowsperstrip": 7},
+    "compressed strips": {"rowsperstrip": 32, "compression": "zlib"},
+    "predicted strips": {"rowsperstrip": 32, "compression": "lzw", "predictor": True},
+    "tiles": {"tile": (64, 80), "compression": "zlib"},
+    "JPEG tiles": {"tile": (64, 80), "compression": "jpeg"},
+    "JPEG strips": {"rowsperstrip": 32, "compression": "jpeg"},
+    "big, other byte order": {"rowsperstrip": 50, "compression": "zlib", "bigtiff": True, "byteorder": ">"},
+    "OME": {"rowsperstrip": 32, "compression": "zlib", "ome": True},
+    "without a shape": {"rowsperstrip": 32, "compression": "zlib", "metadata": None},
+}
+
+
+@pytest.mark.parametrize("options", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("scale_factors", [None, [2, 2]])
+def test_a_large_tiff_is_decoded_in_parts(tmp_path, monkeypatch, caplog, options, scale_factors):
+    """The library that made the image is asked only for some rows, to compare them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(_blocks, "MEMORY", 300_000)
+    monkeypatch.setattr(_source_file, "PART", 50 * 640 * 3)
+    tifffile.imwrite(tmp_path / "tissue.tif", SMOOTH, photometric="rgb", **options)
+    rows, read_frame = [], dask_image.imread._read_frame
+    monkeypatch.setattr(
+        dask_image.imread,
+        "_read_frame",
+        lambda *args, **kwargs: rows.append((found := read_frame(*args, **kwargs)).shape[1]) or found,
+    )
+    array = dask_image.imread.imread(tmp_path / "tissue.tif").squeeze(0).transpose(2, 0, 1)
+    element = image(array, **({"chunks": (3, 64, 64)} if scale_factors is None else {"scale_factors": scale_factors}))
+    reader = open_pyramid(SpatialData(images={"he": element}))
+    with caplog.at_level(logging.WARNING):
+        found = read_all(reader)
+    assert caplog.text == ""
+    assert len(rows) == 1
+    assert rows[0] < SHAPE[1]
+    assert_same(found, levels(element))
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.npy")) < 1.6 * PIXELS.nbytes
+    del reader
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == ["tissue.tif"]
+
+
+def read_inverted(names, **_):
+    """What a library may do with a file beside decoding it."""
+    return 255 - tifffile.imread(names[0])[None]
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "message"),
+    [
+        ({"rowsperstrip": 32, "compression": "zlib"}, read_inverted, "as its parts cannot be checked"),
+        (
+            {"compression": "zlib", "rowsperstrip": 480},
+            lambda names: tifffile.imread(names[0])[None],
+            "as it cannot be decoded in parts",
+        ),
+    ],
+    ids=["other pixels", "a single strip"],
+)
+def test_a_tiff_that_cannot_be_trusted_is_decoded_as_a_whole(tmp_path, monkeypatch, caplog, options, read, message):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(_blocks, "MEMORY", 300_000)
+    tifffile.imwrite(tmp_path / "tissue.tif", SMOOTH, photometric="rgb", **options)
+    names = da.from_array([str(tmp_path / "tissue.tif")], chunks=1)
+    array = names.map_blocks(read, chunks=((1,), *((side,) for side in SMOOTH.shape)), new_axis=[1, 2, 3], dtype=np.uint8,
+                             meta=np.empty((0, 0, 0, 0), np.uint8))  # fmt: skip
+    element = image(array.squeeze(0).transpose(2, 0, 1), chunks=(3, 64, 64))
+    with caplog.at_level(logging.INFO, logger="st_predict"):
+        found = read_all(open_pyramid(SpatialData(images={"he": element})))
+    assert_same(found, levels(element))
+    assert caplog.text.count(message) == 1

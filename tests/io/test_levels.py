@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 import zarr
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
+from zarr.abc.store import RangeByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
+from zarr.storage import WrapperStore
 
-from st_predict.io import open_pyramid
+from st_predict.crops import iter_batches, plan_crops
+from st_predict.io import SpatialDataPyramid, _levels, open_pyramid
 from st_predict.io._levels import DaskLevel, MemoryLevel, ZarrLevel, levels_of
+from st_predict.specs import CropSpec, LevelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,3 +145,49 @@ def test_blocks_in_memory_are_not_copied():
 def test_an_array_in_memory_that_is_split_by_channel():
     level = level_of(da.from_array(PIXELS, chunks=(1, 64, 100)))
     np.testing.assert_array_equal(blocks(level), PIXELS)
+
+
+class CountingStore(WrapperStore):
+    """Remembers which bytes of which file are asked for."""
+
+    def __init__(self, store) -> None:
+        super().__init__(store)
+        self.asked: list[tuple[str, Any]] = []
+
+    async def get(self, key, prototype, byte_range=None):
+        self.asked.append((key, byte_range))
+        return await super().get(key, prototype, byte_range)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_chunks_of_shards_are_decoded_once_and_few_at_a_time(monkeypatch, lazy):
+    monkeypatch.setattr(_levels, "PIECE", 40)
+    store = CountingStore(zarr.storage.MemoryStore())
+    array = zarr.create_array(store, shape=SHAPE, chunks=(3, 25, 25), shards=(3, 125, 100), dtype="uint8")
+    array[:] = PIXELS
+    store.asked.clear()
+    level = level_of(da.from_zarr(array)) if lazy else ZarrLevel(array)
+    np.testing.assert_array_equal(level.edges[0], [0, 50, 100, 150])
+    assert np.diff(level.edges[1]).max() == 50
+    np.testing.assert_array_equal(blocks(level), PIXELS)
+    chunks = Counter((key, span.start) for key, span in store.asked if isinstance(span, RangeByteRequest))
+    assert len(chunks) == 6 * 10
+    assert set(chunks.values()) == {1}
+    assert None not in {span for key, span in store.asked if key.startswith("c/")}  # a shard as a whole
+
+
+@pytest.mark.parametrize("pixel_by_pixel", [False, True])
+def test_an_array_in_memory_says_how_its_pixels_lie(pixel_by_pixel):
+    """Crops lie as the pixels do, so that copying them takes one step."""
+    array = da.from_array(PIXELS, chunks=(3, 64, 100))
+    if pixel_by_pixel:
+        array = da.from_array(PIXELS.transpose(1, 2, 0), chunks=(64, 100, 3)).transpose(2, 0, 1)
+    reader = SpatialDataPyramid(Image2DModel.parse(array.persist(scheduler="synchronous"), dims=("c", "y", "x")))
+    assert type(reader._levels[0]) is MemoryLevel
+    assert reader.interleaved == pixel_by_pixel
+    plan = plan_crops(np.array([[80.0, 90.0], [100, 60]]), CropSpec(levels=(LevelSpec(size=40),)), downsamples=[1])
+    (batch,) = iter_batches(reader, plan, batch_size=None)
+    (crops,) = batch.crops
+    assert crops.is_contiguous(memory_format=torch.channels_last) == pixel_by_pixel
+    for crop, (x, y) in zip(crops.numpy(), plan[0].origins.tolist(), strict=True):
+        np.testing.assert_array_equal(crop, PIXELS[:, y : y + 40, x : x + 40])

@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec, GzipCodec
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict.io import PyramidReader, SpatialDataPyramid, open_pyramid
-from st_predict.io._pyramid import level_downsamples
+from st_predict.io._regions import level_downsamples
 
 
 def _image(array):

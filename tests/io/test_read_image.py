@@ -327,3 +327,34 @@ def test_the_stored_levels_are_plain_arrays(tmp_path):
     (store,) = (tmp_path / "cache").iterdir()
     level = zarr.open_array(store / "0", mode="r")
     np.testing.assert_array_equal(np.moveaxis(level[:], 0, -1), picture())
+
+
+@pytest.mark.parametrize("shape", [(60, 20_000), (20_000, 60)])
+def test_wide_pictures_are_stored_window_by_window(tmp_path, monkeypatch, shape):
+    monkeypatch.setattr(_stored, "WIDEST", 1024)
+    sizes = []
+
+    def watched(convert):
+        return lambda pixels, **options: sizes.append(pixels.size) or convert(pixels, **options)
+
+    monkeypatch.setattr(_stored, "rgb8", watched(_stored.rgb8))
+    monkeypatch.setattr(_stored, "halve", watched(_stored.halve))
+    path = write(tmp_path / "h.tif", picture(*shape), compression="deflate", rowsperstrip=20)
+    sdata = read_image(path, cache=tmp_path / "cache")
+    expected = picture(*shape)
+    for level, found in enumerate(open_pyramid(sdata).level_shapes):
+        assert found == expected.shape[:2]
+        np.testing.assert_array_equal(whole(sdata, level), expected)
+        expected = halve(expected)
+    assert max(sizes) <= 3 * 60 * 2048
+
+
+def test_a_tiff_is_opened_a_few_times_only(tmp_path, monkeypatch):
+    path = write(tmp_path / "h.tif", picture(), tile=(256, 256), compression="jpeg")
+    opened, init = [], tifffile.TiffFile.__init__
+    monkeypatch.setattr(
+        tifffile.TiffFile, "__init__", lambda *args, **options: opened.append(1) or init(*args, **options)
+    )
+    sdata = read_image(path)
+    assert len(opened) <= 3
+    np.testing.assert_array_equal(whole(sdata), tifffile.imread(path))

@@ -17,7 +17,7 @@ from spatialdata.transformations import Affine, Identity, Scale, Sequence, Trans
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._sections._cells import spot_radius
-from st_predict._sections._section import open_slide
+from st_predict._sections._section import open_sdata
 from st_predict._where import Where
 from st_predict.io import Spots, open_pyramid, read_spots, spots_outside
 from st_predict.io._label_centres import label_centres
@@ -396,7 +396,7 @@ def test_a_radius_that_is_no_size_is_refused_where_it_is_used(sdata, radius):
     """Where nothing reads the radius, it does not matter."""
     sdata["spots"].loc["s3", "radius"] = radius
     spots = read_spots(sdata)
-    (section,) = open_slide(sdata, Where(mpp=1.0)).sections
+    (section,) = open_sdata(sdata, Where(mpp=1.0)).sections
     with pytest.raises(InvalidValueError, match=r"1 of 12 spots of 'spots' have a radius .* the first is 's3', with "):
         spot_radius(section, None)
     np.testing.assert_array_equal(spot_radius(section, 5.0), np.full(12, 5.0))

@@ -13,7 +13,7 @@ from spatialdata.transformations import Identity, Scale
 
 from st_predict import datasets, tl
 from st_predict._sections._familiar import warn_of_unfamiliar
-from st_predict._sections._section import open_slide
+from st_predict._sections._section import open_sdata
 from st_predict._training import describe_pixels
 from st_predict._where import Where
 from st_predict.specs import ModelCard
@@ -162,6 +162,6 @@ def test_cards_without_these_notes_or_with_odd_ones_are_passed_over(
     text = json.loads(card.to_json())
     text["training"] = training
     caplog.clear()
-    (section,) = open_slide(sections["P2S1"], Where()).sections
+    (section,) = open_sdata(sections["P2S1"], Where()).sections
     warn_of_unfamiliar(section, ModelCard.from_json(json.dumps(text)))
     assert caplog.text == ""

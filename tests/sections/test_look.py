@@ -269,7 +269,7 @@ def test_spots_away_from_a_cut_do_not_move(checkpoint: Callable[..., Path], low:
 def test_a_level_of_one_spec_is_the_field(checkpoint: Callable[..., Path]) -> None:
     _, xy = lattice()
     sdata = slide(tissue_image(), xy, mpp=0.5)
-    section = stp._sections.open_slide(sdata, stp._where.Where(), need_mpp=True).sections[0]
+    section = stp._sections.open_sdata(sdata, stp._where.Where(), need_mpp=True).sections[0]
     crop = CropSpec(levels=(LevelSpec(size=10), LevelSpec(size=20, downsample=3.0)), mpp=1.0)
     assert stp._sections._scale.field_px(section, crop) == 10 * 6 * 2
     assert stp._sections._scale.field_px(section, replace(crop, mpp=None)) == 60

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from st_predict import datasets
-from st_predict._sections._section import as_list, open_slide
+from st_predict._sections._section import as_list, open_sdata
 from st_predict._where import Where
 from st_predict.crops import Batch
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_rows_of_each_region(two_regions: SpatialData) -> None:
-    opened = open_slide(two_regions, Where(image_key={"spots": "he", "more": "mirrored"}))
+    opened = open_sdata(two_regions, Where(image_key={"spots": "he", "more": "mirrored"}))
     table_key, sections = opened.table_key, opened.sections
     assert table_key == "table"
     assert [s.region for s in sections] == ["spots", "more"]
@@ -29,7 +29,7 @@ def test_place_of_spots_on_lattice_and_in_micrometres() -> None:
     import torch
 
     toy = datasets.toy()
-    (section,) = open_slide(toy, Where()).sections
+    (section,) = open_sdata(toy, Where()).sections
     rows = torch.tensor([4, 0])
     batch = section.place(Batch(crops=(), index=rows))
     obs = toy.tables["table"].obs.iloc[[4, 0]]
@@ -38,14 +38,14 @@ def test_place_of_spots_on_lattice_and_in_micrometres() -> None:
 
 
 def test_unknown_resolution_matters_only_where_it_is_needed(measured: SpatialData) -> None:
-    assert open_slide(measured, Where()).sections[0].mpp is None
+    assert open_sdata(measured, Where()).sections[0].mpp is None
     with pytest.raises(ValueError, match="Nothing says how many micrometres"):
-        open_slide(measured, Where(), need_mpp=True)
+        open_sdata(measured, Where(), need_mpp=True)
 
 
 def test_a_slide_without_a_table_has_its_shapes(measured: SpatialData) -> None:
     del measured.tables["table"]
-    slide = open_slide(measured, Where())
+    slide = open_sdata(measured, Where())
     table_key, (section,) = slide.table_key, slide.sections
     assert table_key is None
     np.testing.assert_array_equal(section.rows, np.arange(12))

@@ -19,7 +19,7 @@ import st_predict as stp
 from st_predict import checkpoints
 from st_predict._runtime import Compute
 from st_predict._sections._cells import CellGrid, CellReader, cells_of_spots, join_cells, spot_cells
-from st_predict._sections._section import open_slide
+from st_predict._sections._section import open_sdata
 from st_predict._where import Where
 from st_predict.encoders._cells import _TYPICAL, CELL_NAMES, CellEncoder, RgbCells, get_cell_encoder, load_cell_encoder
 from st_predict.encoders._hipt import Hipt, save_hipt_weights
@@ -281,7 +281,7 @@ def test_sections_with_more_cells_a_spot():
 
 
 def cells_of(sdata: SpatialData, encoder: CellEncoder, *, radius_um: float | None = None) -> np.ndarray:
-    (section,) = open_slide(sdata, Where(), need_mpp=True).sections
+    (section,) = open_sdata(sdata, Where(), need_mpp=True).sections
     return spot_cells(section, encoder, crop=encoder.cells.crop, radius_um=radius_um, compute=CPU)
 
 

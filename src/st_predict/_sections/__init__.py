@@ -41,7 +41,7 @@ from st_predict._sections._measured import (
 )
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
-from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_slide
+from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_sdata
 from st_predict._sections._slides import open_slides
 from st_predict._sections._split import LeakageError, split_patients
 from st_predict._sections._store import store_of
@@ -81,7 +81,7 @@ __all__ = [
     "naming",
     "needs_mpp",
     "observe",
-    "open_slide",
+    "open_sdata",
     "open_slides",
     "open_unlabelled",
     "pairs_of",

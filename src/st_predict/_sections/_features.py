@@ -41,7 +41,7 @@ FORMAT_VERSION = 1
 _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _READ = 64  # spots whose crops are read together, at least, unless their crops are large
-_READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; four batches are held at a time
+_READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; three batches are held at a time
 _FEW = 20  # spots of a section, of which mean and standard deviation are not to be trusted
 _PREFIX = 12  # letters of a file name that tell the encoder and the first crops
 

@@ -51,7 +51,7 @@ __all__ = [
     "each",
     "name_of",
     "naming",
-    "open_slide",
+    "open_sdata",
     "open_table",
     "region_key_of",
 ]
@@ -171,7 +171,7 @@ class Slide:
         return [section.describe() for section in self.sections]
 
 
-def open_slide(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> Slide:
+def open_sdata(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> Slide:
     """Find the table and, for each region that it annotates, the image and the spots.
 
     Parameters

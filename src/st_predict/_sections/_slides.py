@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from st_predict._sections._section import as_list, each, open_slide
+from st_predict._sections._section import as_list, each, open_sdata
 from st_predict.io import find_tables
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def open_slides(sdatas: Sections, where: Where, *, need_mpp: bool) -> list[Slide
     Raises
     ------
     KeyError, TypeError, ValueError
-        As :func:`open_slide`, with the name or place of the object if there are several.
+        As :func:`open_sdata`, with the name or place of the object if there are several.
     """
 
     def of_one(sdata: SpatialData) -> list[Slide]:
         if where.shapes_key is not None:
-            return [open_slide(sdata, where, need_mpp=need_mpp)]
+            return [open_sdata(sdata, where, need_mpp=need_mpp)]
         names: list[str | None] = [*find_tables(sdata, where.table_key)] or [None]
-        return [open_slide(sdata, replace(where, table_key=name), need_mpp=need_mpp) for name in names]
+        return [open_sdata(sdata, replace(where, table_key=name), need_mpp=need_mpp) for name in names]
 
     return [slide for slides in each(as_list(sdatas, "sdata"), of_one, named=sdatas) for slide in slides]

@@ -12,7 +12,7 @@ from st_predict._on_tissue import on_tissue
 from st_predict._sections._look import look_over_for
 from st_predict._sections._measured import measured_obs, measured_table_key, spot_tables
 from st_predict._sections._observed import Observed
-from st_predict._sections._section import open_slide, open_table
+from st_predict._sections._section import open_sdata, open_table
 from st_predict._sections._split import LeakageError, refuse_same_sections
 from st_predict.io import find_table
 
@@ -103,7 +103,7 @@ def _own(slide: SpatialData, where: Where) -> Where:
 def _open(slide: SpatialData, own: Where, *, need_mpp: bool) -> Slide:
     table_key = _table_key(slide, own)
     if table_key is None:
-        return open_slide(slide, own, need_mpp=need_mpp)
+        return open_sdata(slide, own, need_mpp=need_mpp)
     return open_table(slide, table_key, own, need_mpp=need_mpp, region=own.shapes_key)
 
 

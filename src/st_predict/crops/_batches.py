@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._validated import Byte, Count, check
 from st_predict.crops._batch import Batch
+from st_predict.crops._chunks import LIVE
 from st_predict.crops._cutters import DeviceCutter, HostCutter, Job
 from st_predict.crops._plan import LevelPlan
 
@@ -28,7 +30,9 @@ __all__ = ["iter_batches", "reading_order"]
 
 _JOB = 32  # spots that are cut at a time by one thread,
 _DEVICE_JOB = 256  # or by a device
-_AHEAD = 2  # batches that are read while one is used
+_AHEAD = (
+    2  # batches whose chunks are decoded while one is used; crops are cut one batch ahead, as they need more memory
+)
 
 
 def iter_batches(
@@ -43,7 +47,9 @@ def iter_batches(
     """Read the planned crops; the next batches are read while one is used.
 
     Every chunk of the image that a crop touches is decoded once, and kept only as long as crops need it: spots come
-    in bands of the image, from left to right. ``batch.index`` says which they are.
+    in bands of the image, from left to right. ``batch.index`` says which they are. Where the chunks of one band across
+    the image need more than 256 MiB per level, the image is read in upright stripes, and chunks at their edges are
+    decoded again.
 
     Parameters
     ----------
@@ -64,7 +70,7 @@ def iter_batches(
     Yields
     ------
     Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as
-    that of TIFF tiles, are channels-last in memory. Memory: four batches, and the chunks of about one band across the
+    that of TIFF tiles, are channels-last in memory. Memory: three batches, and the chunks of about one band across the
     image.
 
     Raises
@@ -77,7 +83,7 @@ def iter_batches(
     _check_source(reader, plan)
     batch_size, n_threads = check("batch_size", batch_size, Count | None), check("n_threads", n_threads, Count | None)
     pad_value, device = check("pad_value", pad_value, Byte), _device(device)
-    order = reading_order(reader, plan[0])
+    order = reading_order(reader, plan[0], n_stripes=_n_stripes(reader, plan))
     batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
     jobs = [job for batch in batches for job in batch.jobs]
     with ThreadPoolExecutor(min(8, _n_cores()) if n_threads is None else n_threads) as pool:
@@ -87,12 +93,14 @@ def iter_batches(
             else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=device)
         )
         try:
-            for ahead in range(-_AHEAD, len(batches)):
-                if ahead + _AHEAD < len(batches):
-                    cutter.begin(batches[ahead + _AHEAD].jobs)
-                if ahead >= 0:
-                    crops = cutter.finish(batches[ahead].jobs)
-                    yield Batch(crops=crops, index=torch.from_numpy(batches[ahead].index))
+            for used in range(-1, len(batches)):
+                for batch in batches[used + 1 : used + 2]:
+                    cutter.begin(batch.jobs)
+                for batch in batches[used + _AHEAD : used + _AHEAD + 1]:
+                    cutter.fetch(batch.jobs)
+                if used >= 0:
+                    index = torch.from_numpy(batches[used].index)
+                    yield Batch(crops=cutter.finish(batches[used].jobs), index=index)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -143,7 +151,30 @@ def _split(order: NDArray[np.int64], batch_size: int | None, job_size: int) -> I
         yield _Rows(rows if batch_size else np.arange(len(order)), jobs)
 
 
-def reading_order(reader: PyramidReader, plan: LevelPlan) -> NDArray[np.int64]:
-    """Rows of the plan sorted by the band of chunks that their crops begin in, then from left to right."""
+def reading_order(reader: PyramidReader, plan: LevelPlan, *, n_stripes: int = 1) -> NDArray[np.int64]:
+    """Rows of the plan sorted by the band of chunks that their crops begin in, then from left to right.
+
+    Parameters
+    ----------
+    reader
+        Pyramid that the plan was made for.
+    plan
+        Level whose chunks count.
+    n_stripes
+        Number of upright stripes of the image that are read one after the other.
+    """
     x, y = plan.origins.T
-    return np.lexsort((x, np.searchsorted(reader.edges(plan.level)[0], y, side="right")))
+    y_edges, x_edges = reader.edges(plan.level)
+    stripe = x * n_stripes // max(int(x_edges[-1]), 1)
+    return np.lexsort((x, np.searchsorted(y_edges, y, side="right"), stripe))
+
+
+def _n_stripes(reader: PyramidReader, plan: Sequence[LevelPlan]) -> int:
+    """Number of stripes into which an image is divided so that the chunks under one row of crops fit into memory."""
+    return max(math.ceil(_bytes_across(reader, level) / LIVE) for level in plan)
+
+
+def _bytes_across(reader: PyramidReader, plan: LevelPlan) -> int:
+    y, x = reader.edges(plan.level)
+    n_rows = min(int(y[-1]), plan.read_size + 2 * int(np.diff(y).max(initial=0)))
+    return 3 * n_rows * int(x[-1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,13 +22,26 @@ if TYPE_CHECKING:
     from st_predict.crops._plan import LevelPlan
     from st_predict.io import PyramidReader
 
-__all__ = ["Chunks", "Squares", "chunks_of"]
+__all__ = ["ALL", "LIVE", "Chunks", "Squares", "chunks_of"]
 
 T = TypeVar("T")
 
 _SPOTS = 4096  # squares that are cut along chunks at a time, so that temporary arrays stay small
 
+LIVE = 256 << 20
+"""Bytes of decoded chunks per level, beyond which chunks that are needed again are dropped."""
+
+NEVER = sys.maxsize
+
 ALL = slice(None)
+"""The part of a job that is all of it."""
+
+
+class Decoded(NamedTuple):
+    """One decoding of a chunk, ``time`` says which."""
+
+    chunk: int
+    time: int
 
 
 class Squares:
@@ -81,7 +97,7 @@ class Chunks(Generic[T]):
     """Chunks of one level of an image that the crops of some spots touch.
 
     Spots come in jobs, in the order of ``jobs``. A chunk is decoded for the first job that needs it, and dropped after
-    the last one.
+    the last one; where chunks need more than ``LIVE`` bytes, those needed last are dropped and decoded again.
 
     Parameters
     ----------
@@ -112,27 +128,27 @@ class Chunks(Generic[T]):
         self.edges = reader.edges(level)
         self._layout = ChunkLayout(*self.edges)
         self._reader, self._level, self._pool, self._prepare = reader, level, pool, prepare
-        self._live: dict[int, Future[T]] = {}
+        self._live: dict[Decoded, Future[T]] = {}
         self.squares = {i: Squares(plan, self._layout, jobs) for i, plan in plans.items()}
-        self._needs = [self._touched(job) for job in range(len(jobs))]
-        self._leaving = self._last_uses()
+        needs = [self._touched(job) for job in range(len(jobs))]
+        self._needs, self._leaving = schedule(needs, self._n_bytes(needs))
 
     def fetch(self, job: int) -> None:
         """Begin to decode the chunks that no earlier job needed."""
-        for chunk in self._needs[job]:
-            if chunk not in self._live:
-                self._live[chunk] = self._pool.submit(self._decode, chunk)
+        for decoded in self._needs[job]:
+            if decoded not in self._live:
+                self._live[decoded] = self._pool.submit(self._decode, decoded.chunk)
 
     def needed(self, job: int) -> dict[int, T]:
         """Wait for the chunks that this job is cut from."""
-        return {chunk: self._live[chunk].result() for chunk in self._needs[job]}
+        return {decoded.chunk: self._live[decoded].result() for decoded in self._needs[job]}
 
     def drop(self, job: int) -> list[int]:
-        """Drop the chunks that no later job needs; return their numbers."""
+        """Drop chunks, above all those that no later job needs; return their numbers."""
         leaving = self._leaving.pop(job, [])
-        for chunk in leaving:
-            del self._live[chunk]
-        return leaving
+        for decoded in leaving:
+            del self._live[decoded]
+        return [decoded.chunk for decoded in leaving]
 
     def _decode(self, chunk: int) -> T:
         box = self._layout.boxes(np.array(chunk))
@@ -143,13 +159,12 @@ class Chunks(Generic[T]):
     def _touched(self, job: int) -> list[int]:
         return np.unique(np.concatenate([squares.pieces(job).chunk for squares in self.squares.values()])).tolist()
 
-    def _last_uses(self) -> dict[int, list[int]]:
-        """Return the chunks that each job is the last to need."""
-        last = {chunk: job for job, chunks in enumerate(self._needs) for chunk in chunks}
-        leaving: dict[int, list[int]] = {}
-        for chunk, job in last.items():
-            leaving.setdefault(job, []).append(chunk)
-        return leaving
+    def _n_bytes(self, needs: Sequence[Sequence[int]]) -> dict[int, int]:
+        """Bytes of the chunks that are needed."""
+        chunks = np.unique(np.concatenate([np.empty(0, np.int64), *map(np.asarray, needs)])).astype(np.int64)
+        boxes = self._layout.boxes(chunks)
+        n_bytes = 3 * (boxes.bottom - boxes.top) * (boxes.right - boxes.left)
+        return dict(zip(chunks.tolist(), n_bytes.tolist(), strict=True))
 
 
 def chunks_of(
@@ -165,3 +180,53 @@ def chunks_of(
     for i, level in enumerate(plan):
         by_level.setdefault(level.level, {})[i] = level
     return [Chunks(reader, level, plans, jobs, pool=pool, prepare=prepare) for level, plans in by_level.items()]
+
+
+def schedule(
+    needs: Sequence[Sequence[int]], n_bytes: Mapping[int, int]
+) -> tuple[list[list[Decoded]], dict[int, list[Decoded]]]:
+    """Decide when chunks are decoded and dropped: as seldom as ``LIVE`` bytes allow, by dropping what is needed last.
+
+    Parameters
+    ----------
+    needs
+        Chunks that each job needs.
+    n_bytes
+        Bytes of each chunk.
+
+    Returns
+    -------
+    What each job needs, and what is dropped after it.
+    """
+    following = _following(needs)
+    uses: list[list[Decoded]] = []
+    leaving: dict[int, list[Decoded]] = {}
+    live: dict[int, tuple[Decoded, int]] = {}  # with the next job that needs it
+    times: Counter[int] = Counter()
+    latest: list[tuple[int, int]] = []  # heap; entries that are out of date are passed over
+    for job, chunks in enumerate(needs):
+        for chunk in chunks:
+            if chunk not in live:
+                times[chunk] += 1
+            live[chunk] = Decoded(chunk, times[chunk]), following[job][chunk]
+            heappush(latest, (-following[job][chunk], chunk))
+        uses.append([live[chunk][0] for chunk in chunks])
+        last = [chunk for chunk in chunks if following[job][chunk] == NEVER]
+        leaving[job] = [live.pop(chunk)[0] for chunk in last]
+        total = sum(n_bytes[chunk] for chunk in live)
+        while total > LIVE and latest:
+            when, chunk = heappop(latest)
+            if chunk in live and live[chunk][1] == -when > job + 1:
+                leaving[job].append(live.pop(chunk)[0])
+                total -= n_bytes[chunk]
+    return uses, leaving
+
+
+def _following(needs: Sequence[Sequence[int]]) -> list[dict[int, int]]:
+    """For each job and chunk that it needs, the next job that needs it."""
+    following: list[dict[int, int]] = []
+    found: dict[int, int] = {}
+    for job in reversed(range(len(needs))):
+        following.append({chunk: found.get(chunk, NEVER) for chunk in needs[job]})
+        found |= dict.fromkeys(needs[job], job)
+    return following[::-1]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from st_predict._memory import in_parts
 from st_predict.crops._atlas import Atlas, staged
-from st_predict.crops._chunks import chunks_of
+from st_predict.crops._chunks import ALL, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 class HostCutter:
     """Cuts crops in the threads that decode the chunks.
 
-    Jobs are begun in order and run in the background until :meth:`finish`.
+    Batches are fetched, begun and finished in order. The first two return at once: the work is done in the background.
     """
 
     def __init__(
@@ -58,8 +58,14 @@ class HostCutter:
         self._buffers = Buffers(interleaved=getattr(reader, "interleaved", False))
         self._begun: deque[tuple[list[NDArray[np.uint8]], list[Future[None]]]] = deque()
 
+    def fetch(self, jobs: Sequence[Job]) -> None:
+        """Begin to decode the chunks of a batch."""
+        for job in jobs:
+            for chunks in self._levels:
+                chunks.fetch(job.number)
+
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Begin to cut a batch."""
+        """Begin to cut a batch, and to decode its chunks unless it was fetched."""
         n = sum(len(job.rows) for job in jobs)
         crops = [self._buffers.take((n, 3, size, size)) for size in self._sizes]
         self._begun.append((crops, [self._submit(job, crops) for job in jobs]))
@@ -74,9 +80,8 @@ class HostCutter:
         return tuple(torch.from_numpy(crop) for crop in crops)
 
     def _submit(self, job: Job, crops: Sequence[NDArray[np.uint8]]) -> Future[None]:
-        for chunks in self._levels:
-            chunks.fetch(job.number)
         # Chunks are in the queue before the job that waits for them, so that some thread always gets on.
+        self.fetch([job])
         return self._pool.submit(self._cut, job, crops)
 
     def _cut(self, job: Job, crops: Sequence[NDArray[np.uint8]]) -> None:
@@ -90,7 +95,7 @@ class HostCutter:
     ) -> None:
         n, size = len(job.rows), squares.plan.read_size
         if size == squares.plan.size:
-            self._read(squares, pixels, job, out=crops, part=slice(0, n), places=job.places)
+            self._read(squares, pixels, job, out=crops, part=ALL, places=job.places)
             return
         if size > _WHOLE:
             for spot, place in enumerate(job.places.tolist()):
@@ -202,11 +207,15 @@ class DeviceCutter:
         self._device = device
         self._atlases = [Atlas(chunks.edges, pad_value=pad_value, device=device) for chunks in self._levels]
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def fetch(self, jobs: Sequence[Job]) -> None:
         """Begin to decode the chunks of a batch."""
         for job in jobs:
             for chunks in self._levels:
                 chunks.fetch(job.number)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Begin to decode the chunks of a batch unless it was fetched: a device cuts a batch when it is finished."""
+        self.fetch(jobs)
 
     def finish(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
         """Cut a batch; return its crops, ``(n, 3, size, size)`` per level, on the device."""

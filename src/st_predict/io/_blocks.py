@@ -13,12 +13,15 @@ from dask.core import get as compute
 from dask.highlevelgraph import HighLevelGraph
 from dask.sizeof import sizeof
 
+from st_predict.io._source_file import source_file
 from st_predict.io._spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     import dask.array as da
+
+    from st_predict.io._source_file import SourceFile
 
     Key = Any
     Graph = dict[Key, Any]
@@ -67,6 +70,7 @@ class SharedBlocks:
         self._running: dict[Key, Future[Any]] = {}
         self._in_memory: dict[Key, tuple[Any, int]] = {}  # values and their bytes, those used last at the end
         self._n_bytes = 0
+        self._foreign: set[Key] = set()  # tasks that do not give the pixels of their files
 
     def __reduce__(self) -> tuple[Any, ...]:
         # other processes compute for themselves
@@ -120,8 +124,30 @@ class SharedBlocks:
                 "Image %r: decoding a part that %d blocks are cut from, once.", self._spool.name, self._needed_by[key]
             )
         own, inputs = self._cone(key)
-        (value,) = compute(own, [key], {name: self.get(name) for name in inputs})
+        known = {name: self.get(name) for name in inputs}
+        if (source := source_file(own, larger_than=MEMORY)) is not None and self._stored(source):
+            del own[source.task]
+            pixels = self._spool.get(source.task)
+            known[source.task] = pixels.reshape(*(1,) * (len(source.task) - 1 - pixels.ndim), *pixels.shape)
+        if key in known:
+            return known[key], inputs
+        (value,) = compute(own, [key], known)
         return value, inputs
+
+    def _stored(self, source: SourceFile) -> bool:
+        """Decode a file in parts, to disk, instead of by its task as a whole; return whether that gives the same pixels."""
+        assert self._graph is not None  # opened
+        if source.task in self._foreign:
+            return False
+        self._spool.put_parts(source.task, source.shape, source.parts())
+        if source.agrees(self._graph, self._spool.get(source.task)):
+            return True
+        logger.info(
+            "Image %r: %s is decoded as a whole, as its parts cannot be checked.", self._spool.name, source.path
+        )
+        self._foreign.add(source.task)
+        self._spool.drop(source.task)
+        return False
 
     def _cone(self, key: Key) -> tuple[Graph, list[Key]]:
         """Tasks that only ``key`` needs, and keys of the shared results that these read."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from xarray import DataArray, DataTree
 
-from st_predict.io._levels import edges_of
+from st_predict.io._edges import edges_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

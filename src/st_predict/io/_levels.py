@@ -16,6 +16,7 @@ from dask.array.core import getter
 from zarr.storage import FsspecStore, LocalStore
 
 from st_predict.io._blocks import SharedBlocks, block_keys
+from st_predict.io._edges import edges_of, regular_edges
 from st_predict.io._lazy import reader_behind
 
 if TYPE_CHECKING:
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
+    from st_predict.io._edges import Edges
     from st_predict.io._lazy import ReaderLevel
 
-__all__ = ["Edges", "edges_of", "levels_of", "regular_edges"]
-
-Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+__all__ = ["levels_of"]
 
 LARGE = 32 << 20
 """Pixels times channels of a block from which it is read in pieces."""
@@ -38,18 +38,6 @@ PIECE = 512
 
 # Codecs whose output says all about how to decode it.
 _CODECS = {"BloscCodec": numcodecs.Blosc, "GzipCodec": numcodecs.GZip, "ZstdCodec": numcodecs.Zstd}
-
-
-def edges_of(chunks: Sequence[Sequence[int]]) -> Edges:
-    """Where blocks begin and end along y and x, from the lengths of the blocks."""
-    y, x = (np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64) for lengths in chunks)
-    return y, x
-
-
-def regular_edges(shape: Sequence[int], block: Sequence[int]) -> Edges:
-    """Where blocks of one size begin and end along y and x; the last may be smaller."""
-    y, x = (np.append(np.arange(0, side, step), side) for side, step in zip(shape, block, strict=True))
-    return y, x
 
 
 class DaskLevel:
@@ -98,6 +86,7 @@ class MemoryLevel:
     def __init__(self, array: da.Array) -> None:
         self._array = array
         self.edges = edges_of(array.chunks[1:])
+        self.interleaved = all(block.strides[0] < min(block.strides[1:]) for block in self._graph.values())
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""
@@ -122,7 +111,10 @@ class ZarrLevel:
 
     def __init__(self, array: zarr.Array[Any]) -> None:
         self._array = array
-        self.edges = regular_edges(array.shape[1:], array.shards[1:] if array.shards else array.chunks[1:])
+        block: Sequence[int] = array.chunks[1:]
+        if array.shards:  # not as a whole, as they may be large: some chunks of them
+            block = [chunk * math.ceil(PIECE / chunk) for chunk in block]
+        self.edges = regular_edges(array.shape[1:], block)
 
     def read(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return ``(3, height, width)``."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._errors import InvalidValueError
 from st_predict._validated import File, check
 from st_predict.io._mpp import GIVE, Mpp, square_pixels
-from st_predict.io._pyramid import check_file, check_level, check_region, level_downsamples, reading
+from st_predict.io._regions import check_file, check_level, check_region, reading
 from st_predict.io._rgb8 import on_white
+from st_predict.io._slide_file import SlideFile
 from st_predict.io._tiff import TIFF_VENDORS, refuse_misread
-from st_predict.io._tiles import block_edges
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from st_predict.io._levels import Edges
 
 __all__ = ["OpenSlidePyramid"]
 
@@ -30,7 +29,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
 """Files of pictures, which have neither levels nor tiles."""
 
 
-class OpenSlidePyramid:
+class OpenSlidePyramid(SlideFile):
     """A slide in any format that OpenSlide opens, with the levels that the file has.
 
     What lies outside the scan is white. OpenSlide addresses all levels in whole pixels of level 0, so at a level whose
@@ -61,23 +60,6 @@ class OpenSlidePyramid:
         self._openslide_downsamples = tuple(slide.level_downsamples)
         self._level_shapes = tuple((height, width) for width, height in slide.level_dimensions)
 
-    def __reduce__(self) -> tuple[type[OpenSlidePyramid], tuple[Path]]:
-        # other processes open the file again
-        return OpenSlidePyramid, (self._path,)
-
-    @property
-    def level_shapes(self) -> tuple[tuple[int, int], ...]:
-        """``(height, width)`` of each level, finest first."""
-        return self._level_shapes
-
-    @property
-    def downsamples(self) -> tuple[float, ...]:
-        """Width of a pixel of each level in level-0 pixels; the first is 1."""
-        try:
-            return level_downsamples(self._level_shapes)
-        except StPredictError as error:
-            raise error.about(f"{self._path}:") from error
-
     @property
     def mpp(self) -> tuple[float, float] | None:
         """Micrometres per pixel of level 0, in x and y, if the file says so.
@@ -105,11 +87,6 @@ class OpenSlidePyramid:
         """Whether OpenSlide gives the pixels of a level as they are stored, without interpolation."""
         check_level(level, self._level_shapes)
         return self._openslide_downsamples[level] % 1 == 0
-
-    def edges(self, level: int) -> Edges:
-        """Edges of whole tiles, about 512 px apart; see :meth:`PyramidReader.edges`."""
-        check_level(level, self._level_shapes)
-        return block_edges(self._level_shapes[level], self.tile_shapes[level])
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
         """Return ``(height, width, 3)``; see :meth:`PyramidReader.read`."""

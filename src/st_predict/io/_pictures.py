@@ -11,8 +11,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from st_predict._errors import InvalidValueError, StPredictError
-from st_predict.io._pyramid import FAILURES
-from st_predict.io._tiff import is_tiff, open_tiff, orientation_of, refuse_stack
+from st_predict.io._regions import FAILURES
+from st_predict.io._tiff import orientation_of, refuse_stack
+from st_predict.io._tiff_file import is_tiff, open_tiff
 from st_predict.io._tiff_mpp import TiffMpp, mpp_of_tiff
 
 if TYPE_CHECKING:

@@ -14,13 +14,16 @@ from st_predict._validated import File, Name, check
 from st_predict.io._lazy import lazy_level
 from st_predict.io._mpp import Mpp
 from st_predict.io._pictures import is_picture, read_tiff_mpp
-from st_predict.io._pyramid import check_file
-from st_predict.io._slides import has_blocks, open_slide
+from st_predict.io._regions import check_file
+from st_predict.io._slides import open_blocks
 from st_predict.io._stored import spool
-from st_predict.io._tiff import is_tiff
+from st_predict.io._tiff_file import is_tiff
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from st_predict.io._openslide import OpenSlidePyramid
+    from st_predict.io._tiff import TiffPyramid
 
 
 __all__ = ["read_image", "read_wsi"]
@@ -78,8 +81,8 @@ def read_image(
     check("image_key", image_key, Name)
     given = None if mpp is None else Mpp(mpp, "argument").value
     check_file(path)
-    if value_range is None and has_blocks(path):
-        return _of_slide(path, image_key, given)
+    if value_range is None and (reader := open_blocks(path)) is not None:
+        return _of_slide(reader, image_key, given)
     _check_spoolable(path)
     arrays = spool(path, value_range=value_range, cache=None if folder is None else Path(folder))
     if given is None:
@@ -115,8 +118,7 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
     return read_image(path, image_key=image_key, mpp=mpp)
 
 
-def _of_slide(path: Path, image_key: str, mpp: float | None) -> SpatialData:
-    reader = open_slide(path)
+def _of_slide(reader: TiffPyramid | OpenSlidePyramid, image_key: str, mpp: float | None) -> SpatialData:
     if mpp is None and (of_file := reader.mpp) is not None:
         mpp = sum(of_file) / 2
     levels = [lazy_level(reader, level) for level in range(len(reader.level_shapes))]

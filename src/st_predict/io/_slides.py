@@ -12,13 +12,14 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import File, check
 from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pictures import is_picture
-from st_predict.io._pyramid import check_file
-from st_predict.io._tiff import TIFF_VENDORS, TiffPyramid, is_tiff, open_tiff, orientation_of, refuse_misread
+from st_predict.io._regions import check_file
+from st_predict.io._tiff import TIFF_VENDORS, TiffPyramid, orientation_of, refuse_misread
+from st_predict.io._tiff_file import is_tiff, open_tiff
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["has_blocks", "open_slide"]
+__all__ = ["open_blocks", "open_slide"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,38 @@ def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
     if not is_tiff(path) or _vendor(path) not in GENERIC:
         return OpenSlidePyramid(path)
     refuse_misread(path)
+    return _faster(path, _opened(TiffPyramid, path), _opened(OpenSlidePyramid, path))
+
+
+def open_blocks(path: Path) -> TiffPyramid | OpenSlidePyramid | None:
+    """Open a slide as :func:`open_slide` does, or return ``None`` if it has to be stored as a pyramid first.
+
+    Raises
+    ------
+    ValueError
+        If no reader can open it, or it is a TIFF whose index is damaged.
+    """
+    if is_picture(path):
+        return None
+    if not is_tiff(path) or _vendor(path) not in GENERIC:
+        return OpenSlidePyramid(path)
+    with open_tiff(path) as file:
+        if orientation_of(file.pages.first) != 1:
+            return None
     tiff, slide = _opened(TiffPyramid, path), _opened(OpenSlidePyramid, path)
+    if isinstance(slide, InvalidValueError):
+        if isinstance(tiff, InvalidValueError):
+            return None
+        refuse_misread(path)
+    return _faster(path, tiff, slide)
+
+
+def _faster(
+    path: Path, tiff: TiffPyramid | InvalidValueError, slide: OpenSlidePyramid | InvalidValueError
+) -> TiffPyramid | OpenSlidePyramid:
+    """The reader of tiles if it gives the right pixels, else that which opens the file."""
     if isinstance(slide, OpenSlidePyramid) and isinstance(tiff, TiffPyramid):
-        difference = _difference(tiff, slide, is_ome=_is_ome(path))
+        difference = _difference(tiff, slide)
         if difference is None:
             return tiff
         logger.warning("%s is read through OpenSlide, which is slower: %s.", path, difference)
@@ -66,28 +96,6 @@ def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
     if not isinstance(slide, InvalidValueError):
         return slide
     raise tiff if _vendor(path) is None else slide
-
-
-def has_blocks(path: Path) -> bool:
-    """Whether blocks of a file can be read as they are; otherwise it has to be stored as a pyramid first.
-
-    Raises
-    ------
-    ValueError
-        If it is a TIFF whose index is damaged.
-    """
-    if is_picture(path):
-        return False
-    if not is_tiff(path):
-        return True
-    if _vendor(path) not in GENERIC:
-        return True
-    with open_tiff(path) as file:
-        if orientation_of(file.pages.first) != 1:
-            return False
-    return not isinstance(_opened(TiffPyramid, path), InvalidValueError) or not isinstance(
-        _opened(OpenSlidePyramid, path), InvalidValueError
-    )
 
 
 def _vendor(path: Path) -> str | None:
@@ -104,15 +112,10 @@ def _opened(kind: type[T], path: Path) -> T | InvalidValueError:
         return error
 
 
-def _is_ome(path: Path) -> bool:
-    with open_tiff(path) as file:
-        return bool(file.is_ome)
-
-
-def _difference(tiff: TiffPyramid, slide: OpenSlidePyramid, *, is_ome: bool) -> str | None:
+def _difference(tiff: TiffPyramid, slide: OpenSlidePyramid) -> str | None:
     """First difference between the two readers, in words."""
     ours, theirs = tiff.level_shapes, slide.level_shapes
-    if ours[0] != theirs[0] or (ours != theirs and not is_ome):  # OpenSlide does not look for the levels of OME
+    if ours[0] != theirs[0] or (ours != theirs and not tiff.is_ome):  # OpenSlide does not look for the levels of OME
         return f"its levels are {_sizes(ours)} by tifffile and {_sizes(theirs)} by OpenSlide"
     for level, shape in enumerate(ours):
         if shape in theirs and not _same_pixels(tiff, slide, level, theirs.index(shape)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from st_predict.io._pictures import read_picture
 from st_predict.io._rgb8 import check_range, rgb8
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from st_predict.io._rgb8 import Range
@@ -27,6 +30,9 @@ __all__ = ["spool"]
 logger = logging.getLogger(__name__)
 
 CHUNK = 512
+WIDEST = 16 * CHUNK
+"""Columns that are converted at a time."""
+
 COARSEST = 1024
 """Levels are added until the longer side is not longer than this."""
 
@@ -85,9 +91,9 @@ def _write(path: Path, store: Path, *, value_range: Range | None) -> None:
         _check_space(path, store.parent, needed=height * width * 4)
         logger.info("Storing %s (%d x %d px) as a pyramid in %s, once.", path, width, height, store.parent.parent)
         levels = [_level(store, 0, (height, width))]
-        for top in range(0, height, CHUNK):
-            planes = np.moveaxis(pixels[top : top + CHUNK], -1, 0)
-            levels[0][:, top : top + CHUNK] = rgb8(planes, value_range=value_range, what=str(path))
+        for rows, cols in _windows(height, width):
+            planes = np.moveaxis(pixels[rows, cols], -1, 0)
+            levels[0][:, rows, cols] = rgb8(planes, value_range=value_range, what=str(path))
     while max(levels[-1].shape[1:]) > COARSEST and min(levels[-1].shape[1:]) > 1:
         levels.append(_halved(levels[-1], store, len(levels)))
 
@@ -99,10 +105,16 @@ def _level(store: Path, number: int, shape: tuple[int, int]) -> zarr.Array[Any]:
 def _halved(finer: zarr.Array[Any], store: Path, number: int) -> zarr.Array[Any]:
     height, width = (side // 2 for side in finer.shape[1:])
     level = _level(store, number, (height, width))
-    for top in range(0, height, CHUNK):
-        rows: NDArray[np.uint8] = np.asarray(finer[:, 2 * top : 2 * min(top + CHUNK, height)])
-        level[:, top : top + CHUNK] = np.moveaxis(halve(np.moveaxis(rows, 0, -1)), -1, 0)
+    for rows, cols in _windows(height, width):
+        window: NDArray[np.uint8] = np.asarray(finer[:, 2 * rows.start : 2 * rows.stop, 2 * cols.start : 2 * cols.stop])
+        level[:, rows, cols] = np.moveaxis(halve(np.moveaxis(window, 0, -1)), -1, 0)
     return level
+
+
+def _windows(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows of whole chunks, of which each fits into memory however wide the image is."""
+    for top, left in product(range(0, height, CHUNK), range(0, width, WIDEST)):
+        yield slice(top, min(top + CHUNK, height)), slice(left, min(left + WIDEST, width))
 
 
 def _check_space(path: Path, folder: Path, *, needed: int) -> None:

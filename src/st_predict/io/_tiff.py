@@ -10,27 +10,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tifffile
 
-from st_predict._errors import Advice, InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._validated import File, check
-from st_predict.io._pyramid import FAILURES, check_file, check_level, check_region, level_downsamples, reading
+from st_predict.io._regions import FAILURES, check_region, reading
+from st_predict.io._slide_file import SlideFile
+from st_predict.io._tiff_file import open_tiff
 from st_predict.io._tiff_mpp import mpp_of_tiff
-from st_predict.io._tiles import LARGEST_TILE, block_edges
+from st_predict.io._tiles import LARGEST_TILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
     from pathlib import Path
 
+    import tifffile
     from numpy.typing import NDArray
 
-    from st_predict.io._levels import Edges
 
-__all__ = ["TIFF_VENDORS", "TiffPyramid", "is_tiff", "open_tiff", "orientation_of", "refuse_misread", "refuse_stack"]
-
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFF and BigTIFF files, in both byte orders."""
+__all__ = ["TIFF_VENDORS", "TiffPyramid", "orientation_of", "refuse_misread", "refuse_stack"]
 
 TIFF_VENDORS = {"aperio", "generic-tiff"}
 """Formats of OpenSlide whose tiles can be read without it."""
@@ -121,7 +119,7 @@ class TileFile:
         return data
 
 
-class TiffPyramid:
+class TiffPyramid(SlideFile):
     """A tiled TIFF slide, with the levels that the file has.
 
     Aperio (svs), generic pyramidal TIFF, BigTIFF and OME-TIFF with 8-bit RGB tiles: JPEG, deflate, LZW or uncompressed.
@@ -146,28 +144,11 @@ class TiffPyramid:
             pages = _pyramid_pages(file, self._path)
             self._levels = tuple(TileLevel.of_page(page) for page in pages)
             self._mpp = mpp_of_tiff(file, self._path)
-            self._is_aperio = bool(file.is_svs)
+            self._is_aperio, self._is_ome = bool(file.is_svs), bool(file.is_ome)
         if self._is_aperio and any((level.counts == 0).any() for level in self._levels[1:]):
             raise InvalidValueError(f"{self._path} lacks tiles, which OpenSlide makes from the next finer level.")
         self._level_shapes = tuple(level.shape for level in self._levels)
         self._file = TileFile(self._path)
-
-    def __reduce__(self) -> tuple[type[TiffPyramid], tuple[Path]]:
-        # other processes open the file again
-        return TiffPyramid, (self._path,)
-
-    @property
-    def level_shapes(self) -> tuple[tuple[int, int], ...]:
-        """``(height, width)`` of each level, finest first."""
-        return self._level_shapes
-
-    @property
-    def downsamples(self) -> tuple[float, ...]:
-        """Width of a pixel of each level in level-0 pixels; the first is 1."""
-        try:
-            return level_downsamples(self._level_shapes)
-        except StPredictError as error:
-            raise error.about(f"{self._path}:") from error
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -186,10 +167,10 @@ class TiffPyramid:
         """``(height, width)`` of the tiles of each level."""
         return tuple(level.tile for level in self._levels)
 
-    def edges(self, level: int) -> Edges:
-        """Edges of whole tiles, about 512 px apart; see :meth:`PyramidReader.edges`."""
-        check_level(level, self._level_shapes)
-        return block_edges(self._level_shapes[level], self._levels[level].tile)
+    @property
+    def is_ome(self) -> bool:
+        """Whether it is an OME-TIFF, whose levels OpenSlide does not look for."""
+        return self._is_ome
 
     def fullest_tile(self, level: int) -> tuple[int, int]:
         """Row and column of the tile with the most bytes, which shows more than an empty one."""
@@ -258,34 +239,6 @@ class TiffPyramid:
             if not np.array_equal(pixels, more):
                 raise OSError("its JPEG stream ends too early")
         return pixels
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF or BigTIFF does."""
-    with path.open("rb") as file:
-        return file.read(4) in SIGNATURES
-
-
-def open_tiff(path: Path) -> tifffile.TiffFile:
-    """Open a TIFF.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If it is not a TIFF, or its index is damaged.
-    """
-    check_file(path)
-    try:
-        file = tifffile.TiffFile(path)
-        n_pages = len(file.pages)
-    except FAILURES as error:
-        raise InvalidValueError(f"{path} cannot be read as TIFF: {error}.", "get it again") from error
-    if n_pages == 0:
-        file.close()
-        raise InvalidValueError(f"{path} is a TIFF without an image, perhaps because it is damaged.", "get it again")
-    return file
 
 
 def orientation_of(page: tifffile.TiffPage) -> int:

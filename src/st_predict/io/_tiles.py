@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from st_predict.io._levels import regular_edges
+from st_predict.io._edges import regular_edges
 
 if TYPE_CHECKING:
-    from st_predict.io._levels import Edges
+    from st_predict.io._edges import Edges
 
 __all__ = ["LARGEST_TILE", "block_edges"]
 
