@@ -45,13 +45,14 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=300, help="of the simulated section")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", type=int, nargs="+", default=[25_000, 100_000], help="spots of the large slide")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the large slide, in pixels")
     parser.add_argument("--quick", action="store_true", help="a few spots, to see that it runs")
     parser.add_argument("--folder", type=Path, help="where the slides are made, and kept")
     parser.add_argument("--out", type=Path, help="JSON file for what was measured")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
-        args.spots, args.rounds, args.large = 6, 1, [60]
+        args.spots, args.rounds, args.large, args.side = 6, 1, [60], 8192
     if args.variant:
         run_variant(args)
         return
@@ -65,6 +66,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     options = [
         "--spots",
         str(args.spots),
+        "--side",
+        str(args.side),
         "--folder",
         str(folder),
         *(["--section", args.section] if args.section else []),
@@ -100,7 +103,9 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     for one in large:
         one["ratio"] = one["ms/spot"] / large[0]["ms/spot"]
     print_table(
-        large, ["spots", "ms/spot", "ratio", "peak MiB"], title=f"A slide of {SIDE:,} x {SIDE:,} px, tiny network"
+        large,
+        ["spots", "ms/spot", "ratio", "peak MiB"],
+        title=f"A slide of {args.side:,} x {args.side:,} px, tiny network",
     )
     if args.out:
         write_json(args.out, main=rows, write=write, write_share=share, profile=stages, large=large)
@@ -123,7 +128,7 @@ def run_variant(args: argparse.Namespace) -> None:
     if name == "make":
         {"section": make_section, "large slide": make_large_slide}[number](args)
     elif name == "large":
-        predict_large(args.folder, int(number))
+        predict_large(args.folder, int(number), args.side)
     else:
         variants = {
             "published": published,
@@ -286,18 +291,18 @@ def make_large_slide(args: argparse.Namespace) -> None:
 
     path = args.folder / "large.zarr"
     if not path.exists():
-        tissue = (
-            stp.datasets.simulate(1, 1, shape=(4096, 4096), mpp=0.688).sections["P1S1"]["he"]["scale0"]["image"].data
-        )
+        width = min(4096, args.side // 4)
+        sections = stp.datasets.simulate(1, 1, shape=(width, width), mpp=0.688).sections
+        tissue = sections["P1S1"]["he"]["scale0"]["image"].data
         fresh = args.folder / "large.part"
         shutil.rmtree(fresh, ignore_errors=True)
         for level in range(LEVELS):
-            side = SIDE >> level
+            side = args.side >> level
             array = zarr.create_array(
                 fresh / str(level), shape=(3, side, side), chunks=(3, CHUNK, CHUNK), dtype="uint8"
             )
-            array[:, :4096, :4096] = tissue.compute()
-            link_chunks(fresh / str(level) / "c" / "0", -(-side // CHUNK), 4096 // CHUNK)
+            array[:, :width, :width] = tissue.compute()
+            link_chunks(fresh / str(level) / "c" / "0", -(-side // CHUNK), width // CHUNK)
         fresh.rename(path)
     report(done=True)
 
@@ -310,7 +315,7 @@ def link_chunks(folder: Path, n: int, n_real: int) -> None:
                 os.link(folder / str(row % n_real) / str(col % n_real), folder / str(row) / str(col))
 
 
-def predict_large(folder: Path, n_spots: int) -> None:
+def predict_large(folder: Path, n_spots: int, side: int) -> None:
     """Predict a lattice over the whole large slide with a tiny network."""
     import dask.array as da
     import geopandas
@@ -328,7 +333,7 @@ def predict_large(folder: Path, n_spots: int) -> None:
     card = ModelCard(model="m2ost", genes=tuple("abcde"), crop=spec.crop_for(hparams), hparams=hparams)
     levels = [da.from_zarr(folder / "large.zarr" / str(level)) for level in range(LEVELS)]
     n = round(n_spots**0.5)
-    line = (np.arange(n) + 0.5) * SIDE / n
+    line = (np.arange(n) + 0.5) * side / n
     xy = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
     frame = geopandas.GeoDataFrame({"radius": np.full(len(xy), 50.0)}, geometry=points(xy))
     sdata = spatialdata.SpatialData(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import os
 import threading
+from collections import Counter
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP: threads that wait by spinning slow the tests of another worker down tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import geopandas as gpd
 import numpy as np
@@ -30,19 +37,79 @@ from st_predict.tl import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 settings.register_profile("patient", deadline=None)  # the machine may be busy
 settings.load_profile("patient")
 
+LONG_S = 60.0
+"""A run that takes longer says which files took most of it."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the ten files that took longest, so that the suite stays quick."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):  # of a test; there are others, of warnings
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    if seconds.total() < LONG_S:
+        return
+    terminalreporter.section(f"slowest files, of {seconds.total():.0f} s in all workers")
+    for name, took in seconds.most_common(10):
+        terminalreporter.write_line(f"{took:7.1f} s  {name}")
+
+
 TINY = dict(get_spec("m2ost").tiny)
 GENES = tuple("abcd")
+
+
+# Some of it is imported by the first training, or by the first that is read.
+PRELOAD = """
+import contextlib, importlib
+names = "lightning.pytorch sklearn.linear_model spatialdata timm statsmodels.api st_predict.cli st_predict.tl"
+for name in f"{names} aiobotocore.session distributed numba requests s3fs skimage.transform".split():
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+"""
+
+
+def _warm() -> Any:
+    """The module ``warm.py``."""
+    specification = importlib.util.spec_from_file_location("warm", Path(__file__).with_name("warm.py"))
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Callable[[str], Any]]:
+    """Makes what runs programs in forks of a process that has run some code."""
+    made, module = [], _warm()
+
+    def make(preload: str) -> Any:
+        made.append(module.Warm(preload))
+        return made[-1]
+
+    yield make
+    for forks in made:
+        forks.close()
+
+
+@pytest.fixture(scope="session")
+def warm(fork_server: Callable[[str], Any]) -> Any:
+    """Runs programs in forks of a process that has imported the package."""
+    return fork_server(PRELOAD)
 
 
 @pytest.fixture
 def sdata() -> SpatialData:
     """A 400 x 600 image in three scales whose red channel is x // 4 and green is y // 4, and 12 spots."""
+    return copy.deepcopy(_gradients())
+
+
+@cache
+def _gradients() -> SpatialData:
     yy, xx = np.mgrid[:400, :600]
     image = np.stack([xx // 4, yy // 4, np.zeros_like(xx)]).astype(np.uint8)
     # shapes are stored in half-resolution coordinates, to check that transformations are applied

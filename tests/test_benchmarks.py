@@ -9,10 +9,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from st_predict.models import list_models
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
@@ -23,11 +27,20 @@ SCRIPTS = sorted(
 )
 
 
+ALONE = {"gpu"}  # it says that it needs torch and little else: in a fresh process
+
+
+def load(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, SCRIPTS[0].with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
 def test_the_page_shows_what_was_measured() -> None:
     page = (SCRIPTS[0].parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
-    specification = importlib.util.spec_from_file_location("report", SCRIPTS[0].parent / "report.py")
-    report = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(report)
+    report = load("report")
     results = sorted((SCRIPTS[0].parent / "results").glob("*.json"))
     assert {path.stem for path in results} >= {"crops", "forward", "end_to_end"}
     for path in results:
@@ -39,37 +52,71 @@ def test_there_are_benchmarks() -> None:
     assert "crops" in {path.stem for path in SCRIPTS}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_benchmark_compares_variants(script, tmp_path) -> None:
-    out = tmp_path / "figures.json"
-    printed = subprocess.run(
-        [sys.executable, script, "--quick", "--out", out],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+def test_a_variant_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import json, os, sys\nprint('said')\nprint(json.dumps([os.getppid(), *sys.argv[1:]]))")
+    measure = load("_measure")
+    assert measure.run_alone(str(script), "ours", "--quick") == [os.getpid(), "--variant", "ours", "--quick"]
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="ours ended with 3"):
+        measure.run_alone(str(script), "ours")
+
+
+# Variants are forks of the same process as the script, which has imported what takes long.
+MAIN = """
+import importlib.util, json, runpy, sys
+from pathlib import Path
+
+address, helper, script = sys.argv[1:4]
+specification = importlib.util.spec_from_file_location("warm", helper)
+warm = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(warm)
+forks = warm.Warm(address=address)
+sys.path.insert(0, str(Path(script).parent))
+import _measure
+
+def run_alone(script, variant, *arguments):
+    done = forks.run(Path(script), "--variant", variant, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+_measure.run_alone = run_alone
+sys.argv = sys.argv[3:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def run(warm: Any, script: Path, folder: Path) -> dict[str, Any]:
+    """Run a benchmark; return its figures, which must be those that it prints."""
+    out, environment = folder / "figures.json", os.environ | {"TMPDIR": str(folder), "HOME": str(folder)}
+    arguments = [script, "--quick", "--out", out]
+    if script.stem in ALONE or not warm.can_fork:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, check=False, capture_output=True, text=True
+        )
+    else:
+        done = warm.run(MAIN, warm.address, warm.file, *arguments, environment=environment)
+    assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["machine"]["cores"] >= 1
     rows = [row for table in figures.values() if isinstance(table, list) for row in table]
     assert len(rows) > 1
     for row in rows:
-        assert row["variant"] in printed
+        assert row["variant"] in done.stdout
         assert math.isfinite(row["ratio"])
         assert row["ratio"] > 0
     # those are measured against something, which is one of them
     assert any(row["ratio"] == 1 for row in rows)
+    return figures
 
 
-def test_crops_are_the_same_and_each_chunk_is_decoded_once(tmp_path) -> None:
-    script = next(path for path in SCRIPTS if path.stem == "crops")
-    done = subprocess.run(
-        [sys.executable, script, "--quick", "--folder", tmp_path, "--variant", "check"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    checked = json.loads(done.stdout.splitlines()[-1])
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.stem != "crops"], ids=lambda path: path.stem)
+def test_benchmark_compares_variants(warm: Any, script: Path, tmp_path: Path) -> None:
+    run(warm, script, tmp_path)
+
+
+def test_crops_are_the_same_and_each_chunk_is_decoded_once(warm: Any, tmp_path: Path) -> None:
+    checked = run(warm, next(path for path in SCRIPTS if path.stem == "crops"), tmp_path)
     same = [
         "floor, zarr, 2 threads",
         "floor, TIFF, 2 threads",
@@ -88,9 +135,7 @@ def test_crops_are_the_same_and_each_chunk_is_decoded_once(tmp_path) -> None:
 
 def test_the_page_shows_the_scores_of_all_models() -> None:
     root = SCRIPTS[0].parents[1]
-    specification = importlib.util.spec_from_file_location("her2st_models", root / "benchmarks" / "her2st_models.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load("her2st_models")
     figures = json.loads(script.RESULTS.read_text(encoding="utf-8"))
     page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert script.fill(page, figures) == page

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -19,6 +19,8 @@ from st_predict.io import open_pyramid
 from st_predict.models import list_models
 
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
     from types import ModuleType
 
     from spatialdata import SpatialData
@@ -28,7 +30,7 @@ TRAIN, SCORED = ["C2", "C3", "C4", "C5"], ["C6", "B4"]
 ABSENT = (
     *("anndata", "spatialdata", "zarr", "dask", "scanpy", "squidpy", "pandas", "xarray", "geopandas", "shapely"),
     *("timm", "pooch", "matplotlib", "numcodecs", "tifffile", "openslide", "skimage", "huggingface_hub", "torchvision"),
-    *("requests", "urllib3", "typer", "rich"),
+    *("requests", "urllib3", "typer", "rich", "transformers"),
 )
 MPP = 0.688
 
@@ -47,9 +49,10 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def sections() -> dict[str, SpatialData]:
-    simulated = stp.datasets.simulate(2, 5, shape=(1200, 1200), mpp=MPP, n_genes=20).sections
-    names = {"P1S1": "C2", "P1S2": "C3", "P1S3": "C4", "P1S4": "C5", "P1S5": "C6", "P2S1": "B4"}
-    found = {new: simulated[old] for old, new in names.items()}
+    simulated = stp.datasets.simulate(2, 3, shape=(1000, 1000), mpp=MPP, n_genes=20).sections
+    found = dict(zip([*TRAIN, *SCORED], simulated.values(), strict=True))
+    for name, sdata in found.items():
+        sdata["table"].obs["patient"] = pd.Categorical([name[0]] * sdata["table"].n_obs)
     found["C3"]["table"].X[2] = 0  # a spot without counts has no target
     return found
 
@@ -134,11 +137,8 @@ def test_a_network_sees_what_tl_train_shows_it(
             np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-def zoo(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Train where some packages are not installed."""
-    given = ["--out", folder, "--only", "train", "--results", folder / "zoo.json", *arguments]
-    code = f"""
-import runpy, sys
+PRELOAD = f"""
+import sys
 from importlib.machinery import PathFinder
 
 class Finder(PathFinder):  # as if some packages were not installed
@@ -151,23 +151,36 @@ class Finder(PathFinder):  # as if some packages were not installed
         return [] if context.name in {ABSENT!r} else super().find_distributions(context)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
-sys.path.insert(0, {str(BENCHMARKS)!r})
-sys.argv = ["gpu_zoo.py", *{[str(argument) for argument in given]!r}]
-runpy.run_path({str(BENCHMARKS / "gpu_zoo.py")!r}, run_name="__main__")
+import st_predict.checkpoints, st_predict._training, st_predict.models
+import lightning.pytorch
 """
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
 
 
-def train(folder: Path, *arguments: object, models: str = "mlp mean", targets: str = "recommended") -> list[str]:
-    """Train on a processor; return which trainings there were."""
-    done = zoo(
-        folder,
-        *("--device", "cpu", "--models", *models.split(), "--targets", *targets.split(), "--batch-size", 8, *arguments),
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == len(done.stdout.splitlines()), done.stdout
-    return [line["run"] for line in lines]
+@pytest.fixture(scope="module")
+def zoo(fork_server: Callable[[str], Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Trains where some packages are not installed."""
+    forks = fork_server(PRELOAD)
+
+    def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        given = ["--out", folder, "--only", "train", "--results", folder / "zoo.json", *arguments]
+        return forks.run(BENCHMARKS / "gpu_zoo.py", *given)
+
+    return run
+
+
+@pytest.fixture
+def train(zoo: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., list[str]]:
+    """Trains on a processor; returns which trainings there were."""
+
+    def run(folder: Path, *arguments: object, models: str = "mlp mean", targets: str = "recommended") -> list[str]:
+        options = ["--device", "cpu", "--models", *models.split(), "--targets", *targets.split(), "--batch-size", 8]
+        done = zoo(folder, *options, *arguments)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert len(lines) == len(done.stdout.splitlines()), done.stdout
+        return [line["run"] for line in lines]
+
+    return run
 
 
 @pytest.fixture
@@ -176,27 +189,29 @@ def folder(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "zoo"
 
 
-def test_training_needs_no_containers_and_does_only_what_is_missing(folder: Path) -> None:
-    # the crops of m2ort, features of cells of istar, and a closed form
-    first = train(folder, "--epochs", 1, "--folds", "C4", models="m2ort istar mean", targets="paper")
-    small_first = [("mean", "full"), ("istar", "C4"), ("istar", "full"), ("m2ort", "C4"), ("m2ort", "full")]
+def test_training_needs_no_containers_and_does_only_what_is_missing(
+    folder: Path, train: Callable[..., list[str]]
+) -> None:
+    # the crops of m2ost, features of cells of istar, and a closed form
+    first = train(folder, "--epochs", 1, "--folds", "C4", models="m2ost istar mean", targets="paper")
+    small_first = [("mean", "full"), ("istar", "C4"), ("istar", "full"), ("m2ost", "C4"), ("m2ost", "full")]
     assert first == [f"{name}/paper/{fold}" for name, fold in small_first]
     results = json.loads((folder / "zoo.json").read_text(encoding="utf-8"))
-    assert len(results["runs"]["m2ort/paper/C4"]["validation"]) == 1
-    final = results["runs"]["m2ort/paper/full"]
+    assert len(results["runs"]["m2ost/paper/C4"]["validation"]) == 1
+    final = results["runs"]["m2ost/paper/full"]
     assert (final["asked"], final["epochs"], final["chosen_by"], final["device"]) == (1, 1, ["C4"], "CPU")
-    with np.load(folder / "predictions" / "m2ort-paper.npz") as arrays:
+    with np.load(folder / "predictions" / "m2ost-paper.npz") as arrays:
         assert all(np.isfinite(arrays[f"{name}/values"]).all() for name in SCORED)
-    assert (folder / "checkpoints" / "paper" / "m2ort.safetensors").exists()
+    assert (folder / "checkpoints" / "paper" / "m2ost.safetensors").exists()
 
     # another section to choose by: only this one is trained, and the whole again
     more = train(folder, "--epochs", 1, "--folds", "C4", "C2", models="istar mean", targets="paper")
     assert more == ["istar/paper/C2", "istar/paper/full"]
-    assert train(folder, "--epochs", 1, "--folds", "C4", models="m2ort istar mean", targets="paper") == []
+    assert train(folder, "--epochs", 1, "--folds", "C4", models="m2ost istar mean", targets="paper") == []
     assert train(folder, "--epochs", 3, "--folds", models="istar mean", targets="paper") == ["istar/paper/full"]
 
 
-def test_a_network_that_cannot_be_built_is_named_and_others_are_trained(folder: Path) -> None:
+def test_a_network_that_cannot_be_built_is_named_and_others_are_trained(folder: Path, zoo: Callable[..., Any]) -> None:
     done = zoo(folder, "--models", "vit", "mean", "--targets", "paper", "--folds")  # timm is not installed
     trained, refused = done.stdout.splitlines()
     assert json.loads(trained)["run"] == "mean/paper/full"
@@ -204,13 +219,13 @@ def test_a_network_that_cannot_be_built_is_named_and_others_are_trained(folder: 
     assert "timm" in refused
 
 
-def test_no_training_begins_when_the_time_is_up(folder: Path) -> None:
+def test_no_training_begins_when_the_time_is_up(folder: Path, zoo: Callable[..., Any]) -> None:
     done = zoo(folder, "--models", "mlp", "--minutes", 0)
     assert done.stdout.splitlines() == ["The 0 minutes are over; run again for the rest."]
     assert not (folder / "zoo.json").exists()
 
 
-def test_the_epoch_has_the_best_mean_over_the_sections_left_out(folder: Path) -> None:
+def test_the_epoch_has_the_best_mean_over_the_sections_left_out(folder: Path, train: Callable[..., list[str]]) -> None:
     runs = {"asked": 60, "epochs": 60, "chosen_by": []}
     curves = {"C2": np.linspace(0.1, 0.7, 60), "C3": np.linspace(0.3, 0.0, 60), "C5": np.zeros(60)}
     curves["C5"][[11, 40]] = [0.9, 0.5]
@@ -221,7 +236,9 @@ def test_the_epoch_has_the_best_mean_over_the_sections_left_out(folder: Path) ->
     assert results["runs"]["mlp/recommended/full"]["epochs"] == 12
 
 
-def test_scores_are_those_of_tl_evaluate(sections: dict[str, SpatialData], folder: Path) -> None:
+def test_scores_are_those_of_tl_evaluate(
+    sections: dict[str, SpatialData], folder: Path, train: Callable[..., list[str]]
+) -> None:
     train(folder, "--epochs", 3, "--folds", models="mlp", targets="recommended paper")
     script = load("gpu_zoo")
     held_out = {name: sections[name] for name in SCORED}

@@ -172,10 +172,16 @@ def check(argument: str, value: Any, kind: Any) -> Any:
         If it is not of this kind; the message names the argument.
     """
     try:
-        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
         found = [{**one, "loc": (argument, *one["loc"])} for one in error.errors()]
     raise InvalidValueError(f"{_sentence(argument, found)}.")
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Validator of a type; making one takes a millisecond, which is long for a call that checks dozens."""
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
 def _translated(error: ValidationError, cls: Any) -> StPredictError:

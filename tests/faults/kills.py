@@ -554,6 +554,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 if __name__ == "__main__":
     CONTEXT.set_forkserver_preload(
-        ["st_predict.tl", "st_predict.cli", "lightning.pytorch", "timm", "spatialdata", "sklearn.linear_model"]
+        [
+            *("st_predict.tl", "st_predict.cli", "lightning.pytorch", "timm", "spatialdata", "sklearn.linear_model"),
+            *("aiobotocore.session", "distributed", "requests", "s3fs", "skimage.transform"),
+        ]
     )
     main()

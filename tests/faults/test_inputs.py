@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +16,8 @@ POOR = 0.02  # share of inputs
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="alarms of POSIX")
-def test_a_share_of_bad_inputs(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), "--json", str(tmp_path / "counts.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+def test_a_share_of_bad_inputs(warm: Any, tmp_path: Path) -> None:
+    done = warm.run(SCRIPT, "--json", tmp_path / "counts.json", timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert len(counts) == 11
@@ -65,9 +64,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="alarms of POSIX")
-def test_each_outcome_is_recognised() -> None:
-    code = JUDGED.format(folder=str(SCRIPT.parent))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+def test_each_outcome_is_recognised(warm: Any) -> None:
+    done = warm.run(JUDGED.format(folder=str(SCRIPT.parent)), timeout=TIMEOUT_S)
     assert done.stdout.split() == ["right", "wrong", "clear", "poor", "crash", "hang", "changed", "wrong"], done.stderr
 
 

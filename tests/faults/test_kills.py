@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +14,9 @@ BAD = ("wrong or torn", "failed again", "left behind", "hang", "error", "poor er
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and file systems of POSIX")
-def test_faults_at_random_moments(tmp_path: Path) -> None:
+def test_faults_at_random_moments(warm: Any, tmp_path: Path) -> None:
     script, counts = Path(__file__).with_name("kills.py"), tmp_path / "counts.json"
-    command = [sys.executable, "-W", "ignore", str(script), "--json", str(counts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    done = warm.run(script, "--json", counts, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     found = json.loads(counts.read_text())
     assert len(found) == 5

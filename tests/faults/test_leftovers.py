@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from spatialdata import read_zarr
@@ -23,13 +21,14 @@ if TYPE_CHECKING:
 
 SUPERRESOLVE = """
 import sys, time
+from pathlib import Path
 from spatialdata import read_zarr
 import st_predict as stp
 from st_predict import _results
 
 def slow(parts):
-    print("ready", flush=True)
-    time.sleep(60)
+    Path(sys.argv[4]).touch()
+    time.sleep(600)
 
 _results._runs = slow
 stp.tl.superresolve(read_zarr(sys.argv[1]), sys.argv[2], out=sys.argv[3], tissue_only=False, device="cpu")
@@ -46,23 +45,23 @@ def istar(tmp_path: Path) -> Path:
 
 
 def test_hidden_folders_of_killed_calls_are_removed(
-    sdata: SpatialData, istar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Any, sdata: SpatialData, istar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
     set_transformation(sdata["he"], Scale([0.5, 0.5], axes=("x", "y")), "um")
     sdata.write(tmp_path / "section.zarr")
     results = tmp_path / "results"
     results.mkdir()
-    command = [sys.executable, "-W", "ignore", "-c", SUPERRESOLVE, tmp_path / "section.zarr", istar]
     killed, living = (
-        subprocess.Popen([*command, results / name], stdout=subprocess.PIPE, text=True)
+        warm.start(SUPERRESOLVE, tmp_path / "section.zarr", istar, results / name, tmp_path / name)
         for name in ("killed.zarr", "living.zarr")
     )
     try:
-        assert killed.stdout.readline() == living.stdout.readline() == "ready\n"
+        while not all((tmp_path / name).exists() for name in ("killed.zarr", "living.zarr")):
+            assert killed.poll() is living.poll() is None
+            time.sleep(0.02)
         assert len(list(results.iterdir())) == 2
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        killed.kill()
         (before,) = [path for path in results.iterdir() if str(living.pid) == (path / ".owner").read_text().split()[0]]
         stp.tl.superresolve(
             read_zarr(tmp_path / "section.zarr"), istar, out=results / "new.zarr", tissue_only=False, device="cpu"
@@ -72,5 +71,3 @@ def test_hidden_folders_of_killed_calls_are_removed(
     finally:
         for process in (killed, living):
             process.kill()
-            process.wait()
-            process.stdout.close()

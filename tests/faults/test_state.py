@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -120,12 +119,16 @@ def stored(measured: SpatialData, other: Callable[[str], SpatialData], tmp_path:
     return tmp_path
 
 
-def run(code: str, *arguments: object) -> str:
-    """Run code in a fresh process; one that hangs is an error."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(warm: Any) -> Callable[..., str]:
+    """Runs code in a process that has done nothing yet; one that hangs is an error."""
+
+    def code(program: str, *arguments: object) -> str:
+        result = warm.run(program, *arguments, timeout=TIMEOUT_S)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return code
 
 
 def predict(section: Path, checkpoint: Path) -> NDArray[np.float32]:
@@ -135,7 +138,7 @@ def predict(section: Path, checkpoint: Path) -> NDArray[np.float32]:
 
 
 def test_global_state_is_as_before(
-    stored: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    stored: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
 ) -> None:
     monkeypatch.setenv("ST_PREDICT_CACHE", str(stored / "cache"))
     done = run(AS_BEFORE, stored, checkpoint())
@@ -144,7 +147,9 @@ def test_global_state_is_as_before(
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
-def test_a_forked_process_predicts_the_same(stored: Path, checkpoint: Callable[..., Path]) -> None:
+def test_a_forked_process_predicts_the_same(
+    stored: Path, checkpoint: Callable[..., Path], run: Callable[..., str]
+) -> None:
     run(FORK, stored / "section.zarr", checkpoint())
 
 
@@ -178,7 +183,35 @@ def test_a_running_event_loop(stored: Path, checkpoint: Callable[..., Path]) -> 
     np.testing.assert_array_equal(asyncio.run(cell()), predict(stored / "section.zarr", checkpoint()))
 
 
-def test_a_notebook(stored: Path, checkpoint: Callable[..., Path]) -> None:
+# Stands for the kernel, which is a fork of a process that has imported the package.
+KERNEL = """
+import importlib.util, os, sys
+
+specification = importlib.util.spec_from_file_location("warm", sys.argv[1])
+warm = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(warm)
+environment = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}  # the fork has another
+code = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+sys.exit(warm.Warm(address=sys.argv[2]).run(code, *sys.argv[3:], environment=environment).returncode)
+"""
+
+
+@pytest.fixture
+def manager(warm: Any) -> type:
+    """What starts such a kernel."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = ["-c", KERNEL, warm.file, warm.address] if warm.can_fork else ["-m", "ipykernel_launcher"]
+    warm.run("")  # it listens from now on
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=[sys.executable, *command, "-f", "{connection_file}"])
+
+    return Manager
+
+
+def test_a_notebook(stored: Path, checkpoint: Callable[..., Path], manager: type) -> None:
     import nbclient
     import nbformat
 
@@ -192,6 +225,6 @@ stp.tl.predict(sdata, {str(checkpoint())!r}, device="cpu", precision="float32")
 print(repr(float(sdata.tables["table"].obsm["pred_m2ost"].sum())))
 """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    nbclient.NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=TIMEOUT_S, kernel_manager_class=manager).execute()
     printed = [out.text for out in notebook.cells[0].outputs if out.output_type == "stream" and out.name == "stdout"]
     assert float(printed[-1]) == pytest.approx(float(predict(stored / "section.zarr", checkpoint()).sum()))

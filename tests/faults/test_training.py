@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +46,7 @@ step = Adapter.training_step
 def slow(self, *args):
     if self.current_epoch == {pause}:
         Path({reached!r}).touch()
-        time.sleep(60)
+        time.sleep(600)
     return step(self, *args)
 
 Adapter.training_step = slow
@@ -76,27 +74,28 @@ def held_out(other: Callable[[str], SpatialData], section: Path, tmp_path: Path)
     return tmp_path / "held_out.zarr"
 
 
-def start(section: Path, out: Path, *, pause: int, validation: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
-    """Start a training; return when it is within epoch ``pause``, where it stays."""
-    reached = out.with_suffix(".reached")
-    code = TRAIN.format(
-        section=str(section),
-        validation=[str(path) for path in validation],
-        out=str(out),
-        pause=pause,
-        reached=str(reached),
-        options=options(),
-    )
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stderr=subprocess.PIPE, text=True)
-    while not reached.exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    return process
+@pytest.fixture
+def start(warm: Any) -> Callable[..., Any]:
+    """Starts a training; returns when it is within epoch ``pause``, where it stays."""
 
+    def training(section: Path, out: Path, *, pause: int, validation: tuple[Path, ...] = ()) -> Any:
+        reached, said = out.with_suffix(".reached"), out.with_suffix(".said")
+        code = TRAIN.format(
+            section=str(section),
+            validation=[str(path) for path in validation],
+            out=str(out),
+            pause=pause,
+            reached=str(reached),
+            options=options(),
+        )
+        with said.open("w") as file:
+            process = warm.start(code, stderr=file.fileno())
+        while not reached.exists():
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.02)
+        return process
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    return training
 
 
 def same(one: Any, other: Any) -> bool:
@@ -107,13 +106,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_a_killed_training_that_was_moved_resumes_bit_for_bit(
-    section: Path, held_out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    section: Path, held_out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, start: Callable[..., Any]
 ) -> None:
     out, moved, sdata = tmp_path / "out", tmp_path / "moved", read_zarr(section)
     validated = {"validation": read_zarr(held_out)}
     expected = stp.tl.train(sdata, "m2ost", out=tmp_path / "whole", **options(**validated))
     assert expected.card.training["best"]["epoch"] < EPOCHS - 1  # else the last weights were the best
-    kill(start(section, out, pause=EPOCHS - 1, validation=(held_out,)))
+    start(section, out, pause=EPOCHS - 1, validation=(held_out,)).kill()
     assert [path.name for path in out.glob(".lock")] == [".lock"]
     (crops,) = out.glob(".crops-*")
     assert any(crops.rglob("*.npy"))
@@ -147,7 +146,7 @@ def test_weights_of_the_best_epoch_are_not_those_of_a_later_one(section: Path, h
         stp.tl.train(sdata, "m2ost", out=tmp_path / "out", resume=True, **options(**validated))
 
 
-def test_two_trainings_do_not_share_a_folder(section: Path, tmp_path: Path) -> None:
+def test_two_trainings_do_not_share_a_folder(section: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
     out, sdata = tmp_path / "out", read_zarr(section)
     first = start(section, out, pause=0)
     try:
@@ -156,7 +155,7 @@ def test_two_trainings_do_not_share_a_folder(section: Path, tmp_path: Path) -> N
             stp.tl.train(sdata, "m2ost", out=out, **options())
         assert crops.exists()
     finally:
-        kill(first)
+        first.kill()
     result = stp.tl.train(sdata, "m2ost", out=out, **options(config={**CONFIG, "epochs": 1}))
     assert result.checkpoint.exists()
     assert not crops.exists()

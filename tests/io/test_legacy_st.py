@@ -6,8 +6,6 @@ import gzip
 import json
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +234,7 @@ def test_missing_files_and_levels(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-def test_a_large_image_takes_little_memory_and_no_warning(folder):
+def test_a_large_image_takes_little_memory_and_no_warning(folder, warm):
     """A whole section of 9274 x 9911 px, in a process of its own."""
     Image.fromarray(np.tile(np.arange(0, 250, 10, np.uint8)[:, None, None], (397, 9274, 3))[:9911]).save(
         folder / "large.jpg"
@@ -253,7 +251,8 @@ sdata = read_legacy_st(f"{folder}/counts.tsv.gz", f"{folder}/spots.tsv", f"{fold
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
 print(json.dumps([int(peak[1]) / 2**20, open_pyramid(sdata).level_shapes, Image.MAX_IMAGE_PIXELS]))
 """
-    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    run = warm.run(code, folder)
+    assert run.returncode == 0, run.stderr
     peak_gib, shapes, limit = json.loads(run.stdout)
     assert peak_gib < 2
     assert shapes == [[9911, 9274], [4955, 4637], [2477, 2318], [1238, 1159]]

@@ -181,7 +181,7 @@ def test_layouts_are_well_formed(predicted: SpatialData, n_genes: int, std: bool
         at = cells(row[int(tissue) :])
         assert at == [(at[0][0], at[0][1] + i) for i in range(n_maps)]
     assert len(set(cells(drawn))) == len(drawn)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [one.get_position() for one in drawn]
     assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
     assert max(box.width for box in boxes) / min(box.width for box in boxes) < 1.2

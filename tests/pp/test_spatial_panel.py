@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
+from PIL import Image
 from scipy.sparse import csr_matrix
 from scipy.stats import norm
 from shapely import Point
@@ -22,6 +23,7 @@ from spatialdata.transformations import Scale
 from statsmodels.stats.multitest import multipletests
 
 from st_predict import datasets, metrics, pp
+from st_predict.io import _legacy_st
 from st_predict.pp import _spatial_panel
 
 HER2ST = Path(os.environ.get("ST_PREDICT_CACHE", Path(__file__).parents[3] / "shared" / "data" / "her2st"))
@@ -281,10 +283,14 @@ def test_shapes_that_are_missing():
 
 
 @pytest.mark.data
-def test_the_sections_of_her2st(caplog):
+def test_the_sections_of_her2st(caplog, monkeypatch, tmp_path):
     """Genes named in the notes of the project, and the numbers of docs/how-to/train.md."""
     if not (HER2ST / "data" / "ST-cnts").is_dir():
         pytest.skip(f"no her2st at {HER2ST}")
+    # 90 megapixels of each, which a panel does not look at
+    read, picture = _legacy_st._read_image, tmp_path / "white.png"
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(picture)
+    monkeypatch.setattr(_legacy_st, "_read_image", lambda _path, **options: read(picture, **options))
     sections = list(datasets.her2st(["C2", "C3", "C4", "C5"], cache=HER2ST).values())
     with caplog.at_level(logging.INFO, logger="st_predict"):
         panel = pp.select_panel(sections, n_genes=250, method="spatial")

@@ -29,7 +29,7 @@ TRAIN = "P1S1"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, SpatialData], stp.tl.TrainResult]:
     """Sections of two patients, predicted by ridge regression on one of them."""
     folder = tmp_path_factory.mktemp("reliability")
-    sections = stp.datasets.simulate(2, 2, n_genes=6, shape=(1696, 1696), mpp=1.2, seed=0).sections
+    sections = stp.datasets.simulate(2, 2, n_genes=6, shape=(1304, 1304), mpp=1.2, seed=0).sections
     panel = sections[TRAIN].tables["table"].var_names.tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ST_PREDICT_CACHE", str(folder / "cache"))

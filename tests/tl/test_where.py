@@ -457,7 +457,9 @@ RENAMED = pd.DataFrame(
 @pytest.mark.data
 @pytest.mark.skipif(not CACHE.is_dir(), reason=f"The sections of her2st are not at {CACHE}.")
 def test_a_real_section_with_a_layer_and_other_names(tmp_path: Path) -> None:
-    plain, scanpy_like = stp.datasets.her2st("C2", cache=CACHE), stp.datasets.her2st("C2", cache=CACHE)
+    plain = stp.datasets.her2st("C2", cache=CACHE)
+    scanpy_like = type(plain)(images=dict(plain.images), shapes=dict(plain.shapes))
+    scanpy_like.tables["table"] = plain["table"].copy()
     panel = ["ERBB2", "CD74", "KRT8", "COL3A1", "FAM132A"]
     table = scanpy_like["table"]
     table.layers["counts"] = table.X.copy()
