@@ -84,6 +84,21 @@ def test_readme_starts_with_the_two_commands() -> None:
     assert f"\n{tests}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("failing", ["python3", ".venv/bin/python", ".venv/bin/mypy", None])
+def test_the_script_of_all_checks_ends_where_one_fails(tmp_path: Path, failing: str | None) -> None:
+    for name in ("python3", ".venv/bin/python", *(f".venv/bin/{tool}" for tool in ("ruff", "mypy", "lint-imports"))):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\nexit {3 if name == failing else 0}\n")
+        path.chmod(0o755)
+    script = tmp_path / ".ci" / "run"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", script], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == (0 if failing is None else 3), done.stderr
+
+
 def test_readme_lists_the_models() -> None:
     section = README.split("\n## Models\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == stp.models.list_models()

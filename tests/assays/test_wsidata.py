@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lazyslide
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -75,6 +74,7 @@ def test_tiles_are_predicted_and_put_back(wsi, slide, decoder, coded):
 
 @pytest.mark.filterwarnings("ignore")  # of the plots
 def test_plots_of_lazyslide_draw_a_gene(wsi, decoder):
+    lazyslide = pytest.importorskip("lazyslide")  # brings transformers: .ci/run installs it after the other tests
     mpl.use("agg")
     sdata = stp.io.from_wsidata(wsi)
     stp.tl.predict(sdata, decoder(1.0), shapes_key="tiles")
@@ -134,6 +134,7 @@ def test_what_cannot_be_is_said(wsi, slide, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_page(run, tmp_path):
+    pytest.importorskip("lazyslide")
     mpl.use("agg")
     rng = np.random.default_rng(0)
     image = np.full((2000, 2000, 3), 245, np.uint8)
