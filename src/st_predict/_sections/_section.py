@@ -48,6 +48,7 @@ __all__ = [
     "Slide",
     "about",
     "as_list",
+    "at_table",
     "each",
     "name_of",
     "naming",
@@ -190,12 +191,8 @@ def open_slide(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
         ``need_mpp`` and mpp is unknown.
     """
     check_slide(sdata)
-    if where.table_key is not None and where.shapes_key is not None:
-        raise InvalidValueError(
-            f"Either the rows of table {where.table_key!r} are the spots, or the shapes {where.shapes_key!r} are, not both.",
-            Advice("leave out {}", "table_key"),
-            Advice("leave out {}", "shapes_key"),
-        )
+    _refuse_two_kinds(where)
+    where = at_table(sdata, where)
     table_key = find_table(sdata, where.table_key) if where.shapes_key is None else None
     if table_key is not None:
         return open_table(sdata, table_key, where, need_mpp=need_mpp)
@@ -203,6 +200,32 @@ def open_slide(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
     spots = read_spots(sdata, image_key=_image_of(sdata, region, where.image_key), shapes_key=region)
     section = _open_section(sdata, region, np.arange(len(spots)), spots, table_key=None, where=where, need_mpp=need_mpp)
     return Slide(sdata=sdata, table_key=None, sections=(section,))
+
+
+def at_table(sdata: SpatialData, where: Where) -> Where:
+    """Return the same place with the table by its name, where it was asked for by the size of its bins.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If no table, or several, have such bins.
+    """
+    if where.bin_um is None:
+        return where
+    return replace(where, table_key=find_table(sdata, where.table_key, bin_um=where.bin_um), bin_um=None)
+
+
+def _refuse_two_kinds(where: Where) -> None:
+    """Refuse to be given a table and shapes that are the spots without regard to tables."""
+    if where.shapes_key is None or (where.table_key is None and where.bin_um is None):
+        return
+    given = "table_key" if where.bin_um is None else "bin_um"
+    table = f"table {where.table_key!r}" if where.bin_um is None else f"the table of bins of {where.bin_um:g} um"
+    raise InvalidValueError(
+        f"Either the rows of {table} are the spots, or the shapes {where.shapes_key!r} are, not both.",
+        Advice("leave out {}", given),
+        Advice("leave out {}", "shapes_key"),
+    )
 
 
 def open_table(sdata: SpatialData, table_key: str, where: Where, *, need_mpp: bool, region: str | None = None) -> Slide:

@@ -15,7 +15,7 @@ from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
-from st_predict.io._bins import bin_um, largest_bins
+from st_predict.io._bins import bin_side, largest_bins
 from st_predict.io._micrometres import in_micrometres
 from st_predict.io._plausible import check_range, compare
 from st_predict.io._pyramid import image_attrs
@@ -285,7 +285,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
 def _assay(table: AnnData) -> str | None:
     if Keys.ASSAY in table.uns:
         return str(table.uns[Keys.ASSAY])
-    if bin_um(table) is not None:
+    if bin_side(table) is not None:
         return "visium_hd"
     return "visium" if _is_visium_of_spatialdata_io(table) else None
 
@@ -316,7 +316,7 @@ def _pitch_um(table: AnnData, assay: str) -> float:
         raise InvalidValueError(
             f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {ASSAYS}.", "correct it", GIVE, SET_UM
         )
-    side = bin_um(table)
+    side = bin_side(table)
     if Keys.BIN_UM not in table.uns and side is not None:
         return side
     if Keys.BIN_UM not in table.uns:
