@@ -18,9 +18,10 @@ from spatialdata.models import get_table_keys
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
+from st_predict._keys import Keys
 from st_predict._on_tissue import on_tissue
 from st_predict._results import Slot
-from st_predict.crops import plan_crops
+from st_predict.crops import iter_batches, plan_crops
 from st_predict.io import (
     find_image,
     find_mpp,
@@ -105,6 +106,28 @@ class Section:
         except StPredictError as error:
             source = "" if self.mpp is None else f", mpp {mpp:.4g} from {self.mpp.source}"
             raise error.about(f"Image {self.image_key!r}{source}:") from None
+
+    def batches(self, crop: CropSpec, *, batch_size: int | None, device: torch.device | None = None) -> Iterator[Batch]:
+        """Read the crops of the spots that count: those ``outside`` are not read.
+
+        Parameters
+        ----------
+        crop
+            What is read around a spot.
+        batch_size
+            Spots per batch; ``None`` for all at once.
+        device
+            GPU that cuts the crops; ``None`` for the host.
+
+        Yields
+        ------
+        Batches whose ``index`` are rows of the section.
+        """
+        rows = np.flatnonzero(~self.outside)
+        plan = self.plan(crop, rows)
+        numbers = torch.from_numpy(rows)
+        for batch in iter_batches(self.reader, plan, batch_size=batch_size, pad_value=crop.pad_value, device=device):
+            yield replace(batch, index=numbers[batch.index])
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:
@@ -261,11 +284,18 @@ def _open_section(
 ) -> Section:
     image_key = _image_of(sdata, region, where.image_key)
     reader = open_pyramid(sdata, image_key)
+    outside = _outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where)
+    if outside.all():
+        raise InvalidValueError(
+            f"No spot of {region!r} lies both inside the image {image_key!r} and on tissue by .obs[{Keys.IN_TISSUE!r}].",
+            "check the transformations of image and shapes",
+            Advice("count every spot with {}", "tissue_only", value=False),
+        )
     return Section(
         region=region,
         rows=rows,
         spots=spots,
-        outside=_outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where),
+        outside=outside,
         image_key=image_key,
         reader=reader,
         mpp=_mpp_of(

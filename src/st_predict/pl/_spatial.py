@@ -93,7 +93,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
     colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
-    bar of the prediction has the units. Its title has two correlations over the spots of this section: *partial*, with the
+    bar of the prediction has the units. Its title has two correlations over the spots of this section on tissue: *partial*, with the
     Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and *plain*, of the drawn values.
     If the card of the model has them, the next line is the partial correlation of the gene on held-out sections with its 95 %
     interval, marked *not reliable* where that includes 0 (see :func:`st_predict.get.reliability`).
