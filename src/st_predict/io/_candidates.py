@@ -12,6 +12,7 @@ from spatialdata.transformations import get_transformation
 from xarray import DataArray
 
 from st_predict._errors import Advice, InvalidValueError
+from st_predict.io._channels import is_rgba
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["BINS", "choose_image", "choose_table", "split_tables"]
+__all__ = ["BINS", "CELLS_OF_BINS", "choose_image", "choose_table", "split_tables"]
 
 logger = logging.getLogger(__name__)
 
 BINS = re.compile(r"square_(\d{3})um(?:_labels)?(?=$|-)")
 """Names that spatialdata-io gives to tables and shapes of Visium HD, ``spatialdata.concatenate`` adds a suffix."""
+
+CELLS_OF_BINS = re.compile(r"(cell|nucleus)_segmentations(?=$|-)")
+"""Names of its tables of cells and of nuclei."""
 
 DEFAULT_BIN_UM = 8
 """Bins that Space Ranger itself analyses."""
@@ -70,12 +74,13 @@ def choose_image(sdata: SpatialData, region: str | None) -> str:
             "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_image"
         )
     found = [name for name in names if _may_be_stained(sdata, name, region)]
-    if len(names) == 1 and (len(found) == 1 or not _is_fluorescence(names[0], region)):
+    if len(names) == 1 and not (NOT_HE.search(names[0]) or _is_fluorescence(names[0], region)):
         return names[0]
     if not found:
         raise InvalidValueError(
-            f"No image of {names} is a brightfield image (8-bit RGB): {_described(sdata, names)}.",
+            f"No image of {names} is a brightfield image of the tissue (8-bit RGB): {_described(sdata, names)}.",
             "read the H&E image with fullres_image_file= of the readers of spatialdata-io",
+            "convert one that has other values with st_predict.io.to_rgb8, and add the result as an image of its own",
             "add it with spatialdata_io.xenium_aligned_image or another reader, and a transformation to the coordinate system "
             "of the spots",
         )
@@ -96,7 +101,7 @@ def choose_image(sdata: SpatialData, region: str | None) -> str:
 def choose_table(names: Sequence[str]) -> str | None:
     """Name of the table of 8 um bins among the tables of a Visium HD section; ``None`` if these are not such tables."""
     bins = {name: int(found[1]) for name in names if (found := BINS.match(name))}
-    others = [name for name in names if name not in bins and not re.match(r"(cell|nucleus)_segmentations(?=$|-)", name)]
+    others = [name for name in names if name not in bins and not CELLS_OF_BINS.match(name)]
     default = [name for name, size in bins.items() if size == DEFAULT_BIN_UM]
     return default[0] if len(default) == 1 and not others else None
 
@@ -115,8 +120,8 @@ def split_tables(names: Sequence[str]) -> list[list[str]]:
 
 def _may_be_stained(sdata: SpatialData, name: str, region: str | None) -> bool:
     level = _finest_level(sdata.images[name])
-    is_rgb = level is not None and level.dtype == np.uint8 and level.sizes.get("c") == 3
-    return is_rgb and not _is_fluorescence(name, region) and (not NOT_HE.search(name) or len(sdata.images) == 1)
+    is_rgb = level is not None and level.dtype == np.uint8 and (level.sizes.get("c") == 3 or is_rgba(level))
+    return is_rgb and not _is_fluorescence(name, region) and not NOT_HE.search(name)
 
 
 def _is_fluorescence(name: str, region: str | None) -> bool:
@@ -136,10 +141,17 @@ def _finest_level(image: Any) -> DataArray | None:
 def _described(sdata: SpatialData, names: Sequence[str]) -> str:
     levels = {name: _finest_level(sdata.images[name]) for name in names}
     return ", ".join(
-        f"{name!r} has {level.sizes.get('c', 0)} channels of {level.dtype}"
+        f"{name!r} has {level.sizes.get('c', 0)} channels of {level.dtype}{_not_he(name)}"
         for name, level in levels.items()
         if level is not None
     )
+
+
+def _not_he(name: str) -> str:
+    """Why an image is not taken although it may be 8-bit RGB."""
+    if not (found := NOT_HE.search(name)):
+        return ""
+    return ", of the slide in the CytAssist" if "cytassist" in found[0] else ", of fluorescence"
 
 
 def _sharing(sdata: SpatialData, names: Sequence[str], region: str | None) -> list[str]:

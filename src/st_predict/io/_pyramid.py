@@ -10,16 +10,17 @@ from functools import cached_property
 from itertools import pairwise
 from numbers import Integral
 from operator import index
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import dask.array as da
 import numpy as np
 from xarray import DataArray, DataTree
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict.io._channels import rgb_order
+from st_predict.io._channels import is_rgba, rgb_order
 from st_predict.io._levels import levels_of
 from st_predict.io._offsets import cut_at, find_offsets
+from st_predict.io._rgb8 import to_rgb8
 from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
@@ -294,6 +295,8 @@ def _cyx(level: DataArray) -> da.Array:
             f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.",
             "add one plane as an image of its own",
         )
+    if is_rgba(level) and level.dtype == np.uint8:
+        level = cast("DataArray", to_rgb8(level))
     if level.sizes["c"] != 3:
         raise InvalidValueError(
             f"Expected an RGB image, got {level.sizes['c']} channels.",
