@@ -86,7 +86,7 @@ def choose_image(sdata: SpatialData, region: str | None) -> str:
         )
     for narrow in (_sharing, _same_suffix):
         found = narrow(sdata, found, region) or found
-        if (finest := _finest(sdata, found)) is not None:
+        if (finest := _finest(sdata, found, region)) is not None:
             if len(names) > 1:
                 logger.info("Image %r of %s is read%s.", finest, names, " (the finest)" if len(found) > 1 else "")
             return finest
@@ -120,8 +120,11 @@ def split_tables(names: Sequence[str]) -> list[list[str]]:
 
 def _may_be_stained(sdata: SpatialData, name: str, region: str | None) -> bool:
     level = _finest_level(sdata.images[name])
-    is_rgb = level is not None and level.dtype == np.uint8 and (level.sizes.get("c") == 3 or is_rgba(level))
-    return is_rgb and not _is_fluorescence(name, region) and not NOT_HE.search(name)
+    if level is None or not (level.sizes.get("c") == 3 or is_rgba(level)):
+        return False
+    # int8 is how HEST declares the slide: that a thumbnail has the right type does not make it the better image
+    is_8_bit = level.dtype in {np.dtype(np.uint8), np.dtype(np.int8)}
+    return is_8_bit and not _is_fluorescence(name, region) and not NOT_HE.search(name)
 
 
 def _is_fluorescence(name: str, region: str | None) -> bool:
@@ -167,11 +170,11 @@ def _same_suffix(_sdata: SpatialData, names: Sequence[str], region: str | None) 
     return [] if suffix is None else [name for name in names if name.endswith(suffix[0])]
 
 
-def _finest(sdata: SpatialData, names: Sequence[str]) -> str | None:
+def _finest(sdata: SpatialData, names: Sequence[str], region: str | None) -> str | None:
     """The finest of images that all show the same area; ``None`` if they do not."""
     sizes = {names[0]: 1.0}
     for name in names[1:]:
-        ratio = _ratio(sdata, names[0], name)
+        ratio = _ratio(sdata, names[0], name, region)
         if ratio is None:
             return None
         sizes[name] = ratio
@@ -181,9 +184,11 @@ def _finest(sdata: SpatialData, names: Sequence[str]) -> str | None:
     return min(sizes, key=lambda name: sizes[name])
 
 
-def _ratio(sdata: SpatialData, first: str, second: str) -> float | None:
+def _ratio(sdata: SpatialData, first: str, second: str, region: str | None) -> float | None:
     """Pixel size of the second image in pixels of the first one, if they show the same area."""
     to_first = _between(sdata.images[second], sdata.images[first])
+    if to_first is None and region is not None:
+        to_first = _through(_element(sdata, region), sdata.images[second], sdata.images[first])
     if to_first is None:
         return None
     ratio = float(np.sqrt(abs(np.linalg.det(to_first[:2, :2]))))
@@ -214,6 +219,16 @@ def _between(source: Any, target: Any) -> NDArray[np.float64] | None:
         if np.isfinite(to).all() and np.isfinite(back).all() and np.linalg.det(back[:2, :2]) != 0:
             return np.asarray(np.linalg.solve(back, to), np.float64)
     return None
+
+
+def _through(spots: Any, source: Any, target: Any) -> NDArray[np.float64] | None:
+    """``(3, 3)`` as by :func:`_between`, for images that share a coordinate system with the spots, and none with each other."""
+    if spots is None:
+        return None
+    to_source, to_target = _between(spots, source), _between(spots, target)
+    if to_source is None or to_target is None or np.linalg.det(to_source[:2, :2]) == 0:
+        return None
+    return np.asarray(to_target @ np.linalg.inv(to_source), np.float64)
 
 
 def _element(sdata: SpatialData, region: str) -> Any:

@@ -303,6 +303,11 @@ def _cyx(level: DataArray) -> da.Array:
             "convert grey or RGBA with st_predict.io.to_rgb8 and add the result as an image of its own",
             "keep only the red, green and blue channel and add these as an image of their own",
         )
+    if level.dtype == np.int8:  # as HEST declares a slide, whose coarse levels are then computed of wrong numbers
+        raise InvalidValueError(
+            "Expected an 8-bit image (uint8), got int8.",
+            "read the slide from its file with st_predict.io.from_anndata(sdata.tables[...], image=..., mpp=...)",
+        )
     if level.dtype != np.uint8:
         raise InvalidValueError(
             f"Expected an 8-bit image (uint8), got {level.dtype}.",
