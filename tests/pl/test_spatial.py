@@ -617,3 +617,21 @@ def test_spots_beside_the_tissue_are_in_no_correlation(predicted: SpatialData, o
     everything = spatial(predicted, gene)[0, 2].get_title()
     del table.obs["in_tissue"]
     assert spatial(predicted, gene)[0, 2].get_title() != everything
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"), [(list, "for section in sections: "), (dict, "for section in sections.values(): ")]
+)
+def test_several_sections_are_drawn_in_a_loop(predicted: SpatialData, kind: type, line: str) -> None:
+    sections = {"A": predicted} if kind is dict else [predicted]
+    for draw in (
+        lambda given: stp.pl.spatial(given, "ACTB"),
+        stp.pl.pca_map,
+        lambda given: stp.pl.crops(given, stp.models.get_spec("m2ost").crop),
+    ):
+        with pytest.raises(InvalidTypeError) as raised:
+            draw(sections)
+        assert line in str(raised.value)
+    drawn: list[object] = []
+    exec(line + "drawn.append(spatial(section, 'ACTB'))", {"sections": sections, "drawn": drawn, "spatial": spatial})
+    assert len(drawn) == 1

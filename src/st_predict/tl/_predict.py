@@ -146,7 +146,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. How far it is
         from an error, :func:`calibrate` measures.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
-        The same, if the panel covers every gene of the table.
+        The same, if the panel covers every gene of the table and the layer takes at most 1 GiB.
     ``.uns["st_predict"][key_added]``
         Names of the ``genes`` in column order, card of the model, version, device and precision, and the mpp of each
         section with its source.
