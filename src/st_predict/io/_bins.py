@@ -93,6 +93,7 @@ def one_or_other(table_key: str | None, bin_um: float | None) -> None:
             f"The table {table_key!r} and bins of {bin_um} um are both named; either tells which table is meant.",
             Advice("leave out {}", "table_key"),
             Advice("leave out {}", "bin_um"),
+            "name the table once",
         )
 
 
