@@ -55,6 +55,17 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     "sections": {
         "sections": {"ms a spot": "ms a spot", "ratio": "ratio", "data MiB": "data, MiB", "peak MiB": "peak, MiB"},
     },
+    "assays": {
+        "assays": {
+            "spots": "spots",
+            "centres s": "finding the centres, s",
+            "predict s": "tl.predict, s",
+            "CPU s": "of all threads, CPU s",
+            "CPU ms a spot": "CPU ms a spot",
+            "ratio": "ratio",
+            "peak MiB": "peak, MiB",
+        },
+    },
     "gpu": {
         "forward": {
             "spots/s": "spots/s",

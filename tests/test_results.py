@@ -141,3 +141,20 @@ def test_cells_that_do_not_fit_into_memory() -> None:
         MemoryError, match=r"1000000000 cells of 1000000000 genes need 4e\+09 GB.*superresolve\(\.\.\., out=\)"
     ):
         _fill(Huge(), [])
+
+
+def test_a_large_layer_is_not_written(
+    measured: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = measured.tables["table"]
+    names = tuple(table.var_names)
+    values = np.arange(table.n_obs * len(names), dtype=np.float32).reshape(table.n_obs, -1)
+    monkeypatch.setattr("st_predict._results.LARGEST_LAYER", values.nbytes - 1)
+    with caplog.at_level("INFO"):
+        slot_of(measured).write_prediction(values, record(names))
+    assert "p" not in table.layers
+    assert "not also written as a layer" in caplog.text
+    np.testing.assert_array_equal(get.prediction(measured, "p", units="model").X, values)
+    monkeypatch.setattr("st_predict._results.LARGEST_LAYER", values.nbytes)
+    slot_of(measured).write_prediction(values, record(names))
+    np.testing.assert_array_equal(table.layers["p"], values)

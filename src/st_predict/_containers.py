@@ -80,7 +80,8 @@ def _ways_out(value: Any) -> tuple[str, ...]:
     if isinstance(value, str | PathLike):
         return "read a .zarr store with spatialdata.read_zarr", "read a slide or picture with st_predict.io.read_image"
     if isinstance(value, list | tuple | dict):
-        return ("call this function once for each of its members",)
+        members = "sections.values()" if isinstance(value, dict) else "sections"
+        return (f"call this function once for each of its members, as in: for section in {members}: ...",)
     return ()
 
 

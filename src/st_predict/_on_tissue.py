@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["on_tissue"]
+__all__ = ["beside_tissue", "on_tissue"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
     """
     if not only or Keys.IN_TISSUE not in obs or obs[Keys.IN_TISSUE].isna().all():
         return np.ones(len(obs), dtype=bool)
-    words = obs[Keys.IN_TISSUE].astype(str).str.lower()
+    words = _words(obs)
     keep_all = Advice("count every spot with {}", "tissue_only", value=False)
     if len(unknown := words[~words.isin(_WORDS)]):
         raise InvalidValueError(
@@ -56,7 +56,7 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
             "correct the column",
             keep_all,
         )
-    on = words.map(_WORDS).to_numpy(dtype=bool)
+    on = ~beside_tissue(obs)
     if not on.any():
         raise InvalidValueError(f"All {len(on)} spots have .obs[{Keys.IN_TISSUE!r}] 0.", "correct the column", keep_all)
     if not on.all():
@@ -66,3 +66,14 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
             *(f"{label}: " if label else "", (~on).sum(), len(on), Keys.IN_TISSUE),
         )
     return on
+
+
+def beside_tissue(obs: pd.DataFrame) -> NDArray[np.bool_]:
+    """Spots that the column ``in_tissue`` says to lie beside the tissue, ``(n_spots,)``; none without the column or a value."""
+    if Keys.IN_TISSUE not in obs:
+        return np.zeros(len(obs), dtype=bool)
+    return np.array([_WORDS.get(word, True) is False for word in _words(obs)], dtype=bool)
+
+
+def _words(obs: pd.DataFrame) -> pd.Series:
+    return obs[Keys.IN_TISSUE].astype(str).str.lower()

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1024  # cells of a chunk on disk
 
+LARGEST_LAYER = 1 << 30
+"""Bytes of a layer that is written without being asked for: 100,000 bins of 18,000 genes would be 7 GB, twice over."""
+
 _LONGEST_KEY = 200  # file systems allow names of 255 bytes; some are left for suffixes
 _ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
@@ -100,8 +103,8 @@ class Slot:
     ) -> None:
         """Write a prediction and its record.
 
-        The values go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table;
-        standard deviations go to ``.obsm[key + "_std"]``. The record names the genes. A slide without a table gets a linked
+        The values go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table and the
+        layer takes at most 1 GiB; standard deviations go to ``.obsm[key + "_std"]``. The record names the genes. A slide without a table gets a linked
         table ``sdata.tables[key]``, with ``.layers["std"]``.
 
         Parameters
@@ -126,10 +129,22 @@ class Slot:
             table.obsm[Keys.std(self.key)] = std
             record = replace(record, derived=(Keys.std(self.key),))
         table.obsm[self.key] = values
-        places = {gene: column for column, gene in enumerate(record.genes)}
-        if table.n_vars and set(table.var_names) <= places.keys():
-            table.layers[self.key] = values[:, [places[gene] for gene in table.var_names]]
+        self._write_layer(table, values, record.genes)
         record.write(table.uns, self.key)
+
+    def _write_layer(self, table: AnnData, values: NDArray[np.float32], genes: Sequence[str]) -> None:
+        """Write the genes of the table as a layer, if the panel has them all and the layer is not large."""
+        places = {gene: column for column, gene in enumerate(genes)}
+        if not table.n_vars or not set(table.var_names) <= places.keys():
+            return
+        if (size := table.n_obs * table.n_vars * values.itemsize) > LARGEST_LAYER:
+            logger.info(
+                "%r is not also written as a layer, which would take %.3g GB; st_predict.get.prediction(sdata, %r) has the genes "
+                "as .var.",
+                *(self.key, size / 1e9, self.key),
+            )
+            return
+        table.layers[self.key] = values[:, [places[gene] for gene in table.var_names]]
 
     def write_features(self, features: NDArray[np.float32], record: Record) -> None:
         """Write an embedding ``(n_spots, n_features)`` to ``.obsm[key]``; a slide without a table gets a linked one."""

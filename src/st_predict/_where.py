@@ -53,6 +53,8 @@ class Where:
         Image, or a mapping from region to image.
     table_key
         Table of the spots.
+    bin_um
+        Side of the bins of Visium HD, in micrometres, instead of ``table_key``.
     shapes_key
         Shapes of the spots.
     layer
@@ -69,6 +71,7 @@ class Where:
 
     image_key: Text | Mapping[str, str] | None = None
     table_key: Text | None = None
+    bin_um: Positive | None = None
     shapes_key: Text | None = None
     layer: Text | None = None
     mpp: Positive | Mapping[str, Positive] | Literal["spots"] | None = None

@@ -141,6 +141,7 @@ Checkpoints = Annotated[
 ]
 ImageKey = Annotated[str | None, typer.Option(help="Image, if there are several.")]
 TableKey = Annotated[str | None, typer.Option(help="Table of the spots, if there are several.")]
+BinUm = Annotated[float | None, typer.Option(help="Side of the bins of Visium HD, um; by default 8.")]
 ShapesKey = Annotated[str | None, typer.Option(help="Shapes of the spots: takes the table that annotates them.")]
 Layer = Annotated[str | None, typer.Option(help="Layer of the table with the raw counts; by default X.")]
 MissingGenes = Annotated[str, typer.Option("--missing", help="Genes that a table lacks: error, or drop.")]
@@ -212,6 +213,7 @@ def train(  # noqa: PLR0913  # options of a command line
     allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
     image_key: ImageKey = None,
     table_key: TableKey = None,
+    bin_um: BinUm = None,
     shapes_key: ShapesKey = None,
     layer: Layer = None,
     missing: MissingGenes = "error",
@@ -252,6 +254,7 @@ def train(  # noqa: PLR0913  # options of a command line
         allow_shared=allow_shared or (),
         image_key=image_key,
         table_key=table_key,
+        bin_um=bin_um,
         shapes_key=shapes_key,
         layer=layer,
         missing=missing,  # type: ignore[arg-type]  # checked by the function
@@ -279,6 +282,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     model: Checkpoints = None,
     image_key: ImageKey = None,
     table_key: TableKey = None,
+    bin_um: BinUm = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
     pitch_um: Annotated[float, typer.Option(help="Distance of spots on a slide that has none.")] = 100.0,
     shapes_key: Annotated[str | None, typer.Option(help="Shapes to predict, without regard to tables.")] = None,
@@ -328,6 +332,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         checkpoints,
         image_key=image_key,
         table_key=table_key,
+        bin_um=bin_um,
         shapes_key=shapes_key,
         mpp=mpp,
         key_added=key,
@@ -348,7 +353,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         aliases=aliases,
     )
     if intervals is not None:
-        intervals.apply(sdata, table_key=table_key)
+        intervals.apply(sdata, table_key=table_key, bin_um=bin_um)
     _write_result(out, sdata, key, chosen)
 
 
@@ -400,6 +405,7 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
+    bin_um: BinUm = None,
     shapes_key: ShapesKey = None,
     layer: Layer = None,
     missing: MissingGenes = "error",
@@ -420,6 +426,7 @@ def evaluate(  # noqa: PLR0913  # options of a command line
         group_key=group_key,
         image_key=image_key,
         table_key=table_key,
+        bin_um=bin_um,
         shapes_key=shapes_key,
         layer=layer,
         missing=missing,  # type: ignore[arg-type]  # checked by the function
@@ -450,6 +457,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
     group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
+    bin_um: BinUm = None,
     shapes_key: ShapesKey = None,
     layer: Layer = None,
     missing: MissingGenes = "error",
@@ -472,6 +480,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
         group_key=group_key,
         image_key=image_key,
         table_key=table_key,
+        bin_um=bin_um,
         shapes_key=shapes_key,
         layer=layer,
         missing=missing,  # type: ignore[arg-type]  # checked by the function

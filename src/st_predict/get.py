@@ -21,7 +21,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Flag, Number, Text, check
-from st_predict.io import find_table
+from st_predict.io import find_table, named_table
 from st_predict.specs import HeldOut, ModelCard
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def prediction(
     key: str | None = None,
     *,
     table_key: str | None = None,
+    bin_um: float | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
     units: Units | None = None,
     min_score: float | None = None,
@@ -71,6 +72,8 @@ def prediction(
         Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     genes
         Gene names of a prediction in ``.obsm`` whose record was lost: a list, or the ``.safetensors`` checkpoint that
         made the prediction. :func:`anndata.concat` drops the record unless it is given ``uns_merge="same"``.
@@ -126,6 +129,7 @@ def prediction(
     """
     units, held_out = check("units", units, Units | None), check("held_out", held_out, HeldOut | None)
     min_score, reliable = check("min_score", min_score, Number | None), check("reliable", reliable, Flag)
+    table_key = _asked_table(data, table_key, bin_um)
     result = stored_prediction(data, key, table_key=table_key, genes=genes)
     key = only_key(data, key, table_key=table_key)
     kept = _kept(result, key, min_score=min_score, reliable=reliable, held_out=held_out)
@@ -227,6 +231,7 @@ def reliability(
     key: str | None = None,
     *,
     table_key: str | None = None,
+    bin_um: float | None = None,
     held_out: HeldOut | None = None,
 ) -> pd.DataFrame:
     """Return how well each gene of a prediction was predicted on held-out sections, from the card of its model.
@@ -239,6 +244,8 @@ def reliability(
         Key of the prediction; may be left out if there is only one.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     held_out
         Other patients (``"patient"``), or other sections of training patients (``"section"``). By default other patients if
         the card has them, else other sections.
@@ -255,6 +262,7 @@ def reliability(
         If the prediction does not exist, or its card has no scores.
     """
     held_out = check("held_out", held_out, HeldOut | None)
+    table_key = _asked_table(data, table_key, bin_um)
     key = only_key(data, key, table_key=table_key)
     holder = data if isinstance(data, AnnData) else data.tables[table_of(data, key, table_key=table_key)]
     if key not in Record.keys(holder.uns):
@@ -357,6 +365,7 @@ def frame(
     key: str | None = None,
     *,
     table_key: str | None = None,
+    bin_um: float | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
     units: Units | None = None,
     min_score: float | None = None,
@@ -373,6 +382,8 @@ def frame(
         Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     genes
         Gene names, or the checkpoint that made the prediction, if its record was lost; see :func:`prediction`.
     units
@@ -406,6 +417,7 @@ def frame(
         data,
         key,
         table_key=table_key,
+        bin_um=bin_um,
         genes=genes,
         units=units,
         min_score=min_score,
@@ -516,7 +528,7 @@ def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: A
     return result
 
 
-def to_anndata(sdata: SpatialData, *, table_key: str | None = None) -> AnnData:
+def to_anndata(sdata: SpatialData, *, table_key: str | None = None, bin_um: float | None = None) -> AnnData:
     """Return the table of the spots with all results, without links to the image, as :func:`st_predict.io.from_anndata` was given it.
 
     Parameters
@@ -525,6 +537,9 @@ def to_anndata(sdata: SpatialData, *, table_key: str | None = None) -> AnnData:
         What results were written to.
     table_key
         Table of the spots; may be left out if there is one.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
 
     Returns
     -------
@@ -539,7 +554,7 @@ def to_anndata(sdata: SpatialData, *, table_key: str | None = None) -> AnnData:
     --------
     >>> adata = st_predict.get.to_anndata(sdata)  # doctest: +SKIP
     """
-    name = find_table(sdata, table_key)
+    name = find_table(sdata, table_key, bin_um=bin_um)
     if name is None:
         raise NotFoundError(f"There is no table of spots in sdata; there are {sorted(sdata.tables)}.")
     table = sdata.tables[name]
@@ -601,6 +616,16 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
     if len(there) > 1:
         raise InvalidValueError(f"There are several predictions: {there}.", Advice("choose one with {}", "key"))
     return there[0]
+
+
+def _asked_table(data: AnnData | SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
+    """Return the table that is named by itself or by the size of its bins; ``None`` if neither is given."""
+    check_data(data)
+    if not isinstance(data, AnnData):
+        return named_table(data, table_key, bin_um)
+    if bin_um is not None:
+        raise InvalidValueError("AnnData has no tables to choose from.", Advice("leave out {}", "bin_um"))
+    return table_key
 
 
 def _check_table(data: AnnData | SpatialData, table_key: str | None) -> None:
@@ -668,7 +693,9 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
         raise _unknown(key, _listed_everywhere(sdata))
     if len(holders) > 1 and table_key not in holders:
         raise InvalidValueError(
-            f"Several tables have a prediction {key!r}: {sorted(holders)}.", Advice("choose one with {}", "table_key")
+            f"Several tables have a prediction {key!r}: {sorted(holders)}.",
+            Advice("choose one with {}", "table_key"),
+            Advice("say which bins of Visium HD with {}", "bin_um"),
         )
     return holders[0]  # table_key, if it is one of them
 

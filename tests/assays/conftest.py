@@ -248,6 +248,9 @@ def hd_folder(tmp_path: Path) -> Callable[..., Folder]:
             if size == 8:
                 image = paint(shape, xy, side if degrees % 90 == 0 else 0.7 * side)
                 found |= dict(zip(barcodes, colours(len(xy)), strict=True))
+                if cells:
+                    names = _write_segmentations(path, xy[on_tissue], side, mpp=mpp, hires=hires_width / shape[1])
+                    found |= dict(zip(names, colours(len(xy))[on_tissue], strict=True))
             _write_bins(
                 path / "binned_outputs" / f"square_{size:03d}um",
                 {"xy": xy, "grid": grid, "on_tissue": on_tissue, "barcodes": barcodes},
@@ -256,9 +259,7 @@ def hd_folder(tmp_path: Path) -> Callable[..., Folder]:
                 hires=hires_width / shape[1],
             )
         _write_images(path, image, hires_width)
-        with h5py.File(path / "feature_slice.h5", "w") as file:
-            layout = json.dumps({"file_format": "1.0", "transform": list(range(9))})
-            file.attrs["metadata_json"] = json.dumps({"hd_layout_json": layout, "transform_matrices": {}})
+        _write_slice(path, image)
         return Folder(path, pd.DataFrame.from_dict(found, orient="index"), mpp, image)
 
     return make
@@ -289,6 +290,50 @@ def _write_bins(path: Path, bins: dict[str, Any], *, size: int, mpp: float, hire
     barcodes, kept = list(bins["barcodes"]), bins["on_tissue"]
     write_10x(path / "raw_feature_bc_matrix.h5", counts, barcodes)
     write_10x(path / "filtered_feature_bc_matrix.h5", counts[kept], list(bins["barcodes"][kept]))
+
+
+def _write_segmentations(path: Path, xy: NDArray[np.float64], side: float, *, mpp: float, hires: float) -> list[str]:
+    """Write cells and their nuclei, a hexagon around each centre; return the names of the cells."""
+    folder = path / "segmented_outputs"
+    (folder / "spatial").mkdir(parents=True)
+    factors = {"tissue_hires_scalef": hires, "tissue_lowres_scalef": hires / 4, "microns_per_pixel": mpp}
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+    names = [f"cellid_{i + 1:09d}-1" for i in range(len(xy))]
+    counts = np.random.default_rng(3).poisson(2, (len(xy), len(GENES)))
+    write_10x(folder / "filtered_feature_cell_matrix.h5", counts, names)
+    angles = np.deg2rad(np.arange(0, 361, 60))
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for file, radius in (("cell", 0.3 * side), ("nucleus", 0.15 * side)):
+        features = [
+            {
+                "type": "Feature",
+                "properties": {"cell_id": i + 1},
+                "geometry": {"type": "Polygon", "coordinates": [(place + radius * corners).tolist()]},
+            }
+            for i, place in enumerate(xy)
+        ]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (folder / f"{file}_segmentations.geojson").write_text(text)
+    return names
+
+
+def _write_slice(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write the image of the CytAssist, 60 px wide and of nothing that the H&E image shows, and how it lies on that."""
+    (path / "spatial").mkdir(exist_ok=True)
+    noise = np.random.default_rng(5).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    tifffile.imwrite(path / "spatial" / "cytassist_image.tiff", noise, photometric="rgb")
+    scale = image.shape[1] / 60
+    to_microscope, back = ([[s, 0, 0], [0, s, 0], [0, 0, 1]] for s in (scale, 1 / scale))
+    same = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    matrices = {
+        "cytassist_colrow_to_spot_colrow": same,
+        "spot_colrow_to_cytassist_colrow": same,
+        "microscope_colrow_to_spot_colrow": back,
+        "spot_colrow_to_microscope_colrow": to_microscope,
+    }
+    with h5py.File(path / "feature_slice.h5", "w") as file:
+        layout = json.dumps({"file_format": "1.0", "transform": list(range(9))})
+        file.attrs["metadata_json"] = json.dumps({"hd_layout_json": layout, "transform_matrices": matrices})
 
 
 def _write_images(path: Path, image: NDArray[np.uint8], hires_width: int) -> None:

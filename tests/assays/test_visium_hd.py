@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy
 import spatialdata
@@ -123,8 +124,6 @@ def test_bins_in_anndata(hd_folder, decoder, quietly):
     folder = hd_folder()
     bins = folder.path / "binned_outputs" / "square_008um"
     adata = quietly(scanpy.read_10x_h5, bins / "filtered_feature_bc_matrix.h5")
-    import pandas as pd
-
     places = pd.read_parquet(bins / "spatial" / "tissue_positions.parquet").set_index("barcode").loc[adata.obs_names]
     adata.obs = places[["in_tissue", "array_row", "array_col"]]
     adata.obsm["spatial"] = places[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
@@ -136,3 +135,60 @@ def test_bins_in_anndata(hd_folder, decoder, quietly):
     assert folder.right(table, table.obsm[KEY]) == 1
     assert sections(table)[0]["mpp"] == pytest.approx(0.1)
     assert stp.io.find_mpp(sdata, mpp="spots").value == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("nuclei", [False, True])
+def test_cells_beside_the_bins(hd_folder, decoder, read, nuclei):
+    """Segmentations of Space Ranger 4: the bins stay the default, cells and nuclei are taken by name."""
+    folder = hd_folder(cells=True)
+    if nuclei:
+        _write_mapping(folder)
+    sdata = read(folder, load_nucleus_segmentations=nuclei)
+    segmented = ["cell_segmentations", *(["nucleus_segmentations"] if nuclei else [])]
+    assert sorted(sdata.tables) == [*segmented, "square_002um", "square_008um", "square_016um"]
+    stp.tl.predict(sdata, decoder(0.1))
+    assert [name for name in sdata.tables if KEY in sdata.tables[name].obsm] == ["square_008um"]
+    for name in segmented:
+        stp.tl.predict(sdata, decoder(0.1), table_key=name)
+        table = sdata.tables[name]
+        assert folder.right(table, table.obsm[KEY]) == 1
+        (section,) = sections(table)
+        assert section["mpp"] == pytest.approx(0.1, rel=1e-3)
+        assert "visium_hd: 16 um" in section["mpp_source"]
+
+
+def _write_mapping(folder):
+    """Say that each 2 um bin of the first rows lies in the nucleus of some cell."""
+    places = pd.read_parquet(folder.path / "binned_outputs" / "square_002um" / "spatial" / "tissue_positions.parquet")
+    squares = places["barcode"][places["in_tissue"] == 1].tolist()
+    cells = [f"cellid_{i % 40 + 1:09d}-1" for i in range(len(squares))]
+    mapping = {"square_002um": squares, "cell_id": cells, "in_nucleus": [True] * len(squares)}
+    pd.DataFrame(mapping).to_parquet(folder.path / "barcode_mappings.parquet")
+
+
+def test_cells_alone(hd_folder, decoder, read):
+    """What the reader will give by default: cells, and no bins that tell the pixel size."""
+    folder = hd_folder(cells=True)
+    sdata = read(folder, load_segmentations_only=True)
+    assert list(sdata.tables) == ["cell_segmentations"]
+    with pytest.raises(ValueError, match=r"how many micrometres.*mpp=.*load_segmentations_only=False"):
+        stp.tl.predict(sdata, decoder(0.1))
+    stp.tl.predict(sdata, decoder(0.1), mpp=0.1)
+    table = sdata.tables["cell_segmentations"]
+    assert folder.right(table, table.obsm[KEY]) == 1
+
+
+def test_the_cytassist_image_is_not_the_he_image(hd_folder, decoder, read):
+    folder = hd_folder()
+    sdata = read(folder, load_all_images=True)
+    assert "run.1_cytassist_image" in sdata.images
+    stp.tl.predict(sdata, decoder(0.1))
+    table = sdata.tables["square_008um"]
+    assert folder.right(table, table.obsm[KEY]) == 1
+    assert sections(table)[0]["image"] == "run.1_full_image"
+    for name in ("run.1_full_image", "run.1_hires_image", "run.1_lowres_image"):
+        del sdata.images[name]
+    with pytest.raises(
+        ValueError, match=r"No image of .*cytassist.* is a brightfield image of the tissue.*CytAssist.*fullres"
+    ):
+        stp.tl.predict(sdata, decoder(0.1))

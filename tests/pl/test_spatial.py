@@ -605,3 +605,33 @@ def test_titles_have_the_scores_of_the_card(predicted: SpatialData) -> None:
             f"not reliable: r = 0.13 (-0.10 to 0.30), another {held_out}",
             f"not measured on another {held_out}",
         ]
+
+
+def test_spots_beside_the_tissue_are_in_no_correlation(predicted: SpatialData, observed: pd.DataFrame) -> None:
+    table, gene = predicted.tables["table"], "ACTB"
+    on = np.arange(table.n_obs) % 3 > 0
+    table.obs["in_tissue"] = on.astype(int)
+    pair = pd.concat([get.frame(predicted)[gene], observed[gene]], axis=1)
+    r = pearsonr(*pair.loc[table.obs_names[on].intersection(pair.dropna().index)].to_numpy().T).statistic
+    assert f"plain r = {r:.2f}" in spatial(predicted, gene)[0, 2].get_title()
+    everything = spatial(predicted, gene)[0, 2].get_title()
+    del table.obs["in_tissue"]
+    assert spatial(predicted, gene)[0, 2].get_title() != everything
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"), [(list, "for section in sections: "), (dict, "for section in sections.values(): ")]
+)
+def test_several_sections_are_drawn_in_a_loop(predicted: SpatialData, kind: type, line: str) -> None:
+    sections = {"A": predicted} if kind is dict else [predicted]
+    for draw in (
+        lambda given: stp.pl.spatial(given, "ACTB"),
+        stp.pl.pca_map,
+        lambda given: stp.pl.crops(given, stp.models.get_spec("m2ost").crop),
+    ):
+        with pytest.raises(InvalidTypeError) as raised:
+            draw(sections)
+        assert line in str(raised.value)
+    drawn: list[object] = []
+    exec(line + "drawn.append(spatial(section, 'ACTB'))", {"sections": sections, "drawn": drawn, "spatial": spatial})
+    assert len(drawn) == 1

@@ -435,3 +435,23 @@ def test_iStar_on_hipt(slide, tmp_path):  # noqa: N802
     cells, xy = slide["cells_istar"], stp.io.read_spots(slide).xy
     means = [cells.X[np.linalg.norm(cells.obsm["spatial"] - centre, axis=1) <= 20].mean(axis=0) for centre in xy]
     np.testing.assert_allclose(slide["table"].obsm["pred_istar"], means, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_several_sections(slide, checkpoint, tmp_path, kind):
+    other = SpatialData.init_from_elements({"he": slide["he"].copy(), "spots": slide["spots"].copy()})
+    pair = {"A": slide, "B": other}
+    sections = pair if kind is dict else kind(pair.values())
+    with pytest.raises(ValueError, match=r"cells.zarr' is one folder, and there are 2 sections.*out="):
+        stp.tl.superresolve(sections, checkpoint, tissue_only=False, device="cpu", out=tmp_path / "cells.zarr")
+    stp.tl.superresolve(sections, checkpoint, tissue_only=False, device="cpu", precision="float32")
+    for one in pair.values():
+        columns = one["cells_istar"].obs["array_col"].to_numpy()
+        np.testing.assert_allclose(one["cells_istar"].X[:, 0], expected_of(red_of(columns)), rtol=1e-4)
+
+
+def test_nothing_is_predicted_where_one_of_several_is_unfit(slide, checkpoint):
+    broken = SpatialData.init_from_elements({"spots": slide["spots"].copy()})
+    with pytest.raises(ValueError, match=r"^B: There is no image in sdata"):
+        stp.tl.superresolve({"A": slide, "B": broken}, checkpoint, tissue_only=False, device="cpu")
+    assert "cells_istar" not in slide.tables

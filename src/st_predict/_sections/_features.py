@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 from st_predict._files import cache_dir, make_folder, sha256, user_cache_dir, whole
 from st_predict._runtime import Inference
 from st_predict._sections._neighbourhood import join_neighbours, standardize
-from st_predict.crops import iter_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ def section_features(
     compute: Compute,
     cache: bool = True,
 ) -> NDArray[np.float32]:
-    """Describe the crop of every spot.
+    """Describe the crop of every spot inside the image and on tissue.
 
     Crops are read once, and described while it is found out which they are; they are read twice only if the first of them are in the
     cache and others have changed.
@@ -145,20 +144,15 @@ def _read_together(crop: CropSpec, working_batch: int = 0) -> int:
 def _read_crops(
     section: Section, crop: CropSpec, inference: Inference, *, device: torch.device | None = None
 ) -> Iterator[Batch]:
-    return iter_batches(
-        section.reader,
-        section.plan(crop),
-        batch_size=_read_together(crop, inference.working_batch),
-        pad_value=crop.pad_value,
-        device=device if device is not None and device.type == "cuda" else None,
-    )
+    on = device if device is not None and device.type == "cuda" else None
+    return section.batches(crop, batch_size=_read_together(crop, inference.working_batch), device=on)
 
 
 def _compute(section: Section, batches: Iterable[Batch], inference: Inference) -> NDArray[np.float32]:
     features: NDArray[np.float32] | None = None
     for index, described in inference.over(batches):
         if features is None:
-            features = np.empty((len(section.rows), described.shape[1]), dtype=np.float32)
+            features = np.full((len(section.rows), described.shape[1]), np.nan, dtype=np.float32)
         features[index.numpy()] = described.numpy()
     assert features is not None  # a section has spots
     return features

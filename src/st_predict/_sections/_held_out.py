@@ -15,7 +15,7 @@ from st_predict._rows import rows_called, rows_in
 from st_predict._sections._context import spots_of
 from st_predict._sections._measured import describe_measured, measure_each, measured_table_key, select_genes
 from st_predict._sections._observed import observe
-from st_predict._sections._section import each
+from st_predict._sections._section import at_table, each
 from st_predict._sections._split import LeakageError, refuse_same_sections
 from st_predict.get import only_key, spots_table_of, stored_prediction, table_of
 from st_predict.models import get_spec
@@ -127,7 +127,8 @@ def common_key(slides: Sequence[SpatialData], key: str | None, where: Where, *, 
 
 def table_key_of(sdata: SpatialData, where: Where) -> str | None:
     """Return the table that is named, by itself or by shapes that it annotates; ``None`` if neither is."""
-    return None if where.table_key is None and where.shapes_key is None else measured_table_key(sdata, where)
+    named = any(given is not None for given in (where.table_key, where.bin_um, where.shapes_key))
+    return measured_table_key(sdata, where) if named else None
 
 
 def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | None) -> StoredPrediction:
@@ -265,7 +266,8 @@ def measure_held_out(
     """Open the slides of predictions for their counts, in the tables of the predicted spots."""
     opened = []
     for sdata, found in zip(slides, stored, strict=True):
-        own = replace(where, table_key=found.table_key or where.table_key)
+        own = at_table(sdata, where)
+        own = replace(own, table_key=found.table_key or own.table_key)
         opened += measure_each([sdata], found.card, own, crops=False, named=named)
     return opened
 
@@ -276,10 +278,16 @@ def measure_training(
     """Open training slides; their counts are in a table of the same name as those of the predicted spots, if there is one."""
     opened = []
     for sdata in slides:
-        same = table_key if where.shapes_key is None and table_key in sdata.tables else None
-        own = replace(where, table_key=where.table_key or same)
+        own = _same_table(sdata, where, table_key)
         opened += measure_each([sdata], card, own, crops=False, named=named)
     return opened
+
+
+def _same_table(sdata: SpatialData, where: Where, table_key: str | None) -> Where:
+    """Say that the table is called like that of other slides, unless it is named or there is none of that name."""
+    own = at_table(sdata, where)
+    same = table_key if own.shapes_key is None and table_key in sdata.tables else None
+    return replace(own, table_key=own.table_key or same)
 
 
 def refuse_scored_in_training(scored: Sequence[Measured], training: Sequence[Measured], group_key: str) -> None:
@@ -396,8 +404,7 @@ def trained_pairs(
         )
     known: set[tuple[str, str]] = set()
     for sdata in train:
-        same = table_key if where.shapes_key is None and table_key in sdata.tables else None
-        known |= pairs_of(describe_measured(sdata, replace(where, table_key=where.table_key or same)))
+        known |= pairs_of(describe_measured(sdata, _same_table(sdata, where, table_key)))
     for training in _trainings(card):
         pairs = pairs_of(section for role in ("sections", "unlabelled") for section in training.get(role, []))
         same = training.get("group_key", where.group_key) == where.group_key

@@ -8,7 +8,7 @@ import torch
 
 from st_predict._sections._cells import spot_cells
 from st_predict._sections._features import section_features
-from st_predict.crops import Batch, iter_batches
+from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
 from st_predict.models import get_spec
 
@@ -40,21 +40,18 @@ def inputs_of(
     compute: Compute,
     batch_size: int | None,
 ) -> Iterator[Batch]:
-    """Give what the network of ``card`` reads of a section, ``batch_size`` spots at a time; ``None`` for all at once."""
+    """Give what the network of ``card`` reads of a section, ``batch_size`` spots at a time; ``None`` for all at once.
+
+    Crops of spots outside the image or beside the tissue are not read; their features are NaN.
+    """
     if encoder is not None:
         features = features_of(section, card, encoder, compute=compute)
         yield from _split(section, batch_size, features)
     elif get_spec(card.model).reads(card.hparams).kind == "nothing":
         yield from _split(section, batch_size)
     else:
-        batches = iter_batches(
-            section.reader,
-            section.plan(card.crop),
-            batch_size=batch_size,
-            pad_value=card.crop.pad_value,
-            device=compute.place if compute.place.type == "cuda" else None,
-        )
-        yield from map(section.place, batches)
+        device = compute.place if compute.place.type == "cuda" else None
+        yield from map(section.place, section.batches(card.crop, batch_size=batch_size, device=device))
 
 
 def _split(section: Section, batch_size: int | None, features: NDArray[np.float32] | None = None) -> Iterator[Batch]:

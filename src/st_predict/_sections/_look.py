@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from st_predict._keys import Keys
+from st_predict._on_tissue import beside_tissue
 from st_predict._sections._cut import fields_cut
 from st_predict._sections._place import check_place
 from st_predict._sections._scale import check_field, check_sizes, field_px
@@ -101,7 +101,4 @@ def _tissue(slide: Slide, section: Section) -> Tissue | None:
 def _expected(slide: Slide, section: Section) -> NDArray[np.bool_]:
     """Which spots should lie on tissue: those that the table does not say to lie beside it."""
     obs = None if slide.table_key is None else slide.sdata.tables[slide.table_key].obs
-    if obs is None or Keys.IN_TISSUE not in obs:
-        return np.ones(len(section.rows), dtype=bool)
-    values = obs[Keys.IN_TISSUE].iloc[section.rows].astype(str).str.casefold()
-    return ~values.isin(["0", "0.0", "false"]).to_numpy()
+    return np.ones(len(section.rows), dtype=bool) if obs is None else ~beside_tissue(obs.iloc[section.rows])

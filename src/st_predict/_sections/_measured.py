@@ -15,7 +15,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._look import look_over_for
 from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._section import each, name_of, open_table, region_key_of
+from st_predict._sections._section import at_table, each, name_of, open_table, region_key_of
 from st_predict.io import find_table
 from st_predict.pp import align_panel
 
@@ -173,6 +173,7 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
         If there is none, or several could be meant.
     """
     check_slide(sdata)
+    where = at_table(sdata, where)
     if where.shapes_key is None or where.table_key is not None:
         table_key = find_table(sdata, where.table_key)
         if table_key is None:

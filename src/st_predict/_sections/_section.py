@@ -18,9 +18,10 @@ from spatialdata.models import get_table_keys
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
+from st_predict._keys import Keys
 from st_predict._on_tissue import on_tissue
 from st_predict._results import Slot
-from st_predict.crops import plan_crops
+from st_predict.crops import iter_batches, plan_crops
 from st_predict.io import (
     find_image,
     find_mpp,
@@ -48,6 +49,7 @@ __all__ = [
     "Slide",
     "about",
     "as_list",
+    "at_table",
     "each",
     "name_of",
     "naming",
@@ -104,6 +106,28 @@ class Section:
         except StPredictError as error:
             source = "" if self.mpp is None else f", mpp {mpp:.4g} from {self.mpp.source}"
             raise error.about(f"Image {self.image_key!r}{source}:") from None
+
+    def batches(self, crop: CropSpec, *, batch_size: int | None, device: torch.device | None = None) -> Iterator[Batch]:
+        """Read the crops of the spots that count: those ``outside`` are not read.
+
+        Parameters
+        ----------
+        crop
+            What is read around a spot.
+        batch_size
+            Spots per batch; ``None`` for all at once.
+        device
+            GPU that cuts the crops; ``None`` for the host.
+
+        Yields
+        ------
+        Batches whose ``index`` are rows of the section.
+        """
+        rows = np.flatnonzero(~self.outside)
+        plan = self.plan(crop, rows)
+        numbers = torch.from_numpy(rows)
+        for batch in iter_batches(self.reader, plan, batch_size=batch_size, pad_value=crop.pad_value, device=device):
+            yield replace(batch, index=numbers[batch.index])
 
     @property
     def xy_um(self) -> NDArray[np.float32] | None:
@@ -190,12 +214,8 @@ def open_sdata(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
         ``need_mpp`` and mpp is unknown.
     """
     check_slide(sdata)
-    if where.table_key is not None and where.shapes_key is not None:
-        raise InvalidValueError(
-            f"Either the rows of table {where.table_key!r} are the spots, or the shapes {where.shapes_key!r} are, not both.",
-            Advice("leave out {}", "table_key"),
-            Advice("leave out {}", "shapes_key"),
-        )
+    _refuse_two_kinds(where)
+    where = at_table(sdata, where)
     table_key = find_table(sdata, where.table_key) if where.shapes_key is None else None
     if table_key is not None:
         return open_table(sdata, table_key, where, need_mpp=need_mpp)
@@ -203,6 +223,32 @@ def open_sdata(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
     spots = read_spots(sdata, image_key=_image_of(sdata, region, where.image_key), shapes_key=region)
     section = _open_section(sdata, region, np.arange(len(spots)), spots, table_key=None, where=where, need_mpp=need_mpp)
     return Slide(sdata=sdata, table_key=None, sections=(section,))
+
+
+def at_table(sdata: SpatialData, where: Where) -> Where:
+    """Return the same place with the table by its name, where it was asked for by the size of its bins.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If no table, or several, have such bins.
+    """
+    if where.bin_um is None:
+        return where
+    return replace(where, table_key=find_table(sdata, where.table_key, bin_um=where.bin_um), bin_um=None)
+
+
+def _refuse_two_kinds(where: Where) -> None:
+    """Refuse to be given a table and shapes that are the spots without regard to tables."""
+    if where.shapes_key is None or (where.table_key is None and where.bin_um is None):
+        return
+    given = "table_key" if where.bin_um is None else "bin_um"
+    table = f"table {where.table_key!r}" if where.bin_um is None else f"the table of bins of {where.bin_um:g} um"
+    raise InvalidValueError(
+        f"Either the rows of {table} are the spots, or the shapes {where.shapes_key!r} are, not both.",
+        Advice("leave out {}", given),
+        Advice("leave out {}", "shapes_key"),
+    )
 
 
 def open_table(sdata: SpatialData, table_key: str, where: Where, *, need_mpp: bool, region: str | None = None) -> Slide:
@@ -238,11 +284,18 @@ def _open_section(
 ) -> Section:
     image_key = _image_of(sdata, region, where.image_key)
     reader = open_pyramid(sdata, image_key)
+    outside = _outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where)
+    if outside.all():
+        raise InvalidValueError(
+            f"No spot of {region!r} lies both inside the image {image_key!r} and on tissue by .obs[{Keys.IN_TISSUE!r}].",
+            "check the transformations of image and shapes",
+            Advice("count every spot with {}", "tissue_only", value=False),
+        )
     return Section(
         region=region,
         rows=rows,
         spots=spots,
-        outside=_outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where),
+        outside=outside,
         image_key=image_key,
         reader=reader,
         mpp=_mpp_of(

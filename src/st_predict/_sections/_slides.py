@@ -31,7 +31,7 @@ def open_slides(sdatas: Sections, where: Where, *, need_mpp: bool) -> list[Slide
     def of_one(sdata: SpatialData) -> list[Slide]:
         if where.shapes_key is not None:
             return [open_sdata(sdata, where, need_mpp=need_mpp)]
-        names: list[str | None] = [*find_tables(sdata, where.table_key)] or [None]
-        return [open_sdata(sdata, replace(where, table_key=name), need_mpp=need_mpp) for name in names]
+        names: list[str | None] = [*find_tables(sdata, where.table_key, bin_um=where.bin_um)] or [None]
+        return [open_sdata(sdata, replace(where, table_key=name, bin_um=None), need_mpp=need_mpp) for name in names]
 
     return [slide for slides in each(as_list(sdatas, "sdata"), of_one, named=sdatas) for slide in slides]

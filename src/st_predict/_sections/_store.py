@@ -102,10 +102,9 @@ def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -
 
 
 def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
+    """Cut the crops of the spots that have a target; others are not read."""
     section = observed.section
-    place = np.full(len(section.rows), -1)
-    place[observed.rows] = np.arange(len(observed.rows))
-    for batch in iter_batches(section.reader, section.plan(crop), pad_value=crop.pad_value):
-        where = place[batch.index.numpy()]
+    plan = section.plan(crop, observed.rows)
+    for batch in iter_batches(section.reader, plan, pad_value=crop.pad_value):
         for array, crops in zip(out, batch.crops, strict=True):
-            array[where[where >= 0]] = crops.numpy()[where >= 0]
+            array[batch.index.numpy()] = crops.numpy()

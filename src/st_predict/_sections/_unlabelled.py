@@ -94,10 +94,10 @@ def open_unlabelled(
 
 def _own(slide: SpatialData, where: Where) -> Where:
     """Where the data of a slide is that need not have the elements of the others."""
+    shapes_key = where.shapes_key if where.shapes_key in slide.shapes else None
+    bin_um = where.bin_um if spot_tables(slide) else None  # a slide without spots has no bins
     table_key = where.table_key if where.table_key in slide.tables else None
-    return replace(
-        where, table_key=table_key, shapes_key=where.shapes_key if where.shapes_key in slide.shapes else None
-    )
+    return replace(where, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key)
 
 
 def _open(slide: SpatialData, own: Where, *, need_mpp: bool) -> Slide:
@@ -109,7 +109,7 @@ def _open(slide: SpatialData, own: Where, *, need_mpp: bool) -> Slide:
 
 def _table_key(slide: SpatialData, own: Where) -> str | None:
     """Table of the spots, if there is one."""
-    if find_table(slide, own.table_key) is None:
+    if find_table(slide, own.table_key, bin_um=own.bin_um) is None:
         return None
     try:
         return measured_table_key(slide, own)

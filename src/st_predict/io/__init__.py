@@ -10,7 +10,7 @@ from st_predict.io._openslide import OpenSlidePyramid
 from st_predict.io._pyramid import PyramidReader, SpatialDataPyramid, level_offsets, open_pyramid
 from st_predict.io._read import read_image, read_wsi
 from st_predict.io._rgb8 import to_rgb8
-from st_predict.io._select import find_image, find_region, find_shapes, find_table, find_tables
+from st_predict.io._select import find_image, find_region, find_shapes, find_table, find_tables, named_table
 from st_predict.io._slides import open_slide
 from st_predict.io._spots import Spots, read_spots, spots_outside
 from st_predict.io._stimage import read_stimage
@@ -33,6 +33,7 @@ __all__ = [
     "from_anndata",
     "from_wsidata",
     "level_offsets",
+    "named_table",
     "open_pyramid",
     "open_slide",
     "read_hest",

@@ -12,6 +12,7 @@ from spatialdata.transformations import get_transformation
 from xarray import DataArray
 
 from st_predict._errors import Advice, InvalidValueError
+from st_predict.io._channels import is_rgba
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["BINS", "choose_image", "choose_table", "split_tables"]
+__all__ = ["BINS", "CELLS_OF_BINS", "choose_image", "choose_table", "split_tables"]
 
 logger = logging.getLogger(__name__)
 
 BINS = re.compile(r"square_(\d{3})um(?:_labels)?(?=$|-)")
 """Names that spatialdata-io gives to tables and shapes of Visium HD, ``spatialdata.concatenate`` adds a suffix."""
+
+CELLS_OF_BINS = re.compile(r"(cell|nucleus)_segmentations(?=$|-)")
+"""Names of its tables of cells and of nuclei."""
 
 DEFAULT_BIN_UM = 8
 """Bins that Space Ranger itself analyses."""
@@ -70,18 +74,19 @@ def choose_image(sdata: SpatialData, region: str | None) -> str:
             "There is no image in sdata.", "add one to sdata.images", "read one with st_predict.io.read_image"
         )
     found = [name for name in names if _may_be_stained(sdata, name, region)]
-    if len(names) == 1 and (len(found) == 1 or not _is_fluorescence(names[0], region)):
+    if len(names) == 1 and not (NOT_HE.search(names[0]) or _is_fluorescence(names[0], region)):
         return names[0]
     if not found:
         raise InvalidValueError(
-            f"No image of {names} is a brightfield image (8-bit RGB): {_described(sdata, names)}.",
+            f"No image of {names} is a brightfield image of the tissue (8-bit RGB): {_described(sdata, names)}.",
             "read the H&E image with fullres_image_file= of the readers of spatialdata-io",
+            "convert one that has other values with st_predict.io.to_rgb8, and add the result as an image of its own",
             "add it with spatialdata_io.xenium_aligned_image or another reader, and a transformation to the coordinate system "
             "of the spots",
         )
     for narrow in (_sharing, _same_suffix):
         found = narrow(sdata, found, region) or found
-        if (finest := _finest(sdata, found)) is not None:
+        if (finest := _finest(sdata, found, region)) is not None:
             if len(names) > 1:
                 logger.info("Image %r of %s is read%s.", finest, names, " (the finest)" if len(found) > 1 else "")
             return finest
@@ -96,7 +101,7 @@ def choose_image(sdata: SpatialData, region: str | None) -> str:
 def choose_table(names: Sequence[str]) -> str | None:
     """Name of the table of 8 um bins among the tables of a Visium HD section; ``None`` if these are not such tables."""
     bins = {name: int(found[1]) for name in names if (found := BINS.match(name))}
-    others = [name for name in names if name not in bins and not re.match(r"(cell|nucleus)_segmentations(?=$|-)", name)]
+    others = [name for name in names if name not in bins and not CELLS_OF_BINS.match(name)]
     default = [name for name, size in bins.items() if size == DEFAULT_BIN_UM]
     return default[0] if len(default) == 1 and not others else None
 
@@ -115,8 +120,11 @@ def split_tables(names: Sequence[str]) -> list[list[str]]:
 
 def _may_be_stained(sdata: SpatialData, name: str, region: str | None) -> bool:
     level = _finest_level(sdata.images[name])
-    is_rgb = level is not None and level.dtype == np.uint8 and level.sizes.get("c") == 3
-    return is_rgb and not _is_fluorescence(name, region) and (not NOT_HE.search(name) or len(sdata.images) == 1)
+    if level is None or not (level.sizes.get("c") == 3 or is_rgba(level)):
+        return False
+    # int8 is how HEST declares the slide: that a thumbnail has the right type does not make it the better image
+    is_8_bit = level.dtype in {np.dtype(np.uint8), np.dtype(np.int8)}
+    return is_8_bit and not _is_fluorescence(name, region) and not NOT_HE.search(name)
 
 
 def _is_fluorescence(name: str, region: str | None) -> bool:
@@ -136,10 +144,17 @@ def _finest_level(image: Any) -> DataArray | None:
 def _described(sdata: SpatialData, names: Sequence[str]) -> str:
     levels = {name: _finest_level(sdata.images[name]) for name in names}
     return ", ".join(
-        f"{name!r} has {level.sizes.get('c', 0)} channels of {level.dtype}"
+        f"{name!r} has {level.sizes.get('c', 0)} channels of {level.dtype}{_not_he(name)}"
         for name, level in levels.items()
         if level is not None
     )
+
+
+def _not_he(name: str) -> str:
+    """Why an image is not taken although it may be 8-bit RGB."""
+    if not (found := NOT_HE.search(name)):
+        return ""
+    return ", of the slide in the CytAssist" if "cytassist" in found[0] else ", of fluorescence"
 
 
 def _sharing(sdata: SpatialData, names: Sequence[str], region: str | None) -> list[str]:
@@ -155,11 +170,11 @@ def _same_suffix(_sdata: SpatialData, names: Sequence[str], region: str | None) 
     return [] if suffix is None else [name for name in names if name.endswith(suffix[0])]
 
 
-def _finest(sdata: SpatialData, names: Sequence[str]) -> str | None:
+def _finest(sdata: SpatialData, names: Sequence[str], region: str | None) -> str | None:
     """The finest of images that all show the same area; ``None`` if they do not."""
     sizes = {names[0]: 1.0}
     for name in names[1:]:
-        ratio = _ratio(sdata, names[0], name)
+        ratio = _ratio(sdata, names[0], name, region)
         if ratio is None:
             return None
         sizes[name] = ratio
@@ -169,9 +184,11 @@ def _finest(sdata: SpatialData, names: Sequence[str]) -> str | None:
     return min(sizes, key=lambda name: sizes[name])
 
 
-def _ratio(sdata: SpatialData, first: str, second: str) -> float | None:
+def _ratio(sdata: SpatialData, first: str, second: str, region: str | None) -> float | None:
     """Pixel size of the second image in pixels of the first one, if they show the same area."""
     to_first = _between(sdata.images[second], sdata.images[first])
+    if to_first is None and region is not None:
+        to_first = _through(_element(sdata, region), sdata.images[second], sdata.images[first])
     if to_first is None:
         return None
     ratio = float(np.sqrt(abs(np.linalg.det(to_first[:2, :2]))))
@@ -202,6 +219,16 @@ def _between(source: Any, target: Any) -> NDArray[np.float64] | None:
         if np.isfinite(to).all() and np.isfinite(back).all() and np.linalg.det(back[:2, :2]) != 0:
             return np.asarray(np.linalg.solve(back, to), np.float64)
     return None
+
+
+def _through(spots: Any, source: Any, target: Any) -> NDArray[np.float64] | None:
+    """``(3, 3)`` as by :func:`_between`, for images that share a coordinate system with the spots, and none with each other."""
+    if spots is None:
+        return None
+    to_source, to_target = _between(spots, source), _between(spots, target)
+    if to_source is None or to_target is None or np.linalg.det(to_source[:2, :2]) == 0:
+        return None
+    return np.asarray(to_target @ np.linalg.inv(to_source), np.float64)
 
 
 def _element(sdata: SpatialData, region: str) -> Any:

@@ -10,7 +10,7 @@ from st_predict._errors import InvalidValueError
 if TYPE_CHECKING:
     from xarray import DataArray
 
-__all__ = ["rgb_order"]
+__all__ = ["is_rgba", "rgb_order"]
 
 _COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
 _NUMBERED = re.compile(r"(?:c|ch|chan|channel|band|sample)?[ _:-]*(\d+)")
@@ -54,6 +54,17 @@ def rgb_order(level: DataArray) -> list[int]:
         f"Expected the channels red, green and blue, got channels called {names}, which are other stains or colours.",
         *_WAYS_OUT,
     )
+
+
+def is_rgba(level: DataArray) -> bool:
+    """Whether the channels of an image are called red, green, blue and alpha, in this order; numbers say nothing.
+
+    Readers give such an image of a file with an alpha channel. Four other channels are as many stains.
+    """
+    if level.sizes.get("c") != 4 or "c" not in level.coords:
+        return False
+    *colours, last = level.coords["c"].to_numpy().tolist()
+    return [_place(name) for name in colours] == [0, 1, 2] and str(last).strip().casefold() in {"a", "alpha"}
 
 
 def _place(name: Any) -> int | None:

@@ -15,7 +15,8 @@ from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._validated import Flag, Positive, Text, check
-from st_predict.io._bins import bin_um, largest_bins
+from st_predict.io._bins import bin_side, largest_bins
+from st_predict.io._candidates import CELLS_OF_BINS
 from st_predict.io._micrometres import in_micrometres
 from st_predict.io._plausible import check_range, compare
 from st_predict.io._pyramid import image_attrs
@@ -131,6 +132,7 @@ def find_mpp(
             GIVE,
             SET_UM,
             f"set table.uns[{Keys.ASSAY!r}] to one of {ASSAYS}, so that the distance between spots says it",
+            *_bins_say_it(sdata),
         )
     if found is not None:
         check_range(found, image_key, refuse=required or mpp is not None)
@@ -139,6 +141,13 @@ def find_mpp(
     if found is not None and required:
         logger.info("Image %r: %.6g um per pixel, from %s.", image_key, found.value, found.source)
     return found
+
+
+def _bins_say_it(sdata: SpatialData) -> list[str]:
+    """Way out for cells of Visium HD that were read without the bins."""
+    if not any(CELLS_OF_BINS.match(name) for name in sdata.tables):
+        return []
+    return ["read the bins as well, with load_segmentations_only=False of spatialdata_io.visium_hd"]
 
 
 def _find(
@@ -285,7 +294,7 @@ def _from_spots(sdata: SpatialData, image_key: str, table_key: str | None, regio
 def _assay(table: AnnData) -> str | None:
     if Keys.ASSAY in table.uns:
         return str(table.uns[Keys.ASSAY])
-    if bin_um(table) is not None:
+    if bin_side(table) is not None:
         return "visium_hd"
     return "visium" if _is_visium_of_spatialdata_io(table) else None
 
@@ -316,7 +325,7 @@ def _pitch_um(table: AnnData, assay: str) -> float:
         raise InvalidValueError(
             f"Unknown assay {assay!r} in uns[{Keys.ASSAY!r}]; known are {ASSAYS}.", "correct it", GIVE, SET_UM
         )
-    side = bin_um(table)
+    side = bin_side(table)
     if Keys.BIN_UM not in table.uns and side is not None:
         return side
     if Keys.BIN_UM not in table.uns:

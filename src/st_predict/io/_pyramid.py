@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import dask.array as da
 import numpy as np
 from xarray import DataArray, DataTree
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict.io._channels import rgb_order
+from st_predict.io._channels import is_rgba, rgb_order
 from st_predict.io._levels import levels_of
 from st_predict.io._offsets import cut_at, find_offsets
 from st_predict.io._regions import check_level, check_region, level_downsamples, reading
+from st_predict.io._rgb8 import to_rgb8
 from st_predict.io._select import find_image
 
 if TYPE_CHECKING:
@@ -192,11 +193,18 @@ def _cyx(level: DataArray) -> da.Array:
             f"Expected a 2D image with the axes c, y and x, got the axes {level.dims}.",
             "add one plane as an image of its own",
         )
+    if is_rgba(level) and level.dtype == np.uint8:
+        level = cast("DataArray", to_rgb8(level))
     if level.sizes["c"] != 3:
         raise InvalidValueError(
             f"Expected an RGB image, got {level.sizes['c']} channels.",
             "convert grey or RGBA with st_predict.io.to_rgb8 and add the result as an image of its own",
             "keep only the red, green and blue channel and add these as an image of their own",
+        )
+    if level.dtype == np.int8:  # as HEST declares a slide, whose coarse levels are then computed of wrong numbers
+        raise InvalidValueError(
+            "Expected an 8-bit image (uint8), got int8.",
+            "read the slide from its file with st_predict.io.from_anndata(sdata.tables[...], image=..., mpp=...)",
         )
     if level.dtype != np.uint8:
         raise InvalidValueError(

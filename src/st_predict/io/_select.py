@@ -12,13 +12,14 @@ from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredi
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._validated import Text, check
+from st_predict.io._bins import one_or_other, tables_of_bins
 from st_predict.io._candidates import choose_image, choose_table, split_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["find_image", "find_region", "find_shapes", "find_table", "find_tables", "regions_of"]
+__all__ = ["find_image", "find_region", "find_shapes", "find_table", "find_tables", "named_table", "regions_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None 
     return choose_image(sdata, check("region", region, Text | None))
 
 
-def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
+def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: float | None = None) -> str | None:
     """Name of the table of the spots.
 
     Predictions in tables of their own, and those that :func:`st_predict.get.prediction` has returned, are only taken if
@@ -64,6 +65,8 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     table_key
         Name of the table; ``None`` takes the only one, the one called ``"table"``, or of the tables of a Visium HD section
         that of the 8 um bins.
+    bin_um
+        Side of the bins of Visium HD, in micrometres, instead of the name of their table.
 
     Returns
     -------
@@ -72,22 +75,37 @@ def find_table(sdata: SpatialData, table_key: str | None) -> str | None:
     Raises
     ------
     KeyError
-        If there is no table of that name.
+        If there is no table of that name, or with bins of that size.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given and several tables could be meant.
+        If no name is given and several tables could be meant, or both a name and a size are given.
     """
     check_slide(sdata)
+    one_or_other(table_key, bin_um)
     if table_key is not None:
         return _named(table_key, sorted(sdata.tables), what="table", argument="table_key")
     names = _spot_tables(sdata)
+    if bin_um is not None:
+        names = tables_of_bins(sdata, names, bin_um)
     if not names:
         return None
     return _only_table(names)
 
 
-def find_tables(sdata: SpatialData, table_key: str | None) -> list[str]:
+def named_table(sdata: SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
+    """Name of the table that a caller has asked for, by its name or by the size of its bins; ``None`` without a wish.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        As :func:`find_table`.
+    """
+    check_slide(sdata)
+    return table_key if bin_um is None else find_table(sdata, table_key, bin_um=bin_um)
+
+
+def find_tables(sdata: SpatialData, table_key: str | None, *, bin_um: float | None = None) -> list[str]:
     """Names of the tables of the spots: that of :func:`find_table`, or one per object that ``spatialdata.concatenate`` joined.
 
     Raises
@@ -97,10 +115,12 @@ def find_tables(sdata: SpatialData, table_key: str | None) -> list[str]:
     """
     check_slide(sdata)
     names = _spot_tables(sdata)
+    if bin_um is not None and table_key is None:
+        names = tables_of_bins(sdata, names, bin_um)
     groups = split_tables(names)
     if table_key is None and len(groups) > 1 and Keys.TABLE not in names and _annotate_others(sdata, names):
         return [_only_table(group) for group in groups]
-    found = find_table(sdata, table_key)
+    found = find_table(sdata, table_key, bin_um=bin_um)
     return [] if found is None else [found]
 
 

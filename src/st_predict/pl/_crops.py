@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Number, Text, check
-from st_predict.io import find_image, find_mpp, find_region, level_offsets, open_pyramid, read_spots
+from st_predict.io import find_image, find_mpp, find_region, level_offsets, named_table, open_pyramid, read_spots
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._view import read_view
 from st_predict.specs import CropSpec
@@ -45,6 +44,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     spot: str | tuple[float, float] | None = None,
     mpp: float | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     image_key: str | None = None,
     region: str | None = None,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
@@ -69,6 +69,9 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
         Micrometres per level-0 pixel of the image, if the image does not say its own.
     table_key
         Table of the spots; may be left out if there is only one.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     image_key
         Image to read; may be left out if there is only one.
     region
@@ -96,7 +99,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     ValueError
         If an argument is of another type or range, if ``mpp`` is needed and unknown, if the image is coarser than the crop, or if ``ax`` has not one Axes a panel.
     """
-    check_slide(sdata)
+    table_key = named_table(sdata, table_key, bin_um)
     if not isinstance(crop, CropSpec):
         raise InvalidTypeError(
             f"crop must be a CropSpec, got {crop!r}.",

@@ -8,10 +8,10 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from st_predict import get
-from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
+from st_predict.io import named_table
 from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
 from st_predict.pl._values import read_values
 from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
@@ -40,6 +40,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     image_key: str | None = None,
     region: str | None = None,
     tissue: bool = True,
@@ -82,6 +83,8 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
         :func:`st_predict.pp.align_panel`.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     image_key
         Image to draw on; may be left out if there is only one.
     region
@@ -127,8 +130,8 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     shapes_key = check("region", region, Text | None)
+    table_key = named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
-    check_slide(sdata)
     check("colours", colours, Literal["shared", "each"])
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     check_figure(figsize=figsize, save=save, tissue=tissue, show=show)

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from st_predict import get
-from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._validated import Count, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
+from st_predict.io import named_table
 from st_predict.pl._figure import (
     FONT,
     add_scale_bar,
@@ -69,6 +69,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     image_key: str | None = None,
     region: str | None = None,
     tissue: bool = True,
@@ -92,7 +93,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
     colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
-    bar of the prediction has the units. Its title has two correlations over the spots of this section: *partial*, with the
+    bar of the prediction has the units. Its title has two correlations over the spots of this section on tissue: *partial*, with the
     Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and *plain*, of the drawn values.
     If the card of the model has them, the next line is the partial correlation of the gene on held-out sections with its 95 %
     interval, marked *not reliable* where that includes 0 (see :func:`st_predict.get.reliability`).
@@ -123,6 +124,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
         :func:`st_predict.pp.align_panel`.
     table_key
         Table of the spots; may be left out unless several tables have a prediction of this key.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     image_key
         Image to draw on; may be left out if there is only one.
     region
@@ -183,8 +186,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     shapes_key, ncols = check("region", region, Text | None), check("ncols", ncols, Count | None)
+    table_key = named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
-    check_slide(sdata)
     genes, cmap = check("genes", genes, Texts), colour_map(cmap)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)

@@ -13,6 +13,7 @@ from scipy.sparse import csr_array, issparse
 from st_predict import get, metrics, pp
 from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredictError
 from st_predict._keys import Keys
+from st_predict._on_tissue import beside_tissue
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Text, check
@@ -55,6 +56,8 @@ class Values:
         ``(n_spots, n_genes)``: raw counts; NaN where ``observed`` is.
     totals
         ``(n_spots,)``: sums of counts over all genes of the table; NaN without counts.
+    on_tissue
+        ``(n_spots,)``: false for spots that the table says to lie beside the tissue; they are in no correlation.
     reliability
         Scores of each gene on held-out sections, if the card has them.
     """
@@ -66,6 +69,7 @@ class Values:
     std: NDArray[np.float32] | None
     counts: NDArray[np.float32]
     totals: NDArray[np.float64]
+    on_tissue: NDArray[np.bool_]
     reliability: Reliability | None
 
     @property
@@ -86,19 +90,20 @@ class Values:
         return [int(self.genes.get_loc(gene)) for gene in genes]
 
     def pearson(self, column: int) -> float:
-        """Correlation of a gene over the spots that have both values; NaN if it is not defined."""
+        """Correlation of a gene over the spots on tissue that have both values; NaN if it is not defined."""
         pair = np.column_stack([self.predicted[:, column], self.observed[:, column]])
-        pair = pair[np.isfinite(pair).all(axis=1)]
+        pair = pair[np.isfinite(pair).all(axis=1) & self.on_tissue]
         if len(pair) < 2:
             return float("nan")
         return float(metrics.pearson(pair[:, :1], pair[:, 1:], axis=0)[0])
 
     def partial(self, column: int) -> float:
-        """Partial correlation of a gene given log total count, over all spots with counts; NaN if not defined.
+        """Partial correlation of a gene given log total count, over all spots on tissue with counts; NaN if not defined.
 
         :func:`st_predict.tl.evaluate` leaves out spots with few counts, so that its value can differ.
         """
         both = np.isfinite(self.predicted[:, column]) & np.isfinite(self.counts[:, column]) & (self.totals > 0)
+        both &= self.on_tissue
         if not both.any():
             return float("nan")
         counts, totals = self.counts[both][:, [column]].astype(np.float64), self.totals[both]
@@ -157,8 +162,15 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.
         std=np.asarray(prediction.layers[Keys.STD]) if Keys.STD in prediction.layers else None,
         counts=counts,
         totals=totals,
+        on_tissue=~_beside(prediction, sdata.tables[counted or holder]),
         reliability=card.reliability_on() if tuple(prediction.var_names) == card.genes else None,
     )
+
+
+def _beside(prediction: AnnData, table: AnnData) -> NDArray[np.bool_]:
+    """Which spots of a prediction the table of the counts says to lie beside the tissue."""
+    rows = rows_in(prediction, table)
+    return (rows >= 0) & beside_tissue(table.obs)[rows]
 
 
 def _card(prediction: AnnData, key: str) -> ModelCard:

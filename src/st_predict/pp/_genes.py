@@ -51,6 +51,7 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     fdr: float | None = None,
     layer: str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     id_column: str | None = None,
     duplicates: Duplicates = "error",
     tissue_only: bool = True,
@@ -83,6 +84,9 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
         Layer with the raw counts; by default ``.X``.
     table_key
         Table of each :class:`~spatialdata.SpatialData` object; may be left out if it has one.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     id_column
         Column of ``.var`` with the identifiers of the genes; by default ``var_names``.
     duplicates
@@ -133,14 +137,15 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     table_key = check("table_key", table_key, Text | None)
     min_mean, fdr = check("min_mean", _or(min_mean, 1.0), NotNegative), check("fdr", _or(fdr, 0.05), Share)
     given, only = _as_list(adatas), check("tissue_only", tissue_only, Flag)
-    tables = [_table(data, table_key) for data in given]
+    keys = [_table_key(data, table_key, bin_um) for data in given]
+    tables = [data if key is None else data.tables[key] for data, key in zip(given, keys, strict=True)]
     on = [on_tissue(table.obs, only=only, label=f"Table {number}") for number, table in enumerate(tables)]
     sections = [
         _read_section(number, table, layer=layer, id_column=id_column, duplicates=duplicates)
         for number, table in enumerate(tables)
     ]
     if method == "spatial":
-        placed = _place(given, tables, sections, on=on, table_key=table_key)
+        placed = _place(given, tables, sections, on=on, keys=keys)
         return _most_spatial(placed, n_genes=n_genes, min_mean=min_mean, fdr=fdr)
     sections = [(names, counts[np.flatnonzero(kept)]) for (names, counts), kept in zip(sections, on, strict=True)]
     if method == "m2ost":
@@ -163,14 +168,15 @@ def _as_list(adatas: Sequence[AnnData | SpatialData]) -> list[AnnData | SpatialD
     return found
 
 
-def _table(data: AnnData | SpatialData, table_key: str | None) -> AnnData:
+def _table_key(data: AnnData | SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
+    """Name of the table of the counts; ``None`` for AnnData, which is a table itself."""
     if isinstance(data, anndata.AnnData):
-        return data
+        return None
     check_data(data, argument="Each member of adatas")
-    found = find_table(data, table_key)
+    found = find_table(data, table_key, bin_um=bin_um)
     if found is None:
         raise InvalidValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
-    return data.tables[found]
+    return found
 
 
 def _read_section(
@@ -257,12 +263,12 @@ def _place(
     sections: list[tuple[pd.Index, csr_array]],
     *,
     on: list[NDArray[np.bool_]],
-    table_key: str | None,
+    keys: list[str | None],
 ) -> list[PlacedCounts]:
     """Counts and positions of every region of every table."""
     placed = []
-    for number, (data, table, (names, counts), kept) in enumerate(zip(given, tables, sections, on, strict=True)):
-        key = find_table(data, table_key) if isinstance(data, SpatialData) else None
+    together = zip(given, tables, keys, sections, on, strict=True)
+    for number, (data, table, key, (names, counts), kept) in enumerate(together):
         places = find_places(data, table, table_key=key, label=f"Table {number}")
         placed += [
             PlacedCounts(label=label, names=names, counts=csr_array(counts[rows[kept[rows]]]), xy=xy[kept[rows]])

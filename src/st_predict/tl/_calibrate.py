@@ -95,7 +95,7 @@ class Calibration:
         """Number of calibration spots."""
         return sum(len(section["spots"]) for section in self.sections)
 
-    def apply(self, sdata: SpatialData, *, table_key: str | None = None) -> None:
+    def apply(self, sdata: SpatialData, *, table_key: str | None = None, bin_um: float | None = None) -> None:
         """Add interval bounds to a prediction; no measured values are needed.
 
         Parameters
@@ -104,6 +104,9 @@ class Calibration:
             Slide with a prediction by the same network, under the same key.
         table_key
             Table of the spots. Needed if several tables have a prediction of this key.
+        bin_um
+            Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+            several sizes.
 
         Returns
         -------
@@ -127,7 +130,7 @@ class Calibration:
             of the bounds.
         """
         check_slide(sdata)
-        found = self._read(sdata, Where(table_key=table_key))
+        found = self._read(sdata, Where(table_key=table_key, bin_um=bin_um))
         lower, upper = self._intervals(self.card.genes).bounds(found.mean, found.sd)
         write_bounds(sdata.tables[found.holder], self.key, lower, upper, calibration=self._describe())
 
@@ -137,6 +140,7 @@ class Calibration:
         *,
         image_key: Mapping[str, str] | str | None = None,
         table_key: str | None = None,
+        bin_um: float | None = None,
         shapes_key: str | None = None,
         layer: str | None = None,
         missing: Missing = "error",
@@ -160,6 +164,9 @@ class Calibration:
             several sections.
         table_key
             Table of the counts; by default that of the predicted spots.
+        bin_um
+            Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+            several sizes.
         shapes_key
             Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
         layer
@@ -203,6 +210,7 @@ class Calibration:
         where = Where(
             image_key=image_key,
             table_key=table_key,
+            bin_um=bin_um,
             shapes_key=shapes_key,
             layer=layer,
             group_key=self.group_key,
@@ -336,6 +344,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     group_key: str = Keys.PATIENT,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     shapes_key: str | None = None,
     layer: str | None = None,
     missing: Missing = "error",
@@ -374,6 +383,9 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
         sections.
     table_key
         Table of the counts; by default that of the predicted spots.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     shapes_key
         Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
     layer
@@ -437,10 +449,8 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
-    where = Where(
-        image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
-    )
-    where = replace(where, tissue_only=tissue_only)
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
+    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
     coverage = check("coverage", coverage, Annotated[Positive, Field(lt=1)])
     spots, scaled = check("spots", spots, Text | None), check("scaled", scaled, Flag | None)
     slides = as_list(held_out, "held_out")

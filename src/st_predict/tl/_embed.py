@@ -34,6 +34,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     shapes_key: str | None = None,
     mpp: Mapping[str, float] | float | Literal["spots"] | None = None,
     at_mpp: float | None = None,
@@ -74,6 +75,9 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
     table_key
         Table whose rows are described; may be left out if there is one, or one called ``"table"``.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     shapes_key
         Shapes to describe on a slide that has no table, or without regard to it.
     mpp
@@ -150,7 +154,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     >>> sdata["table"].obsm["X_rgb"].shape[1]
     144
     """
-    where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, mpp=mpp, tissue_only=tissue_only)
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, mpp=mpp)
+    where = replace(where, tissue_only=tissue_only)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     as_list(sdata, "sdata")
     at_mpp, key_added = check("at_mpp", at_mpp, Positive | None), check("key_added", key_added, Text | None)

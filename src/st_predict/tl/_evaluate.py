@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -73,6 +74,7 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     group_key: str = Keys.PATIENT,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     shapes_key: str | None = None,
     layer: str | None = None,
     missing: Missing = "error",
@@ -105,6 +107,9 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         image, for tables of several sections.
     table_key
         Table of the counts; by default that of the predicted spots.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     shapes_key
         Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
     layer
@@ -159,16 +164,8 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
-    where = Where(
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        layer=layer,
-        mpp=mpp,
-        group_key=group_key,
-        tissue_only=tissue_only,
-        genes=genes,
-    )
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer, mpp=mpp)
+    where = replace(where, group_key=group_key, tissue_only=tissue_only, genes=genes)
     slides = as_list(sdatas)
     key = common_key(slides, key, where, named=sdatas)
     _refuse_name_of_baseline(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from st_predict._errors import Advice, InvalidValueError
@@ -36,6 +37,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     *,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     shapes_key: str | None = None,
     mpp: Mapping[str, float] | float | Literal["spots"] | None = None,
     key_added: str | None = None,
@@ -75,6 +77,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
     table_key
         Table whose rows are predicted; may be left out if there is one, or one called ``"table"``.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     shapes_key
         Shapes to predict on a slide that has no table, or without regard to it.
     mpp
@@ -141,7 +146,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. How far it is
         from an error, :func:`calibrate` measures.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
-        The same, if the panel covers every gene of the table.
+        The same, if the panel covers every gene of the table and the layer takes at most 1 GiB.
     ``.uns["st_predict"][key_added]``
         Names of the ``genes`` in column order, card of the model, version, device and precision, and the mpp of each
         section with its source.
@@ -179,15 +184,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     250
     """
     genes = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    where = Where(
-        image_key=image_key,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        layer=layer,
-        mpp=mpp,
-        genes=genes,
-        tissue_only=tissue_only,
-    )
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer, mpp=mpp)
+    where = replace(where, genes=genes, tissue_only=tissue_only)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     cut_tissue = check("cut_tissue", cut_tissue, Literal["keep", "nan"])
     as_list(sdata, "sdata")

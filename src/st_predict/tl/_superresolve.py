@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 
 from st_predict import checkpoints
-from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
 from st_predict._runtime import Compute, Inference
-from st_predict._sections import CellReader
+from st_predict._sections import CellReader, as_list, each
 from st_predict._validated import Fields, File, Flag, Name, check
 from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
-from st_predict.io import find_image, find_mpp, find_region, open_pyramid
+from st_predict.io import find_image, find_mpp, find_region, named_table, open_pyramid
 from st_predict.models import get_spec
 from st_predict.pp import find_tissue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict._sections import CellGrid
+    from st_predict._sections import CellGrid, Sections
     from st_predict.checkpoints import Trained
     from st_predict.io import Mpp
     from st_predict.pp import Tissue
-    from st_predict.specs import ModelCard
+    from st_predict.specs import CropSpec, ModelCard
 
 __all__ = ["superresolve"]
 
@@ -45,11 +45,12 @@ _TOGETHER = 4096  # cells that the network predicts at a time
 
 
 def superresolve(  # noqa: PLR0913  # every one is a keyword
-    sdata: SpatialData,
+    sdata: Sections,
     model: PathLike[str] | str | Trained,
     *,
     image_key: str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     mpp: float | Literal["spots"] | None = None,
     tissue_only: bool = True,
     out: PathLike[str] | str | None = None,
@@ -71,20 +72,22 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     Parameters
     ----------
     sdata
-        Holds the image.
+        Holds the image. One object, a list or a mapping; all are checked before the first is predicted.
     model
         Result of :func:`train`, path of its ``.safetensors`` file, or name of a released checkpoint.
     image_key
         RGB image, 8 bit, single- or multi-scale; may be left out if there is one.
     table_key
         Table of spots, if the mpp of the image is to be had from its assay.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     mpp
         Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay.
     tissue_only
         Whether to leave out cells whose centre is not on the tissue (:func:`st_predict.pp.find_tissue`).
     out
         Folder to make, in which the table is stored by zarr, for sections that would not fit into memory. In ``sdata``,
-        ``.X`` is then a dask array that is read from there.
+        ``.X`` is then a dask array that is read from there. For one section only.
     key_added
         Name of the table. By default ``cells_{model}``.
     hparams
@@ -126,47 +129,90 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     MemoryError
         If memory does not suffice for one tile.
     """
-    where = Where(image_key=image_key, table_key=table_key, mpp=mpp)
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, mpp=mpp)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
     key_added, hparams = check("key_added", key_added, Name | None), check("hparams", hparams, Fields | None)
     tissue_only, out = check("tissue_only", tissue_only, Flag), check("out", out, File | None)
-    image_key = _image(sdata, image_key, where)
+    slides = as_list(sdata, "sdata")
+    each(slides, lambda slide: _image(slide, where), named=sdata)  # before weights are loaded
+    _refuse_one_folder(out, slides)
     path = checkpoints.find_weights(model)
     network, card = checkpoints.load(path, hparams=hparams, trust=trust)
     _refuse_spots(card)
     encoder = checkpoints.load_encoder(path, card, hparams=hparams, trust=trust)
     assert isinstance(encoder, CellEncoder)
-    found = _resolution(sdata, image_key, where, card)
-    key = key_added or Keys.cells(card.model)
-    check_cells(sdata, key, out)
-    together = compute.batch_size or _TOGETHER
+    key, together = key_added or Keys.cells(card.model), compute.batch_size or _TOGETHER
     inference = Inference(network, working_batch=together, device=compute.place, precision=compute.precision)
-    resolution = None if found is None else found.value
-    reader = CellReader(open_pyramid(sdata, image_key), encoder, card.crop, mpp=resolution, compute=compute)
-    cells = _on_tissue(reader.grid, find_tissue(sdata, image_key) if tissue_only else None)
-    read = {"checkpoint": checkpoints.name_of(model), "image": image_key, "tissue_only": tissue_only}
-    params = {**read, **_describe(reader, inference, found)}
+    read = {"checkpoint": checkpoints.name_of(model), "tissue_only": tissue_only}
+
+    for planned in each(slides, lambda slide: _plan(slide, where, card, key=key, out=out), named=sdata):
+        reader = planned.reader(encoder, card.crop, compute)
+        _write(planned, reader, inference, Record(card=card, params=read), key=key, out=out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A section whose cells are to be predicted."""
+
+    sdata: SpatialData
+    image_key: str
+    mpp: Mpp | None
+
+    def reader(self, encoder: CellEncoder, crop: CropSpec, compute: Compute) -> CellReader:
+        """Return what gives the features of its cells."""
+        mpp = None if self.mpp is None else self.mpp.value
+        return CellReader(open_pyramid(self.sdata, self.image_key), encoder, crop, mpp=mpp, compute=compute)
+
+
+def _plan(sdata: SpatialData, where: Where, card: ModelCard, *, key: str, out: PathLike[str] | str | None) -> _Plan:
+    check_cells(sdata, key, out)
+    image_key = _image(sdata, where)
+    return _Plan(sdata=sdata, image_key=image_key, mpp=_resolution(sdata, image_key, where, card))
+
+
+def _write(
+    planned: _Plan,
+    reader: CellReader,
+    inference: Inference,
+    record: Record,
+    *,
+    key: str,
+    out: PathLike[str] | str | None,
+) -> None:
+    """Predict the cells of a section, and write them."""
+    tissue = find_tissue(planned.sdata, planned.image_key) if record.params["tissue_only"] else None
+    cells = _on_tissue(reader.grid, tissue)
+    params = {**record.params, "image": planned.image_key, **_describe(reader, inference, planned.mpp)}
     write_cells(
-        sdata,
+        planned.sdata,
         key,
         _predict(reader, inference, cells),
-        Record(card=card, params=params),
+        replace(record, params=params),
         lattice=_lattice(reader.grid, cells),
-        image_key=image_key,
+        image_key=planned.image_key,
         out=out,
     )
     logger.info("Predicted %d cells, %.4g px wide, in the table %r.", len(cells), reader.grid.width, key)
 
 
-def _image(sdata: SpatialData, image_key: str | None, where: Where) -> str:
-    check_slide(sdata)
-    return find_image(sdata, image_key, region=find_region(sdata, where.table_key))
+def _image(sdata: SpatialData, where: Where) -> str:
+    table_key = named_table(sdata, where.table_key, where.bin_um)
+    return find_image(sdata, cast("str | None", where.image_key), region=find_region(sdata, table_key))
+
+
+def _refuse_one_folder(out: PathLike[str] | str | None, slides: Sequence[SpatialData]) -> None:
+    if out is not None and len(slides) > 1:
+        raise InvalidValueError(
+            f"{str(out)!r} is one folder, and there are {len(slides)} sections.",
+            Advice("leave out {}", "out"),
+            "call this function once per section, with a folder for each",
+        )
 
 
 def _resolution(sdata: SpatialData, image_key: str, where: Where, card: ModelCard) -> Mpp | None:
     mpp = cast("float | Literal['spots'] | None", where.mpp)  # of one image
-    required = card.crop.mpp is not None
-    return find_mpp(sdata, image_key=image_key, table_key=where.table_key, mpp=mpp, required=required)
+    table_key = named_table(sdata, where.table_key, where.bin_um)
+    return find_mpp(sdata, image_key=image_key, table_key=table_key, mpp=mpp, required=card.crop.mpp is not None)
 
 
 def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict[str, Any]:

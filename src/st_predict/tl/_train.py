@@ -79,6 +79,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     allow_shared: Sequence[str] = (),
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
+    bin_um: float | None = None,
     shapes_key: str | None = None,
     layer: str | None = None,
     missing: Missing = "error",
@@ -124,6 +125,9 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         several sections.
     table_key
         Table of the counts; may be left out where there is one, or one called ``"table"``.
+    bin_um
+        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        several sizes.
     shapes_key
         Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
     layer
@@ -199,10 +203,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
     rounds, resume = check("rounds", rounds, Count), check("resume", resume, Flag)
-    where = Where(
-        image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, group_key=group_key, genes=genes
-    )
-    where = replace(where, tissue_only=tissue_only)
+    where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
+    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
     spec, out = get_spec(model), check("out", out, File)
     setting, hparams = get_preset(spec, check("preset", preset, Text)), check("hparams", hparams, Fields | None)
     config = _configure(setting, config, spec)
