@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from st_predict import checkpoints
+from st_predict import checkpoints, datasets
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -255,10 +255,24 @@ def test_every_file_of_weights_has_its_licence() -> None:
     assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in apache
 
 
+def test_the_panels_have_their_licence() -> None:
+    """The MIT licence asks for its copyright line and its text in every copy."""
+    folder = ROOT / "src" / "st_predict" / "datasets" / "panels"
+    notice, text = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
+    rows = re.findall(r"^\| `(\S+)\.txt` \| .+ \| MIT \|$", notice, flags=re.MULTILINE)
+    assert sorted(rows) == datasets.list_panels()
+    holder = re.search(r"^Copyright \(c\) \d{4} .+$", text, flags=re.MULTILINE)[0]
+    assert f"{holder}. Licensed under the MIT licence" in notice
+    assert "The above copyright notice and this permission notice shall be included in all\n" in text
+    assert "Changes:" in notice
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert holder in readme.split("\n## Licence\n")[1]
+
+
 def test_the_wheel_names_all_licences() -> None:
-    assert PROJECT["project"]["license"].split(" AND ") == ["BSD-3-Clause", "CC-BY-4.0", "Apache-2.0"]
+    assert PROJECT["project"]["license"].split(" AND ") == ["BSD-3-Clause", "CC-BY-4.0", "Apache-2.0", "MIT"]
     assert [name for name in PROJECT["project"]["license-files"] if not (ROOT / name).is_file()] == []
-    assert len(PROJECT["project"]["license-files"]) == 3
+    assert len(PROJECT["project"]["license-files"]) == 4
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Licence\n")[1]
     assert re.findall(r"^- \*\*(\w+)\*\*", section, flags=re.MULTILINE) == ["Code", "Weights", "Data"]
