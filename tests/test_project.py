@@ -31,7 +31,7 @@ CONDA_NAMES = {
     "openslide-bin": "openslide",
     "torch": "pytorch",
 }
-OTHER_BOUNDS = {"openslide": ">=4.0.0"}  # the wheel has a fourth number of its own
+OTHER_BOUNDS = {"openslide": ">=4.0.1"}  # the wheel has a fourth number of its own
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
