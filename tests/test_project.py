@@ -76,7 +76,7 @@ def test_permissions_are_the_least(name: str) -> None:
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {}
     for label, job in workflow["jobs"].items():
-        wanted = {"id-token": "write"} if label == "publish" else {"contents": "read"}
+        wanted = {"id-token": "write"} if label == "publish" else {} if label == "all" else {"contents": "read"}
         assert job["permissions"] == wanted
         assert job["timeout-minutes"] <= 120
     for step in steps(workflow):
@@ -318,6 +318,68 @@ def test_the_entry_of_the_ecosystem_is_complete() -> None:
     assert entry["category"] == "ecosystem"
     assert entry["license"] in PROJECT["project"]["license"].split(" AND ")
     assert len(set(entry["tags"])) == len(entry["tags"]) > 0
+    assert set(entry["tags"]) <= {
+        "benchmarking",
+        "deep learning",
+        "imaging",
+        "spatial transcriptomics",
+    }  # of the schema
+    assert entry["primary_category"] in {"Imaging", "Spatial"}
+
+
+TEMPLATE = [
+    ".codecov.yaml",
+    ".editorconfig",
+    "bug_report.yml",
+    "config.yml",
+    "feature_request.yml",
+    "dependabot.yml",
+    "build.yaml",
+    "release.yaml",
+    "test.yaml",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "biome.jsonc",
+    "custom.css",
+    "docs/_templates",
+    "docs/api.md",
+    "changelog.md",
+    "conf.py",
+    "contributing.md",
+    "index.md",
+    "example.ipynb",
+    "references.bib",
+    "references.md",
+    "template_usage.md",
+    "pyproject.toml",
+    "src/",
+    "pp",
+    "tl",
+    "pl",
+    "py.typed",
+    "conftest.py",
+    "test_basic.py",
+]
+"""Files of cookiecutter-scverse in August 2026."""
+
+
+@pytest.mark.parametrize("name", TEMPLATE)
+def test_every_file_of_the_template_is_answered(name: str) -> None:
+    page = (PAGES / "ecosystem.md").read_text(encoding="utf-8").split("\n## Files of cookiecutter-scverse\n")[1]
+    rows = dict(re.findall(r"^\| (`.+?) \| (.+) \|$", page.split("\n## ")[0], flags=re.MULTILINE))
+    answers = [answer for files, answer in rows.items() if re.search(rf"[`/]{re.escape(name)}(/[\w/.]+)?`", files)]
+    assert len(answers) == 1
+    if answers[0].startswith("yes"):
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        assert name == "test_basic.py" or re.search(
+            rf"(^|/){re.escape(name.rstrip('/'))}(/|$)", listed, flags=re.MULTILINE
+        )
+    else:
+        assert answers[0].startswith("no: ")
 
 
 def test_every_item_of_the_checklist_is_answered() -> None:
@@ -327,7 +389,7 @@ def test_every_item_of_the_checklist_is_answered() -> None:
         re.findall(r"^\| (?!item|---)(.+?) \| (.+?) \| (.+) \|$", part, flags=re.MULTILINE)
         for part in (mandatory, recommended.split("\n## ")[0])
     ]
-    assert list(map(len, rows)) == [8, 2]
+    assert list(map(len, rows)) == [9, 3]
     for path in re.findall(r"`([\w./-]+\.(?:md|yaml|toml))`", mandatory):
         assert any((folder / path).exists() for folder in (ROOT, GITHUB / "workflows")), path
 

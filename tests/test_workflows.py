@@ -145,8 +145,8 @@ def test_variables_are_set_where_they_are_used(path: Path) -> None:
             known = {*workflow.get("env", {}), *job.get("env", {}), *step.get("env", {}), *loops}
             assert set(re.findall(r"\$\{?(\w+)", run)) <= known, run
         assert set(re.findall(r"matrix\.(\w+)", str(job))) <= matrix
-        for needed in [job["needs"]] if "needs" in job else []:
-            assert needed in workflow["jobs"]
+        needs = job.get("needs", [])
+        assert {needs} if isinstance(needs, str) else set(needs) <= set(workflow["jobs"])
 
 
 def test_each_package_is_tried_on_each_python() -> None:
