@@ -124,6 +124,30 @@ def _gradients() -> SpatialData:
     return SpatialData(images={"he": img}, shapes={"spots": shapes}, tables={"table": table})
 
 
+@pytest.fixture
+def hub_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Put the hub of Hugging Face at another address, or offline, with a cache of its own.
+
+    Before version 1.0, another module has a copy of the template, and sessions that are kept know whether they are offline.
+    """
+    from huggingface_hub import constants, file_download, utils
+
+    forget = getattr(utils, "reset_sessions", lambda: None)
+
+    def put(url: str | None, *, cache: Path) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", url is None)
+        if url is not None:
+            template = url + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "ENDPOINT", url)
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        forget()
+
+    yield put
+    forget()
+
+
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)

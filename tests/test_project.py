@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from st_predict import checkpoints
+from st_predict import checkpoints, datasets
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -31,7 +31,7 @@ CONDA_NAMES = {
     "openslide-bin": "openslide",
     "torch": "pytorch",
 }
-OTHER_BOUNDS = {"openslide": ">=4.0.0"}  # the wheel has a fourth number of its own
+OTHER_BOUNDS = {"openslide": ">=4.0.1"}  # the wheel has a fourth number of its own
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -76,7 +76,7 @@ def test_permissions_are_the_least(name: str) -> None:
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {}
     for label, job in workflow["jobs"].items():
-        wanted = {"id-token": "write"} if label == "publish" else {"contents": "read"}
+        wanted = {"id-token": "write"} if label == "publish" else {} if label == "all" else {"contents": "read"}
         assert job["permissions"] == wanted
         assert job["timeout-minutes"] <= 120
     for step in steps(workflow):
@@ -255,10 +255,24 @@ def test_every_file_of_weights_has_its_licence() -> None:
     assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in apache
 
 
+def test_the_panels_have_their_licence() -> None:
+    """The MIT licence asks for its copyright line and its text in every copy."""
+    folder = ROOT / "src" / "st_predict" / "datasets" / "panels"
+    notice, text = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
+    rows = re.findall(r"^\| `(\S+)\.txt` \| .+ \| MIT \|$", notice, flags=re.MULTILINE)
+    assert sorted(rows) == datasets.list_panels()
+    holder = re.search(r"^Copyright \(c\) \d{4} .+$", text, flags=re.MULTILINE)[0]
+    assert f"{holder}. Licensed under the MIT licence" in notice
+    assert "The above copyright notice and this permission notice shall be included in all\n" in text
+    assert "Changes:" in notice
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert holder in readme.split("\n## Licence\n")[1]
+
+
 def test_the_wheel_names_all_licences() -> None:
-    assert PROJECT["project"]["license"].split(" AND ") == ["BSD-3-Clause", "CC-BY-4.0", "Apache-2.0"]
+    assert PROJECT["project"]["license"].split(" AND ") == ["BSD-3-Clause", "CC-BY-4.0", "Apache-2.0", "MIT"]
     assert [name for name in PROJECT["project"]["license-files"] if not (ROOT / name).is_file()] == []
-    assert len(PROJECT["project"]["license-files"]) == 3
+    assert len(PROJECT["project"]["license-files"]) == 4
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Licence\n")[1]
     assert re.findall(r"^- \*\*(\w+)\*\*", section, flags=re.MULTILINE) == ["Code", "Weights", "Data"]
@@ -304,6 +318,68 @@ def test_the_entry_of_the_ecosystem_is_complete() -> None:
     assert entry["category"] == "ecosystem"
     assert entry["license"] in PROJECT["project"]["license"].split(" AND ")
     assert len(set(entry["tags"])) == len(entry["tags"]) > 0
+    assert set(entry["tags"]) <= {
+        "benchmarking",
+        "deep learning",
+        "imaging",
+        "spatial transcriptomics",
+    }  # of the schema
+    assert entry["primary_category"] in {"Imaging", "Spatial"}
+
+
+TEMPLATE = [
+    ".codecov.yaml",
+    ".editorconfig",
+    "bug_report.yml",
+    "config.yml",
+    "feature_request.yml",
+    "dependabot.yml",
+    "build.yaml",
+    "release.yaml",
+    "test.yaml",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "biome.jsonc",
+    "custom.css",
+    "docs/_templates",
+    "docs/api.md",
+    "changelog.md",
+    "conf.py",
+    "contributing.md",
+    "index.md",
+    "example.ipynb",
+    "references.bib",
+    "references.md",
+    "template_usage.md",
+    "pyproject.toml",
+    "src/",
+    "pp",
+    "tl",
+    "pl",
+    "py.typed",
+    "conftest.py",
+    "test_basic.py",
+]
+"""Files of cookiecutter-scverse in August 2026."""
+
+
+@pytest.mark.parametrize("name", TEMPLATE)
+def test_every_file_of_the_template_is_answered(name: str) -> None:
+    page = (PAGES / "ecosystem.md").read_text(encoding="utf-8").split("\n## Files of cookiecutter-scverse\n")[1]
+    rows = dict(re.findall(r"^\| (`.+?) \| (.+) \|$", page.split("\n## ")[0], flags=re.MULTILINE))
+    answers = [answer for files, answer in rows.items() if re.search(rf"[`/]{re.escape(name)}(/[\w/.]+)?`", files)]
+    assert len(answers) == 1
+    if answers[0].startswith("yes"):
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        assert name == "test_basic.py" or re.search(
+            rf"(^|/){re.escape(name.rstrip('/'))}(/|$)", listed, flags=re.MULTILINE
+        )
+    else:
+        assert answers[0].startswith("no: ")
 
 
 def test_every_item_of_the_checklist_is_answered() -> None:
@@ -313,7 +389,7 @@ def test_every_item_of_the_checklist_is_answered() -> None:
         re.findall(r"^\| (?!item|---)(.+?) \| (.+?) \| (.+) \|$", part, flags=re.MULTILINE)
         for part in (mandatory, recommended.split("\n## ")[0])
     ]
-    assert list(map(len, rows)) == [8, 2]
+    assert list(map(len, rows)) == [9, 3]
     for path in re.findall(r"`([\w./-]+\.(?:md|yaml|toml))`", mandatory):
         assert any((folder / path).exists() for folder in (ROOT, GITHUB / "workflows")), path
 

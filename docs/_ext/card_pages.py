@@ -47,13 +47,12 @@ def page_of(weights: Weights) -> str:
                 f"File `{weights.file}`, {size}; fetched when it is first used. {command} prints its card.\n",
             ]
         )
-    card = ModelCard.of_file(
-        checkpoints.find_weights(f"{weights.name}@{weights.version}")
-    )
+    path = checkpoints.find_weights(f"{weights.name}@{weights.version}")
+    card = ModelCard.of_file(path)
     parts = [
         *head,
         f"File `{weights.file}`, {size}, in the package.",
-        _facts(card),
+        _facts(card, checkpoints.notice_of(path)),
         "## Which genes to trust",
     ]
     parts += [_scores(card, one) for one in card.reliability] or [
@@ -64,11 +63,11 @@ def page_of(weights: Weights) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(card: ModelCard) -> str:
-    rows = [
-        f"| {name} | {text.replace('|', ' ')} |"
-        for name, text in checkpoints.card_facts(card).items()
-    ]
+def _facts(card: ModelCard, notice: str) -> str:
+    facts = checkpoints.card_facts(card) | (
+        {"weights of others": notice} if notice else {}
+    )
+    rows = [f"| {name} | {text.replace('|', ' ')} |" for name, text in facts.items()]
     return "\n".join(["| | |", "|---|---|", *rows])
 
 

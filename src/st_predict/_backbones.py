@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["create_backbone", "fetch_weights", "import_timm", "is_architecture", "n_features", "weights_config"]
+__all__ = [
+    "create_backbone",
+    "fetch_weights",
+    "import_timm",
+    "is_architecture",
+    "n_features",
+    "weights_config",
+    "weights_notice",
+]
 
 _LARGEST = 65_536  # argument of an architecture
 
@@ -163,3 +171,15 @@ def weights_config(name: str) -> Any:
             f"timm has no weights {tag!r} of {arch!r}; it has {[k.partition('.')[2] for k in known]}."
         )
     return timm.get_pretrained_cfg(name)
+
+
+def weights_notice(name: str | None) -> str:
+    """Return origin and licence of weights of timm, ``"architecture.tag"``, that a network was trained from; empty without a tag."""
+    if name is None or not name.partition(".")[2]:
+        return ""
+    timm = import_timm()
+    known = name in timm.list_pretrained(f"{name.partition('.')[0]}.*")  # perhaps another version of timm does
+    config = timm.get_pretrained_cfg(name) if known else None
+    origin = config and (config.hf_hub_id or config.url)
+    licence = (config and config.license) or "not known to timm"
+    return f"Trained from the weights {name!r} of timm{f' ({origin})' if origin else ''}, licence: {licence}."

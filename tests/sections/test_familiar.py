@@ -116,7 +116,7 @@ def test_distances_are_compared_where_neighbours_are_read(
     shapes = sdata["spots"].copy()
     centre = near.mean(axis=0)
     shapes["geometry"] = shapes.geometry.affine_transform([0.5, 0, 0, 0.5, *(centre / 2)])
-    dense.shapes["spots"] = type(sdata["spots"])(shapes)
+    dense.shapes["spots"] = shapes
     dense["spots"].attrs = sdata["spots"].attrs
     config = {"epochs": 1, "progress": False, "device": "cpu", "precision": "float32"}
     one = train(sdata, home / "n", model="mlp", hparams=MLP, config=config)

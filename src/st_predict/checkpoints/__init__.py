@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from st_predict.checkpoints._describe import GeneScore, card_facts, card_gaps, rank_genes, score_sentence
-from st_predict.checkpoints._file import build, load, load_encoder, save
+from st_predict.checkpoints._file import build, load, load_encoder, notice_of, save
 from st_predict.checkpoints._published import import_published
 from st_predict.checkpoints._released import Trained, Weights, find_weights, list_weights, name_of
 from st_predict.checkpoints._reliability import Evaluated, add_reliability
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "load_encoder",
     "name_of",
+    "notice_of",
     "rank_genes",
     "save",
     "score_sentence",

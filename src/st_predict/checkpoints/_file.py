@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from st_predict.checkpoints._sizes import (
     shapes_of,
 )
 from st_predict.encoders import Encoder, restore_encoder
-from st_predict.models import get_spec
+from st_predict.models import SpotModel, get_spec
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
@@ -34,9 +35,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from st_predict.models import SpotModel
 
-__all__ = ["build", "load", "load_encoder", "save"]
+__all__ = ["build", "load", "load_encoder", "notice_of", "save"]
+
+_NOTICE = "notice"
+"""Entry of the metadata of a file: origin and licence of the weights of others that it contains."""
+
+_LICENSES = {"Apache-2.0": Path(__file__).parent / "weights" / "LICENSE-Apache-2.0.txt"}
+"""Licences whose text has to travel with the weights."""
 
 _ENCODER = "st_predict.encoder."
 """How the names of the weights of a carried encoder begin; no network has a layer of this name."""
@@ -77,7 +83,8 @@ def save(
 ) -> None:
     """Write weights and card to one ``.safetensors`` file.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. If it contains weights of others, its metadata has their origin and licence
+    (:func:`st_predict.checkpoints.notice_of`), and the text of the licence where that asks for it.
 
     Parameters
     ----------
@@ -108,11 +115,50 @@ def save(
     metadata = {ModelCard.METADATA_KEY: card.to_json()}
     if encoder is not None and encoder.spec.carried:
         state |= {_ENCODER + name: _stored(tensor, torch.float16) for name, tensor in encoder.state_dict().items()}
-        metadata["notice"] = (
-            f"{encoder.spec.name}: {encoder.spec.source}, {encoder.spec.license}, {encoder.spec.citation}"
-        )
+    metadata |= _notices(model, encoder)
     with whole(path) as fresh:
         save_file(state, fresh, metadata=metadata)
+
+
+def _notices(model: nn.Module, encoder: Encoder | None) -> dict[str, str]:
+    """Return metadata on weights of others: those that training started from, and those of the encoder that is carried."""
+    notices = [model.notice] if isinstance(model, SpotModel) else []
+    if encoder is not None and encoder.spec.carried:
+        notices.append(encoder.spec.notice)
+    notice = " ".join(filter(None, notices))
+    texts = {name: path for name, path in _LICENSES.items() if name.lower() in notice.lower()}
+    licences = {f"license.{name}": path.read_text(encoding="utf-8") for name, path in texts.items()}
+    return {_NOTICE: notice, **licences} if notice else {}
+
+
+def notice_of(path: PathLike[str] | str) -> str:
+    """Read what a checkpoint says of the weights of others that it contains: origin, licence and changes.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file of :func:`st_predict.checkpoints.save`.
+
+    Returns
+    -------
+    Sentences to keep with every copy of the file; empty if it contains no such weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If it is not a safetensors file, or has no card.
+
+    Examples
+    --------
+    >>> from st_predict import checkpoints
+    >>> checkpoints.notice_of(checkpoints.find_weights("m2ost"))[:37]
+    'Contains layers of EfficientNet-Lite0'
+    """
+    ModelCard.of_file(path)
+    with reading(path), safe_open(path, framework="pt") as file:
+        return str(file.metadata().get(_NOTICE, ""))
 
 
 def _values(network: nn.Module) -> dict[str, Tensor]:

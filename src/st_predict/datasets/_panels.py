@@ -49,7 +49,7 @@ def panel(name: str) -> list[str]:
     Notes
     -----
     The three panels of 250 genes were published with M2OST :cite:p:`Wang2025`, at https://github.com/Dootmaan/M2OST (MIT
-    licence), and are unchanged. They are a random sample of the genes that are among the 1500 most variable ones of every
+    licence, Copyright (c) 2024 Hongyi Wang), and are unchanged. They are a random sample of the genes that are among the 1500 most variable ones of every
     section, test sections included. Many of their genes have no spatial signal beyond sequencing depth;
     ``st_predict.pp.select_panel(method="spatial")`` selects genes that have.
 

@@ -85,6 +85,12 @@ class EncoderSpec:
     notes: str = ""
 
     @property
+    def notice(self) -> str:
+        """Attribution for copies of the weights: origin, licence and changes."""
+        origin = ", ".join(filter(None, (self.source, self.license, self.citation)))
+        return f"Contains the encoder {self.name}: {origin}. Changes: tensors were renamed and rounded to float16."
+
+    @property
     def url(self) -> str:
         """Page of the weights on the hub; empty if they are on none."""
         return f"https://huggingface.co/{self.source.removeprefix(HUB)}" if self.source.startswith(HUB) else ""

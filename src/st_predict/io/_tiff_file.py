@@ -38,7 +38,7 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
     try:
         file = tifffile.TiffFile(path)
         n_pages = len(file.pages)
-    except FAILURES as error:
+    except (*FAILURES, tifffile.TiffFileError) as error:  # no ValueError before 2025.9
         raise InvalidValueError(f"{path} cannot be read as TIFF: {error}.", "get it again") from error
     if n_pages == 0:
         file.close()

@@ -42,6 +42,11 @@ class SpotModel(Network):
         Building a network never loads any: those of a checkpoint come from the checkpoint.
         """
 
+    @property
+    def notice(self) -> str:
+        """Origin and licence of the weights that :meth:`load_pretrained` loads; every checkpoint carries it. Empty if there are none."""
+        return ""
+
     def start_at(self, mean_G: Tensor) -> None:
         """Take the mean of the training targets, ``(n_genes,)``, as what to predict before anything is learned.
 

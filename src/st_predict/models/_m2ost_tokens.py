@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from st_predict._backbones import create_backbone, fetch_weights, import_timm
+from st_predict._backbones import create_backbone, fetch_weights, import_timm, weights_notice
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
+from st_predict._imagenet import ARCH, LICENSE, NAME, NOTICE, PIXELS, SOURCE, load_efficientnet_lite0
 from st_predict.models import _timm
 from st_predict.models._levels import centre
 from st_predict.specs import PixelSpec
@@ -215,6 +215,13 @@ class FeatureMaps(nn.Module):
         else:
             return
         self.backbone.load_state_dict({name: theirs[name] for name in self.backbone.state_dict()})
+
+    @property
+    def notice(self) -> str:
+        """Origin and licence of these weights; empty without a tag."""
+        if self.tokens != NAME:
+            return weights_notice(self.tokens)
+        return f"{NOTICE.removesuffix('.')}, and they were trained further." if self.tune else NOTICE
 
 
 def _stages(tokens: str, backbone: Any, strides: list[int]) -> list[tuple[int, int]]:

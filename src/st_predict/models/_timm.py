@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_config
+from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_config, weights_notice
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count  # noqa: TC001  # as above
 from st_predict.models._base import SpotModel
@@ -81,6 +81,11 @@ class TimmRegressor(SpotModel):
         if self.weights is not None:
             pretrained = fetch_weights(f"{self.arch}.{self.weights}", **self.arch_args)
             self.backbone.load_state_dict(pretrained.state_dict())
+
+    @property
+    def notice(self) -> str:
+        """Origin and licence of ``weights``; see :attr:`SpotModel.notice`."""
+        return weights_notice(self.weights and f"{self.arch}.{self.weights}")
 
     def start_at(self, mean_G: Tensor) -> None:
         """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""

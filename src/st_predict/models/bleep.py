@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from st_predict._backbones import create_backbone, fetch_weights, n_features
+from st_predict._backbones import create_backbone, fetch_weights, n_features, weights_notice
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, Natural, Positive, Probability, validated
 from st_predict.models._base import ModelSpec, Preset, SpotModel
@@ -174,6 +174,11 @@ class BLEEP(SpotModel):
         c = self.config
         if c.weights is not None:
             self.backbone.load_state_dict(fetch_weights(f"{c.arch}.{c.weights}", **c.arch_args).state_dict())
+
+    @property
+    def notice(self) -> str:
+        """Origin and licence of ``weights``; see :attr:`SpotModel.notice`."""
+        return weights_notice(self.config.weights and f"{self.config.arch}.{self.config.weights}")
 
     @torch.inference_mode(mode=False)  # validation may run in it, and what is made there can't be used in training
     @torch.no_grad()

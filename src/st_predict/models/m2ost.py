@@ -200,6 +200,11 @@ class M2OST(SpotModel):
             self.embed.maps.load_pretrained()
 
     @property
+    def notice(self) -> str:
+        """Origin and licence of the weights that ``tokens`` names; see :attr:`SpotModel.notice`."""
+        return self.embed.maps.notice if isinstance(self.embed, TokenEmbedding) else ""
+
+    @property
     def _reads_cls_only(self) -> bool:
         # Dropout acts on single tokens, so a mean cannot stand for them.
         return self.config.pool == "cls" and not (self.training and self.config.drop)
