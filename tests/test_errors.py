@@ -315,6 +315,11 @@ UNREACHABLE = {
     "st_predict.io._select.find_image": ("pp.select_panel",),
     # encoders are built by names that exist
     "st_predict._backbones._check_architecture": ("tl.embed", "encoders."),
+    # readers of collections have checked the places, and give one library and its image
+    **dict.fromkeys(
+        [f"st_predict.io._anndata.{name}" for name in ("_coordinates", "_libraries", "_by_column", "_image_of")],
+        ("io.read_hest", "io.read_stimage", "datasets.hest"),
+    ),
     # it is given the counts themselves
     "st_predict.pp._counts._check_values": ("pp.to_target",),
 }

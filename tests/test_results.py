@@ -150,7 +150,7 @@ def test_a_large_layer_is_not_written(
     names = tuple(table.var_names)
     values = np.arange(table.n_obs * len(names), dtype=np.float32).reshape(table.n_obs, -1)
     monkeypatch.setattr("st_predict._results.LARGEST_LAYER", values.nbytes - 1)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="st_predict"):
         slot_of(measured).write_prediction(values, record(names))
     assert "p" not in table.layers
     assert "not also written as a layer" in caplog.text

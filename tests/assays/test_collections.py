@@ -11,6 +11,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,6 +175,9 @@ def test_what_is_missing_is_named(hest_folder, tmp_path):
     write_tiff(root / "wsis" / "TENX1.tif", np.zeros((300, 300, 3), np.uint8))
     (root / "st" / "TENX1.h5ad").write_bytes(b"no hdf5")
     with pytest.raises(InvalidValueError, match=r"TENX1.h5ad cannot be read"):
+        stp.io.read_hest(root, "TENX1")
+    anndata.AnnData(np.ones((2, 2), np.float32)).write_h5ad(root / "st" / "TENX1.h5ad")
+    with pytest.raises(InvalidValueError, match=r"TENX1.h5ad has no places of spots"):
         stp.io.read_hest(root, "TENX1")
     (root / "metadata" / "TENX1.json").write_text("{")
     with pytest.raises(InvalidValueError, match=r"TENX1.json cannot be read"):

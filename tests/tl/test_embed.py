@@ -493,7 +493,7 @@ def test_crops_are_read_once(measured: SpatialData, kept: Path, monkeypatch: pyt
         calls.append(1)
         return iter_batches(*args, **options)
 
-    monkeypatch.setattr(module, "iter_batches", counted)
+    monkeypatch.setattr("st_predict._sections._section.iter_batches", counted)
     monkeypatch.setattr(module, "_READ", 4)  # three batches
     encoder, network = weighted()
     for seen in (12, 12):  # computed, then taken from the cache

@@ -232,7 +232,7 @@ def test_what_is_the_users_is_refused_before_any_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("there was work")
 
-    monkeypatch.setattr("st_predict._sections._inputs.iter_batches", work)
+    monkeypatch.setattr("st_predict._sections._section.iter_batches", work)
     with pytest.raises(ValueError, match=r"Choose another name with key_added="):
         stp.tl.predict(measured, checkpoint(), key_added="mine", table_key="table")
     assert digest(measured) == before

@@ -92,6 +92,8 @@ def read_hest(folder: str | PathLike[str], sample: str, *, mpp: float | None = N
     known = read_hest_metadata(files["metadata"])
     value = given or _estimated(sample, known)
     table = _read_table(files["st"])
+    if Keys.SPATIAL not in table.obsm:
+        raise InvalidValueError(f"{files['st']} has no places of spots, obsm['spatial'].", "get it again")
     _describe(table, sample, known, mpp=value)
     return from_anndata(table, files["wsis"], library_id=sample, mpp=value)
 
