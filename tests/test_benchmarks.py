@@ -141,3 +141,11 @@ def test_the_page_shows_the_scores_of_all_models() -> None:
     assert script.fill(page, figures) == page
     assert {row["variant"] for row in figures["rows"]} >= set(list_models())
     assert all(f"| `{name}` |" in page for name in list_models() if name != "mean")
+
+
+def test_the_page_shows_the_scores_with_and_without_stain() -> None:
+    script = load("her2st_stain")
+    rows = json.loads(script.RESULTS.read_text(encoding="utf-8"))
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.fill(page, rows) == page
+    assert page.count("| macenko |") == 1

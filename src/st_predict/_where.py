@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from st_predict._identifiers import GeneAliases
 from st_predict._keys import Keys
+from st_predict._stain import Stain
 from st_predict._validated import Flag, Positive, Text, validated
 
 __all__ = ["Duplicates", "GeneMatching", "Missing", "Where"]
@@ -67,6 +68,8 @@ class Where:
         Whether spots whose ``in_tissue`` in ``.obs`` is 0 are left out.
     genes
         How the genes of a panel are found in the table.
+    stain
+        Stain in whose colours images are read; ``None`` for their own.
     """
 
     image_key: Text | Mapping[str, str] | None = None
@@ -78,3 +81,4 @@ class Where:
     group_key: Text = Keys.PATIENT
     tissue_only: Flag = True
     genes: GeneMatching = field(default_factory=GeneMatching)
+    stain: Stain | None = None

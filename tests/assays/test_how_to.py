@@ -108,3 +108,10 @@ def test_own_slide(run, tmp_path, monkeypatch):
     assert np.isfinite(seen[1].tables["pred_m2ost"].X).all()
     assert (seen[1].shapes["grid"]["radius"] * 2 * 0.5 == 100).all()
     np.testing.assert_allclose(known["sdata"]["he8"]["scale0"]["image"].values, image.transpose(2, 0, 1), atol=1)
+
+
+def test_stain(run):
+    known = run("stain.md")
+    table = known["other"].tables["table"]
+    assert np.isfinite(table.obsm["pred_ridge"]).any()
+    assert known["trained"].card.training["stain"]["method"] == "macenko"

@@ -44,6 +44,7 @@ from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_sdata
 from st_predict._sections._slides import open_slides
 from st_predict._sections._split import LeakageError, split_patients
+from st_predict._sections._stained import mean_stain, stain_of, stained
 from st_predict._sections._store import store_of
 from st_predict._sections._unlabelled import open_unlabelled
 
@@ -81,6 +82,7 @@ __all__ = [
     "naming",
     "needs_mpp",
     "observe",
+    "mean_stain",
     "open_sdata",
     "open_slides",
     "open_unlabelled",
@@ -95,6 +97,8 @@ __all__ = [
     "section_features",
     "select_genes",
     "split_patients",
+    "stain_of",
+    "stained",
     "store_of",
     "trained_pairs",
     "warn_of_constant",

@@ -21,6 +21,7 @@ from st_predict._errors import Advice, InvalidValueError, NotFoundError, StPredi
 from st_predict._keys import Keys
 from st_predict._on_tissue import on_tissue
 from st_predict._results import Slot
+from st_predict._sections._stained import stained
 from st_predict.crops import iter_batches, plan_crops
 from st_predict.io import (
     find_image,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from st_predict._stain import Stain
     from st_predict._where import Where
     from st_predict.crops import Batch, LevelPlan
     from st_predict.io import Mpp, PyramidReader, Spots
@@ -86,6 +88,8 @@ class Section:
         Its image.
     mpp
         Micrometres per pixel of level 0, and where that came from; ``None`` if unknown.
+    stain
+        How the image is stained, if it is read in the colours of another one.
     """
 
     region: str
@@ -95,6 +99,7 @@ class Section:
     image_key: str
     reader: PyramidReader
     mpp: Mpp | None
+    stain: Stain | None = None
 
     def plan(self, crop: CropSpec, rows: NDArray[np.int64] | None = None) -> tuple[LevelPlan, ...]:
         """Plan the crops of some spots, by default of every spot."""
@@ -149,6 +154,7 @@ class Section:
             "mpp": None if self.mpp is None else self.mpp.value,
             "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
             "level_downsamples": list(self.reader.downsamples),
+            **({} if self.stain is None else {"stain": self.stain.to_dict()}),
         }
 
 
@@ -291,6 +297,9 @@ def _open_section(
             "check the transformations of image and shapes",
             Advice("count every spot with {}", "tissue_only", value=False),
         )
+    stain = None
+    if where.stain is not None:
+        reader, stain = stained(sdata, image_key, reader, where.stain)
     return Section(
         region=region,
         rows=rows,
@@ -298,6 +307,7 @@ def _open_section(
         outside=outside,
         image_key=image_key,
         reader=reader,
+        stain=stain,
         mpp=_mpp_of(
             sdata,
             image_key=image_key,

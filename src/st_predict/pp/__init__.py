@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from st_predict._stain import Stain
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
 from st_predict.pp._panel import PanelMatch, align_panel, read_panel
 from st_predict.pp._residuals import THETA, pearson_residuals
+from st_predict.pp._stain import fit_stain
 from st_predict.pp._target import (
     Target,
     apply_limits,
@@ -21,12 +23,14 @@ from st_predict.pp._tissue import Tissue, find_tissue
 __all__ = [
     "THETA",
     "PanelMatch",
+    "Stain",
     "Target",
     "Tissue",
     "align_panel",
     "apply_limits",
     "find_tissue",
     "fit_limits",
+    "fit_stain",
     "fit_target",
     "from_target",
     "make_grid",

@@ -17,7 +17,15 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._runtime import Compute, Inference, Moments
-from st_predict._sections import check_needs, inputs_of, naming, needs_mpp, warn_of_constant, warn_of_unfamiliar
+from st_predict._sections import (
+    check_needs,
+    inputs_of,
+    naming,
+    needs_mpp,
+    stain_of,
+    warn_of_constant,
+    warn_of_unfamiliar,
+)
 from st_predict._validated import Count, Natural, check
 from st_predict.crops import N_SYMMETRIES
 from st_predict.models import SpotModel, get_spec
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from st_predict._sections import Section, Slide
+    from st_predict._stain import Stain
     from st_predict.checkpoints import Trained
     from st_predict.crops import Batch
     from st_predict.encoders import Encoder
@@ -99,6 +108,25 @@ class Ensemble:
     """Networks whose predictions are averaged; a single one is an ensemble of one."""
 
     members: tuple[Member, ...]
+
+    def stain(self, asked: Stain | Literal[False] | None) -> Stain | None:
+        """Return the stain in whose colours images are read: what is asked for, or that of the training.
+
+        Raises
+        ------
+        ValueError
+            If members were trained in different colours and none is asked for.
+        """
+        if asked is not None:
+            return asked or None
+        stains = [stain_of(member.card) for member in self.members]
+        if any(stain != stains[0] for stain in stains):
+            raise InvalidValueError(
+                "The checkpoints were trained in the colours of different stains.",
+                Advice("name one for all with {}", "stain"),
+                Advice("predict with one checkpoint of {}", "model"),
+            )
+        return stains[0]
 
     @classmethod
     def open(

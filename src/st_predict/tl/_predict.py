@@ -10,6 +10,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
 from st_predict._sections import as_list, look_over_for, open_slides, read_context
+from st_predict._stain import Stain
 from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.tl._ensemble import Draws, Ensemble
@@ -57,6 +58,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     precision: str = "auto",
     cut_tissue: Literal["keep", "nan"] = "keep",
     tissue_only: bool = True,
+    stain: Stain | Literal[False] | None = None,
 ) -> None:
     """Predict gene expression of spots from the image around them.
 
@@ -134,6 +136,9 @@ def predict(  # noqa: PLR0913  # every one is a keyword
         A warning says how many there are.
     tissue_only
         Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
+    stain
+        Stain in whose colours the image is read, as :func:`st_predict.pp.fit_stain` measures it on another slide; that of this image is measured
+        first. By default that of the training, if the network was trained with one; ``False`` reads the image as it is.
 
     Returns
     -------
@@ -194,6 +199,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     ensemble = Ensemble.open(
         model, hparams=hparams, trust=trust, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
+    where = replace(where, stain=ensemble.stain(check("stain", stain, Stain | Literal[False] | None)))
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
     slots = [_slot(ensemble, slide, key_added or ensemble.key) for slide in slides]
     cut = [look_over_for(slide, ensemble.cards) for slide in slides]

@@ -15,12 +15,12 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
 from st_predict._runtime import Compute, Inference
-from st_predict._sections import CellReader, as_list, each
+from st_predict._sections import CellReader, as_list, each, stain_of, stained
 from st_predict._validated import Fields, File, Flag, Name, check
 from st_predict._where import Where
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
-from st_predict.io import find_image, find_mpp, find_region, named_table, open_pyramid
+from st_predict.io import PyramidReader, find_image, find_mpp, find_region, named_table, open_pyramid
 from st_predict.models import get_spec
 from st_predict.pp import find_tissue
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict._sections import CellGrid, Sections
+    from st_predict._stain import Stain
     from st_predict.checkpoints import Trained
     from st_predict.io import Mpp
     from st_predict.pp import Tissue
@@ -157,17 +158,21 @@ class _Plan:
     sdata: SpatialData
     image_key: str
     mpp: Mpp | None
+    stain: Stain | None
 
     def reader(self, encoder: CellEncoder, crop: CropSpec, compute: Compute) -> CellReader:
         """Return what gives the features of its cells."""
         mpp = None if self.mpp is None else self.mpp.value
-        return CellReader(open_pyramid(self.sdata, self.image_key), encoder, crop, mpp=mpp, compute=compute)
+        image: PyramidReader = open_pyramid(self.sdata, self.image_key)
+        if self.stain is not None:
+            image, _ = stained(self.sdata, self.image_key, image, self.stain)
+        return CellReader(image, encoder, crop, mpp=mpp, compute=compute)
 
 
 def _plan(sdata: SpatialData, where: Where, card: ModelCard, *, key: str, out: PathLike[str] | str | None) -> _Plan:
     check_cells(sdata, key, out)
     image_key = _image(sdata, where)
-    return _Plan(sdata=sdata, image_key=image_key, mpp=_resolution(sdata, image_key, where, card))
+    return _Plan(sdata=sdata, image_key=image_key, mpp=_resolution(sdata, image_key, where, card), stain=stain_of(card))
 
 
 def _write(

@@ -27,14 +27,17 @@ from st_predict._sections import (
     describe_colours,
     encoder_of,
     keep_common,
+    mean_stain,
     measure_each,
     measured_table,
     observe,
+    open_sdata,
     open_unlabelled,
     placed_table,
     split_patients,
     store_of,
 )
+from st_predict._stain import Method, Stain
 from st_predict._training import Run, check_objective, configure, describe_training, get_preset, learn
 from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
@@ -91,6 +94,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     preset: str = "recommended",
     min_counts: int | None = None,
     tissue_only: bool = True,
+    stain: Stain | Method | None = None,
     hparams: Mapping[str, Any] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     unlabelled: Sections | None = None,
@@ -159,6 +163,10 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
         spots of unknown size.
     tissue_only
         Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+    stain
+        Read all images in the same colours, in training and in every prediction: ``"macenko"`` or ``"reinhard"`` takes the mean stain of the
+        training slides, a :class:`~st_predict.pp.Stain` is taken as it is. That of each slide is measured on its tissue
+        (:func:`st_predict.pp.fit_stain`). ``None`` leaves images as they are.
     hparams
         Hyper-parameters of the network that differ from those of the preset.
     config
@@ -210,14 +218,27 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     config = _configure(setting, config, spec)
     allow_shared = check("allow_shared", allow_shared, Texts)
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
+    where = replace(where, stain=_target_stain(stain, training, where))
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
+    if where.stain is not None:
+        model_card = replace(model_card, training={**model_card.training, "stain": where.stain.to_dict()})
     least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
     model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
     return _fit(model_card, data, out, config=config, resume=resume, how=how)
+
+
+def _target_stain(stain: Stain | Method | None, training: Sequence[SpatialData], where: Where) -> Stain | None:
+    """Return the stain in whose colours all images are read: the mean of those of training, if a method is named."""
+    stain = check("stain", stain, Stain | Method | None)
+    if not isinstance(stain, str):
+        return stain
+    with _mpp_of_training():
+        slides = [open_sdata(sdata, where) for sdata in training]
+    return mean_stain([(slide.sdata, section.image_key) for slide in slides for section in slide.sections], stain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +346,7 @@ _NOTED = (
         "preset",
         "min_counts",
         "tissue_only",
+        "stain",
         "config",
         "kept",
         "best",

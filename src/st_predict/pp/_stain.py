@@ -1,0 +1,120 @@
+"""Measure how a slide is stained, with squidpy."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel
+
+from st_predict._containers import check_slide
+from st_predict._errors import Advice, InvalidValueError
+from st_predict._stain import Method, Stain
+from st_predict._validated import Text, check
+from st_predict.io import find_image, open_pyramid
+from st_predict.pp._tissue import find_tissue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from st_predict.io import PyramidReader
+
+__all__ = ["fit_stain"]
+
+logger = logging.getLogger(__name__)
+
+SIZE = 2000
+"""Longest side of the picture that colours are measured on, at most; a coarse level of the image."""
+
+LEAST = 1000
+"""Pixels of tissue from which on a stain is measured."""
+
+
+def fit_stain(sdata: SpatialData, method: Method = "macenko", *, image_key: str | None = None) -> Stain:
+    """Measure how the tissue of a slide is stained, as a reference for others.
+
+    The measuring is that of squidpy (``squidpy.experimental.im.fit_stain_reference``, version 1.8.2 or newer), on the tissue that
+    :func:`find_tissue` sees, at a coarse level of the image.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image; it is not changed.
+    method
+        ``"macenko"``: directions of haematoxylin and eosin in optical density :cite:p:`Macenko2009`. ``"reinhard"``: mean and spread of
+        lightness and colours :cite:p:`Reinhard2001`.
+    image_key
+        RGB image; may be left out if there is one.
+
+    Returns
+    -------
+    The stain, for ``stain=`` of :func:`st_predict.tl.train` and :func:`st_predict.tl.predict`.
+
+    Raises
+    ------
+    KeyError
+        If the image does not exist.
+    ModuleNotFoundError
+        If squidpy is not installed, or is older than 1.8.2.
+    ValueError
+        If there is too little tissue, or no two stains can be told apart in it, as on a slide with one stain.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.simulate(1, 1, shape=(1200, 1200)).sections["P1S1"]
+    >>> stp.pp.fit_stain(sdata, "reinhard").method
+    'reinhard'
+    """
+    check_slide(sdata)
+    method, image_key = check("method", method, Method), check("image_key", image_key, Text | None)
+    key = find_image(sdata, image_key)
+    tissue = find_tissue(sdata, key, size=SIZE)
+    pixels = _read(open_pyramid(sdata, key), tissue.downsample, tissue.mask.shape)
+    if (n_pixels := int(tissue.mask.sum())) < LEAST:
+        raise InvalidValueError(
+            f"The stain of image {key!r} cannot be measured: {n_pixels} pixels of {tissue.mask.size} are tissue.",
+            Advice("leave out {}", "stain"),
+            Advice("name another image with {}", "image_key"),
+        )
+    return _fit(pixels, tissue.mask, method, key)
+
+
+def _read(reader: PyramidReader, downsample: float, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Picture with the pixels of the mask: every nth pixel of the level that it was made of, ``(height, width, 3)``."""
+    level = max(i for i, own in enumerate(reader.downsamples) if own <= downsample * (1 + 1e-6))
+    step = round(downsample / reader.downsamples[level])
+    height, width = reader.level_shapes[level]
+    rows = [reader.read(0, y, width, 1, level=level)[:, ::step] for y in range(0, height, step)]
+    return np.ascontiguousarray(np.concatenate(rows)[: shape[0], : shape[1]])
+
+
+def _fit(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], method: Method, key: str) -> Stain:
+    fit = _squidpy()
+    image = Image2DModel.parse(pixels.transpose(2, 0, 1), dims=("c", "y", "x"))
+    labels = Labels2DModel.parse(mask[: pixels.shape[0], : pixels.shape[1]].astype(np.uint8), dims=("y", "x"))
+    slide = SpatialData(images={"slide": image}, labels={"slide_tissue": labels})
+    try:
+        found = fit(slide, "slide", method=method)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidValueError(
+            f"No stain by {method!r} can be measured on image {key!r}: {error}",
+            Advice("leave out {}", "stain"),
+            Advice("take another method for {}", "stain"),
+        ) from error
+    return Stain.of_macenko(found.stain_matrix) if method == "macenko" else Stain.of_reinhard(found.mu, found.sigma)
+
+
+def _squidpy() -> Callable[..., Any]:
+    """Function of squidpy that measures a stain."""
+    try:
+        from squidpy.experimental.im import fit_stain_reference
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"Measuring a stain needs squidpy 1.8.2 or newer: pip install 'squidpy>=1.8.2' ({error})."
+        ) from error
+    return cast("Callable[..., Any]", fit_stain_reference)
