@@ -33,6 +33,8 @@ SIZE = 2000
 LEAST = 1000
 """Pixels of tissue from which on a stain is measured."""
 
+_WAYS = (Advice("leave out {}", "stain"), "take a network that was trained without a stain")
+
 
 def fit_stain(sdata: SpatialData, method: Method = "macenko", *, image_key: str | None = None) -> Stain:
     """Measure how the tissue of a slide is stained, as a reference for others.
@@ -78,7 +80,7 @@ def fit_stain(sdata: SpatialData, method: Method = "macenko", *, image_key: str 
     if (n_pixels := int(tissue.mask.sum())) < LEAST:
         raise InvalidValueError(
             f"The stain of image {key!r} cannot be measured: {n_pixels} pixels of {tissue.mask.size} are tissue.",
-            Advice("leave out {}", "stain"),
+            *_WAYS,
             Advice("name another image with {}", "image_key"),
         )
     return _fit(pixels, tissue.mask, method, key)
@@ -103,8 +105,8 @@ def _fit(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], method: Method, key
     except (RuntimeError, ValueError) as error:
         raise InvalidValueError(
             f"No stain by {method!r} can be measured on image {key!r}: {error}",
-            Advice("leave out {}", "stain"),
-            Advice("take another method for {}", "stain"),
+            *_WAYS,
+            Advice("take another one with {}", "method"),
         ) from error
     return Stain.of_macenko(found.stain_matrix) if method == "macenko" else Stain.of_reinhard(found.mu, found.sigma)
 

@@ -213,16 +213,13 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     rounds, resume = check("rounds", rounds, Count), check("resume", resume, Flag)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
     where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
-    spec, out = get_spec(model), check("out", out, File)
-    setting, hparams = get_preset(spec, check("preset", preset, Text)), check("hparams", hparams, Fields | None)
+    spec, out, hparams = get_spec(model), check("out", out, File), check("hparams", hparams, Fields | None)
+    setting = get_preset(spec, check("preset", preset, Text))
     config = _configure(setting, config, spec)
     allow_shared = check("allow_shared", allow_shared, Texts)
-    training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
-    where = replace(where, stain=_target_stain(stain, training, where))
+    training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
-    model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card)
-    if where.stain is not None:
-        model_card = replace(model_card, training={**model_card.training, "stain": where.stain.to_dict()})
+    model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
     least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
     model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
@@ -231,14 +228,28 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
-def _target_stain(stain: Stain | Method | None, training: Sequence[SpatialData], where: Where) -> Stain | None:
-    """Return the stain in whose colours all images are read: the mean of those of training, if a method is named."""
+def _split(
+    sdatas: Sections,
+    validation: Sections | Sequence[str] | None,
+    where: Where,
+    *,
+    allow_shared: Sequence[str],
+    stain: Stain | Method | None,
+) -> tuple[list[SpatialData], list[SpatialData], Where]:
+    """Return the slides of both sides, and where their data is, with the colours in which they are read."""
+    training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
+    return training, held_out, _in_colours(stain, training, where)
+
+
+def _in_colours(stain: Stain | Method | None, training: Sequence[SpatialData], where: Where) -> Where:
+    """Say in the colours of which stain images are read: the mean of those of training, if a method is named."""
     stain = check("stain", stain, Stain | Method | None)
     if not isinstance(stain, str):
-        return stain
+        return replace(where, stain=stain)
     with _mpp_of_training():
         slides = [open_sdata(sdata, where) for sdata in training]
-    return mean_stain([(slide.sdata, section.image_key) for slide in slides for section in slide.sections], stain)
+    images = [(slide.sdata, section.image_key) for slide in slides for section in slide.sections]
+    return replace(where, stain=mean_stain(images, stain))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +326,7 @@ def _write_card(
     hparams: Mapping[str, Any] | None,
     mpp: float | None,
     extra: Mapping[str, Any] | None,
+    stain: Stain | None,
 ) -> ModelCard:
     """Write the card of the network to train, as far as it is known before the sections are opened."""
     mpp = check("mpp", mpp, Positive | None)
@@ -335,7 +347,7 @@ def _write_card(
         pixels=spec.pixels_for(settled),
         target=target,
         hparams=settled,
-        **{"gene_id_type": gene_id_type_of(genes), **_further_fields(extra)},
+        **{"gene_id_type": gene_id_type_of(genes), **_further_fields(extra, stain)},
     )
 
 
@@ -359,13 +371,15 @@ _NOTED = (
 """Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
 
 
-def _further_fields(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def _further_fields(extra: Mapping[str, Any] | None, stain: Stain | None) -> dict[str, Any]:
     fields = check_card_fields({} if extra is None else extra)
     if taken := sorted(set(fields.get("training", ())) & set(_NOTED)):
         raise InvalidValueError(
             f"card['training'] cannot set {taken}, which training writes.",
             Advice("give these notes other names in {}", "card"),
         )
+    if stain is not None:
+        fields["training"] = {**fields.get("training", {}), "stain": stain.to_dict()}
     return fields
 
 
