@@ -113,6 +113,25 @@ def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_refused(run("train", *sections, *options), "already holds a training")
 
 
+def test_slides_in_the_colours_of_training(folder: Path, tmp_path: Path) -> None:
+    options = ["--panel", folder / "panel.txt", "--hparams", json.dumps({"encoder": "rgb"}), "--out", tmp_path / "out"]
+    result = run("train", folder / "P1S1.zarr", "--model", "ridge", "--stain", "reinhard", *options)
+    assert result.exit_code == 0, result.output
+    weights = tmp_path / "out" / "ridge.safetensors"
+    assert stp.specs.ModelCard.of_file(weights).training["stain"]["method"] == "reinhard"
+    values = {}
+    for name, more in (("by_card", []), ("as_it_is", ["--ignore-stain"])):
+        out = tmp_path / f"{name}.h5ad"
+        result = run("predict", folder / "P2S1.zarr", "--out", out, "--model", weights, *more)
+        assert result.exit_code == 0, result.output
+        values[name] = anndata.read_h5ad(out).X
+    assert not np.allclose(values["by_card"], values["as_it_is"], equal_nan=True)
+    wrong = [*options[:-1], tmp_path / "wrong"]
+    check_refused(
+        run("train", folder / "P1S1.zarr", "--model", "ridge", "--stain", "blue", *wrong), "stain must be", "blue"
+    )
+
+
 def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--panel", "3"]
     check_refused(run("train", section, *out, "--validation", section), "same section")

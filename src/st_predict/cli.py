@@ -225,6 +225,9 @@ def train(  # noqa: PLR0913  # options of a command line
     preset: Preset = "recommended",
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
+    stain: Annotated[
+        str | None, typer.Option(help="Read all slides in the mean colours of these: macenko or reinhard.")
+    ] = None,
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
@@ -266,6 +269,7 @@ def train(  # noqa: PLR0913  # options of a command line
         preset=preset,
         min_counts=min_counts,
         tissue_only=tissue_only,
+        stain=stain,  # type: ignore[arg-type]  # checked by the function
         hparams=_parse(hparams),
         config={name: value for name, value in config.items() if value is not None},
         unlabelled=_read(unlabelled) if unlabelled else None,
@@ -293,6 +297,10 @@ def predict(  # noqa: PLR0913  # options of a command line
         str, typer.Option(help="Spots whose field of view is cut where tissue goes on: keep or nan.")
     ] = "keep",
     tissue_only: TissueOnly = True,  # noqa: FBT002
+    ignore_stain: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--ignore-stain", help="Read the slide as it is, though the network was trained with --stain."),
+    ] = False,
     symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
     hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
     trust: Trust = False,  # noqa: FBT002
@@ -340,6 +348,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         precision=precision,
         cut_tissue=cut_tissue,  # type: ignore[arg-type]  # checked by the function
         tissue_only=tissue_only,
+        stain=False if ignore_stain else None,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),
         trust=trust,
