@@ -15,7 +15,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._sections import open_sdata
 from st_predict._stain import Stain, StainMap
 from st_predict._where import Where
-from st_predict.io import open_pyramid
+from st_predict.io import SpatialDataPyramid, open_pyramid
 from st_predict.specs import ModelCard
 
 with warnings.catch_warnings():
@@ -28,7 +28,7 @@ METHODS = ("macenko", "reinhard")
 @pytest.fixture(scope="module")
 def patients():
     """Two patients, who differ in stain."""
-    simulated = stp.datasets.simulate(2, 1, shape=(1200, 1200), mpp=0.688, n_genes=20)
+    simulated = stp.datasets.simulate(2, 1, shape=(1000, 1000), mpp=0.688, n_genes=20)
     return list(simulated.sections.values())
 
 
@@ -152,3 +152,15 @@ def test_members_of_an_ensemble_see_the_same_colours(patients, tmp_path):
         stp.tl.predict(patients[1], [with_stain, without])
     stp.tl.predict(patients[1], [with_stain, without], stain=False, key_added="both")
     assert "both" in patients[1]["table"].obsm
+
+
+def test_a_stain_is_measured_in_few_reads(patients, monkeypatch):
+    read, calls = SpatialDataPyramid.read, []
+
+    def counted(self, *place, **level):
+        calls.append(place)
+        return read(self, *place, **level)
+
+    monkeypatch.setattr(SpatialDataPyramid, "read", counted)
+    stp.pp.fit_stain(patients[0], "reinhard")
+    assert len(calls) <= 4  # once to find tissue, once for its colours

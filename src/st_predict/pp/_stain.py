@@ -14,7 +14,7 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._stain import Method, Stain
 from st_predict._validated import Text, check
 from st_predict.io import find_image, open_pyramid
-from st_predict.pp._tissue import find_tissue
+from st_predict.pp._tissue import BLOCK, blocks, find_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,8 +91,11 @@ def _read(reader: PyramidReader, downsample: float, shape: tuple[int, int]) -> N
     level = max(i for i, own in enumerate(reader.downsamples) if own <= downsample * (1 + 1e-6))
     step = round(downsample / reader.downsamples[level])
     height, width = reader.level_shapes[level]
-    rows = [reader.read(0, y, width, 1, level=level)[:, ::step] for y in range(0, height, step)]
-    return np.ascontiguousarray(np.concatenate(rows)[: shape[0], : shape[1]])
+    pixels = np.full((*shape, 3), 255, np.uint8)
+    for y, x, h, w in blocks(height, width, side=step * max(1, BLOCK // step)):
+        part = reader.read(x, y, w, h, level=level)[::step, ::step]
+        pixels[y // step :, x // step :][: part.shape[0], : part.shape[1]] = part
+    return pixels
 
 
 def _fit(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], method: Method, key: str) -> Stain:

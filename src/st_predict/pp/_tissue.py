@@ -156,7 +156,7 @@ def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float64]
     height, width = reader.level_shapes[level]
     factor = -(-max(height, width) // size)
     grey = np.empty((-(-height // factor), -(-width // factor)))
-    for y, x, h, w in _blocks(height, width, side=factor * max(1, BLOCK // factor)):
+    for y, x, h, w in blocks(height, width, side=factor * max(1, BLOCK // factor)):
         block = rgb2gray(reader.read(x, y, w, h, level=level))
         # The last pixel of a row or column may cover less of the image; what is there is repeated.
         padded = np.pad(block, [(0, -h % factor), (0, -w % factor)], mode="edge")
@@ -165,7 +165,8 @@ def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float64]
     return grey, factor * reader.downsamples[level]
 
 
-def _blocks(height: int, width: int, *, side: int) -> Iterator[tuple[int, int, int, int]]:
+def blocks(height: int, width: int, *, side: int) -> Iterator[tuple[int, int, int, int]]:
+    """Top, left, height and width of squares that cover a picture; those at the end are smaller."""
     for y in range(0, height, side):
         for x in range(0, width, side):
             yield y, x, min(side, height - y), min(side, width - x)
