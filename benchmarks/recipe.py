@@ -145,6 +145,7 @@ def pack(folder: Path, data: str) -> None:
 
 
 def pack_her2st(folder: Path, cards: Sequence[ModelCard]) -> int:
+    """Write C2 to C5, with the panel that was chosen on them; return the size in bytes."""
     import st_predict as stp
     from st_predict.datasets import _her2st
 

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _packed
 from _packed import FULL, Pack
+from recipe import CONFIG, HPARAMS, RIDGE, pack_her2st
 
 from st_predict import checkpoints
 from st_predict._training import colours_of, configure, describe_training, get_preset, learn
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 TRAIN, SCORED = ["C2", "C3", "C4", "C5"], ["C6", "B4"]
 MPP = 0.688  # of these scans, from the pitch of their spots
-N_GENES, TARGET = 250, "recommended"
+TARGET = "recommended"
 CARD = {
     "organism": "Homo sapiens",
     "license": "CC-BY-4.0",
@@ -65,33 +66,13 @@ DATA = "Data: Andersson et al., Nature Communications 2021."
 WEIGHTS: dict[str, dict[str, Any]] = {
     "m2ost": {
         "model": "m2ost",
-        "hparams": {
-            "tokens": "efficientnet_lite0",
-            "size": 96,
-            "dim": 96,
-            "depth": 2,
-            "heads": 3,
-            "head_dim": 32,
-            "mlp_dim": 96,
-            "drop": 0.1,
-        },
-        "config": {
-            "epochs": 24,
-            "batch_size": 16,
-            "lr": 5e-4,
-            "optimizer": "adamw",
-            "weight_decay": 0.05,
-            "schedule": "cosine",
-            "warmup": 2,
-            "clip": 1.0,
-            "loss": "standardized",
-            "progress": False,
-        },
+        "hparams": HPARAMS,
+        "config": {**CONFIG, "loss": "standardized"},
         "citation": f"{DATA} Method: Wang et al., M2OST, AAAI 2025, on feature maps of EfficientNet-Lite0, an extension of st_predict.",
     },
     "ridge-effnet": {
         "model": "ridge",
-        "hparams": {"encoder": "efficientnet_lite0", "fields": [96, 192, 384], "rank": 8},
+        "hparams": RIDGE,
         "citation": f"{DATA} Method: reduced-rank ridge regression on features of EfficientNet-Lite0.",
     },
 }
@@ -129,15 +110,8 @@ def pack(folder: Path) -> None:
     if (folder / "pack.json").exists():
         print(f"{folder} is there already")
         return
-    import st_predict as stp
-    from st_predict.datasets import _her2st
-
-    sections = stp.datasets.her2st(TRAIN)
-    root = _her2st._root(None)
-    images = {name: root / _her2st._paths(name)["image"] for name in TRAIN}
-    panel = stp.pp.select_panel(list(sections.values()), n_genes=N_GENES, method="spatial")
     cards = [_packed.card_of(spec["model"], TARGET, spec["hparams"], mpp=MPP) for spec in WEIGHTS.values()]
-    n_bytes = _packed.write(folder, sections, images, train=TRAIN, panels={TARGET: panel}, cards=cards)
+    n_bytes = pack_her2st(folder, cards)
     print(f"{folder}: {n_bytes / 2**20:.1f} MiB")
 
 

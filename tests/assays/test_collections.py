@@ -165,7 +165,7 @@ def test_what_is_missing_is_named(hest_folder, tmp_path):
         NotFoundError, match=r"no sample 'TENX9' in .*; there are 1, the first are \['TENX1'\]. Choose one with sample="
     ):
         stp.io.read_hest(root, "TENX9")
-    with pytest.raises(FileNotFoundError, match="is no copy of HEST-1k"):
+    with pytest.raises(FileNotFoundError, match="is not a copy of HEST-1k"):
         stp.io.read_hest(tmp_path / "raw-TENX1", "TENX1")
     (root / "wsis" / "TENX1.tif").unlink()
     with pytest.raises(
@@ -387,13 +387,13 @@ def test_damaged_slides_are_named(stimage_folder):
     slide, folder = "Human_Breast_1", root / "Visium"
     with pytest.raises(NotFoundError, match=r"no slide 'X' in .* Choose one with slide="):
         stp.io.read_stimage(root, "X")
-    with pytest.raises(FileNotFoundError, match="no copy of STimage-1K4M"):
+    with pytest.raises(FileNotFoundError, match="not a copy of STimage-1K4M"):
         stp.io.read_stimage(folder, slide)
     counts, coord = folder / "gene_exp" / f"{slide}_count.csv", folder / "coord" / f"{slide}_coord.csv"
     good = counts.read_text()
     for wrong, message in (
         (re.sub(r",\d+\n", ",-3\n", good), "counts must be whole and not negative"),
-        (re.sub(r",\d+\n", ",a\n", good), "is no table of counts"),
+        (re.sub(r",\d+\n", ",a\n", good), "is not a table of counts"),
         (good.replace(f"{slide}_", "other_"), "none of .* spots with counts"),
     ):
         counts.write_text(wrong)
@@ -401,7 +401,7 @@ def test_damaged_slides_are_named(stimage_folder):
             stp.io.read_stimage(root, slide)
     counts.write_text(good)
     coord.write_text(coord.read_text().replace("xaxis", "x"))
-    with pytest.raises(InvalidValueError, match="is no file of places"):
+    with pytest.raises(InvalidValueError, match="is not a file of places"):
         stp.io.read_stimage(root, slide)
     counts.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks .*_count.csv. Download"):

@@ -127,8 +127,14 @@ def test_what_cannot_be_is_said(wsi, slide, tmp_path):
     ):
         stp.io.to_wsidata(table[:1], wsi)
     stp.io.to_wsidata(table[:1], wsi, overwrite=True)
+    with pytest.raises(InvalidValueError, match="1 rows of the prediction have the name of another one, such as '0'"):
+        stp.io.to_wsidata(table[[0, 0]], wsi, overwrite=True)
+    height, width = wsi.properties.shape
+    wsi.properties.shape = (height, width + 1)
+    with pytest.raises(InvalidValueError, match="in wsidata, so that tiles would lie elsewhere"):
+        stp.io.from_wsidata(wsi, mpp=0.5)
     slide[0].unlink()
-    with pytest.raises(InvalidValueError, match="no file on disk"):
+    with pytest.raises(InvalidValueError, match="not a file on disk"):
         stp.io.from_wsidata(wsi, mpp=0.5)
 
 

@@ -88,7 +88,7 @@ def stain_of(card: ModelCard) -> Stain | None:
     if note is None:
         return None
     if not isinstance(note, Mapping):
-        raise InvalidValueError(f"The card of {card.model!r} has a stain that is no mapping: {note!r}.")
+        raise InvalidValueError(f"The card of {card.model!r} has a stain that is not a mapping: {note!r}.")
     return Stain(**{str(name): _tuple(value) for name, value in note.items()})
 
 

@@ -140,7 +140,7 @@ def _filtered(frame: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
         chosen = check(argument, values, Texts | None)
         if chosen is None:
             continue
-        own = frame[column].astype(str).str.strip()
+        own = (frame[column] if column in frame else pd.Series("", index=frame.index)).astype(str).str.strip()
         folded = {name.casefold() for name in chosen}
         if unknown := sorted(folded - set(own.str.casefold())):
             raise NotFoundError(

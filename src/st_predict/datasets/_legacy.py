@@ -82,7 +82,7 @@ def cscc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spati
 
     Returns
     -------
-    One section for one name, else a mapping from name to section. Elements are those of :func:`st_predict.io.read_legacy_st`; the
+    One section for one name, else a mapping from name to section, with the elements of :func:`st_predict.io.read_legacy_st`; the
     patient is the first part of the name, ``"P2"``.
 
     Raises
@@ -90,7 +90,7 @@ def cscc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spati
     FileNotFoundError
         If a file is missing; the message says how it is called and where it comes from.
     ValueError
-        If there is no such section, a file is there twice, or a file is damaged.
+        If the section does not exist, a file is there twice, or a file is damaged.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def hbc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spatia
 
     Returns
     -------
-    One section for one name, else a mapping from name to section. Elements are those of :func:`st_predict.io.read_legacy_st`; the
+    One section for one name, else a mapping from name to section, with the elements of :func:`st_predict.io.read_legacy_st`; the
     patient is the first part of the name, ``"BC23209"``.
 
     Raises
@@ -131,7 +131,7 @@ def hbc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spatia
     FileNotFoundError
         If a file is missing; the message says how it is called and where it comes from.
     ValueError
-        If there is no such section, a file is there twice, or a file is damaged.
+        If the section does not exist, a file is there twice, or a file is damaged.
 
     Examples
     --------

@@ -105,7 +105,7 @@ def _check_files(root: Path, sample: str, files: dict[str, Path]) -> None:
     there = sorted(path.stem for path in (root / "metadata").glob("*.json"))
     if not there:
         raise FileNotFoundError(
-            f"{str(root)!r} is no copy of HEST-1k: it has no metadata/*.json. Give the folder that holds st, wsis and metadata."
+            f"{str(root)!r} is not a copy of HEST-1k: it has no metadata/*.json. Give the folder that holds st, wsis and metadata."
         )
     if files["metadata"] in missing:
         raise NotFoundError(

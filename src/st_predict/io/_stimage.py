@@ -61,7 +61,7 @@ def read_stimage(
         Micrometres per pixel of the image. By default from the distance between neighbouring spots. The data set states none, and
         Visium HD needs it.
     pitch_um
-        Distance between the centres of neighbouring spots, in micrometres. By default that of the assay: 100 for Visium, 200 for
+        Distance between the centres of neighbouring spots, in micrometres. By default the pitch of the assay: 100 for Visium, 200 for
         legacy Spatial Transcriptomics.
 
     Returns
@@ -120,7 +120,7 @@ def _technology(root: Path, slide: str) -> str:
     slides = stimage_slides(root)
     if not slides:
         raise FileNotFoundError(
-            f"{str(root)!r} is no copy of STimage-1K4M: it has no coord/*_coord.csv in {', '.join(STIMAGE)}."
+            f"{str(root)!r} is not a copy of STimage-1K4M: it has no coord/*_coord.csv in {', '.join(STIMAGE)}."
         )
     if slide not in slides:
         raise NotFoundError(
@@ -145,7 +145,7 @@ def _read_places(path: Path) -> pd.DataFrame:
         frame = frame[["xaxis", "yaxis", "r"]].astype(np.float64)
     except (KeyError, UnicodeDecodeError, ValueError) as error:
         raise InvalidValueError(
-            f"{path} is no file of places with the numbers xaxis, yaxis and r: {error}.", "get it again"
+            f"{path} is not a file of places with the numbers xaxis, yaxis and r: {error}.", "get it again"
         ) from error
     frame.index = frame.index.astype(str)
     if not frame.index.is_unique:
@@ -165,7 +165,7 @@ def _read_counts(path: Path) -> tuple[pd.Index, list[str], csr_matrix]:
                 names += [str(name) for name in chunk.index]
                 parts.append(csr_matrix(chunk.to_numpy(dtype=np.float32)))
     except (UnicodeDecodeError, ValueError) as error:
-        raise InvalidValueError(f"{path} is no table of counts: {error}.", "get it again") from error
+        raise InvalidValueError(f"{path} is not a table of counts: {error}.", "get it again") from error
     if not parts or not genes:
         raise InvalidValueError(f"{path} holds no counts.", "get it again")
     counts = csr_matrix(vstack(parts, format="csr"))

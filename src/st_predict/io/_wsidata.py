@@ -16,6 +16,7 @@ from spatialdata.transformations import get_transformation
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Flag, Name, Positive, Text, check
+from st_predict.io._pyramid import open_pyramid
 from st_predict.io._read import read_image
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None,
     path = Path(str(wsi.reader.file))
     if not path.exists():
         raise InvalidValueError(
-            f"The slide of this object is no file on disk: its reader says {str(wsi.reader.file)!r}.",
+            f"The slide of this object is not a file on disk: its reader says {str(wsi.reader.file)!r}.",
             "open the file of the slide with wsidata.open_wsi",
         )
     value = given or wsi.properties.mpp
@@ -88,6 +89,11 @@ def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None,
             Advice("give micrometres per pixel of level 0 with {}", "mpp"),
         )
     sdata = read_image(path, mpp=float(value), image_key=image_key)
+    if (found := open_pyramid(sdata, image_key).level_shapes[0]) != (shape := tuple(wsi.properties.shape)):
+        raise InvalidValueError(
+            f"{path.name!r} has {found} (height, width) px as it is read here, and {shape} in wsidata, so that tiles would lie elsewhere.",
+            "store the slide without an orientation tag, and make the tiles again",
+        )
     shapes = GeoDataFrame(geometry=list(tiles.geometry), index=pd.Index(_ids(tiles), name=TILE_ID))
     systems: dict[str, Any] = get_transformation(sdata.images[image_key], get_all=True)
     sdata.shapes[tile_key] = ShapesModel.parse(shapes, transformations=dict(systems))
@@ -173,6 +179,10 @@ def _ids(tiles: GeoDataFrame) -> NDArray[np.int64]:
 
 def _rows_of(prediction: AnnData, names: list[str], tile_key: str) -> NDArray[np.int64]:
     """Tile of each row of the prediction."""
+    if len(twice := prediction.obs_names[prediction.obs_names.duplicated()]):
+        raise InvalidValueError(
+            f"{len(twice)} rows of the prediction have the name of another one, such as {twice[0]!r}."
+        )
     rows = pd.Index(names).get_indexer(prediction.obs_names)
     if (unknown := prediction.obs_names[rows < 0]).size:
         raise InvalidValueError(
