@@ -196,7 +196,7 @@ def asked_epochs(packed: Pack, spec: ModelSpec, target: str, args: argparse.Name
 def config_of(spec: ModelSpec, target: str, args: argparse.Namespace, epochs: int) -> TrainConfig:
     preset = get_preset(spec, target)
     changes = {"batch_size": args.batch_size, **preset.training, "epochs": epochs}
-    return configure(preset, {**changes, "device": args.device, "progress": False})
+    return configure(preset, {**changes, "device": args.device})
 
 
 def fit(

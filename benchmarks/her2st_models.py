@@ -81,7 +81,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         allow_shared=[SAME_PATIENT[0]],
         preset="paper",
         mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.reads(spec.hparams).kind),
-        config={"epochs": epochs, "batch_size": args.batch_size, "progress": False},
+        config={"epochs": epochs, "batch_size": args.batch_size},
     )
     minutes = (time.perf_counter() - start) / 60
     held_out = [sections[s] for s in (SAME_PATIENT, OTHER_PATIENT)]

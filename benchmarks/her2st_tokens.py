@@ -36,7 +36,6 @@ SETTING = {
     "schedule": "cosine",
     "warmup": 2,
     "clip": 1.0,
-    "progress": False,
     "loss": "model",
 }
 EPOCHS = 24

@@ -45,7 +45,7 @@ def measure(out: Path) -> list[dict[str, Any]]:
     """Train, predict, evaluate, and write the scores to the card; return what the card then has."""
     sections = stp.datasets.her2st([*TRAIN, *SCORED])
     train = [sections[name] for name in TRAIN]
-    result = stp.tl.train(train, "ridge", panel=250, out=out, hparams={"encoder": "rgb"}, config={"progress": False})
+    result = stp.tl.train(train, "ridge", panel=250, out=out, hparams={"encoder": "rgb"})
     held_out = [sections[name] for name in SCORED]
     for section in held_out:
         stp.tl.predict(section, result)

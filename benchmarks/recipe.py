@@ -74,7 +74,6 @@ CONFIG: dict[str, Any] = {
     "warmup": 2,
     "clip": 1.0,
     "loss": "model",
-    "progress": False,
 }
 RIDGE = {"encoder": "efficientnet_lite0", "fields": [96, 192, 384], "rank": 8}
 BASE = "base"
@@ -220,7 +219,7 @@ def run(packed: Pack, variant: str, fold: str, args: argparse.Namespace) -> dict
         taught = (1 - SHARE) * data.target + SHARE * teacher_of(packed, names, fold)
         data = replace(data, target=taught.astype(np.float32))
     settings = {} if spec.closed_form else {**CONFIG, **changes, "epochs": args.epochs}
-    config = configure(get_preset(spec, TARGET), {**settings, "device": args.device, "progress": False})
+    config = configure(get_preset(spec, TARGET), {**settings, "device": args.device})
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         _, history = learn(card, data, held_out, config=config, folder=Path(folder))
     device = pick_device(args.device)

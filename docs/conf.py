@@ -54,7 +54,7 @@ napoleon_use_rtype = False
 typehints_defaults = "braces"
 always_use_bars_union = True
 
-bibtex_bibfiles = ["references.bib"]
+bibtex_bibfiles = ["../src/st_predict/references.bib"]
 bibtex_reference_style = "author_year"
 
 nitpicky = ON_READ_THE_DOCS

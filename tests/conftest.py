@@ -247,7 +247,7 @@ def quick() -> Callable[..., TrainConfig]:
 
     def make(**options: object) -> TrainConfig:
         defaults = {"epochs": 2, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32"}
-        return TrainConfig(**{**defaults, "progress": False, **options})
+        return TrainConfig(**{**defaults, **options})
 
     return make
 

@@ -178,7 +178,7 @@ data = CropStore(
     grid=None,
     xy_um=None,
 )
-config = TrainConfig(epochs=1, batch_size=4, device="cpu", precision="float32", progress=False)
+config = TrainConfig(epochs=1, batch_size=4, device="cpu", precision="float32")
 _, history = learn(card, data, data, config=config, folder=Path({str(tmp_path)!r}))
 print(len(history), np.isfinite(history[0]["val_pearson"]))
 """

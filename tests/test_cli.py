@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         panel=genes,
         out=folder / "model",
         hparams=TINY,
-        config=stp.tl.TrainConfig(epochs=1, device="cpu", precision="float32", progress=False),
+        config=stp.tl.TrainConfig(epochs=1, device="cpu", precision="float32"),
     )
     return folder
 
@@ -248,7 +249,7 @@ def test_superresolve(folder: Path, model: Path, tmp_path: Path, monkeypatch: py
         out=tmp_path / "istar",
         mpp=4,
         hparams=dict(get_spec("istar").tiny),
-        config={"epochs": 1, "device": "cpu", "progress": False},
+        config={"epochs": 1, "device": "cpu"},
     ).checkpoint
     result = run("superresolve", section, "--out", tmp_path / "cells.h5ad", "--model", checkpoint, "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -332,7 +333,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
         spec = stp.models.get_spec(name)
         described, counted = [line for line in lines if line[0] == name]
         assert described[1] == spec.family
-        assert spec.citation in described
+        assert any(stp.models.link_to(spec.citation).startswith(word) for word in described[-2:])
         assert " ".join(counted).endswith(spec.license.partition(" (")[0])
         assert (counted[1] == "-") == spec.closed_form
         assert (counted[2] == "-") == (spec.closed_form or spec.reads(spec.hparams).kind != "crops")
@@ -604,3 +605,14 @@ def test_download_of_all_from_a_mirror(loopback: Any, tmp_path: Path, monkeypatc
         assert f"{name}@1: " in result.output
     check_refused(run("download"), "Either name what to fetch, or give --all", "['one@1', 'two@1']")
     check_refused(run("download", "one", "--all"), "Either name what to fetch, or give --all")
+
+
+def test_version_and_short_help() -> None:
+    assert run("--version").stdout == f"st-predict {version('st-predict')}\n"
+    assert run("-h").stdout == run("--help").stdout
+    assert "--out" in run("predict", "-h").stdout
+
+
+def test_reference_of_a_model() -> None:
+    assert run("cite", "stnet").stdout.startswith("@article{He2020,\n")
+    assert "10.1038/s41551" in run("models").stdout

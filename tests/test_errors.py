@@ -104,11 +104,13 @@ def _fail_by_advice() -> None:
 
 # what follows walks the source
 
+PACKAGES = [name for name in stp.__all__ if not callable(getattr(stp, name))]
+
 
 def public_functions() -> dict[str, Any]:
     """All functions that a user may call, and methods of public classes."""
     found = {}
-    for module in (*stp.__all__, "cli"):
+    for module in (*PACKAGES, "cli"):
         package = importlib.import_module(f"st_predict.{module}")
         for name in getattr(package, "__all__", []):
             value = getattr(package, name)

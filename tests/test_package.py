@@ -31,7 +31,8 @@ def fenced(text: str, language: str) -> list[str]:
 
 def public_names() -> dict[str, object]:
     """``"io.read_wsi"`` and so on, with what they name."""
-    modules = {name: importlib.import_module(f"st_predict.{name}") for name in stp.__all__}
+    packages = [name for name in stp.__all__ if not callable(getattr(stp, name))]
+    modules = {name: importlib.import_module(f"st_predict.{name}") for name in packages}
     return {
         f"{name}.{member}": getattr(module, member) for name, module in modules.items() for member in module.__all__
     }

@@ -218,7 +218,7 @@ def test_the_page_shows_the_results(modules: dict[str, ModuleType]) -> None:
 @pytest.mark.parametrize(
     ("model", "hparams", "changes"),
     [
-        ("m2ost", SMALL, {"epochs": 2, "batch_size": 16, "loss": "standardized", "progress": False}),
+        ("m2ost", SMALL, {"epochs": 2, "batch_size": 16, "loss": "standardized"}),
         ("ridge", RIDGE, {}),
     ],
 )

@@ -5,9 +5,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from st_predict._show_versions import show_versions as show_versions
 from st_predict._version import __version__ as __version__
 
-__all__ = ["checkpoints", "crops", "datasets", "encoders", "get", "io", "metrics", "models", "pl", "pp", "specs", "tl"]
+__all__ = [
+    "checkpoints",
+    "crops",
+    "datasets",
+    "encoders",
+    "get",
+    "io",
+    "metrics",
+    "models",
+    "pl",
+    "pp",
+    "show_versions",
+    "specs",
+    "tl",
+]
 
 if TYPE_CHECKING:
     from st_predict import checkpoints, crops, datasets, encoders, get, io, metrics, models, pl, pp, specs, tl

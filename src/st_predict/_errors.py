@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
-__all__ = ["Advice", "InvalidTypeError", "InvalidValueError", "NotFoundError", "StPredictError"]
+__all__ = ["Advice", "InvalidTypeError", "InvalidValueError", "NotFoundError", "StPredictError", "wrapper"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WRAPPERS: set[CodeType] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +122,18 @@ def _keyword(way: Advice) -> str:
     return f'{way.argument}="{way.value}"' if isinstance(way.value, str) else f"{way.argument}={way.value}"
 
 
+def wrapper(function: Callable[P, T]) -> Callable[P, T]:
+    """Mark what a decorator puts around functions, as users do not call it."""
+    _WRAPPERS.add(function.__code__)
+    return function
+
+
 def _arguments_of_called(traceback: TracebackType | None) -> tuple[str, ...] | None:
     """Arguments of the outermost function of this package; ``None`` if the error was not raised by one."""
     while traceback is not None:
         frame = traceback.tb_frame
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__:
-            code = frame.f_code
+        code = frame.f_code
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__ and code not in _WRAPPERS:
             return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         traceback = traceback.tb_next
     return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._locks import owned_folder
+from st_predict._progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -116,7 +117,7 @@ def download(
     try:
         make_folder(path.parent)
         with whole(path) as fresh:
-            _fetch(url, fresh, MOST_BYTES if n_bytes is None else n_bytes)
+            _fetch(url, fresh, n_bytes)
             _check(fresh, sha256, git_blob, way_out=f"It came from {url} and was not kept; try again.", name=path)
     except OSError as error:
         if error.errno is None:  # of the network
@@ -126,7 +127,7 @@ def download(
     return path
 
 
-def _fetch(url: str, path: Path, most: int) -> None:
+def _fetch(url: str, path: Path, n_bytes: int | None) -> None:
     import requests
     import urllib3
 
@@ -136,7 +137,8 @@ def _fetch(url: str, path: Path, most: int) -> None:
             blocks = iter(
                 partial(answer.raw.read1, BLOCK, decode_content=True), b""
             )  # as they come, not when they are full
-            file.writelines(_bounded(blocks, most))
+            bounded: Iterator[bytes] = _bounded(blocks, MOST_BYTES if n_bytes is None else n_bytes)
+            file.writelines(track(bounded, f"Downloading {url.rpartition('/')[2]}", n_bytes, unit="B", size=len))
     except (requests.RequestException, urllib3.exceptions.HTTPError, _UnfitBodyError) as error:
         raise ConnectionError(
             f"Cannot get {url}: {error}. Check the network, or put the file in place by hand."

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._reprs import ShortRepr
 
 __all__ = [
     "Byte",
@@ -143,7 +144,9 @@ def validated(cls: type[T]) -> type[T]:
 
     Types of the annotations have to be imported at run time, as pydantic reads them.
     """
-    made: Any = dataclass(cls, frozen=True, kw_only=True, slots=True, config=_CONFIG)
+    made: Any = dataclass(
+        cls, frozen=True, kw_only=True, slots=True, repr=not issubclass(cls, ShortRepr), config=_CONFIG
+    )
     make = made.__init__
 
     @functools.wraps(make)

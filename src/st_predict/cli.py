@@ -22,6 +22,7 @@ import st_predict as stp
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._keys import Keys
+from st_predict._progress import shown
 from st_predict._version import __version__
 
 if TYPE_CHECKING:
@@ -118,49 +119,89 @@ def _option(way: Advice, options: Mapping[str, str]) -> str | None:
     return option if way.value is None or way.value is True else f"{option} {way.value}"
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Spatial gene expression from H&E images.")
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Spatial gene expression from H&E images.",
+)
 
-Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), a section each.")]
-Out = Annotated[Path, typer.Option(help="Where results go; nothing that exists is overwritten.")]
-Key = Annotated[str | None, typer.Option(help="Key of the prediction; by default the only one.")]
+Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), one per section.")]
+Out = Annotated[Path, typer.Option(help="New folder for the results.")]
+Key = Annotated[str | None, typer.Option(help="Key of the prediction; may be left out if there is only one.")]
 Preset = Annotated[
     str,
-    typer.Option(help="recommended: beyond sequencing depth; paper: all models alike; original: as it was published."),
+    typer.Option(
+        help="Target, panel and training settings: recommended (corrects for sequencing depth), paper (settings of the M2OST paper) or original (settings of the model's own publication)."
+    ),
 ]
 MinCounts = Annotated[
-    int | None, typer.Option(help="Least counts of the panel in a spot; by default 50 in spots of 50 um and more.")
+    int | None, typer.Option(help="Minimum panel counts per spot; by default 50 for spots of at least 50 um.")
 ]
 TissueOnly = Annotated[
     bool,
-    typer.Option("--tissue-only/--all-spots", help="Leave out spots whose in_tissue in .obs is 0, or do not."),
+    typer.Option("--tissue-only/--all-spots", help="Leave out spots whose in_tissue in .obs is 0, or keep all spots."),
 ]
-Regions = Annotated[int | None, typer.Option(help="Parts of a section per epoch, for networks that see sections.")]
+Regions = Annotated[
+    int | None, typer.Option(help="Section-level models: number of random regions per section and epoch.")
+]
 Checkpoints = Annotated[
     list[str] | None,
     typer.Option(help="Released checkpoint (default: m2ost) or path of a .safetensors file; several are an ensemble."),
 ]
-ImageKey = Annotated[str | None, typer.Option(help="Image, if there are several.")]
-TableKey = Annotated[str | None, typer.Option(help="Table of the spots, if there are several.")]
-BinUm = Annotated[float | None, typer.Option(help="Side of the bins of Visium HD, um; by default 8.")]
-ShapesKey = Annotated[str | None, typer.Option(help="Shapes of the spots: takes the table that annotates them.")]
+ImageKey = Annotated[str | None, typer.Option(help="Name of the image; needed if there are several.")]
+TableKey = Annotated[str | None, typer.Option(help="Name of the spot table; needed if there are several.")]
+BinUm = Annotated[float | None, typer.Option(help="Visium HD: side of the bins in um; by default 8.")]
+ShapesKey = Annotated[str | None, typer.Option(help="Name of the spot shapes; takes the table that annotates them.")]
 Layer = Annotated[str | None, typer.Option(help="Layer of the table with the raw counts; by default X.")]
-MissingGenes = Annotated[str, typer.Option("--missing", help="Genes that a table lacks: error, or drop.")]
-DuplicateGenes = Annotated[str, typer.Option("--duplicates", help="Genes in several columns: error, sum or first.")]
-IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Take symbols that differ in case for the same.")]
-IdColumn = Annotated[str | None, typer.Option(help="Column of .var with the identifiers of the genes.")]
-Aliases = Annotated[Path | None, typer.Option(help="Table of old symbols, in the form of HGNC's complete set.")]
+MissingGenes = Annotated[
+    str, typer.Option("--missing", help="How to treat panel genes that a table lacks: error or drop.")
+]
+DuplicateGenes = Annotated[
+    str, typer.Option("--duplicates", help="How to treat genes in several columns: error, sum or first.")
+]
+IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Match gene symbols without regard to case.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column of .var with gene identifiers.")]
+Aliases = Annotated[
+    Path | None, typer.Option(help="Table of former gene symbols, in the format of the HGNC complete set.")
+]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last epoch in --out; nothing that its files hold is run.")
+    bool,
+    typer.Option(
+        "--resume", help="Resume from the last epoch in --out. Its files are read as data and never executed."
+    ),
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Take the card of a checkpoint as it is: encoders of any source, paths of files."),
+    typer.Option(
+        "--trust",
+        help="Accept everything that the card of a checkpoint asks for: encoders of any source, paths of files.",
+    ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Number of samples to draw; their standard deviation is kept.")]
+Samples = Annotated[
+    int | None, typer.Option(help="Number of stochastic predictions per spot; adds their standard deviation.")
+]
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  # as typer calls it
+    if asked:
+        typer.echo(f"st-predict {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _start(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False) -> None:  # noqa: FBT002
+def _start(
+    context: typer.Context,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Report every step.")] = False,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Progress bars; by default only in a terminal.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    context.with_resource(shown(progress=progress))
     logging.basicConfig(level="WARNING", format="%(message)s")
     logging.getLogger("st_predict").setLevel("INFO" if verbose else "WARNING")
     if not verbose:  # of libraries, to their developers
@@ -171,7 +212,7 @@ def _start(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say mo
 @app.command()
 def demo(
     out: Out = Path("st-predict-demo"),
-    seed: Annotated[int, typer.Option(help="Of the simulated sections and of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for simulation and training.")] = 0,
 ) -> None:
     """Simulate sections, train a small M2OST, predict an unseen patient, score it beside the baselines. Offline."""
     folder = _new_folder(out)
@@ -205,12 +246,16 @@ def demo(
 def train(  # noqa: PLR0913  # options of a command line
     sections: Sections,
     out: Out,
-    panel: Annotated[str, typer.Option(help="File with a gene a line, or how many genes to select.")],
+    panel: Annotated[str, typer.Option(help="File with one gene per line, or number of genes to select.")],
     model: Annotated[str, typer.Option(help="Name of a model.")] = "m2ost",
-    validation: Annotated[list[Path] | None, typer.Option(help="Sections that choose the best epoch.")] = None,
-    hold_out: Annotated[list[str] | None, typer.Option(help="Patients among the sections that do so instead.")] = None,
-    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
-    allow_shared: Annotated[list[str] | None, typer.Option(help="Patients that may be on both sides.")] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Validation sections, which choose the best epoch.")
+    ] = None,
+    hold_out: Annotated[list[str] | None, typer.Option(help="Patients whose sections are used for validation.")] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs with the patient.")] = "patient",
+    allow_shared: Annotated[
+        list[str] | None, typer.Option(help="Patients that may be in training and in validation.")
+    ] = None,
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
@@ -221,17 +266,19 @@ def train(  # noqa: PLR0913  # options of a command line
     ignore_case: IgnoreCase = False,  # noqa: FBT002
     id_column: IdColumn = None,
     aliases: Aliases = None,
-    mpp: Annotated[float | None, typer.Option(help="Resolution to train at, um/px.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Training resolution in um/px.")] = None,
     preset: Preset = "recommended",
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
     stain: Annotated[
-        str | None, typer.Option(help="Read all slides in the mean colours of these: macenko or reinhard.")
+        str | None, typer.Option(help="Stain normalisation to the training slides: macenko or reinhard.")
     ] = None,
     hparams: Annotated[str | None, typer.Option(help="Hyper-parameters as JSON: '{\"depth\": 6}'.")] = None,
-    unlabelled: Annotated[list[Path] | None, typer.Option(help="Slides to train on without counts as well.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds in which those are labelled.")] = 5,
-    epochs: Annotated[int | None, typer.Option(help="This and the following: by default those of the preset.")] = None,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="Slides without counts, for semi-supervised training.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Number of rounds of pseudo-labelling of the --unlabelled slides.")] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; by default that of the preset.")] = None,
     batch_size: int | None = None,
     regions: Regions = None,
     regions_per_step: int | None = None,
@@ -282,44 +329,60 @@ def train(  # noqa: PLR0913  # options of a command line
 @app.command()
 def predict(  # noqa: PLR0913  # options of a command line
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr), slide, TIFF, PNG or JPEG.")],
-    out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the prediction alone.")],
+    out: Annotated[
+        Path, typer.Option(help="New .zarr with the slide and the prediction, or .h5ad with only the prediction.")
+    ],
     model: Checkpoints = None,
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
-    pitch_um: Annotated[float, typer.Option(help="Distance of spots on a slide that has none.")] = 100.0,
-    shapes_key: Annotated[str | None, typer.Option(help="Shapes to predict, without regard to tables.")] = None,
-    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the name.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel; needed if the file does not state it.")
+    ] = None,
+    pitch_um: Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")] = 100.0,
+    shapes_key: Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")] = None,
     device: str = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")] = "auto",
     cut_tissue: Annotated[
-        str, typer.Option(help="Spots whose field of view is cut where tissue goes on: keep or nan.")
+        str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
     ] = "keep",
     tissue_only: TissueOnly = True,  # noqa: FBT002
     ignore_stain: Annotated[  # noqa: FBT002
         bool,
-        typer.Option("--ignore-stain", help="Read the slide as it is, though the network was trained with --stain."),
+        typer.Option(
+            "--ignore-stain", help="Do not normalise the stain, although the network was trained with --stain."
+        ),
     ] = False,
-    symmetries: Annotated[int | None, typer.Option(help="8 averages turned and mirrored crops; 1 does not.")] = None,
-    hparams: Annotated[str | None, typer.Option(help="What may change at prediction, as JSON: '{\"k\": 20}'.")] = None,
+    symmetries: Annotated[
+        int | None, typer.Option(help="Number of crop symmetries averaged at test time: 1 or 8.")
+    ] = None,
+    hparams: Annotated[
+        str | None, typer.Option(help="Hyper-parameters that may change at prediction, as JSON: '{\"k\": 20}'.")
+    ] = None,
     trust: Trust = False,  # noqa: FBT002
     n_samples: Samples = None,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
-    context: Annotated[str | None, typer.Option(help="Column of .obs: spots whose counts may be read.")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Boolean column of .obs that selects the context spots, whose counts are read.")
+    ] = None,
     layer: Layer = None,
     duplicates: DuplicateGenes = "error",
     ignore_case: IgnoreCase = False,  # noqa: FBT002
     id_column: IdColumn = None,
     aliases: Aliases = None,
-    calibration: Annotated[Path | None, typer.Option(help="File of st-predict calibrate: adds intervals.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="File from st-predict calibrate; adds prediction intervals.")
+    ] = None,
     reliable: Annotated[  # noqa: FBT002
-        bool, typer.Option("--reliable", help="Write only genes to trust, into an .h5ad: see st-predict card.")
+        bool, typer.Option("--reliable", help="Write only reliable genes, to an .h5ad; st-predict card lists them.")
     ] = False,
     min_score: Annotated[
-        float | None, typer.Option(help="Write only genes with this partial correlation on held-out sections.")
+        float | None, typer.Option(help="Write only genes with at least this partial correlation on held-out sections.")
     ] = None,
-    held_out: Annotated[str | None, typer.Option(help="Sections that decide: patient or section.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Held-out sections behind --reliable and --min-score: patient or section.")
+    ] = None,
 ) -> None:
     """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
@@ -369,20 +432,24 @@ def predict(  # noqa: PLR0913  # options of a command line
 @app.command()
 def embed(  # noqa: PLR0913  # every one is an option
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with spots.")],
-    out: Annotated[Path, typer.Option(help="New .zarr with everything.")],
+    out: Annotated[Path, typer.Option(help="New .zarr with the slide and the features.")],
     encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or a name of timm.")] = "rgb",
     image_key: ImageKey = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
-    at_mpp: Annotated[float | None, typer.Option(help="Resolution to show the encoder, if not its own.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel; needed if the file does not state it.")
+    ] = None,
+    at_mpp: Annotated[
+        float | None, typer.Option(help="Resolution of the crops in um/px; by default that of the encoder.")
+    ] = None,
     features: Annotated[
-        str | None, typer.Option(help="head, or stages: the middle layers of a network of timm.")
+        str | None, typer.Option(help="Features to use: head, or stages (the middle layers of a timm network).")
     ] = None,
-    fields: Annotated[
-        list[int] | None, typer.Option(help="Side of a field of view in pixels; may be given several times.")
+    fields: Annotated[list[int] | None, typer.Option(help="Field of view in pixels; repeat for several.")] = None,
+    neighbours: Annotated[
+        int | None, typer.Option(help="Number of nearest spots whose mean features are appended.")
     ] = None,
-    neighbours: Annotated[int | None, typer.Option(help="Nearest spots whose mean features are joined.")] = None,
     standardize: Annotated[
-        bool | None, typer.Option("--standardize", help="Standardise each feature over the spots of a section.")
+        bool | None, typer.Option("--standardize", help="Standardise each feature over the spots of each section.")
     ] = None,
     device: str = "auto",
 ) -> None:
@@ -408,10 +475,12 @@ def embed(  # noqa: PLR0913  # every one is an option
 @app.command()
 def evaluate(  # noqa: PLR0913  # options of a command line
     sections: Sections,
-    out: Annotated[Path, typer.Option(help="New .csv with a row a section and predictor.")],
+    out: Annotated[Path, typer.Option(help="New .csv with one row per section and predictor.")],
     key: Key = None,
-    train: Annotated[list[Path] | None, typer.Option(help="Training sections, for the baselines.")] = None,
-    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+    train: Annotated[
+        list[Path] | None, typer.Option(help="Training sections, to which the baselines are fitted.")
+    ] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs with the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
@@ -422,7 +491,9 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     ignore_case: IgnoreCase = False,  # noqa: FBT002
     id_column: IdColumn = None,
     aliases: Aliases = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the images, for the baselines.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel of the images; read by the baselines.")
+    ] = None,
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
 ) -> None:
@@ -455,15 +526,17 @@ def evaluate(  # noqa: PLR0913  # options of a command line
 @app.command()
 def calibrate(  # noqa: PLR0913  # options of a command line
     sections: Sections,
-    out: Annotated[Path, typer.Option(help="New .json, for st-predict predict --calibration.")],
+    out: Annotated[Path, typer.Option(help="New .json file for st-predict predict --calibration.")],
     key: Key = None,
-    coverage: Annotated[float, typer.Option(help="Share of the values that intervals are to cover.")] = 0.9,
-    spots: Annotated[str | None, typer.Option(help="Column of .obs: spots to calibrate on; by default all.")] = None,
+    coverage: Annotated[float, typer.Option(help="Share of measured values that the intervals should cover.")] = 0.9,
+    spots: Annotated[
+        str | None, typer.Option(help="Boolean column of .obs that selects the calibration spots; by default all.")
+    ] = None,
     scaled: Annotated[  # noqa: FBT002
-        bool, typer.Option(help="Let widths follow standard deviations, if there are any.")
+        bool, typer.Option(help="Scale interval widths by standard deviations where available.")
     ] = True,
-    train: Annotated[list[Path] | None, typer.Option(help="Training sections, if the card names none.")] = None,
-    group_key: Annotated[str, typer.Option(help="Column of .obs that names the patient.")] = "patient",
+    train: Annotated[list[Path] | None, typer.Option(help="Training sections; needed if the card names none.")] = None,
+    group_key: Annotated[str, typer.Option(help="Column of .obs with the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
@@ -507,13 +580,20 @@ def calibrate(  # noqa: PLR0913  # options of a command line
 @app.command()
 def superresolve(
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr), slide, TIFF, PNG or JPEG.")],
-    out: Annotated[Path, typer.Option(help="New .zarr with everything, or .h5ad with the cells alone.")],
-    model: Annotated[str, typer.Option(help="Path of a .safetensors file of a network of cells (istar).")],
+    out: Annotated[Path, typer.Option(help="New .zarr with the slide and the cells, or .h5ad with only the cells.")],
+    model: Annotated[str, typer.Option(help="Path of a .safetensors file of a cell-level network (istar).")],
     image_key: ImageKey = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, if the file does not say.")] = None,
-    key: Annotated[str | None, typer.Option(help="Name of the table; by default cells_ and the model.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel; needed if the file does not state it.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Name of the new table; by default cells_ and the model name.")
+    ] = None,
     hparams: Annotated[
-        str | None, typer.Option(help='What may change, as JSON: \'{"weights": "hipt.safetensors"}\'.')
+        str | None,
+        typer.Option(
+            help='Hyper-parameters that may change at prediction, as JSON: \'{"weights": "hipt.safetensors"}\'.'
+        ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002
     device: str = "auto",
@@ -540,14 +620,15 @@ def superresolve(
 def models() -> None:
     """List the models that can be trained, what they cost and see, and the checkpoints that are released."""
     specs = stp.models.table()
-    what = Table("model", "family", "what it is", "paper", title="Models", box=SIMPLE_HEAD)
+    what = Table("model", "family", "what it is", title="Models", box=SIMPLE_HEAD)
+    what.add_column("DOI or address of the paper", overflow="fold")
     cost = Table("model", title="With 250 genes, a spot", box=SIMPLE_HEAD)
     for heading in ("M params", "GMAC", "sees"):
         cost.add_column(heading, justify="right")
     cost.add_column("levels (px at downsample)")
     cost.add_column("licence of its code", overflow="fold")
     for name, spec in specs.astype(object).where(specs.notna(), None).iterrows():
-        what.add_row(str(name), spec["family"], spec["summary"], spec["citation"])
+        what.add_row(str(name), spec["family"], spec["summary"], spec["doi"])
         params = "-" if spec["params"] is None else f"{spec['params'] / 1e6:.2f}"
         gmacs = "-" if spec["gmacs"] is None else f"{spec['gmacs']:.2f}"
         fov = f"{spec['fov_px']:g} px" if spec["fov_um"] is None else f"{spec['fov_um']:g} um"
@@ -557,6 +638,12 @@ def models() -> None:
         row = (f"{weights.name}@{weights.version}", f"{weights.n_bytes / 1e6:.1f}", "yes" if weights.embedded else "no")
         released.add_row(*row, weights.summary)
     Console().print(what, cost, released, sep="\n")
+
+
+@app.command()
+def cite(model: Annotated[str, typer.Argument(help="Name of a model: st-predict models lists them.")]) -> None:
+    """Print the BibTeX entry of the paper of a model."""
+    typer.echo(stp.models.cite(model))
 
 
 @app.command("import")
@@ -614,7 +701,7 @@ def _number_or_native(mpp: str | None) -> Any:
 @app.command()
 def card(
     weights: Annotated[str, typer.Argument(help="Released checkpoint, .safetensors file, or folder of a training.")],
-    n_genes: Annotated[int, typer.Option("--genes", min=1, help="Number of best, and of worst, genes to list.")] = 10,
+    n_genes: Annotated[int, typer.Option("--genes", min=1, help="Number of best and worst genes to list.")] = 10,
 ) -> None:
     """Print what weights predict, what they were trained on, and which genes to trust."""
     path = _weights_in(weights)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @validated
-class Reference:
+class Reference(ShortRepr):
     """Statistics of the training spots that a target is relative to.
 
     Parameters
@@ -284,7 +285,7 @@ _Scores: TypeAlias = tuple[Annotated[Number, Field(ge=-1, le=1)] | None, ...]
 
 
 @validated
-class Reliability:
+class Reliability(ShortRepr):
     """Scores of each gene on held-out sections, with intervals.
 
     Parameters
@@ -359,7 +360,7 @@ class Reliability:
 
 
 @validated
-class ModelCard:
+class ModelCard(ShortRepr):
     """What a set of weights was trained on, what it needs and what it gives.
 
     Parameters

@@ -105,7 +105,7 @@ def train(bench: Bench, **options: Any) -> np.ndarray:
     bench.sdata = make_section() if bench.sdata is None else bench.sdata
     options = {"model": "mean", "panel": list(GENES), "preset": "paper", "out": bench.new() / "m", **options}
     config = (
-        {"device": "cpu", "precision": "float32", "progress": False, **options.pop("config", {})}
+        {"device": "cpu", "precision": "float32", **options.pop("config", {})}
         if not isinstance(options.get("config"), int | str | list)
         else options.pop("config")
     )

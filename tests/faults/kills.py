@@ -105,7 +105,7 @@ def run_training(inputs: Inputs, folder: Path) -> None:
         preset="paper",
         hparams=dict(get_spec("m2ost").tiny),
         validation=inputs.section("held_out"),
-        config={"epochs": EPOCHS, "batch_size": 6, "lr": 3e-3, "progress": False, **CPU},
+        config={"epochs": EPOCHS, "batch_size": 6, "lr": 3e-3, **CPU},
         resume=any((out / "checkpoints" / name).is_file() for name in ("last.ckpt", "last.previous.ckpt")),
     )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 TIMEOUT_S = 240  # for a busy machine
-CONFIG = {"epochs": 1, "batch_size": 6, "device": "cpu", "precision": "float32", "progress": False}
+CONFIG = {"epochs": 1, "batch_size": 6, "device": "cpu", "precision": "float32"}
 
 AS_BEFORE = """
 import logging, random, sys, warnings
@@ -41,7 +41,7 @@ torch.set_num_threads(2)
 folder, checkpoint = Path(sys.argv[1]), sys.argv[2]
 sdata, held_out = read_zarr(folder / "section.zarr"), read_zarr(folder / "held_out.zarr")
 cpu = dict(device="cpu", precision="float32")
-config = dict(epochs=1, batch_size=6, progress=False, **cpu)
+config = dict(epochs=1, batch_size=6, **cpu)
 KNOWN = {"root", "torch", "st_predict", "spatialdata", "numba", "lightning.pytorch.utilities.rank_zero"}
 
 def logs():

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 GENES = ("a", "b", "c", "d")
 TINY = dict(get_spec("m2ost").tiny)
 EPOCHS = 12
-CONFIG = {"epochs": EPOCHS, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32", "progress": False}
+CONFIG = {"epochs": EPOCHS, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32"}
 TRAIN = """
 import os, sys, time
 from pathlib import Path

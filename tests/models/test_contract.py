@@ -23,7 +23,7 @@ from st_predict.specs import CropSpec, ModelCard
 from st_predict.tl import TrainConfig
 
 GENES = ("ERBB2", "GNAS", "FASN", "CD74", "KRT19")
-BIB = Path(__file__).parents[2] / "docs" / "references.bib"
+BIB = Path(__file__).parents[2] / "src" / "st_predict" / "references.bib"
 VARIANTS = {"m2ost on tokens": ("m2ost", {"tokens": "efficientnet_lite0"})}  # hyper-parameters that change the input
 LEARNING = [name for name in list_models() if not get_spec(name).closed_form] + list(VARIANTS)
 SECTIONS = [name for name in list_models() if get_spec(name).scope == "section"]

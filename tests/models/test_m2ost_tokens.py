@@ -404,7 +404,7 @@ def test_other_backbones(tokens, hparams):
 def trained(tmp_path) -> tuple[Path, Any, Any]:
     (sdata,) = stp.datasets.simulate(1, 1, n_genes=5, shape=(1200, 1200)).sections.values()
     hparams = {**SPEC.tiny, "size": 32, "tokens": LITE}
-    config = {"epochs": 1, "batch_size": 8, "device": "cpu", "precision": "float32", "progress": False}
+    config = {"epochs": 1, "batch_size": 8, "device": "cpu", "precision": "float32"}
     panel = list(sdata["table"].var_names)
     result = stp.tl.train(
         [sdata], "m2ost", panel=panel, out=tmp_path / "run", hparams=hparams, config=config, min_counts=0

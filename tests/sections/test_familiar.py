@@ -118,7 +118,7 @@ def test_distances_are_compared_where_neighbours_are_read(
     shapes["geometry"] = shapes.geometry.affine_transform([0.5, 0, 0, 0.5, *(centre / 2)])
     dense.shapes["spots"] = shapes
     dense["spots"].attrs = sdata["spots"].attrs
-    config = {"epochs": 1, "progress": False, "device": "cpu", "precision": "float32"}
+    config = {"epochs": 1, "device": "cpu", "precision": "float32"}
     one = train(sdata, home / "n", model="mlp", hparams=MLP, config=config)
     other = train(sdata, home / "o", model="mlp", hparams={**MLP, "neighbours": 0}, config=config)
     for model, differs in ((one, True), (other, False)):
@@ -133,7 +133,7 @@ def test_distances_are_compared_where_neighbours_are_read(
 def test_pixels_are_compared_where_they_are_read_as_they_are(
     sections: dict[str, SpatialData], home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = {"epochs": 1, "batch_size": 32, "progress": False, "device": "cpu", "precision": "float32"}
+    config = {"epochs": 1, "batch_size": 32, "device": "cpu", "precision": "float32"}
     hparams = {"dim": 16, "depth": 1, "head_dim": 8, "size": 32, "heads": 2, "mlp_dim": 16}
     model = train(sections["P1S1"], home / "m", model="m2ost", hparams=hparams, config=config, preset="paper")
     assert model.card.crop.mpp is None

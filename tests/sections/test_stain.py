@@ -87,7 +87,7 @@ def test_the_stain_is_that_of_the_other_slide_afterwards(patients, method):
 def test_training_and_prediction_see_the_same_colours(patients, tmp_path, model, method, monkeypatch):
     spec = stp.models.get_spec(model)
     settings = {"hparams": spec.tiny, "mpp": 0.688} if model == "m2ost" else {"hparams": {"encoder": "rgb"}}
-    config = {"epochs": 1, "progress": False} if model == "m2ost" else None
+    config = {"epochs": 1} if model == "m2ost" else None
     panel = list(patients[0]["table"].var_names)[:5]
     trained = stp.tl.train(
         [patients[0]], model, panel=panel, out=tmp_path / "a", stain=method, config=config, **settings

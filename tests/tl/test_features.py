@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 from spatialdata.transformations import Scale, set_transformation
 
 HOW: dict[str, Any] = {"encoder": "efficientnet_lite0", "fields": [64, 224], "neighbours": 2}
-QUICK = {"epochs": 1, "device": "cpu", "precision": "float32", "progress": False}
+QUICK = {"epochs": 1, "device": "cpu", "precision": "float32"}
 
 
 @pytest.fixture(autouse=True)

@@ -280,7 +280,7 @@ def test_symmetries_are_averaged_and_recorded(measured: SpatialData, checkpoint:
 def test_symmetries_of_what_reads_no_crops_are_refused(
     measured: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path, model: str
 ) -> None:
-    how = {"panel": tuple("abcd"), "mpp": 0.5, "config": {"device": "cpu", "progress": False}}
+    how = {"panel": tuple("abcd"), "mpp": 0.5, "config": {"device": "cpu"}}
     set_transformation(measured["he"], Scale([0.5, 0.5], axes=("x", "y")), "um")
     path = stp.tl.train(measured, model, out=tmp_path / "out", **how).checkpoint
     before = digest(measured)

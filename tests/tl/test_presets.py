@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 GENES = ("a", "b", "c", "d")
-QUICK = {"epochs": 1, "batch_size": 6, "device": "cpu", "precision": "float32", "progress": False}
+QUICK = {"epochs": 1, "batch_size": 6, "device": "cpu", "precision": "float32"}
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_an_ensemble_is_the_mean_of_its_members(measured: SpatialData, make: Cal
 
 
 def test_results_of_trainings_are_members(measured: SpatialData, tmp_path: Path) -> None:
-    config = {"epochs": 1, "batch_size": 6, "progress": False, **HOW}
+    config = {"epochs": 1, "batch_size": 6, **HOW}
     results = [
         stp.tl.train(
             measured, panel=tuple("abcd"), out=tmp_path / str(seed), hparams=TINY, config={**config, "seed": seed}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 GENES = ("a", "b", "c", "d")
-QUICK = {"epochs": 2, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32", "progress": False}
+QUICK = {"epochs": 2, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32"}
 OPTIONS = {"panel": GENES, "hparams": dict(get_spec("m2ost").tiny), "config": QUICK}
 
 

@@ -221,7 +221,7 @@ def two_colours() -> SpatialData:
 
 def test_a_map_that_was_learned_from_spots_is_sharper_than_they_are(two_colours, tmp_path):
     hparams = {"encoder": "rgb-cells", "n_fits": 1, "hidden": 32}
-    config = {"epochs": 12, "batch_size": 10, "lr": 1e-2, "device": "cpu", "precision": "float32", "progress": False}
+    config = {"epochs": 12, "batch_size": 10, "lr": 1e-2, "device": "cpu", "precision": "float32"}
     run = {"panel": list(GENES), "out": tmp_path / "run", "preset": "original", "hparams": hparams, "config": config}
     trained = stp.tl.train(two_colours, "istar", **run)
     assert trained.card.target.units == "counts, from 0 at the least to 1 at the largest of training"
@@ -413,7 +413,7 @@ def test_iStar_on_hipt(slide, tmp_path):  # noqa: N802
     table.obs["patient"] = "P"
     slide["table"] = table
     hparams = {"encoder": "hipt", "n_shifts": 1, "n_fits": 2, "hidden": 8, "weights": str(weights)}
-    how = {"epochs": 1, "device": "cpu", "precision": "float32", "progress": False}
+    how = {"epochs": 1, "device": "cpu", "precision": "float32"}
     trained = stp.tl.train(
         slide, "istar", panel=list(table.var_names), out=tmp_path / "run", hparams=hparams, config=how
     )

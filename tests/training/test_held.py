@@ -90,7 +90,7 @@ def test_a_gpu_holds_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_on_held_spots_gives_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(epochs=2, batch_size=5, lr=1e-2, device="cpu", precision="float32", progress=False)
+    config = TrainConfig(epochs=2, batch_size=5, lr=1e-2, device="cpu", precision="float32")
     store, val = make_store(), make_store(seed=1)
     figures = []
     for name, hold in (("files", held_by), ("held", lambda device, store: store.to(device))):
@@ -110,6 +110,6 @@ def test_a_gpu_trains_on_spots_that_it_holds(tmp_path: Path) -> None:
     gpu = torch.device("cuda")
     held = held_by(gpu, make_store())
     assert held.batch(np.arange(3)).crops[0].device.type == "cuda"
-    config = TrainConfig(epochs=1, batch_size=5, device="cuda", progress=False)
+    config = TrainConfig(epochs=1, batch_size=5, device="cuda")
     _, history = learn(CARD, make_store(), make_store(seed=1), config=config, folder=tmp_path)
     assert np.isfinite(history[0]["val_pearson"])

@@ -10,6 +10,7 @@ import numpy as np
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import sha256
 from st_predict._keys import Keys
+from st_predict._progress import track
 from st_predict._runtime import Inference
 from st_predict._sections._cell_grid import CellGrid, cells_of_spots
 from st_predict._sections._cell_map import describe_section, section_tiles
@@ -132,7 +133,8 @@ class CellReader:
 
     def _tiles(self, centres: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         device = self.inference.device
-        for index, maps in self.inference.over(self._read(centres, device=device if device.type == "cuda" else None)):
+        done = self.inference.over(self._read(centres, device=device if device.type == "cuda" else None))
+        for index, maps in track(done, "Describing tiles", len(centres), unit="tile", size=lambda one: len(one[0])):
             yield index.numpy(), maps.numpy()
 
     def _read(self, centres: NDArray[np.float64], *, device: torch.device | None) -> Iterator[Batch]:

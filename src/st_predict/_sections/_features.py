@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from st_predict._files import cache_dir, make_folder, sha256, user_cache_dir, whole
+from st_predict._progress import track
 from st_predict._runtime import Inference
 from st_predict._sections._neighbourhood import join_neighbours, standardize
 
@@ -125,7 +126,7 @@ def _described(
     digested = _digested(chain([first], batches), digests)
     features: NDArray[np.float32] | None = None
     if is_kept(encoder, prefix):  # so all of them very likely are
-        deque(digested, maxlen=0)
+        deque(track(digested, "Reading crops", len(section.rows), unit="spot", size=len), maxlen=0)
     else:
         features = _compute(section, digested, inference)
 
@@ -150,12 +151,17 @@ def _read_crops(
 
 def _compute(section: Section, batches: Iterable[Batch], inference: Inference) -> NDArray[np.float32]:
     features: NDArray[np.float32] | None = None
-    for index, described in inference.over(batches):
+    done = inference.over(batches)
+    for index, described in track(done, "Describing crops", len(section.rows), unit="spot", size=_n_spots):
         if features is None:
             features = np.full((len(section.rows), described.shape[1]), np.nan, dtype=np.float32)
         features[index.numpy()] = described.numpy()
     assert features is not None  # a section has spots
     return features
+
+
+def _n_spots(done: tuple[torch.Tensor, torch.Tensor]) -> int:
+    return len(done[0])
 
 
 def kept_features(

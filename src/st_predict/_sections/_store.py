@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict._files import check_space
+from st_predict._progress import track
 from st_predict._sections._cells import join_cells
 from st_predict._sections._inputs import features_of
 from st_predict._sections._section import naming
@@ -105,6 +106,7 @@ def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.ui
     """Cut the crops of the spots that have a target; others are not read."""
     section = observed.section
     plan = section.plan(crop, observed.rows)
-    for batch in iter_batches(section.reader, plan, pad_value=crop.pad_value):
+    batches = iter_batches(section.reader, plan, pad_value=crop.pad_value)
+    for batch in track(batches, "Reading crops", len(observed.rows), unit="spot", size=len):
         for array, crops in zip(out, batch.crops, strict=True):
             array[batch.index.numpy()] = crops.numpy()

@@ -88,8 +88,6 @@ class TrainConfig:
         if they need at most 30 % of what is free; else they are copied batch by batch.
     precision
         ``"auto"`` takes bfloat16 where the device computes in it; ``"float32"``, ``"bfloat16"``.
-    progress
-        Show a progress bar.
     """
 
     epochs: Count = 100
@@ -115,7 +113,6 @@ class TrainConfig:
     seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    progress: Flag = True
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":

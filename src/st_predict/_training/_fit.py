@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from st_predict import checkpoints
 from st_predict._errors import Advice, InvalidValueError
+from st_predict._progress import bar
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
@@ -146,9 +147,7 @@ def _callbacks(config: TrainConfig, folder: Path, *, validated: bool) -> tuple[H
     callbacks: list[L.Callback] = [history, *keep, save(filename=Path(LAST).stem)]
     if validated and config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
-    if config.progress:
-        callbacks.append(TQDMProgressBar())
-    return history, callbacks
+    return history, [*callbacks, Bar()]
 
 
 def _gpus(config: TrainConfig) -> list[torch.device]:
@@ -165,7 +164,7 @@ def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
         max_epochs=config.epochs,
         callbacks=callbacks,
         logger=False,
-        enable_progress_bar=config.progress,
+        enable_progress_bar=False,  # Bar is ours, and silent in a log
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=config.clip,
@@ -247,6 +246,35 @@ class Keep(ModelCheckpoint):
         moved = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath, "best_k_models": best})
+
+
+class Bar(L.Callback):
+    """Shows the steps of all epochs in one bar, and the scores of the last epoch behind it."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None  # before training begins
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = int(trainer.num_training_batches)
+        self._bar = bar("Training", steps * (trainer.max_epochs or 0), unit="step", start=trainer.global_step)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self._bar.update()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        scores = {
+            name: float(trainer.callback_metrics[name])
+            for name in ("train_loss", "val_pearson")
+            if name in trainer.callback_metrics
+        }
+        self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **scores)
+
+    def on_train_end(self, *_: object) -> None:
+        self._bar.close()
+
+    def on_exception(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Adapter(L.LightningModule):

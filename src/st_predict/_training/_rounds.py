@@ -13,6 +13,7 @@ import torch
 
 from st_predict import checkpoints
 from st_predict._errors import InvalidValueError
+from st_predict._progress import track
 from st_predict._runtime import Inference, pick_device
 from st_predict._training._fit import fit
 from st_predict._training._loader import CropLoader
@@ -55,7 +56,8 @@ def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]
 def label(inference: Inference, store: CropStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Predict some spots of a store, ``(n_spots, n_genes)``."""
     batches = (store.batch(rows[start : start + _READ]) for start in range(0, len(rows), _READ))
-    return np.concatenate([prediction.numpy() for _, prediction in inference.over(batches)])
+    done = track(inference.over(batches), "Labelling", len(rows), unit="spot", size=lambda one: len(one[0]))
+    return np.concatenate([prediction.numpy() for _, prediction in done])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ CROPS = ".crops-"
 LOCK = ".lock"
 """File that a training holds, in its folder."""
 
-_MAY_CHANGE = {"device", "precision", "progress"}  # between a run and its continuation
+_MAY_CHANGE = {"device", "precision"}  # between a run and its continuation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 from st_predict._files import OFFLINE, cache_dir, download, is_offline, sha256_of_file
+from st_predict._progress import shows_progress
 from st_predict._validated import Natural, Text, check, validated
 from st_predict.models import list_models
 
@@ -95,7 +96,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def find_weights(model: PathLike[str] | str | Trained, *, mirror: str | None = None) -> Path:
+@shows_progress
+def find_weights(
+    model: PathLike[str] | str | Trained, *, mirror: str | None = None, progress: bool | None = None
+) -> Path:
     """Path of a checkpoint: a file, the file of a training result, or a released checkpoint, fetched if need be.
 
     Parameters
@@ -105,6 +109,8 @@ def find_weights(model: PathLike[str] | str | Trained, *, mirror: str | None = N
     mirror
         Address of the folder that holds the released files, in place of ``ST_PREDICT_WEIGHTS_URL`` and of the ``base_url``
         of the index, which is empty as long as the project has no address for downloads.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

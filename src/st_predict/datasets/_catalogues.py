@@ -11,6 +11,7 @@ import pandas as pd
 from st_predict._collections import hest_patient, read_hest_metadata, read_stimage_metadata, stimage_slides
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._files import OFFLINE, cache_dir, is_offline
+from st_predict._progress import shows_progress
 from st_predict._validated import File, Text, Texts, check
 from st_predict.io import read_hest
 
@@ -151,7 +152,8 @@ def _filtered(frame: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
     return frame[kept]
 
 
-def hest(sample: str, *, folder: str | PathLike[str] | None = None) -> SpatialData:
+@shows_progress
+def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bool | None = None) -> SpatialData:
     """Sample of HEST-1k :cite:p:`Jaume2024`, downloaded from the Hugging Face Hub unless it is there.
 
     HEST-1k asks for consent before a download: log in at https://huggingface.co/datasets/MahmoodLab/hest, accept the conditions, and
@@ -164,6 +166,8 @@ def hest(sample: str, *, folder: str | PathLike[str] | None = None) -> SpatialDa
     folder
         Copy of the data set; files that are missing are downloaded into it. By default ``hest`` in ``ST_PREDICT_CACHE``, or in the
         cache of the user.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import cache_dir, download
+from st_predict._progress import shows_progress
 from st_predict._validated import File, Text, check
 from st_predict.io import read_legacy_st
 
@@ -34,8 +35,13 @@ def her2st(
 ) -> dict[str, SpatialData]: ...
 
 
+@shows_progress
 def her2st(
-    sections: str | Iterable[str], *, cache: str | PathLike[str] | None = None, url: str = URL
+    sections: str | Iterable[str],
+    *,
+    cache: str | PathLike[str] | None = None,
+    url: str = URL,
+    progress: bool | None = None,
 ) -> SpatialData | dict[str, SpatialData]:
     """Sections of HER2-positive breast cancer, measured by Spatial Transcriptomics :cite:p:`Andersson2021`.
 
@@ -54,6 +60,8 @@ def her2st(
         ``her2st`` is, or will be, such a copy. By default ``ST_PREDICT_CACHE``, or the cache of the user.
     url
         Where to download from: ``{url}/{commit}/data/...``.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

@@ -17,6 +17,8 @@ from spatialdata.models import ShapesModel, TableModel
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
+from st_predict._progress import shows_progress, track
+from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Natural, Positive, check
 from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
 
@@ -61,8 +63,8 @@ COVARIATES = pd.DataFrame(
 """What drives the genes. Centre and spread are those of many sections, as constants: one law holds in all of them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SectionTruth:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class SectionTruth(ShortRepr):
     """How the counts of one section were made; rows are the spots of its table.
 
     Parameters
@@ -82,8 +84,8 @@ class SectionTruth:
     depth: pd.Series
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Simulation:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class Simulation(ShortRepr):
     """Sections and how they were made.
 
     Parameters
@@ -103,6 +105,7 @@ class Simulation:
     genes: pd.DataFrame
 
 
+@shows_progress
 def simulate(
     n_patients: int = 2,
     n_sections: int = 2,
@@ -112,6 +115,7 @@ def simulate(
     mpp: float = 1.0,
     mean_count: float = 20.0,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Simulation:
     """Make sections of tissue with spots and counts, offline.
 
@@ -136,6 +140,8 @@ def simulate(
         Expected count of a typical gene in a typical spot.
     seed
         The same seed gives the same bytes; a section is the same whatever the numbers of patients and of sections.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -167,7 +173,8 @@ def simulate(
     _check(n_patients, n_sections, n_genes, shape=shape, mpp=mpp, mean_count=mean_count, seed=seed)
     genes = _draw_genes(np.random.default_rng([seed, 0]), n_genes)
     sections, truth = {}, {}
-    for patient in range(1, n_patients + 1):
+    patients = range(1, n_patients + 1)
+    for patient in track(patients, "Simulating", n_patients, unit="patient"):
         rng = np.random.default_rng([seed, 1, patient])
         style = draw_style(rng)
         level = np.log(mean_count) + genes["baseline"].to_numpy() + rng.normal(0, PATIENT_SPREAD, n_genes)

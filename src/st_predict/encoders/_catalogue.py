@@ -18,6 +18,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotF
 from st_predict._files import sha256
 from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
 from st_predict._memory import is_out_of_memory
+from st_predict._progress import shows_progress
 from st_predict._runtime import Network, keeping_generator
 from st_predict.encoders._pathology import NOT_LOADABLE, PATHOLOGY
 from st_predict.encoders._reading import Features, read_as
@@ -134,6 +135,7 @@ class _ClassAndMean(nn.Module):
 
 
 @keeping_generator()
+@shows_progress
 def load_encoder(
     encoder: str | EncoderSpec | Encoder | Callable[..., Tensor],
     *,
@@ -143,6 +145,7 @@ def load_encoder(
     fields: Sequence[int] | None = None,
     neighbours: int | None = None,
     standardize: bool | None = None,
+    progress: bool | None = None,
 ) -> Encoder:
     """Make an encoder, with its weights.
 
@@ -157,6 +160,8 @@ def load_encoder(
         What a callable of your own sees; ``pixels`` from 0 to 1 by default. Other encoders have their own.
     features, fields, neighbours, standardize
         How the image is read, see :func:`read_as`; by default as the encoder has it.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Raises
     ------

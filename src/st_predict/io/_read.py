@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._multiscale import image_of_levels
+from st_predict._progress import shows_progress
 from st_predict._validated import File, Name, check
 from st_predict.io._lazy import lazy_level
 from st_predict.io._mpp import Mpp
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["read_image", "read_wsi"]
 
 
+@shows_progress
 def read_image(
     path: str | PathLike[str],
     *,
@@ -36,6 +38,7 @@ def read_image(
     image_key: str = "he",
     value_range: tuple[float, float] | None = None,
     cache: str | PathLike[str] | None = None,
+    progress: bool | None = None,
 ) -> SpatialData:
     """Open any picture: a whole-slide image, TIFF, PNG or JPEG.
 
@@ -61,6 +64,8 @@ def read_image(
         file, ``(0, 65535)`` for 16-bit data. Floats are 0 to 1 by default. The picture is stored in the cache.
     cache
         Folder of stored pyramids. By default the folder ``images`` in ``ST_PREDICT_CACHE``, or in the user's cache.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

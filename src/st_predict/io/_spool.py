@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from st_predict._files import check_space
+from st_predict._progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,7 +98,8 @@ class Spool:
         file = self._new_file(math.prod(shape))
         np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
         n_bytes, stored = 0, np.load(file, mmap_mode="r+")
-        for top, left, pixels in parts:
+        done = track(parts, f"Decoding image {self.name}", math.prod(shape), unit="B", size=lambda part: part[2].nbytes)
+        for top, left, pixels in done:
             if n_bytes > MAPPED:  # written pages are counted as memory until they are unmapped
                 n_bytes, stored = 0, np.load(file, mmap_mode="r+")
             stored[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels

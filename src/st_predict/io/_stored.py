@@ -15,6 +15,7 @@ import zarr
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import cache_dir, make_folder, sha256, sha256_of_file, whole
 from st_predict._multiscale import halve
+from st_predict._progress import track
 from st_predict.io._pictures import read_picture
 from st_predict.io._rgb8 import check_range, rgb8
 
@@ -91,7 +92,8 @@ def _write(path: Path, store: Path, *, value_range: Range | None) -> None:
         _check_space(path, store.parent, needed=height * width * 4)
         logger.info("Storing %s (%d x %d px) as a pyramid in %s, once.", path, width, height, store.parent.parent)
         levels = [_level(store, 0, (height, width))]
-        for rows, cols in _windows(height, width):
+        windows = list(_windows(height, width))
+        for rows, cols in track(windows, f"Storing {path.name}", len(windows), unit="part"):
             planes = np.moveaxis(pixels[rows, cols], -1, 0)
             levels[0][:, rows, cols] = rgb8(planes, value_range=value_range, what=str(path))
     while max(levels[-1].shape[1:]) > COARSEST and min(levels[-1].shape[1:]) > 1:

@@ -138,7 +138,7 @@ class ModelSpec:
     summary
         One line for the table of models.
     citation
-        Key in ``docs/references.bib``.
+        Key in ``src/st_predict/references.bib``.
     license
         Of the published code, in a word, and where that is: ``"MIT (github.com/...)"``. Ours is written from the paper.
     family

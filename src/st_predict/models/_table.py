@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from st_predict.crops import Batch
+from st_predict.models._citations import link_to
 from st_predict.models._registry import get_spec, list_models
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def table() -> pd.DataFrame:
         Side of the largest field of view, in pixels of the finest level, and in micrometres if the model asks for a resolution.
     ``inputs``, ``scope``
         What it reads, and how many spots at a time.
-    ``citation``, ``license``
-        Of the publication and of its code.
+    ``citation``, ``doi``, ``license``
+        Key of the publication for :func:`cite`, its DOI or else its address, and the licence of its code.
 
     ``params`` and ``gmacs`` are missing where there is no network to count (``closed_form``) and where it needs a package that
     is not installed; ``gmacs`` where the work is that of an encoder, whose features are read.
@@ -72,6 +73,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "inputs": spec.reads(spec.hparams).kind,
         "scope": spec.scope,
         "citation": spec.citation,
+        "doi": link_to(spec.citation),
         "license": spec.license,
     }
 

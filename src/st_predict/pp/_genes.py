@@ -18,6 +18,7 @@ from st_predict._containers import check_data
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
 from st_predict._on_tissue import on_tissue
+from st_predict._progress import shows_progress
 from st_predict._validated import Count, Flag, Natural, NotNegative, Share, Text, check
 from st_predict._where import Duplicates
 from st_predict.io import find_table
@@ -40,6 +41,7 @@ _ONLY_FOR = {"seed": "m2ost", "n_variable": "m2ost", "min_mean": "spatial", "fdr
 """Arguments that one method reads."""
 
 
+@shows_progress
 def select_panel(  # noqa: PLR0913  # rules have different parameters, and every one is a keyword
     adatas: Sequence[AnnData | SpatialData],
     *,
@@ -55,6 +57,7 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     id_column: str | None = None,
     duplicates: Duplicates = "error",
     tissue_only: bool = True,
+    progress: bool | None = None,
 ) -> list[str]:
     """Choose a gene panel from raw counts.
 
@@ -93,6 +96,8 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
         What to do with a gene that several columns carry: refuse, ``"sum"`` their counts, or take the ``"first"``.
     tissue_only
         Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

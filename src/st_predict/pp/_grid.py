@@ -15,6 +15,7 @@ from spatialdata.transformations import get_transformation
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress
 from st_predict._validated import Flag, Name, Positive, Share, check
 from st_predict.io import find_image, find_mpp, open_pyramid
 from st_predict.pp._patterns import Layout, Pattern, lattice_of
@@ -35,6 +36,7 @@ CHUNK = 50_000
 logger = logging.getLogger(__name__)
 
 
+@shows_progress
 def make_grid(  # noqa: PLR0913  # every one is a keyword
     sdata: SpatialData,
     *,
@@ -47,6 +49,7 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
     tissue_only: bool = True,
     min_tissue: float = 0.5,
     key_added: str = Keys.GRID,
+    progress: bool | None = None,
 ) -> None:
     """Lay a lattice of spots over the tissue of an image, for slides where nothing was measured.
 
@@ -74,6 +77,8 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
         Share of the area of a spot that must be tissue.
     key_added
         Name of the shapes; it must be free.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from spatialdata.transformations import get_transformation
 from st_predict import metrics
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
+from st_predict._progress import track
 from st_predict.io import read_spots
 from st_predict.pp._residuals import pearson_residuals
 
@@ -168,7 +169,7 @@ def rank_spatial(sections: Sequence[PlacedCounts], *, min_mean: float, fdr: floa
     if len(candidates) == 0:
         return [], 0
     ranks, n_passed = np.zeros(len(candidates)), np.zeros(len(candidates), dtype=np.int64)
-    for section in kept:
+    for section in track(kept, "Testing genes", len(kept), unit="section"):
         moran, p = _test(section, candidates)
         passed = false_discovery_control(p) <= fdr
         ranks += rankdata(-moran)

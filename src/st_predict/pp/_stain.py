@@ -11,6 +11,7 @@ from spatialdata.models import Image2DModel, Labels2DModel
 
 from st_predict._containers import check_slide
 from st_predict._errors import Advice, InvalidValueError
+from st_predict._progress import shows_progress, track
 from st_predict._stain import Method, Stain
 from st_predict._validated import Text, check
 from st_predict.io import find_image, open_pyramid
@@ -36,7 +37,10 @@ LEAST = 1000
 _WAYS = (Advice("leave out {}", "stain"), "take a network that was trained without a stain")
 
 
-def fit_stain(sdata: SpatialData, method: Method = "macenko", *, image_key: str | None = None) -> Stain:
+@shows_progress
+def fit_stain(
+    sdata: SpatialData, method: Method = "macenko", *, image_key: str | None = None, progress: bool | None = None
+) -> Stain:
     """Measure how the tissue of a slide is stained, as a reference for others.
 
     The measuring is that of squidpy (``squidpy.experimental.im.fit_stain_reference``, version 1.8.2 or newer), on the tissue that
@@ -51,6 +55,8 @@ def fit_stain(sdata: SpatialData, method: Method = "macenko", *, image_key: str 
         lightness and colours :cite:p:`Reinhard2001`.
     image_key
         RGB image; may be left out if there is one.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -92,7 +98,8 @@ def _read(reader: PyramidReader, downsample: float, shape: tuple[int, int]) -> N
     step = round(downsample / reader.downsamples[level])
     height, width = reader.level_shapes[level]
     pixels = np.full((*shape, 3), 255, np.uint8)
-    for y, x, h, w in blocks(height, width, side=step * max(1, BLOCK // step)):
+    parts = list(blocks(height, width, side=step * max(1, BLOCK // step)))
+    for y, x, h, w in track(parts, "Reading colours", len(parts), unit="part"):
         part = reader.read(x, y, w, h, level=level)[::step, ::step]
         pixels[y // step :, x // step :][: part.shape[0], : part.shape[1]] = part
     return pixels

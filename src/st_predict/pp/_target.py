@@ -12,6 +12,7 @@ import numpy as np
 from st_predict._containers import check_table
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._on_tissue import on_tissue
+from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Flag, Natural, Text, check
 from st_predict.pp._counts import check_counts, dense, read_counts
 from st_predict.pp._panel import PanelMatch, align_panel
@@ -41,8 +42,8 @@ FEW_GENES, OTHER = 20, 3.0
 """The share of a panel of at least so many genes in all counts does not differ by such a factor between tissues of a kind."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Target:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class Target(ShortRepr):
     """What the spots of a table have to be predicted as.
 
     Parameters

@@ -14,6 +14,8 @@ from skimage.transform import downscale_local_mean
 
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
+from st_predict._progress import shows_progress, track
+from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Positive, Probability, check
 from st_predict.io import find_image, open_pyramid
 
@@ -43,8 +45,8 @@ BLOCK = 2048
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Tissue:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class Tissue(ShortRepr):
     """Where the tissue of an image is.
 
     Parameters
@@ -80,6 +82,7 @@ class Tissue:
         return inside & self.mask[rows.clip(0, height - 1), columns.clip(0, width - 1)]
 
 
+@shows_progress
 def find_tissue(
     sdata: SpatialData,
     image_key: str | None = None,
@@ -87,6 +90,7 @@ def find_tissue(
     size: int = 2000,
     threshold: float | None = None,
     min_area: float = 1e-3,
+    progress: bool | None = None,
 ) -> Tissue:
     """Find the tissue on a stained slide by its texture.
 
@@ -108,6 +112,8 @@ def find_tissue(
         tissue is not split.
     min_area
         Pieces of tissue, and holes in it, that are smaller than this share of the image are removed.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -156,7 +162,8 @@ def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float64]
     height, width = reader.level_shapes[level]
     factor = -(-max(height, width) // size)
     grey = np.empty((-(-height // factor), -(-width // factor)))
-    for y, x, h, w in blocks(height, width, side=factor * max(1, BLOCK // factor)):
+    parts = list(blocks(height, width, side=factor * max(1, BLOCK // factor)))
+    for y, x, h, w in track(parts, "Finding tissue", len(parts), unit="part"):
         block = rgb2gray(reader.read(x, y, w, h, level=level))
         # The last pixel of a row or column may cover less of the image; what is there is repeated.
         padded = np.pad(block, [(0, -h % factor), (0, -w % factor)], mode="edge")

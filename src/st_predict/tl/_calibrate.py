@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress
+from st_predict._reprs import ShortRepr
 from st_predict._results import write_bounds
 from st_predict._sections import (
     LeakageError,
@@ -53,8 +55,8 @@ __all__ = ["Calibration", "calibrate"]
 _FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Calibration:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Calibration(ShortRepr):
     """Prediction intervals of a network, made by :func:`calibrate`.
 
     Parameters
@@ -83,12 +85,12 @@ class Calibration:
     key: str
     coverage: float
     scaled: bool
-    genes: pd.DataFrame = field(repr=False)
-    sections: tuple[Mapping[str, Any], ...] = field(repr=False)
-    trained: frozenset[tuple[str, str]] = field(repr=False)
+    genes: pd.DataFrame
+    sections: tuple[Mapping[str, Any], ...]
+    trained: frozenset[tuple[str, str]]
     group_key: str
-    card: ModelCard = field(repr=False)
-    settings: Mapping[str, Any] = field(repr=False)
+    card: ModelCard
+    settings: Mapping[str, Any]
 
     @property
     def n_spots(self) -> int:
@@ -333,6 +335,7 @@ class Calibration:
         )
 
 
+@shows_progress
 def calibrate(  # noqa: PLR0913  # every one is a keyword
     held_out: Sections,
     *,
@@ -354,6 +357,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     min_counts: int | None = None,
     tissue_only: bool = True,
+    progress: bool | None = None,
 ) -> Calibration:
     """Calibrate split-conformal prediction intervals per gene :cite:p:`Lei2018`.
 
@@ -409,6 +413,8 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
         more, and 1 in bins and cells.
     tissue_only
         Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress
 from st_predict._record import Record
 from st_predict._runtime import Compute, pick_precision
 from st_predict._sections import as_list, look_over, naming, open_slides, section_features
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["embed"]
 
 
+@shows_progress
 def embed(  # noqa: PLR0913  # every one is a keyword
     sdata: Sections,
     encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor] = "rgb",
@@ -50,6 +52,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     precision: str = "auto",
     cache: bool = True,
     tissue_only: bool = True,
+    progress: bool | None = None,
 ) -> None:
     """Describe the image around each spot by the features of an encoder.
 
@@ -116,6 +119,8 @@ def embed(  # noqa: PLR0913  # every one is a keyword
         callable of your own are never kept.
     tissue_only
         Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from st_predict import checkpoints
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
+from st_predict._progress import track
 from st_predict._runtime import Compute, Inference, Moments
 from st_predict._sections import (
     check_needs,
@@ -332,14 +334,19 @@ def _predict(
     if counts is not None:
         batches = _with_counts(batches, counts)
     mean = np.full((len(section.rows), len(member.card.genes)), np.nan, dtype=np.float32)
+    follow = partial(track, doing=f"Predicting with {member.card.model}", total=len(mean), unit="spot", size=_n_spots)
     if draws is None:
-        for index, prediction in inference.over(batches):
+        for index, prediction in follow(inference.over(batches)):
             mean[index.numpy()] = prediction.numpy()
         return mean, 0.0
     squares = np.zeros_like(mean)
-    for index, means, sums in inference.draws_over(batches, n_samples=draws.n, seed=draws.seed):
+    for index, means, sums in follow(inference.draws_over(batches, n_samples=draws.n, seed=draws.seed)):
         mean[index.numpy()], squares[index.numpy()] = means.numpy(), sums.numpy()
     return mean, squares
+
+
+def _n_spots(done: tuple[torch.Tensor, ...]) -> int:
+    return len(done[0])
 
 
 def _with_counts(batches: Iterator[Batch], counts: NDArray[np.float32]) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ import pandas as pd
 from st_predict import metrics
 from st_predict._errors import InvalidValueError
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress, track
 from st_predict._sections import (
     TrainingSections,
     as_list,
@@ -66,6 +67,7 @@ _COLUMNS = {
 }
 
 
+@shows_progress
 def evaluate(  # noqa: PLR0913  # every one is a keyword
     sdatas: Sections,
     *,
@@ -85,6 +87,7 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     mpp: float | Literal["spots"] | None = None,
     min_counts: int | None = None,
     tissue_only: bool = True,
+    progress: bool | None = None,
 ) -> Evaluation:
     """Compare a prediction with what was measured, beside the baselines.
 
@@ -138,6 +141,8 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
         correlation, and says nothing.
     tissue_only
         Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -205,7 +210,8 @@ def _evaluate(
     learned = [section for slide in known for section in observe(slide, card, min_counts=min_counts)]
     baselines = Baselines.fit(learned, card, scored=[s.observed for sections in measured for s in sections])
     scored, described = [], []
-    for slide, found, sections in zip(slides, stored, measured, strict=True):
+    each_slide = zip(slides, stored, measured, strict=True)
+    for slide, found, sections in track(each_slide, "Scoring", len(slides), unit="slide"):
         own = []
         for section in sections:
             relation = "context" if found.context else training.relation(section)

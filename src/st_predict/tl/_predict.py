@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress
 from st_predict._record import Record
 from st_predict._runtime import Compute
 from st_predict._sections import as_list, look_over_for, open_slides, read_context
@@ -32,6 +33,7 @@ __all__ = ["predict"]
 _UNSET = (None, False, "error")
 
 
+@shows_progress
 def predict(  # noqa: PLR0913  # every one is a keyword
     sdata: Sections,
     model: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained] = "m2ost",
@@ -59,6 +61,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     cut_tissue: Literal["keep", "nan"] = "keep",
     tissue_only: bool = True,
     stain: Stain | Literal[False] | None = None,
+    progress: bool | None = None,
 ) -> None:
     """Predict gene expression of spots from the image around them.
 
@@ -139,6 +142,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     stain
         Stain in whose colours the image is read, as :func:`st_predict.pp.fit_stain` measures it on another slide; that of this image is measured
         first. By default that of the training, if the network was trained with one; ``False`` reads the image as it is.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------

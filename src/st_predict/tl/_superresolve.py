@@ -12,6 +12,7 @@ import torch
 from st_predict import checkpoints
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress, track
 from st_predict._record import Record
 from st_predict._results import Lattice, check_cells, write_cells
 from st_predict._runtime import Compute, Inference
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 _TOGETHER = 4096  # cells that the network predicts at a time
 
 
+@shows_progress
 def superresolve(  # noqa: PLR0913  # every one is a keyword
     sdata: Sections,
     model: PathLike[str] | str | Trained,
@@ -61,6 +63,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    progress: bool | None = None,
 ) -> None:
     """Predict every cell of the tissue of a section: squares of 8 um, unless the network was trained with others.
 
@@ -102,6 +105,8 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
         ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     precision
         ``"auto"`` computes in bfloat16 where the device does so natively; ``"float32"``, ``"bfloat16"``.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -263,6 +268,8 @@ def _predict(
     reader: CellReader, inference: Inference, cells: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield places in ``cells``, and ``(n, n_genes)`` for these."""
-    for places, features in reader.describe(cells):
+    for places, features in track(
+        reader.describe(cells), "Predicting cells", len(cells), unit="cell", size=lambda one: len(one[0])
+    ):
         batch = Batch(crops=(), index=torch.from_numpy(places), features=torch.from_numpy(features[:, None]))
         yield places, inference(batch).cpu().numpy()

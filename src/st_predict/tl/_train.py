@@ -20,6 +20,8 @@ from st_predict import checkpoints
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._identifiers import gene_id_type_of
 from st_predict._keys import Keys
+from st_predict._progress import shows_progress
+from st_predict._reprs import ShortRepr
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
@@ -62,8 +64,8 @@ __all__ = ["TrainResult", "train"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class TrainResult(ShortRepr):
     """Path of the checkpoint, figures of each epoch, and card. :func:`predict` and :func:`superresolve` take it as ``model``."""
 
     checkpoint: Path
@@ -71,6 +73,7 @@ class TrainResult:
     card: ModelCard
 
 
+@shows_progress
 def train(  # noqa: PLR0913  # every one is a keyword that users of trainers look for
     sdatas: Sections,
     model: str = "m2ost",
@@ -101,6 +104,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     rounds: int = 5,
     resume: bool = False,
     card: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
 ) -> TrainResult:
     """Train a network to predict the expression of spots from the image around them.
 
@@ -184,6 +188,8 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     card
         More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``, ``gene_id_type``,
         ``training``. Tables of another ``organism`` are refused.
+    progress
+        Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
@@ -210,13 +216,12 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
-    rounds, resume = check("rounds", rounds, Count), check("resume", resume, Flag)
+    rounds, resume, out = check("rounds", rounds, Count), check("resume", resume, Flag), check("out", out, File)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
     where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
-    spec, out, hparams = get_spec(model), check("out", out, File), check("hparams", hparams, Fields | None)
-    setting = get_preset(spec, check("preset", preset, Text))
+    spec, hparams = get_spec(model), check("hparams", hparams, Fields | None)
+    setting, allow_shared = get_preset(spec, check("preset", preset, Text)), check("allow_shared", allow_shared, Texts)
     config = _configure(setting, config, spec)
-    allow_shared = check("allow_shared", allow_shared, Texts)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)

@@ -1,0 +1,47 @@
+"""Versions of the software that decides on results, for reports of faults."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from st_predict._version import __version__
+
+__all__ = ["show_versions"]
+
+_SHOWN = (
+    "st_predict",
+    "torch",
+    "timm",
+    "lightning",
+    "numpy",
+    "anndata",
+    "spatialdata",
+    "zarr",
+    "scanpy",
+    "tifffile",
+    "openslide",
+)
+
+
+def show_versions(*, dependencies: bool = False) -> None:
+    """Print the versions of st_predict and its main packages, Python, the operating system, processors and GPUs.
+
+    Parameters
+    ----------
+    dependencies
+        Whether to list all loaded packages as well.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.show_versions()  # doctest: +ELLIPSIS
+    st-predict	...
+    """
+    from importlib.metadata import packages_distributions
+
+    from session_info2 import SessionInfo
+
+    loaded = {name: importlib.import_module(name) for name in _SHOWN}
+    info = SessionInfo(packages_distributions(), loaded, dependencies=dependencies)
+    sys.stdout.write(f"st-predict\t{__version__}\n{info}\n")
