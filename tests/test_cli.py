@@ -616,3 +616,18 @@ def test_version_and_short_help() -> None:
 def test_reference_of_a_model() -> None:
     assert run("cite", "stnet").stdout.startswith("@article{He2020,\n")
     assert "10.1038/s41551" in run("models").stdout
+
+
+def test_report(folder: Path, tmp_path: Path, model: Path) -> None:
+    for name in ("P1S1", "P2S1"):
+        result = run("predict", folder / f"{name}.zarr", "--out", tmp_path / f"{name}.zarr", "--model", model)
+        assert result.exit_code == 0, result.output
+    first, second = (tmp_path / f"{name}.zarr" for name in ("P1S1", "P2S1"))
+    out = tmp_path / "one.html"
+    result = run("report", first, "--out", out, "--n-genes", 1, "--train", second)
+    assert result.exit_code == 0, result.output
+    assert "<td>position</td>" in out.read_text(encoding="utf-8")
+    check_refused(run("report", first, "--out", out), "exists")
+    result = run("report", first, second, "--out", tmp_path / "all", "--n-genes", 1, "--no-score")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["P1S1.html", "P2S1.html", "index.html"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, MutableMapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
@@ -15,7 +17,7 @@ from st_predict._keys import Keys
 from st_predict._version import __version__
 from st_predict.specs import ModelCard
 
-__all__ = ["Kind", "Record"]
+__all__ = ["Kind", "Record", "warnings_into"]
 
 Kind: TypeAlias = Literal["prediction", "embedding"]
 
@@ -25,6 +27,29 @@ _COPY = "X"
 """Value of the field ``values``."""
 
 _FIELDS = {"card", "genes", "encoder", "params", "derived", "calibration", "version"}
+
+
+class _Listener(logging.Handler):
+    """Collects messages."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (message := record.getMessage()) not in self._said:
+            self._said.append(message)
+
+
+@contextmanager
+def warnings_into(said: list[str]) -> Iterator[None]:
+    """Add the warnings that this package logs to a list, for the record of the result."""
+    listener, package = _Listener(said), logging.getLogger(__package__)
+    package.addHandler(listener)
+    try:
+        yield
+    finally:
+        package.removeHandler(listener)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 
 from st_predict._version import __version__
 
-__all__ = ["show_versions"]
+__all__ = ["show_versions", "versions"]
 
 _SHOWN = (
     "st_predict",
@@ -38,10 +38,16 @@ def show_versions(*, dependencies: bool = False) -> None:
     >>> stp.show_versions()  # doctest: +ELLIPSIS
     st-predict	...
     """
+    sys.stdout.write("".join(f"{name}\t{text}\n" for name, text in versions(dependencies=dependencies).items()))
+
+
+def versions(*, dependencies: bool = False) -> dict[str, str]:
+    """Names of packages and parts of the machine, and what they are."""
     from importlib.metadata import packages_distributions
 
     from session_info2 import SessionInfo
 
     loaded = {name: importlib.import_module(name) for name in _SHOWN}
-    info = SessionInfo(packages_distributions(), loaded, dependencies=dependencies)
-    sys.stdout.write(f"st-predict\t{__version__}\n{info}\n")
+    lines = str(SessionInfo(packages_distributions(), loaded, dependencies=dependencies)).splitlines()
+    known = dict(line.split("\t", 1) for line in lines)
+    return {"st-predict": __version__, **{name: text for name, text in known.items() if set(name) != {"-"}}}

@@ -617,6 +617,53 @@ def superresolve(
 
 
 @app.command()
+def report(  # noqa: PLR0913  # options of a command line
+    slides: Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr) with a prediction.")],
+    out: Annotated[Path, typer.Option(help="New .html file; for several slides, new folder with index.html.")],
+    key: Key = None,
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
+    bin_um: BinUm = None,
+    gene: Annotated[
+        list[str] | None, typer.Option(help="Gene to map; repeat for several. By default, genes to trust.")
+    ] = None,
+    n_genes: Annotated[int, typer.Option(min=1, help="Number of genes to map, at most.")] = 12,
+    held_out: Annotated[
+        str | None, typer.Option(help="Held-out sections behind the trust: patient or section.")
+    ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="Training sections, to which the baselines are fitted.")
+    ] = None,
+    score: Annotated[bool, typer.Option("--score/--no-score", help="Score the prediction if there are counts.")] = True,  # noqa: FBT002
+) -> None:
+    """Write a page about a prediction: weights, maps of genes to trust, scores and warnings."""
+    _check_new(out, suffixes=(".html",) if len(slides) == 1 else ("",))
+    read = {path.stem: sdata for path, sdata in zip(slides, _read(slides).values(), strict=True)}
+    evaluation: dict[str, Any] = {}
+    if train and score:
+        learned = _read(train)
+        evaluation = {
+            name: stp.tl.evaluate([sdata], key=key, train=learned, table_key=table_key, bin_um=bin_um, missing="drop")
+            for name, sdata in read.items()
+        }
+    one = len(slides) == 1
+    written = stp.pl.report(
+        next(iter(read.values())) if one else read,
+        key,
+        out,
+        image_key=image_key,
+        table_key=table_key,
+        bin_um=bin_um,
+        genes=gene,
+        n_genes=n_genes,
+        held_out=held_out,  # type: ignore[arg-type]  # checked by the function
+        evaluation=next(iter(evaluation.values()), None) if one else evaluation,
+        score=score,
+    )
+    typer.echo(f"Wrote {written}")
+
+
+@app.command()
 def models() -> None:
     """List the models that can be trained, what they cost and see, and the checkpoints that are released."""
     specs = stp.models.table()

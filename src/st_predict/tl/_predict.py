@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
 from st_predict._progress import shows_progress
-from st_predict._record import Record
+from st_predict._record import Record, warnings_into
 from st_predict._runtime import Compute
 from st_predict._sections import as_list, look_over_for, open_slides, read_context
 from st_predict._stain import Stain
@@ -158,8 +158,8 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
         The same, if the panel covers every gene of the table and the layer takes at most 1 GiB.
     ``.uns["st_predict"][key_added]``
-        Names of the ``genes`` in column order, card of the model, version, device and precision, and the mpp of each
-        section with its source.
+        Names of the ``genes`` in column order, card of the model, version, device and precision, warnings, and the mpp
+        of each section with its source.
 
     A slide without a table gets a linked table ``sdata.tables[key_added]`` instead, with the standard deviation as
     ``.layers["std"]``. :func:`st_predict.get.prediction` reads either as AnnData, :func:`st_predict.get.frame` as a
@@ -206,19 +206,27 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     )
     where = replace(where, stain=ensemble.stain(check("stain", stain, Stain | Literal[False] | None)))
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
-    slots = [_slot(ensemble, slide, key_added or ensemble.key) for slide in slides]
-    cut = [look_over_for(slide, ensemble.cards) for slide in slides]
+    said: list[list[str]] = [[] for _ in slides]
+    slots = [_slot(ensemble, s, key_added or ensemble.key, words) for s, words in zip(slides, said, strict=True)]
+    cut = [_look_over(slide, ensemble, words) for slide, words in zip(slides, said, strict=True)]
     known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
-    for slide, slot, read, spots in zip(slides, slots, known, cut, strict=True):
-        _write(ensemble, slide, slot, read, cut=spots, cut_tissue=cut_tissue)
+    for slide, slot, read, spots, words in zip(slides, slots, known, cut, said, strict=True):
+        _write(ensemble, slide, slot, read, cut=spots, cut_tissue=cut_tissue, said=words)
 
 
-def _slot(ensemble: Ensemble, slide: Slide, key: str) -> Slot:
-    """Where the prediction of a slide belongs, after it was checked that it fits there."""
-    ensemble.check(slide)
+def _slot(ensemble: Ensemble, slide: Slide, key: str, said: list[str]) -> Slot:
+    """Where the prediction of a slide belongs, after it was checked that it fits there; warnings are added to ``said``."""
+    with warnings_into(said):
+        ensemble.check(slide)
     slot = slide.slot(key)
     slot.check_free("prediction", derived=[Keys.std(slot.key)] if ensemble.spreads else [])
     return slot
+
+
+def _look_over(slide: Slide, ensemble: Ensemble, said: list[str]) -> list[NDArray[np.bool_]]:
+    """Spots of each section whose field of view is cut; warnings are added to ``said``."""
+    with warnings_into(said):
+        return look_over_for(slide, ensemble.cards)
 
 
 def _write(
@@ -229,19 +237,21 @@ def _write(
     *,
     cut: Sequence[NDArray[np.bool_]],
     cut_tissue: str,
+    said: list[str],
 ) -> None:
     """Predict the spots of a slide; those whose field of view is cut stay NaN if ``cut_tissue`` says so."""
-    predicted = [
-        ensemble.predict(
-            section,
-            counts=None if known is None else known.counts[section.rows],
-            left_out=spots & (cut_tissue == "nan"),
-        )
-        for section, spots in zip(slide.sections, cut, strict=True)
-    ]
+    with warnings_into(said):
+        predicted = [
+            ensemble.predict(
+                section,
+                counts=None if known is None else known.counts[section.rows],
+                left_out=spots & (cut_tissue == "nan"),
+            )
+            for section, spots in zip(slide.sections, cut, strict=True)
+        ]
     mean = slide.gather([mean for mean, _ in predicted])
     std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None
-    params = {**_params(ensemble, slide, known), "cut_tissue": cut_tissue}
+    params = {**_params(ensemble, slide, known), "cut_tissue": cut_tissue, "warnings": said}
     slot.write_prediction(mean, Record(card=ensemble.card, params=params), std=std)
 
 

@@ -1,0 +1,329 @@
+"""What a report says of a slide: collected from the prediction, the card of its weights and what was measured."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spatialdata import SpatialData
+
+from st_predict import get, metrics
+from st_predict._containers import share_arrays
+from st_predict._errors import StPredictError
+from st_predict._progress import track
+from st_predict._record import Record
+from st_predict._show_versions import versions
+from st_predict.pl._report_figures import map_of_gene, overview
+from st_predict.pl._view import read_section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from st_predict._where import Where
+    from st_predict.pl._view import View
+    from st_predict.specs import HeldOut, ModelCard, Reliability
+    from st_predict.tl import Evaluation
+
+__all__ = ["Page", "Shown", "page_of"]
+
+N_NEIGHBOURS = 6
+"""Neighbours of a spot, for the spatial autocorrelation by which genes are chosen if nothing says which to trust."""
+
+_NOT_FITTED = (
+    "Baselines that are fitted to training sections are not shown; st_predict.tl.evaluate(..., train=) scores them, and its result is "
+    "the argument evaluation of a report."
+)
+
+_SCORES = {
+    "gene_partial": "partial",
+    "gene_partial_low": "95 % interval, from",
+    "gene_partial_high": "to",
+    "gene_pearson": "plain",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a page shows."""
+
+    genes: list[str] | None
+    n_genes: int
+    held_out: HeldOut | None
+    score: bool
+    where: Where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the template fills in; texts are escaped there.
+
+    Parameters
+    ----------
+    title
+        Name of the slide.
+    key
+        Key of the prediction.
+    summary
+        Numbers and words of the prediction, by heading.
+    weights
+        Card of the network, by heading.
+    trust
+        Sentences about which genes to trust.
+    overview
+        Picture of the slide, and its legend.
+    maps
+        Gene and picture.
+    is_measured
+        Whether maps show what was measured beside what was predicted.
+    genes
+        One row per gene: scores on held-out sections.
+    scores
+        Title and table of each section.
+    predictors
+        Meaning of each row of these tables.
+    words
+        Sentences about the scores.
+    warnings
+        What was warned of when the prediction was made.
+    versions
+        Names and versions of software.
+    code
+        Lines that make the prediction and this page again.
+    """
+
+    title: str
+    key: str
+    summary: dict[str, str]
+    weights: dict[str, str]
+    trust: list[str]
+    overview: str
+    maps: list[tuple[str, str]]
+    is_measured: bool
+    genes: list[dict[str, str]]
+    scores: list[tuple[str, list[dict[str, str]]]]
+    predictors: dict[str, str]
+    words: list[str]
+    warnings: list[str]
+    versions: dict[str, str]
+    code: str
+
+
+def page_of(sdata: SpatialData, key: str | None, shown: Shown, *, title: str, evaluation: Evaluation | None) -> Page:
+    """Collect what a page shows of a slide."""
+    key = get.only_key(sdata, key, table_key=shown.where.table_key)
+    holder = sdata.tables[get.table_of(sdata, key, table_key=shown.where.table_key)]
+    record, view = Record.read(holder.uns, key), read_section(sdata, key, shown.where, margin=None)
+    predicted = get.prediction(sdata, key, table_key=shown.where.table_key, held_out=shown.held_out)
+    card = None if record is None else record.card
+    scores = None if card is None else card.reliability_on(shown.held_out)
+    evaluation, words = _evaluated(sdata, key, shown, evaluation)
+    genes = shown.genes or _best_genes(predicted, view, scores, shown.n_genes)
+    with _each_warning_once():
+        maps = [
+            (gene, map_of_gene(sdata, gene, key, shown.where))
+            for gene in track(genes, "Drawing", len(genes), unit="gene")
+        ]
+    params = {} if record is None else record.params
+    return Page(
+        title=title,
+        key=key,
+        summary=_summary(predicted, record),
+        weights={} if card is None else _weights(card, params),
+        trust=_trust(card, scores),
+        overview=overview(sdata, view, _is_predicted(predicted)[view.rows], shown.where),
+        maps=maps,
+        is_measured=evaluation is not None,
+        genes=_gene_rows(predicted),
+        scores=[] if evaluation is None else _score_tables(evaluation),
+        predictors={} if evaluation is None else _meanings(evaluation),
+        words=words,
+        warnings=[str(one) for one in params.get("warnings", ())],
+        versions=versions(),
+        code=_code(key, params, title),
+    )
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Let plots of several genes say once what holds for all of them."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = (message := record.getMessage()) in said
+        said.add(message)
+        return not known
+
+    plots = logging.getLogger("st_predict.pl._values")
+    plots.addFilter(is_new)
+    try:
+        yield
+    finally:
+        plots.removeFilter(is_new)
+
+
+def _is_predicted(predicted: AnnData) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(predicted.X).any(axis=1))
+
+
+def _summary(predicted: AnnData, record: Record | None) -> dict[str, str]:
+    """Numbers of spots and genes, units, resolution and its source, device."""
+    n_spots, n_done = predicted.n_obs, int(_is_predicted(predicted).sum())
+    facts = {
+        "spots": f"{n_done:,} of {n_spots:,} predicted, {n_spots - n_done:,} left out",
+        "genes": f"{predicted.n_vars:,}",
+        "values": "unknown units" if record is None or record.card is None else record.card.target.units,
+    }
+    if record is None:
+        return facts
+    sections = list(record.params.get("sections", ()))
+    resolutions = {
+        f"{one['mpp']:.4g} um per pixel, from {one['mpp_source']}" if one.get("mpp") else "unknown" for one in sections
+    }
+    facts["resolution"] = "; ".join(sorted(resolutions)) or "unknown"
+    facts["image"] = ", ".join(dict.fromkeys(str(one.get("image")) for one in sections)) or "unknown"
+    if stains := {str(one["stain"]["method"]) for one in sections if "stain" in one}:
+        facts["stain normalisation"] = ", ".join(sorted(stains))
+    facts["spots with a cut field of view"] = {"keep": "kept", "nan": "left out"}.get(
+        str(record.params.get("cut_tissue")), "unknown"
+    )
+    facts["computed on"] = str(record.params.get("device", "unknown"))
+    facts["made with"] = f"st_predict {record.version}"
+    return facts
+
+
+def _weights(card: ModelCard, params: Mapping[str, Any]) -> dict[str, str]:
+    """Checkpoints with their hashes, and the card."""
+    from st_predict.checkpoints import card_facts
+
+    members = {
+        f"{one.get('checkpoint')} (SHA-256 {str(one.get('sha256'))[:16]}...)" for one in params.get("members", ())
+    }
+    facts = {"checkpoint": "; ".join(sorted(members)) or "unknown", **card_facts(card)}
+    return {"licence": "not stated by the card", **facts} if "licence" not in facts else facts
+
+
+def _trust(card: ModelCard | None, scores: Reliability | None) -> list[str]:
+    if card is None:
+        return ["The card of the weights is lost, so it is not known which genes to trust."]
+    if scores is None:
+        return [
+            "The card of the weights has no scores on held-out sections, so it is not known which genes to trust.",
+            "The genes below have the predictions with the highest spatial autocorrelation.",
+        ]
+    from st_predict.checkpoints import score_sentence
+
+    return [score_sentence(scores)]
+
+
+def _best_genes(predicted: AnnData, view: View, scores: Reliability | None, n_genes: int) -> list[str]:
+    """Genes to trust, the best first; by Moran's I of the prediction if the card has no scores."""
+    if scores is not None:
+        ranked = predicted.var["partial"].fillna(-1).to_numpy()
+        trusted = [place for place in scores.trusted(min_score=None, reliable=True) if place < predicted.n_vars]
+        return [str(predicted.var_names[i]) for i in sorted(trusted, key=lambda i: -ranked[i])[:n_genes]]
+    done = np.flatnonzero(_is_predicted(predicted)[view.rows])
+    if len(done) <= N_NEIGHBOURS:
+        return [str(gene) for gene in predicted.var_names[:n_genes]]
+    weights = metrics.neighbour_weights(view.spots.xy[done], k=N_NEIGHBOURS)
+    moran = np.nan_to_num(metrics.morans_i(np.asarray(predicted.X)[view.rows[done]], weights), nan=-1.0)
+    return [str(predicted.var_names[i]) for i in np.argsort(-moran, kind="stable")[:n_genes]]
+
+
+def _gene_rows(predicted: AnnData) -> list[dict[str, str]]:
+    """Scores of all genes on held-out sections, best first."""
+    if "partial" not in predicted.var:
+        return []
+    table = predicted.var.sort_values("partial", ascending=False, na_position="last")
+    return [
+        {
+            "gene": str(gene),
+            "partial correlation": _number(row["partial"]),
+            "95 % interval": f"{_number(row['partial_low'])} to {_number(row['partial_high'])}",
+            "noise ceiling": _number(row["ceiling_partial"]),
+        }
+        for gene, row in table.iterrows()
+    ]
+
+
+def _number(value: float) -> str:
+    return "-" if not np.isfinite(value) else f"{value:z.2f}"
+
+
+def _evaluated(
+    sdata: SpatialData, key: str, shown: Shown, evaluation: Evaluation | None
+) -> tuple[Evaluation | None, list[str]]:
+    """Scores of the prediction, and sentences about them; why there are none where there are no counts."""
+    if evaluation is None and not shown.score:
+        return None, ["The prediction was not scored."]
+    if evaluation is None:
+        from st_predict import tl
+
+        try:
+            # on a copy, as evaluate writes scores to the table; genes that were not measured have none
+            evaluation = tl.evaluate(
+                [_shared(sdata)],
+                key=key,
+                table_key=shown.where.table_key,
+                image_key=shown.where.image_key,
+                missing="drop",
+            )
+        except StPredictError as error:
+            return None, [f"The prediction could not be scored. {error.found}"]
+        return evaluation, [*evaluation.words, _NOT_FITTED]
+    return evaluation, [*evaluation.words]
+
+
+def _shared(sdata: SpatialData) -> SpatialData:
+    """Return a slide with the same arrays, whose tables can be written to."""
+    elements = {name: getattr(sdata, name) for name in ("images", "labels", "points", "shapes")}
+    tables = {name: share_arrays(table) for name, table in sdata.tables.items()}
+    return SpatialData(**{name: dict(found) for name, found in elements.items()}, tables=tables)
+
+
+def _score_tables(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
+    """Scores of the prediction beside baselines and ceilings, section by section."""
+    tables = []
+    for name, rows in evaluation.summary.groupby("section", sort=False):
+        title = f"Section {name}: {rows['n_spots'].iloc[0]:,} spots, {rows['n_genes'].iloc[0]} genes"
+        tables.append((title, [_score_row(row) for _, row in rows.iterrows()]))
+    return tables
+
+
+def _score_row(row: pd.Series) -> dict[str, str]:
+    numbers = {title: _number(float(row[name])) for name, title in _SCORES.items()}
+    return {"predictor": str(row["predictor"]), **numbers}
+
+
+def _meanings(evaluation: Evaluation) -> dict[str, str]:
+    """Meaning of each predictor."""
+    names = dict.fromkeys(map(str, evaluation.summary["predictor"]))
+    return {name: evaluation.definitions[name] for name in names if name in evaluation.definitions}
+
+
+def _code(key: str, params: Mapping[str, Any], title: str) -> str:
+    """Lines of Python that make the prediction and the page again, as far as the record knows the arguments."""
+    members = list(params.get("members", ()))
+    names = [str(one.get("checkpoint")) for one in members]
+    sections = list(params.get("sections", ()))
+    given = {
+        "key_added": key,
+        "mpp": next((one["mpp"] for one in sections if one.get("mpp_source") == "argument"), None),
+        "n_samples": members[0].get("n_samples") if members else None,
+        "cut_tissue": params.get("cut_tissue"),
+        "context": (params.get("context") or {}).get("column"),
+    }
+    arguments = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+    model = repr(names[0] if len(names) == 1 else names)
+    return (
+        "import spatialdata\nimport st_predict as stp\n\n"
+        f"sdata = spatialdata.read_zarr({title + '.zarr'!r})\n"
+        f"stp.tl.predict(sdata, {model}{arguments})\n"
+        f"stp.pl.report(sdata, {key!r}, {title + '.html'!r})\n"
+    )
