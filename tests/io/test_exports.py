@@ -178,6 +178,8 @@ def test_without_shapes_the_centres_are_pixels(prediction: AnnData, tmp_path: Pa
     np.testing.assert_array_equal(found.get_coordinates(), XY)
     path = stp.io.write_geojson(prediction, tmp_path / "b.geojson", radius_px=7, outline="square")
     np.testing.assert_array_equal(opened(path).bounds, np.hstack([XY - 7, XY + 7]))
+    path = stp.io.write_geojson(prediction, tmp_path / "o.geojson", origin=(10, 30.5))
+    np.testing.assert_array_equal(opened(path).get_coordinates(), XY - [10, 30.5])
     path = stp.io.write_geojson(prediction, tmp_path / "c.geojson", radius_px=7)
     np.testing.assert_allclose(opened(path).area, np.pi * 49, rtol=0.01)
 

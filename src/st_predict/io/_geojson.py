@@ -11,7 +11,7 @@ import shapely
 
 from st_predict._errors import NotFoundError
 from st_predict._files import whole
-from st_predict._validated import Text, check
+from st_predict._validated import Number, Text, check
 from st_predict.io._areas import Outline, read_areas
 from st_predict.io._colours import Colours, category_colours, check_colours, number_colours
 from st_predict.io._columns import check_target, read_columns
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from st_predict.io._areas import Areas
 
 __all__ = ["write_geojson"]
 
@@ -52,6 +51,7 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     radius_px: float | None = None,
     outline: Outline | None = None,
     object_type: ObjectType = "detection",
+    origin: tuple[float, float] = (0, 0),
     image_key: str | None = None,
     region: str | None = None,
     overwrite: bool = False,
@@ -90,6 +90,9 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
         ``"point"``. Polygons and labels keep their outline.
     object_type
         Type of the objects in QuPath. Detections are quick to draw, and coloured by measurement maps; annotations can be edited.
+    origin
+        Corner of what QuPath shows, x and y in level-0 pixels, which is subtracted. It is not (0, 0) for slides that QuPath crops to what was
+        scanned, such as ``.mrxs``: there it is ``openslide.bounds-x`` and ``openslide.bounds-y``.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
@@ -121,6 +124,7 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     """
     target, _ = check_target(path, (".geojson", ".json"), overwrite=overwrite)
     kind = check("object_type", object_type, ObjectType)
+    corner = np.array(check("origin", origin, tuple[Number, Number]))
     check_colours(cmap, vmin, vmax)
     values = read_columns(adata, genes, layer)
     areas = read_areas(adata, sdata, image_key=image_key, region=region, radius_px=radius_px, outline=outline)
@@ -128,7 +132,7 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     painted = _paint(adata, values, areas.rows, color, layer=layer, cmap=cmap, ends=(vmin, vmax))
     with whole(target, keep_old=not overwrite) as fresh, fresh.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
-        file.writelines(_separated(_features(values, areas, painted, kind)))
+        file.writelines(_separated(_features(values, areas.outlines, painted, kind=kind, origin=corner)))
         file.write("\n]}\n")
     return target
 
@@ -168,10 +172,17 @@ def _classes(column: pd.Series, known: Any) -> list[dict[str, Any]]:
     return [{} if code < 0 else classes[code] for code in categories.cat.codes]
 
 
-def _features(values: pd.DataFrame, areas: Areas, painted: list[dict[str, Any]], kind: str) -> Iterator[str]:
-    outlines = shapely.to_geojson(shapely.transform(areas.outlines, lambda xy: np.round(xy, DECIMALS)))
+def _features(
+    values: pd.DataFrame,
+    outlines: NDArray[np.object_],
+    painted: list[dict[str, Any]],
+    *,
+    kind: str,
+    origin: NDArray[np.float64],
+) -> Iterator[str]:
+    geometries = shapely.to_geojson(shapely.transform(outlines, lambda xy: np.round(xy - origin, DECIMALS)))
     genes, numbers = list(values.columns), values.to_numpy()
-    for name, geometry, row, colour in zip(values.index, outlines, numbers, painted, strict=True):
+    for name, geometry, row, colour in zip(values.index, geometries, numbers, painted, strict=True):
         there = np.flatnonzero(np.isfinite(row))
         measured = {genes[place]: float(f"{row[place]:.{DIGITS}g}") for place in there}
         properties = {"objectType": kind, "name": str(name), **colour, "measurements": measured}
