@@ -497,6 +497,21 @@ def test_one_section_of_several(two_regions: SpatialData, checkpoint: Callable[.
     assert set(np.unique(tifffile.imread(labels))) == {0, *range(2, 25, 2)}
 
 
+def test_a_grid_on_a_slide_without_a_table(sdata: SpatialData, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    del sdata.tables["table"], sdata.shapes["spots"]
+    stp.pp.make_grid(sdata, pitch_um=40, diameter_um=30, mpp=MPP, tissue_only=False)
+    stp.tl.predict(sdata, checkpoint(), mpp=MPP, device="cpu")
+    prediction = stp.get.prediction(sdata)
+    found = opened(stp.io.write_geojson(prediction, tmp_path / "a.geojson", sdata=sdata))
+    assert found["name"].tolist() == list(sdata["grid"].index)
+    np.testing.assert_allclose(found.get_coordinates().iloc[::33], sdata["grid"].get_coordinates() + [30, 0], atol=0.01)
+    table = pd.read_csv(stp.io.write_table(prediction, tmp_path / "a.csv", sdata=sdata))
+    np.testing.assert_allclose(table[["x_px", "y_px"]], sdata["grid"].get_coordinates())
+    assert "x_um" not in table  # the resolution was an argument, which the object does not keep
+    table = pd.read_csv(stp.io.write_table(prediction, tmp_path / "b.csv", sdata=sdata, mpp=MPP))
+    np.testing.assert_allclose(table["y_um"], table["y_px"] * MPP)
+
+
 # A section as it was measured
 
 CACHE = Path(os.environ.get("ST_PREDICT_CACHE", "nowhere"))

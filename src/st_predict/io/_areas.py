@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Areas", "Outline", "read_areas"]
+__all__ = ["Areas", "Outline", "read_areas", "resolution_of"]
 
 Outline: TypeAlias = Literal["circle", "square", "point"]
 
@@ -60,15 +60,18 @@ class Areas:
         ``(n,)``: a polygon per row, or a point if the row has no extent.
     shape
         ``(height, width)`` of level 0, if the image is known.
-    mpp
-        Micrometres per pixel of level 0, if known.
+    image_key
+        Name of the image, if there is one.
+    region
+        Name of the shapes, points or labels, if there are any.
     """
 
     rows: NDArray[np.int64]
     centres: NDArray[np.float64]
     outlines: NDArray[np.object_]
     shape: tuple[int, int] | None = None
-    mpp: float | None = None
+    image_key: str | None = None
+    region: str | None = None
 
     def check_extent(self) -> None:
         """Refuse rows without an area.
@@ -93,7 +96,6 @@ def read_areas(
     region: str | None = None,
     radius_px: float | None = None,
     outline: Outline | None = None,
-    mpp: float | None = None,
 ) -> Areas:
     """Find the outlines of the rows of a result.
 
@@ -111,8 +113,6 @@ def read_areas(
         Radius of all rows, in level-0 pixels.
     outline
         How a row with a centre and a radius is drawn; by default as a circle, and without a radius as a point.
-    mpp
-        Micrometres per pixel of level 0; by default what ``sdata`` says.
 
     Raises
     ------
@@ -122,15 +122,50 @@ def read_areas(
     check_table(adata)
     outline, radius_px = check("outline", outline, Outline | None), check("radius_px", radius_px, Positive | None)
     image_key, region = check("image_key", image_key, Text | None), check("region", region, Text | None)
-    mpp = check("mpp", mpp, Positive | None)
     if sdata is None:
         for name, value in (("image_key", image_key), ("region", region)):
             if value is not None:
                 raise InvalidValueError(f"{name} names an element of a SpatialData object, and none is given.", _WHERE)
         rows, centres = np.arange(adata.n_obs), _own_centres(adata)
-        return Areas(rows=rows, centres=centres, outlines=_drawn(centres, radius_px, outline), mpp=mpp)
+        return Areas(rows=rows, centres=centres, outlines=_drawn(centres, radius_px, outline))
     check_slide(sdata)
-    return _linked(adata, sdata, image_key, region, radius_px=radius_px, outline=outline, mpp=mpp)
+    return _linked(adata, sdata, image_key, region, radius_px=radius_px, outline=outline)
+
+
+def resolution_of(areas: Areas, sdata: SpatialData | None, mpp: float | None) -> float | None:
+    """Micrometres per pixel of level 0, as the table of the spots says it where the image does not.
+
+    Parameters
+    ----------
+    areas
+        Rows of a result.
+    sdata
+        Object that they are linked to.
+    mpp
+        Value of the caller.
+
+    Returns
+    -------
+    ``None`` if nothing says it.
+
+    Raises
+    ------
+    ValueError
+        If ``mpp`` is not positive, or what ``sdata`` says is impossible.
+    """
+    given: float | None = check("mpp", mpp, Positive | None)
+    if sdata is None or areas.region is None:
+        return given
+    tables = sorted(
+        name
+        for name, table in sdata.tables.items()
+        if areas.region in regions_of(table) and not Record.is_result(table.uns, name)
+    )
+    if not tables:
+        found = find_mpp(sdata, image_key=areas.image_key, mpp=given)
+    else:
+        found = find_mpp(sdata, image_key=areas.image_key, table_key=tables[0], shapes_key=areas.region, mpp=given)
+    return None if found is None else found.value
 
 
 def _own_centres(adata: AnnData) -> NDArray[np.float64]:
@@ -157,7 +192,6 @@ def _linked(
     *,
     radius_px: float | None,
     outline: Outline | None,
-    mpp: float | None,
 ) -> Areas:
     obs, region, instance_key = annotated_rows(adata, "adata", region)
     image_key = find_image(sdata, image_key, region=region)
@@ -175,26 +209,13 @@ def _linked(
         centres=xy,
         outlines=outlines,
         shape=open_pyramid(sdata, image_key).level_shapes[0],
-        mpp=_resolution(sdata, image_key, region, mpp),
+        image_key=image_key,
+        region=region,
     )
 
 
 def _rows_of(adata: AnnData, region: str) -> NDArray[np.int64]:
     return np.flatnonzero(adata.obs[adata.uns["spatialdata_attrs"]["region_key"]] == region)
-
-
-def _resolution(sdata: SpatialData, image_key: str, region: str, mpp: float | None) -> float | None:
-    """Micrometres per pixel, as the table of the spots says it where the image does not."""
-    tables = sorted(
-        name
-        for name, table in sdata.tables.items()
-        if region in regions_of(table) and not Record.is_result(table.uns, name)
-    )
-    if not tables:
-        found = find_mpp(sdata, image_key=image_key, mpp=mpp)
-    else:
-        found = find_mpp(sdata, image_key=image_key, table_key=tables[0], shapes_key=region, mpp=mpp)
-    return None if found is None else found.value
 
 
 def _own_outlines(

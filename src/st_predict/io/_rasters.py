@@ -13,7 +13,7 @@ import shapely
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._validated import Count, Flag, Positive, check
-from st_predict.io._areas import Outline, read_areas
+from st_predict.io._areas import Outline, read_areas, resolution_of
 from st_predict.io._columns import check_target, read_columns
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
     step, full = check("downsample", downsample, Positive | None), check("shape", shape, tuple[Count, Count] | None)
     as_labels = check("labels", labels, Flag)
     values = read_columns(adata, genes, layer)
-    areas = read_areas(adata, sdata, image_key=image_key, region=region, radius_px=radius_px, outline=outline, mpp=mpp)
+    areas = read_areas(adata, sdata, image_key=image_key, region=region, radius_px=radius_px, outline=outline)
     areas.check_extent()
     step = _default_step(areas) if step is None else step
     raster = _Raster(
@@ -159,7 +159,7 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
         values=_labels(areas) if as_labels else _padded(values.to_numpy()[areas.rows]),
         names=["row"] if as_labels else list(values.columns),
         step=step,
-        mpp=areas.mpp,
+        mpp=resolution_of(areas, sdata, mpp),
     )
     with whole(target, keep_old=not overwrite) as fresh:
         write = _write_zarr if suffix == ".ome.zarr" else _write_tiff

@@ -10,7 +10,7 @@ import pandas as pd
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._keys import Keys
-from st_predict.io._areas import read_areas
+from st_predict.io._areas import read_areas, resolution_of
 from st_predict.io._columns import check_target, read_columns
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ def write_table(
     """
     target, suffix = check_target(path, (".parquet", ".csv"), overwrite=overwrite)
     values = read_columns(adata, genes, layer)
-    areas = read_areas(adata, sdata, image_key=image_key, region=region, outline="point", mpp=mpp)
+    areas = read_areas(adata, sdata, image_key=image_key, region=region, outline="point")
+    scale = resolution_of(areas, sdata, mpp)
     centres = {"x_px": areas.centres[:, 0], "y_px": areas.centres[:, 1]}
-    if areas.mpp is not None:
-        centres |= {"x_um": areas.centres[:, 0] * areas.mpp, "y_um": areas.centres[:, 1] * areas.mpp}
+    if scale is not None:
+        centres |= {"x_um": areas.centres[:, 0] * scale, "y_um": areas.centres[:, 1] * scale}
     obs = adata.obs.iloc[areas.rows].reset_index(drop=True)
     names = pd.DataFrame({SPOT: adata.obs_names[areas.rows].astype(str)})
     values = values.iloc[areas.rows].reset_index(drop=True)
