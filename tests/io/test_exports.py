@@ -504,12 +504,17 @@ def test_a_grid_on_a_slide_without_a_table(sdata: SpatialData, checkpoint: Calla
     prediction = stp.get.prediction(sdata)
     found = opened(stp.io.write_geojson(prediction, tmp_path / "a.geojson", sdata=sdata))
     assert found["name"].tolist() == list(sdata["grid"].index)
-    np.testing.assert_allclose(found.get_coordinates().iloc[::33], sdata["grid"].get_coordinates() + [30, 0], atol=0.01)
+    np.testing.assert_allclose(
+        found.get_coordinates().iloc[::33], np.add(sdata["grid"].get_coordinates(), [30, 0]), atol=0.01
+    )
     table = pd.read_csv(stp.io.write_table(prediction, tmp_path / "a.csv", sdata=sdata))
     np.testing.assert_allclose(table[["x_px", "y_px"]], sdata["grid"].get_coordinates())
-    assert "x_um" not in table  # the resolution was an argument, which the object does not keep
-    table = pd.read_csv(stp.io.write_table(prediction, tmp_path / "b.csv", sdata=sdata, mpp=MPP))
-    np.testing.assert_allclose(table["y_um"], table["y_px"] * MPP)
+    assert stp.io.find_mpp(sdata) is None
+    np.testing.assert_allclose(table["y_um"], table["y_px"] * MPP)  # was an argument of the prediction
+    table = pd.read_csv(stp.io.write_table(prediction, tmp_path / "b.csv", sdata=sdata, mpp=2))
+    np.testing.assert_allclose(table["y_um"], table["y_px"] * 2)
+    del prediction.uns["st_predict"]
+    assert "x_um" not in pd.read_csv(stp.io.write_table(prediction, tmp_path / "c.csv", sdata=sdata))
 
 
 # A section as it was measured

@@ -11,7 +11,7 @@ from spatialdata import to_polygons
 from xarray import DataArray, DataTree
 
 from st_predict._containers import check_slide, check_table
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._validated import Positive, Text, check
@@ -132,13 +132,15 @@ def read_areas(
     return _linked(adata, sdata, image_key, region, radius_px=radius_px, outline=outline)
 
 
-def resolution_of(areas: Areas, sdata: SpatialData | None, mpp: float | None) -> float | None:
-    """Micrometres per pixel of level 0, as the table of the spots says it where the image does not.
+def resolution_of(adata: AnnData, areas: Areas, sdata: SpatialData | None, mpp: float | None) -> float | None:
+    """Micrometres per pixel of level 0: of the caller, of the prediction, or what the object says.
 
     Parameters
     ----------
+    adata
+        A result.
     areas
-        Rows of a result.
+        Its rows.
     sdata
         Object that they are linked to.
     mpp
@@ -156,6 +158,8 @@ def resolution_of(areas: Areas, sdata: SpatialData | None, mpp: float | None) ->
     given: float | None = check("mpp", mpp, Positive | None)
     if sdata is None or areas.region is None:
         return given
+    if given is None and (recorded := _recorded(adata, areas)) is not None:
+        return recorded
     tables = sorted(
         name
         for name, table in sdata.tables.items()
@@ -166,6 +170,21 @@ def resolution_of(areas: Areas, sdata: SpatialData | None, mpp: float | None) ->
     else:
         found = find_mpp(sdata, image_key=areas.image_key, table_key=tables[0], shapes_key=areas.region, mpp=given)
     return None if found is None else found.value
+
+
+def _recorded(adata: AnnData, areas: Areas) -> float | None:
+    """Resolution that the image was read at for a prediction; ``None`` unless its record names the image."""
+    found = set()
+    for key in Record.keys(adata.uns):
+        try:
+            record = Record.read(adata.uns, key)
+        except StPredictError:  # of a newer version
+            continue
+        sections = [] if record is None else record.params.get("sections", [])
+        found |= {
+            s.get("mpp") for s in sections if (s.get("region"), s.get("image")) == (areas.region, areas.image_key)
+        }
+    return float(found.pop()) if len(found) == 1 and None not in found else None
 
 
 def _own_centres(adata: AnnData) -> NDArray[np.float64]:

@@ -117,7 +117,7 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
         How a row with a centre and a radius is drawn: ``"circle"``, the default, or ``"square"`` for bins. Polygons and labels keep
         their outline.
     mpp
-        Micrometres per pixel of level 0; by default what ``sdata`` says. It gives the size of the pixels of the raster.
+        Micrometres per pixel of level 0; by default those of the prediction, or what ``sdata`` says. It gives the size of the pixels of the raster.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
@@ -159,7 +159,7 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
         values=_labels(areas) if as_labels else _padded(values.to_numpy()[areas.rows]),
         names=["row"] if as_labels else list(values.columns),
         step=step,
-        mpp=resolution_of(areas, sdata, mpp),
+        mpp=resolution_of(adata, areas, sdata, mpp),
     )
     with whole(target, keep_old=not overwrite) as fresh:
         write = _write_zarr if suffix == ".ome.zarr" else _write_tiff

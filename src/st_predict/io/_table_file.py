@@ -57,7 +57,7 @@ def write_table(
     layer
         Layer of the values, such as ``"std"``; by default ``.X``.
     mpp
-        Micrometres per pixel of level 0; by default what ``sdata`` says.
+        Micrometres per pixel of level 0; by default those of the prediction, or what ``sdata`` says.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
@@ -89,7 +89,7 @@ def write_table(
     target, suffix = check_target(path, (".parquet", ".csv"), overwrite=overwrite)
     values = read_columns(adata, genes, layer)
     areas = read_areas(adata, sdata, image_key=image_key, region=region, outline="point")
-    scale = resolution_of(areas, sdata, mpp)
+    scale = resolution_of(adata, areas, sdata, mpp)
     centres = {"x_px": areas.centres[:, 0], "y_px": areas.centres[:, 1]}
     if scale is not None:
         centres |= {"x_um": areas.centres[:, 0] * scale, "y_um": areas.centres[:, 1] * scale}
