@@ -548,13 +548,14 @@ def export(  # noqa: PLR0913  # options of a command line
     genes: Annotated[
         list[str] | None, typer.Option("--gene", help="Gene to write; may be given several times; by default all.")
     ] = None,
-    color: Annotated[str | None, typer.Option(help="Of .geojson: gene, or column of .obs, that colours spots.")] = None,
-    square: Annotated[  # noqa: FBT002
-        bool, typer.Option("--square", help="Of .geojson and rasters: spots with a radius are squares, not circles.")
-    ] = False,
-    downsample: Annotated[
-        float | None, typer.Option(help="Of rasters: pixels of the image per pixel of the raster.")
+    color: Annotated[
+        str | None, typer.Option(help="Gene, or column of .obs, that colours the spots of a .geojson.")
     ] = None,
+    square: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--square", help="Draw spots with a radius as squares, not circles; for .geojson and rasters."),
+    ] = False,
+    downsample: Annotated[float | None, typer.Option(help="Pixels of the image per pixel of a raster.")] = None,
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,

@@ -31,7 +31,7 @@ __all__ = ["write_geojson"]
 ObjectType: TypeAlias = Literal["detection", "annotation", "cell", "tile"]
 
 DECIMALS = 2
-"""Of coordinates, in pixels."""
+"""Decimals of coordinates in pixels."""
 
 DIGITS = 6
 """Significant digits of measurements, as many as float32 has."""

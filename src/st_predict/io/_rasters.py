@@ -39,7 +39,7 @@ MOST_CANDIDATES = 2_000_000
 """Pairs of a spot and a pixel that are compared at once."""
 
 MOST_PIXELS = 2**30
-"""Of a level; the numbers of the spots are in memory."""
+"""Most pixels of a level, as the numbers of its spots are held in memory."""
 
 BIG = 2**31  # bytes from which a TIFF needs offsets of 64 bits
 
