@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import tifffile
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -86,8 +87,56 @@ def check_refused(result: Result, *words: str) -> None:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("demo", "train", "predict", "calibrate", "superresolve", "evaluate", "models", "card", "download"):
+    for command in (
+        "demo",
+        "train",
+        "predict",
+        "calibrate",
+        "superresolve",
+        "evaluate",
+        "export",
+        "models",
+        "card",
+        "download",
+    ):
         assert command in result.output
+
+
+def test_export(folder: Path, model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "predicted.zarr"
+    assert run("predict", folder / "P2S1.zarr", "--model", model, "--out", store, "--device", "cpu").exit_code == 0
+    sdata = spatialdata.read_zarr(store)
+    prediction = stp.get.prediction(sdata)
+    first, second = prediction.var_names[:2]
+    for name, *options in (
+        ("a.geojson", "--color", second),
+        ("a.parquet",),
+        ("a.csv",),
+        ("a.ome.tif", "--downsample", 4),
+        ("a.ome.zarr", "--square"),
+    ):
+        result = run("export", store, "--out", tmp_path / name, "--gene", first, *options)
+        assert result.exit_code == 0, result.output
+        assert name in result.output.replace("\n", "")
+        check_refused(run("export", store, "--out", tmp_path / name), "exists")
+    objects = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert [one["properties"]["name"] for one in objects] == list(prediction.obs_names)
+    assert {*objects[0]["properties"]["measurements"]} == {first}
+    assert len({tuple(one["properties"]["color"]) for one in objects}) > 1
+    table = pd.read_parquet(tmp_path / "a.parquet")
+    np.testing.assert_allclose(table[first], prediction[:, first].X[:, 0])
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "a.csv")[["x_um", first]], table[["x_um", first]], rtol=1e-6, check_dtype=False
+    )
+    assert tifffile.imread(tmp_path / "a.ome.tif").shape == (180, 220)
+
+
+def test_export_says_what_it_can_write(folder: Path, tmp_path: Path) -> None:
+    section = folder / "P1S1.zarr"
+    check_refused(run("export", section, "--out", tmp_path / "a.shp"), "must end in one of", ".geojson", ".ome.zarr")
+    check_refused(run("export", section, "--out", tmp_path / "a.csv", "--color", "x"), "another kind of file than .csv")
+    check_refused(run("export", section, "--out", tmp_path / "a.csv"), "There is no prediction yet")
+    assert not list(tmp_path.iterdir())
 
 
 def test_train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

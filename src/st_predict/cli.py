@@ -9,6 +9,7 @@ import re
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,9 @@ _CALL = re.compile(
 
 _NOT = "not "
 """Begins the name of the option that switches another one off."""
+
+_EXPORTS = (".geojson", ".parquet", ".csv", ".ome.tif", ".ome.zarr")
+"""Files that a prediction is written to for other programs."""
 
 _NAMES = {"key_added": "key", "checkpoints": "model", "sdatas": "sections"}
 """Options that have another name than the argument of the function."""
@@ -520,6 +524,44 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     )
     _write_whole(out, lambda path: evaluation.summary.to_csv(path, index=False))
     typer.echo(str(evaluation))
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
+def export(  # noqa: PLR0913  # options of a command line
+    section: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with a prediction.")],
+    out: Annotated[Path, typer.Option(help="New .geojson (QuPath), .parquet, .csv, .ome.tif, or folder .ome.zarr.")],
+    key: Key = None,
+    genes: Annotated[
+        list[str] | None, typer.Option("--gene", help="Gene to write; may be given several times; by default all.")
+    ] = None,
+    color: Annotated[
+        str | None, typer.Option(help="Gene, or column of .obs, that colours the spots of a .geojson.")
+    ] = None,
+    square: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--square", help="Draw spots with a radius as squares, not circles; for .geojson and rasters."),
+    ] = False,
+    downsample: Annotated[float | None, typer.Option(help="Pixels of the image per pixel of a raster.")] = None,
+    image_key: ImageKey = None,
+    table_key: TableKey = None,
+    bin_um: BinUm = None,
+    region: Annotated[str | None, typer.Option(help="Section of a table that annotates several.")] = None,
+) -> None:
+    """Write a prediction for other programs: QuPath, R, napari, viewers of images."""
+    kind = next((ending for ending in _EXPORTS if out.name.endswith(ending)), None)
+    _check_new(out, suffixes=_EXPORTS if kind is None else (out.suffix,))
+    raster, outline = kind in {".ome.tif", ".ome.zarr"}, "square" if square else None
+    if (color and kind != ".geojson") or (downsample and not raster) or (square and kind in {".parquet", ".csv"}):
+        raise InvalidValueError(f"An option is for another kind of file than {kind}; see st-predict export --help.")
+    sdata = _read_one(section)
+    prediction = stp.get.prediction(sdata, key, table_key=table_key, bin_um=bin_um)
+    write: Callable[..., Path] = stp.io.write_table
+    if raster:
+        write = partial(stp.io.write_raster, outline=outline, downsample=downsample)  # type: ignore[arg-type]
+    elif kind == ".geojson":
+        write = partial(stp.io.write_geojson, color=color, outline=outline)  # type: ignore[arg-type]
+    write(prediction, out, sdata=sdata, genes=genes or None, image_key=image_key, region=region)
     typer.echo(f"Wrote {out}")
 
 

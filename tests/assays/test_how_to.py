@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import scanpy
+import spatialdata
 import tifffile
 from PIL import Image
 
@@ -108,6 +110,20 @@ def test_own_slide(run, tmp_path, monkeypatch):
     assert np.isfinite(seen[1].tables["pred_m2ost"].X).all()
     assert (seen[1].shapes["grid"]["radius"] * 2 * 0.5 == 100).all()
     np.testing.assert_allclose(known["sdata"]["he8"]["scale0"]["image"].values, image.transpose(2, 0, 1), atol=1)
+
+
+def test_export(run, tmp_path):
+    """Genes of a shipped checkpoint, on a simulated section."""
+    (section,) = stp.datasets.simulate(1, 1, n_genes=6, shape=(960, 1120), mpp=0.688, seed=0).sections.values()
+    stp.tl.predict(section, "m2ost", device="cpu")
+    section.write(tmp_path / "section.zarr")
+    known = run("export.md")
+    assert known["sdata"]["predicted"].n_vars == 250
+    assert "predicted" in spatialdata.read_zarr(tmp_path / "section.zarr")
+    objects = json.loads((tmp_path / "section.geojson").read_text())["features"]
+    assert len(objects) == known["prediction"].n_obs
+    assert set(objects[0]["properties"]["measurements"]) == {"ERBB2", "GNAS"}
+    assert tifffile.imread(tmp_path / "section.ome.tif").shape[0] == 2
 
 
 def test_stain(run):

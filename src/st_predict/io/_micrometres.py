@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["in_micrometres"]
+__all__ = ["in_micrometres", "table_in_micrometres"]
 
 XENIUM_COLUMNS = {"cell_id", "transcript_counts", "cell_area"}
 """Columns of ``.obs`` that the Xenium software writes."""
@@ -53,3 +53,14 @@ def in_micrometres(sdata: SpatialData, table: AnnData, region: str | None) -> tu
     if (region_key, instance_key) == ("cells_region", "EntityID") and cells in sdata.shapes:
         return cells, "MERSCOPE"
     return None
+
+
+def table_in_micrometres(table: AnnData) -> str | None:
+    """Name of the assay whose reader keeps the centres in ``.obsm`` in micrometres; ``None`` for other tables."""
+    if set(table.obs.columns) >= XENIUM_COLUMNS:
+        return "Xenium"
+    try:
+        _, region_key, instance_key = get_table_keys(table)
+    except ValueError:
+        return None
+    return "MERSCOPE" if (region_key, instance_key) == ("cells_region", "EntityID") else None

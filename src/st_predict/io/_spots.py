@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-__all__ = ["Spots", "axes_matrix", "read_spots", "spots_outside", "unit_in_image"]
+__all__ = [
+    "Spots",
+    "annotated_rows",
+    "axes_matrix",
+    "element_of",
+    "find_instances",
+    "named_centres",
+    "read_spots",
+    "spots_outside",
+    "to_image_matrices",
+    "to_image_pixels",
+    "unit_in_image",
+]
 
 SIMILARITY_TOLERANCE = 0.01
 """Largest relative difference between the scales of two axes; alignments by landmarks are no exact similarities."""
@@ -140,25 +152,26 @@ def _spots_of_shapes(sdata: SpatialData, key: str, image_key: str | None) -> Spo
         raise InvalidValueError(f"Shapes {key!r} are empty.")
     names = element.index.astype(str)
     _check_unique(names, what=f"Index of shapes {key!r}")
-    xy, scale = _to_image(_centroids(element), names, element=element, image=image, key=key)
+    xy, scale = to_image_pixels(_centroids(element), names, element=element, image=image, key=key)
     return Spots(names=names, xy=xy, grid=read_lattice(element), radius=_radii(element, scale))
 
 
 def _spots_of_table(sdata: SpatialData, table_key: str, image_key: str | None, *, region: str | None) -> Spots:
     table = sdata.tables[table_key]
-    obs, region, instance_key = _rows(table, table_key, region)
+    obs, region, instance_key = annotated_rows(table, table_key, region)
     image = sdata.images[find_image(sdata, image_key, region=region)]
     _check_unique(obs.index, what=f"obs_names of table {table_key!r}")
     _check_unique(pd.Index(obs[instance_key]), what=f"Column {instance_key!r} of table {table_key!r}")
-    element = _element(sdata, region)
-    index, centres = _named_centres(element, region)
-    rows = _find_instances(index, obs[instance_key], region)
-    xy, scale = _to_image(centres[rows], obs.index, element=element, image=image, key=region)
+    element = element_of(sdata, region)
+    index, centres = named_centres(element, region)
+    rows = find_instances(index, obs[instance_key], region)
+    xy, scale = to_image_pixels(centres[rows], obs.index, element=element, image=image, key=region)
     radius = _radii(element, scale)
     return Spots(names=obs.index, xy=xy, grid=read_lattice(obs), radius=None if radius is None else radius[rows])
 
 
-def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
+def annotated_rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFrame, str, str]:
+    """Rows of ``.obs`` in a region, the name of the region, and the column that names the instances."""
     try:
         regions, region_key, instance_key = get_table_keys(table)
     except ValueError:
@@ -196,7 +209,7 @@ def _rows(table: AnnData, table_key: str, region: str | None) -> tuple[pd.DataFr
     return obs, region, instance_key
 
 
-def _element(sdata: SpatialData, region: str) -> Any:
+def element_of(sdata: SpatialData, region: str) -> Any:
     """Shapes, points or labels."""
     if region in sdata.shapes:
         return sdata.shapes[region]
@@ -210,7 +223,7 @@ def _element(sdata: SpatialData, region: str) -> Any:
     )
 
 
-def _named_centres(element: Any, region: str) -> tuple[pd.Index[Any], NDArray[np.float64]]:
+def named_centres(element: Any, region: str) -> tuple[pd.Index[Any], NDArray[np.float64]]:
     """Index and centroids of shapes, points or labels."""
     if isinstance(element, DataArray | DataTree):
         labels, centres = label_centres(element)
@@ -220,7 +233,8 @@ def _named_centres(element: Any, region: str) -> tuple[pd.Index[Any], NDArray[np
     return index, _centroids(element)
 
 
-def _find_instances(index: pd.Index[Any], instances: pd.Series, region: str) -> NDArray[np.intp]:
+def find_instances(index: pd.Index[Any], instances: pd.Series, region: str) -> NDArray[np.intp]:
+    """Places of instances in the index of their element."""
     _check_unique(index, what=f"Index of {region!r}")
     rows = index.get_indexer(pd.Index(instances))
     missing = instances[rows < 0]
@@ -248,12 +262,12 @@ def _radii(element: Any, scale: float) -> NDArray[np.float64] | None:
     return element["radius"].to_numpy(dtype=np.float64) * scale
 
 
-def _to_image(
+def to_image_pixels(
     xy: NDArray[np.float64], names: pd.Index[str], *, element: Any, image: Any, key: str
 ) -> tuple[NDArray[np.float64], float]:
     """Positions in the image, and how long a unit of length of the element is there."""
     _check_finite(xy, names, key)
-    to_image = _matrices(element, image, key)
+    to_image = to_image_matrices(element, image, key)
     mapped = {system: xy @ matrix[:2, :2].T + matrix[:2, 2] for system, matrix in to_image.items()}
     for system, centres in mapped.items():
         check_mapped(xy, centres, key=key, system=system)
@@ -277,13 +291,13 @@ def unit_in_image(sdata: SpatialData, name: str, image_key: str) -> float:
     ValueError
         If they share no coordinate system, or the transformation between them is no similarity.
     """
-    matrices = _matrices(sdata[name], sdata.images[image_key], name)
+    matrices = to_image_matrices(sdata[name], sdata.images[image_key], name)
     matrix = next(iter(matrices.values()))
     _check_similarity(matrix, name)
     return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
-def _matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float64]]:
+def to_image_matrices(element: Any, image: Any, key: str) -> dict[str, NDArray[np.float64]]:
     """``(3, 3)`` from element to image, through each coordinate system that they share."""
     of_element: dict[str, Any] = get_transformation(element, get_all=True)
     of_image: dict[str, Any] = get_transformation(image, get_all=True)
