@@ -302,14 +302,16 @@ UNREACHABLE = {
     "st_predict.get._names": ("tl.", "pl."),
     # only maps of genes name some
     "st_predict.pl._values.Values.columns": ("pl.pca_map",),
-    # bounds are added to a prediction, whatever shapes were measured
-    "st_predict._sections._measured.measured_table_key": ("tl.Calibration.apply",),
+    # bounds are added to a prediction, whatever shapes were measured; a report says why it has no scores
+    "st_predict._sections._measured.measured_table_key": ("tl.Calibration.apply", "pl.report"),
+    # a report asks for no units
+    "st_predict.get._convert": ("pl.report",),
     # a calibration has its own key
     "st_predict.get.only_key": ("tl.Calibration.",),
     # missing genes matter only for sums over the panel, whose number is known
-    "st_predict.pp._target._n_summed": ("tl.", "get.", "pp.to_log1p_10k"),
+    "st_predict.pp._target._n_summed": ("tl.", "get.", "pp.to_log1p_10k", "pl.report"),
     # baselines are computed on the CPU
-    "st_predict._runtime._device.pick_device": ("tl.evaluate", "tl.calibrate", "tl.Calibration."),
+    "st_predict._runtime._device.pick_device": ("tl.evaluate", "tl.calibrate", "tl.Calibration.", "pl.report"),
     # it writes its own way out, st_predict.pp.align_panel
     "st_predict.pp._panel._find_source": ("pp.make_target",),
     "st_predict.pp._panel._refuse": ("pp.make_target",),

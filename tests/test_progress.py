@@ -166,3 +166,14 @@ def test_one_line_shows_what_is_done(measured, caplog):
     with caplog.at_level(logging.INFO, logger="st_predict"):
         stp.pp.find_tissue(measured)
     assert "is tissue" in caplog.text
+
+
+def test_downloads_from_the_hub_follow():
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    assert not are_progress_bars_disabled()
+    with _progress.shown(progress=False), _progress.hub_bars():
+        assert are_progress_bars_disabled()
+    with _progress.shown(progress=True), _progress.hub_bars():
+        assert not are_progress_bars_disabled()
+    assert not are_progress_bars_disabled()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
+from st_predict._progress import hub_bars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,7 +131,8 @@ def fetch_weights(
     timm = import_timm()
     weights_config(name)
     try:
-        return timm.create_model(name, pretrained=True, **{"num_classes": 0, **arguments})
+        with hub_bars():
+            return timm.create_model(name, pretrained=True, **{"num_classes": 0, **arguments})
     except Exception as error:
         if not _is_of_the_network(error):
             raise

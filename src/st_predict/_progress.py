@@ -50,7 +50,7 @@ def bar(doing: str, total: int | None, *, unit: str, start: int = 0) -> Any:
     return _bars()(
         desc=doing,
         total=total,
-        unit=unit if unit == "B" else f" {unit}",
+        unit=unit,
         unit_scale=unit == "B",
         initial=start,
         delay=DELAY_S,
@@ -68,6 +68,21 @@ def track(
         for item in items:
             yield item
             shown_bar.update(size(item))
+
+
+@contextmanager
+def hub_bars() -> Iterator[None]:
+    """Show or hide the bars of downloads from the Hugging Face Hub in the same way."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if is_wanted() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def is_wanted() -> bool:

@@ -666,6 +666,11 @@ def report(  # noqa: PLR0913  # options of a command line
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
+    layer: Layer = None,
+    duplicates: DuplicateGenes = "error",
+    ignore_case: IgnoreCase = False,  # noqa: FBT002
+    id_column: IdColumn = None,
+    aliases: Aliases = None,
     gene: Annotated[
         list[str] | None, typer.Option(help="Gene to map; repeat for several. By default, genes to trust.")
     ] = None,
@@ -681,13 +686,20 @@ def report(  # noqa: PLR0913  # options of a command line
     """Write a page about a prediction: weights, maps of genes to trust, scores and warnings."""
     _check_new(out, suffixes=(".html",) if len(slides) == 1 else ("",))
     read = {path.stem: sdata for path, sdata in zip(slides, _read(slides).values(), strict=True)}
-    evaluation: dict[str, Any] = {}
-    if train and score:
-        learned = _read(train)
-        evaluation = {
-            name: stp.tl.evaluate([sdata], key=key, train=learned, table_key=table_key, bin_um=bin_um, missing="drop")
-            for name, sdata in read.items()
-        }
+    evaluate = partial(
+        stp.tl.evaluate,
+        key=key,
+        table_key=table_key,
+        bin_um=bin_um,
+        layer=layer,
+        missing="drop",
+        duplicates=duplicates,  # type: ignore[arg-type]  # checked by the function
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
+    )
+    learned = _read(train) if train and score else None
+    scores = {} if learned is None else {name: evaluate([sdata], train=learned) for name, sdata in read.items()}
     one = len(slides) == 1
     written = stp.pl.report(
         next(iter(read.values())) if one else read,
@@ -696,10 +708,15 @@ def report(  # noqa: PLR0913  # options of a command line
         image_key=image_key,
         table_key=table_key,
         bin_um=bin_um,
+        layer=layer,
+        duplicates=duplicates,  # type: ignore[arg-type]
+        ignore_case=ignore_case,
+        id_column=id_column,
+        aliases=aliases,
         genes=gene,
         n_genes=n_genes,
-        held_out=held_out,  # type: ignore[arg-type]  # checked by the function
-        evaluation=next(iter(evaluation.values()), None) if one else evaluation,
+        held_out=held_out,  # type: ignore[arg-type]
+        evaluation=next(iter(scores.values()), None) if one else scores,
         score=score,
     )
     typer.echo(f"Wrote {written}")

@@ -11,7 +11,7 @@ import pandas as pd
 from st_predict._collections import hest_patient, read_hest_metadata, read_stimage_metadata, stimage_slides
 from st_predict._errors import Advice, InvalidValueError, NotFoundError
 from st_predict._files import OFFLINE, cache_dir, is_offline
-from st_predict._progress import shows_progress
+from st_predict._progress import hub_bars, shows_progress
 from st_predict._validated import File, Text, Texts, check
 from st_predict.io import read_hest
 
@@ -214,7 +214,8 @@ def _download(names: list[str], root: Path) -> None:
         ) from error
     for name in names:
         try:
-            hf_hub_download(HEST, name, repo_type="dataset", local_dir=root)
+            with hub_bars():
+                hf_hub_download(HEST, name, repo_type="dataset", local_dir=root)
         except (GatedRepoError, RepositoryNotFoundError) as error:
             raise ConnectionError(f"The Hugging Face Hub gives no access to {name}. {_GATE}") from error
         except (EntryNotFoundError, HfHubHTTPError, OSError) as error:

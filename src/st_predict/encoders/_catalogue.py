@@ -18,7 +18,7 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotF
 from st_predict._files import sha256
 from st_predict._imagenet import ARCH, LICENSE, NAME, PIXELS, SOURCE, load_efficientnet_lite0
 from st_predict._memory import is_out_of_memory
-from st_predict._progress import shows_progress
+from st_predict._progress import hub_bars, shows_progress
 from st_predict._runtime import Network, keeping_generator
 from st_predict.encoders._pathology import NOT_LOADABLE, PATHOLOGY
 from st_predict.encoders._reading import Features, read_as
@@ -255,7 +255,7 @@ def _as_read(backbone: nn.Module, spec: EncoderSpec) -> nn.Module:
 
 def _load_of_timm(spec: EncoderSpec) -> nn.Module:
     timm = import_timm()
-    with _reaching(spec):
+    with _reaching(spec), hub_bars():
         backbone: nn.Module = timm.create_model(spec.source, pretrained=True, num_classes=0)
     return backbone.to(memory_format=torch.channels_last)
 
@@ -263,7 +263,7 @@ def _load_of_timm(spec: EncoderSpec) -> nn.Module:
 def _load_into_arch(spec: EncoderSpec) -> nn.Module:
     """Build without memory, then take the tensors of the file as they are: random weights of a billion take a while."""
     timm = import_timm()
-    with _reaching(spec):
+    with _reaching(spec), hub_bars():
         state = timm.models.load_state_dict_from_hf(spec.source.removeprefix(HUB), weights_only=True)
     if spec.convert is not None:
         state = spec.convert(state)
@@ -374,7 +374,7 @@ def get_encoder(name: str) -> EncoderSpec:
 def _from_hub(name: str) -> EncoderSpec:
     timm = import_timm()
     spec = EncoderSpec(name=name.removeprefix(HUB), source=name, crop=square_crop(224))
-    with _reaching(spec):
+    with _reaching(spec), hub_bars():
         config, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(HUB))
     return _with_config(spec, config)
 

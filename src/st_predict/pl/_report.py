@@ -14,7 +14,7 @@ from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._progress import shows_progress, track
 from st_predict._validated import Count, File, Flag, Texts, check
-from st_predict._where import Where
+from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._report_page import Shown, page_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import pandas as pd
     from spatialdata import SpatialData
 
     from st_predict.specs import HeldOut
@@ -43,6 +44,11 @@ def report(  # noqa: PLR0913 - options of what is shown, all keywords
     table_key: str | None = None,
     bin_um: float | None = None,
     image_key: str | None = None,
+    layer: str | None = None,
+    duplicates: Duplicates = "error",
+    ignore_case: bool = False,
+    id_column: str | None = None,
+    aliases: pd.DataFrame | PathLike[str] | str | None = None,
     genes: Sequence[str] | None = None,
     n_genes: int = 12,
     held_out: HeldOut | None = None,
@@ -69,6 +75,16 @@ def report(  # noqa: PLR0913 - options of what is shown, all keywords
         Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
     image_key
         Image to draw on; may be left out if there is only one.
+    layer
+        Layer with the raw counts; by default ``X``.
+    duplicates
+        Treatment of genes in several columns of the table: refuse them, ``"sum"`` their counts, or take the ``"first"``.
+    ignore_case
+        Whether to match gene symbols without regard to case.
+    id_column
+        Column of ``.var`` with gene identifiers. By default ``var_names``, or the only column with genes of the panel.
+    aliases
+        Table of former gene symbols, in the format of the HGNC complete set; see :func:`st_predict.pp.align_panel`.
     genes
         Genes to map. By default the ``n_genes`` genes with the best scores on held-out sections among those to trust; if the
         card has no scores, the predictions with the highest spatial autocorrelation (Moran's I).
@@ -103,12 +119,13 @@ def report(  # noqa: PLR0913 - options of what is shown, all keywords
     >>> st_predict.pl.report(sdata, "pred_m2ost", "slide.html")  # doctest: +SKIP
     """
     target, table_key = Path(check("path", path, File)), named_table(_first(sdata), table_key, bin_um)
+    matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     shown = Shown(
         genes=check("genes", genes, Texts | None),
         n_genes=check("n_genes", n_genes, Count),
         held_out=held_out,
         score=check("score", score, Flag),
-        where=Where(image_key=image_key, table_key=table_key),
+        where=Where(image_key=image_key, table_key=table_key, layer=layer, genes=matching),
     )
     _check_new(target, overwrite=check("overwrite", overwrite, Flag), cohort=isinstance(sdata, Mapping))
     if isinstance(sdata, Mapping):

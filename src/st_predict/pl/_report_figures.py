@@ -95,6 +95,11 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
         key=key,
         table_key=where.table_key,
         image_key=cast("str | None", where.image_key),
+        layer=where.layer,
+        duplicates=where.genes.duplicates,
+        ignore_case=where.genes.ignore_case,
+        id_column=where.genes.id_column,
+        aliases=where.genes.aliases,
         tissue=False,
         show=False,
     )

@@ -263,21 +263,30 @@ def _evaluated(
     if evaluation is None and not shown.score:
         return None, ["The prediction was not scored."]
     if evaluation is None:
-        from st_predict import tl
-
         try:
-            # on a copy, as evaluate writes scores to the table; genes that were not measured have none
-            evaluation = tl.evaluate(
-                [_shared(sdata)],
-                key=key,
-                table_key=shown.where.table_key,
-                image_key=shown.where.image_key,
-                missing="drop",
-            )
+            evaluation = _evaluate(sdata, key, shown.where)
         except StPredictError as error:
             return None, [f"The prediction could not be scored. {error.found}"]
         return evaluation, [*evaluation.words, _NOT_FITTED]
     return evaluation, [*evaluation.words]
+
+
+def _evaluate(sdata: SpatialData, key: str, where: Where) -> Evaluation:
+    """Score a copy, as scores are written to the table; genes that were not measured have none."""
+    from st_predict import tl
+
+    return tl.evaluate(
+        [_shared(sdata)],
+        key=key,
+        table_key=where.table_key,
+        image_key=where.image_key,
+        layer=where.layer,
+        missing="drop",
+        duplicates=where.genes.duplicates,
+        ignore_case=where.genes.ignore_case,
+        id_column=where.genes.id_column,
+        aliases=where.genes.aliases,
+    )
 
 
 def _shared(sdata: SpatialData) -> SpatialData:
