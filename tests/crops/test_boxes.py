@@ -119,3 +119,12 @@ def test_pieces_are_small_and_sorted():
 
 def test_no_squares_give_no_pieces():
     assert list(LAYOUT.cut(Boxes.squares(np.empty((0, 2), np.int64), 30))) == []
+
+
+def test_corner_and_size_of_a_chunk_are_those_of_its_box():
+    n_chunks = (len(LAYOUT.y) - 1) * (len(LAYOUT.x) - 1)
+    found = [LAYOUT.corner_and_size(chunk) for chunk in range(n_chunks)]
+    covered = [{(y, x) for y in range(t, t + h) for x in range(left, left + w)} for left, t, w, h in found]
+    boxes = LAYOUT.boxes(np.arange(n_chunks))
+    assert covered == pixels(boxes)
+    assert all(type(side) is int for chunk in found for side in chunk)

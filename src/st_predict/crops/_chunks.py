@@ -151,9 +151,7 @@ class Chunks(Generic[T]):
         return [decoded.chunk for decoded in leaving]
 
     def _decode(self, chunk: int) -> T:
-        box = self._layout.boxes(np.array(chunk))
-        left, top, width, height = map(int, (box.left, box.top, box.right - box.left, box.bottom - box.top))
-        pixels = self._reader.read(left, top, width, height, level=self._level)
+        pixels = self._reader.read(*self._layout.corner_and_size(chunk), level=self._level)
         return self._prepare(pixels.transpose(2, 0, 1))
 
     def _touched(self, job: int) -> list[int]:

@@ -80,6 +80,12 @@ class ChunkLayout:
         row, col = np.divmod(chunks, len(self.x) - 1)
         return Boxes(self.y[row], self.x[col], self.y[row + 1], self.x[col + 1])
 
+    def corner_and_size(self, chunk: int) -> tuple[int, int, int, int]:
+        """Return left, top, width and height of a chunk: in plain integers, as this is asked for each by itself."""
+        row, col = divmod(chunk, len(self.x) - 1)
+        top, bottom, left, right = map(int, (self.y[row], self.y[row + 1], self.x[col], self.x[col + 1]))
+        return left, top, right - left, bottom - top
+
     def cut(self, squares: Boxes) -> Pieces:
         """Cut squares along the edges of chunks; parts outside the image give no pieces."""
         inside = squares.intersect(self.image)
