@@ -17,7 +17,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ig
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import whole
-from st_predict._validated import File, Flag, Positive, check
+from st_predict._validated import Count, File, Flag, Positive, Text, check
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +42,17 @@ FONT = 9
 """Points."""
 
 
-def check_figure(*, figsize: tuple[float, float] | None, save: str | os.PathLike[str] | None, **flags: bool) -> None:
+def check_figure(
+    *,
+    figsize: tuple[float, float] | None,
+    save: str | os.PathLike[str] | None,
+    title: str | None = None,
+    dpi: int = 150,
+    **flags: bool,
+) -> None:
     """Refuse options of a figure that cannot be used, before it is made."""
+    check("title", title, Text | None)
+    check("dpi", dpi, Count)
     check("figsize", figsize, tuple[Positive, Positive] | None)
     if check("save", save, File | None) is not None:
         _check_save(Path(cast("str", save)))
@@ -151,9 +160,13 @@ def scale_bar_um(width_um: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= largest))
 
 
-def finish(figure: Figure, *, save: str | os.PathLike[str] | None, show: bool, dpi: int = 150) -> None:
-    """Save and show a figure if asked to; one that is saved and not shown is closed."""
+def finish(
+    figure: Figure, *, save: str | os.PathLike[str] | None, show: bool, dpi: int = 150, title: str | None = None
+) -> None:
+    """Give a figure its title, and save and show it if asked to; one that is saved and not shown is closed."""
     try:
+        if title is not None:
+            figure.suptitle(title, fontsize=FONT + 1)
         if save is not None:
             _save(figure, Path(save), dpi=dpi)
         if show:

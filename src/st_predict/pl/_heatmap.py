@@ -1,0 +1,129 @@
+"""Several scores of many genes as a heatmap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_predict._errors import NotFoundError
+from st_predict._validated import Count, Number, Text, Texts, check
+from st_predict.pl._figure import FONT, check_figure, colour_map, figure_of, finish, make_axes
+from st_predict.pl._table import predictors_of, score_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from numpy.typing import NDArray
+
+    from st_predict.pl._table import HasGenes
+
+__all__ = ["heatmap"]
+
+METRICS = ("partial", "residual", "pearson", "spearman")
+
+ROW, COLUMN = 0.17, 0.55
+"""Height of a gene and width of a score, in inches."""
+
+GREY = "0.85"
+"""Colour of undefined scores."""
+
+
+def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+    evaluation: HasGenes | pd.DataFrame,
+    *,
+    metrics: Sequence[str] = METRICS,
+    predictor: str | None = None,
+    n_genes: int = 40,
+    vmin: float = -1.0,
+    vmax: float = 1.0,
+    cmap: str | Colormap = "RdBu_r",
+    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
+    save: str | PathLike[str] | None = None,
+    show: bool = False,
+) -> NDArray[np.object_]:
+    """Draw several scores of many genes as a heatmap: one row per gene, one column per score, one panel per section.
+
+    Genes are sorted by the mean of the first score over the sections, and have the same order in all panels. Undefined scores
+    are grey. A gene with a high plain and a low partial correlation follows sequencing depth.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :func:`st_predict.tl.evaluate`, or its ``genes``: a table with the columns ``section``, ``predictor``,
+        ``gene`` and ``metrics``.
+    metrics
+        Columns to draw, such as ``"partial"``, ``"pearson"`` or ``"morans_i"``; the first one sorts.
+    predictor
+        Predictor to draw; by default the first of the table, which is the model.
+    n_genes
+        Number of genes to draw: the best ones.
+    vmin
+        Score with the colour of the lower end.
+    vmax
+        Score with the colour of the upper end.
+    cmap
+        Colour map, by default one that is white at the middle and can be read with any colour vision.
+    ax
+        Axes to draw on, one per section; by default a new figure.
+    title
+        Title of the figure.
+    figsize
+        Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
+    save
+        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
+        ``show`` is set.
+    show
+        Whether to show all open figures now. Notebooks show them anyway.
+
+    Returns
+    -------
+    Axes, ``(n_sections,)``.
+
+    Raises
+    ------
+    KeyError
+        If a column or the predictor does not exist; the message lists the existing ones.
+    TypeError
+        If ``evaluation`` is another object.
+    ValueError
+        If an argument has another type or range, or the number of ``ax`` is not the number of sections.
+    """
+    metrics, n_genes = check("metrics", metrics, Texts), check("n_genes", n_genes, Count)
+    check("vmin", vmin, Number), check("vmax", vmax, Number)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    frame = _rows(score_table(evaluation, metrics), check("predictor", predictor, Text | None))
+    genes = frame.groupby("gene", sort=False)[metrics[0]].mean().sort_values(ascending=False).index[:n_genes]
+    sections = list(frame["section"].unique())
+    size = (1.6 + len(sections) * (len(metrics) * COLUMN + 0.3), 1.2 + len(genes) * ROW)
+    axes = make_axes(1, len(sections), ax=ax, size=figsize or size).ravel()
+    colours = colour_map(cmap).with_extremes(bad=GREY)
+    for number, (one, section) in enumerate(zip(axes, sections, strict=True)):
+        table = frame[frame["section"] == section].set_index("gene")[list(metrics)].reindex(genes)
+        drawn = one.imshow(table.to_numpy(np.float64), cmap=colours, vmin=vmin, vmax=vmax, aspect="auto")
+        one.set_title(section, fontsize=FONT)
+        one.set_xticks(range(len(metrics)), metrics, rotation=45, ha="right", fontsize=FONT - 1)
+        one.set_yticks(range(len(genes)), genes if number == 0 else [""] * len(genes), fontsize=FONT - 2)
+        one.tick_params(length=0)
+    bar = figure_of(axes).colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=30)
+    bar.ax.tick_params(labelsize=FONT - 2)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
+    return axes
+
+
+def _rows(frame: pd.DataFrame, predictor: str | None) -> pd.DataFrame:
+    """Rows of one predictor."""
+    predictors = predictors_of(frame)
+    chosen = predictors[0] if predictor is None else predictor
+    if chosen not in predictors:
+        raise NotFoundError(f"No predictor {chosen!r} in the table of scores; there are {predictors}.")
+    return frame[frame["predictor"] == chosen]
