@@ -216,8 +216,7 @@ def run(packed: Pack, variant: str, fold: str, args: argparse.Namespace) -> dict
     data = packed.store(names, card, target=TARGET, fold=fold)
     held_out = packed.store([fold], card, target=TARGET, fold=fold)
     if variant.startswith("distilled"):
-        taught = (1 - SHARE) * data.target + SHARE * teacher_of(packed, names, fold)
-        data = replace(data, target=taught.astype(np.float32))
+        data = distilled(data, packed, names, fold)
     settings = {} if spec.closed_form else {**CONFIG, **changes, "epochs": args.epochs}
     config = configure(get_preset(spec, TARGET), {**settings, "device": args.device})
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
@@ -232,9 +231,15 @@ def run(packed: Pack, variant: str, fold: str, args: argparse.Namespace) -> dict
     }
 
 
-def teacher_of(packed: Pack, names: Sequence[str], fold: str) -> NDArray[np.float32]:
-    """What ridge regression predicts of each training section after it was fitted to the others; the spots of ``names`` in order."""
-    card = packed.card("ridge", TARGET, fold, RIDGE)
+def distilled(data: CropStore, packed: Pack, names: Sequence[str], fold: str, *, mpp: float | None = None) -> CropStore:
+    """Return training spots whose target is the mean of the measured one and of the teacher's prediction, weighted by ``SHARE``."""
+    taught = (1 - SHARE) * data.target + SHARE * teacher_of(packed, names, fold, mpp=mpp)
+    return replace(data, target=taught.astype(np.float32))
+
+
+def teacher_of(packed: Pack, names: Sequence[str], fold: str, *, mpp: float | None = None) -> NDArray[np.float32]:
+    """Predict each training section by ridge regression that was fitted to the others, the spots of ``names`` in order."""
+    card = packed.card("ridge", TARGET, fold, RIDGE, mpp=mpp)
     config = configure(get_preset(get_spec("ridge"), TARGET), {"device": "cpu"})
     found = []
     for name in names:
