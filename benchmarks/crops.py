@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small slide and few ways: shows that it runs")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    side, n_spots = (2048, 25) if args.quick else (20480, 3025)
+    side, n_spots = (2048, 9) if args.quick else (20480, 3025)
     slides = slides_in(args.folder, args.image, side=side)
     if args.variant:
         warnings.simplefilter("ignore")

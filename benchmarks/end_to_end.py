@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
-        args.spots, args.rounds, args.large, args.side = 6, 1, [60], 8192
+        args.spots, args.rounds, args.large, args.side = 1, 1, [16], 4096
     if args.variant:
         run_variant(args)
         return

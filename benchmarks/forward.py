@@ -75,7 +75,7 @@ def compare(args: argparse.Namespace) -> None:
     rounds = 1 if args.quick else args.rounds
     with tempfile.TemporaryDirectory() as folder:
         crops = Path(folder) / "crops.npy"
-        np.save(crops, simulated_crops(4 if args.quick else PUBLISHED_BATCH))
+        np.save(crops, simulated_crops(*(2, 1200) if args.quick else (PUBLISHED_BATCH, 2400)))
         options = ["--crops", str(crops), *(["--quick"] if args.quick else [])]
         agreement = _measure.run_alone(__file__, "agreement", *options)
         samples = _measure.interleave(__file__, FORWARD, *options, rounds=rounds)
@@ -95,14 +95,14 @@ def compare(args: argparse.Namespace) -> None:
         _measure.write_json(args.out, **results, samples=samples | steps)
 
 
-def simulated_crops(n: int) -> np.ndarray:
+def simulated_crops(n: int, side_px: int) -> np.ndarray:
     """Cut crops of three levels at random places of a simulated section, ``(3, n, 3, 224, 224)``."""
     import st_predict as stp  # only here: what is timed runs without the data containers
 
-    (section,) = stp.datasets.simulate(1, 1, shape=(2400, 2400)).sections.values()
+    (section,) = stp.datasets.simulate(1, 1, shape=(side_px, side_px)).sections.values()
     (image,) = section.images.values()
     pixels = np.asarray(image["scale0"]["image"] if "scale0" in image else image)
-    centres = np.random.default_rng(0).integers(448, 2400 - 448, (n, 2))
+    centres = np.random.default_rng(0).integers(448, side_px - 448, (n, 2))
     levels = []
     for width in (1, 2, 4):
         side = 224 * width

@@ -120,12 +120,12 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     hparams=SPEC.tiny,
-    grid=24,
+    grid=14,
     stride=60,
     batch=32,
     other_batches=(64,),
     spots=64,
-    rounds=2,
+    rounds=1,
     train_batch=8,
     steps=1,
     side=512,

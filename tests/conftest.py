@@ -1,8 +1,12 @@
-"""Fixtures that every part of the tests shares."""
+"""Fixtures that every part of the tests shares.
+
+What takes long to import is imported by the fixtures that need it: the process that hands tests out to workers runs none.
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import os
 import threading
@@ -18,25 +22,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pytest
-import torch
-from anndata import AnnData
 from hypothesis import settings
-from shapely import Point
-from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Scale
-
-from st_predict import checkpoints, get
-from st_predict.models import get_spec
-from st_predict.specs import ModelCard
-from st_predict.tl import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from st_predict.tl import TrainConfig
 
 
 settings.register_profile("patient", deadline=None)  # the machine may be busy
@@ -44,6 +40,18 @@ settings.load_profile("patient")
 
 LONG_S = 60.0
 """A run that takes longer says which files took most of it."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[Any]:
+    """Take modules and tests out of garbage collection, which then takes a hundredth of a second instead of a whole one."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -60,7 +68,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{took:7.1f} s  {name}")
 
 
-TINY = dict(get_spec("m2ost").tiny)
 GENES = tuple("abcd")
 
 
@@ -110,6 +117,14 @@ def sdata() -> SpatialData:
 
 @cache
 def _gradients() -> SpatialData:
+    import geopandas as gpd
+    import pandas as pd
+    from anndata import AnnData
+    from shapely import Point
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Scale
+
     yy, xx = np.mgrid[:400, :600]
     image = np.stack([xx // 4, yy // 4, np.zeros_like(xx)]).astype(np.uint8)
     # shapes are stored in half-resolution coordinates, to check that transformations are applied
@@ -211,10 +226,16 @@ def other(measured: SpatialData) -> Callable[[str], SpatialData]:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Saves a tiny M2OST with random weights."""
+    import torch
+
+    from st_predict import checkpoints
+    from st_predict.models import get_spec
+    from st_predict.specs import ModelCard
 
     def make(genes: tuple[str, ...] = GENES, *, mpp: float | None = None) -> Path:
         spec = get_spec("m2ost")
-        card = ModelCard(model="m2ost", genes=genes, crop=replace(spec.crop_for(TINY), mpp=mpp), hparams=TINY)
+        tiny = dict(spec.tiny)
+        card = ModelCard(model="m2ost", genes=genes, crop=replace(spec.crop_for(tiny), mpp=mpp), hparams=tiny)
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(0)
             network = checkpoints.build(card)
@@ -228,6 +249,7 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def link() -> Callable[[SpatialData, str], AnnData]:
     """Moves a prediction to a table of its own, as earlier versions stored large panels."""
+    from st_predict import get
 
     def move(sdata: SpatialData, key: str) -> AnnData:
         sdata.tables[key] = get.prediction(sdata, key)
@@ -244,6 +266,7 @@ def link() -> Callable[[SpatialData, str], AnnData]:
 @pytest.fixture
 def quick() -> Callable[..., TrainConfig]:
     """Makes a configuration for the CPU."""
+    from st_predict.tl import TrainConfig
 
     def make(**options: object) -> TrainConfig:
         defaults = {"epochs": 2, "batch_size": 6, "lr": 3e-3, "device": "cpu", "precision": "float32"}
@@ -255,6 +278,9 @@ def quick() -> Callable[..., TrainConfig]:
 @pytest.fixture
 def two_regions(measured: SpatialData) -> SpatialData:
     """Two sections in a table, rows in turn; each has an image of its own, the second one mirrored."""
+    import pandas as pd
+    from spatialdata.models import Image2DModel, TableModel
+
     first = measured
     mirrored = first.images["he"]["scale0"]["image"].data[:, :, ::-1]
     second_image = Image2DModel.parse(mirrored, dims=("c", "y", "x"), scale_factors=[2, 2], c_coords=["r", "g", "b"])

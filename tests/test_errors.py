@@ -8,16 +8,11 @@ import inspect
 import pickle
 import re
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from spatialdata import SpatialData
-from spatialdata.models import Image2DModel
 
 import st_predict as stp
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
@@ -83,23 +78,40 @@ def test_errors_survive_pickling_and_changes() -> None:
     assert error.arguments == {"mpp"}
 
 
-def test_errors_come_back_from_other_processes() -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        error = pool.submit(_fail_by_a_setting).exception()
-        told = pool.submit(_fail_by_advice).exception()
-    assert isinstance(error, InvalidValueError)
-    assert str(error) == "epochs must be at least 1, got 0."
-    assert str(told).endswith("several images in sdata: ['a', 'b']. Choose one with image_key=, or keep one of them.")
+FAILING = """
+import pickle, sys
+import numpy as np
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+import st_predict as stp
 
-
-def _fail_by_a_setting() -> None:
+def fail_by_a_setting():
     stp.tl.TrainConfig(epochs=0)
 
-
-def _fail_by_advice() -> None:
+def fail_by_advice():
     pixels = np.zeros((3, 4, 4), np.uint8)
     images = {name: Image2DModel.parse(pixels, dims=("c", "y", "x")) for name in "ab"}
     stp.io.find_image(SpatialData(images=images), None)
+
+errors = []
+for function in (fail_by_a_setting, fail_by_advice):
+    try:
+        function()
+    except Exception as error:
+        errors.append(error)
+with open(sys.argv[1], "wb") as file:
+    pickle.dump(errors, file)
+"""
+
+
+def test_errors_come_back_from_other_processes(warm: Any, tmp_path: Path) -> None:
+    """As a pool of processes sends them: pickled."""
+    done = warm.run(FAILING, tmp_path / "errors")
+    assert done.returncode == 0, done.stderr
+    error, told = pickle.loads((tmp_path / "errors").read_bytes())
+    assert isinstance(error, InvalidValueError)
+    assert str(error) == "epochs must be at least 1, got 0."
+    assert str(told).endswith("several images in sdata: ['a', 'b']. Choose one with image_key=, or keep one of them.")
 
 
 # what follows walks the source

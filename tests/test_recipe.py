@@ -59,7 +59,7 @@ def recipe(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> M
 
 @pytest.fixture(scope="module")
 def sections() -> dict[str, SpatialData]:
-    simulated = stp.datasets.simulate(1, 3, shape=(1200, 1200), mpp=MPP, n_genes=10).sections
+    simulated = stp.datasets.simulate(1, 3, shape=(1000, 1000), mpp=MPP, n_genes=10).sections
     found = dict(zip(TRAIN, simulated.values(), strict=True))
     found["C3"]["table"].X[2] = 0  # too few counts to learn from
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,18 @@ def test_tests_do_not_share_a_section(sdata: Any, time: int) -> None:
     shapes.loc[:, "radius"] = 5.0
     sdata["he"]["scale0"]["image"].data = image.data * 0
     sdata.shapes["more"] = sdata.shapes.pop("spots")
+
+
+HANDING_OUT = """
+import importlib.util, sys
+specification = importlib.util.spec_from_file_location("shared", sys.argv[1])
+specification.loader.exec_module(importlib.util.module_from_spec(specification))
+print(sorted({"anndata", "spatialdata", "torch"} & set(sys.modules)))
+"""
+
+
+def test_the_process_that_hands_out_tests_starts_at_once() -> None:
+    """It runs no test, and the workers wait for it."""
+    command = [sys.executable, "-c", HANDING_OUT, Path(__file__).with_name("conftest.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

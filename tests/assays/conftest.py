@@ -131,8 +131,8 @@ def visium_folder(tmp_path: Path) -> Callable[..., Path]:
         version: int = 2,
         mpp: float = 0.5,
         degrees: float = 0.0,
-        n_rows: int = 8,
-        n_cols: int = 16,
+        n_rows: int = 6,
+        n_cols: int = 14,
         library: str = "lib",
         hires_width: int = 400,
     ) -> Folder:
@@ -222,7 +222,7 @@ def hd_folder(tmp_path: Path) -> Callable[..., Folder]:
         *,
         mpp: float = 0.1,
         degrees: float = 0.0,
-        n_bins: int = 22,
+        n_bins: int = 18,
         sizes: tuple[int, ...] = (2, 8, 16),
         cells: bool = False,
         hires_width: int = 300,
@@ -374,13 +374,13 @@ def xenium_folder(tmp_path: Path) -> Callable[..., Bundle]:
         mirrored: bool = False,
         mpp: float = 0.11,
         n_cells: int = 120,
+        pitch: int = 60,  # morphology pixels, 12.75 um
         he: bool = True,
         genes: tuple[str, ...] = GENES,
     ) -> Bundle:
         path = tmp_path / name
         (path / "morphology_focus").mkdir(parents=True)
         n = int(np.ceil(np.sqrt(n_cells)))
-        pitch = 60  # morphology pixels, 12.75 um
         centres = np.array([(c, r) for r in range(n) for c in range(n)])[:n_cells] * pitch + pitch + 0.5
         side = (n + 1) * pitch
         matrix = _turn(degrees) * (mpp / PIXEL_UM) @ np.diag([-1 if mirrored else 1, 1])
@@ -409,9 +409,10 @@ def _write_cells(path: Path, centres: NDArray[np.float64], side: int, version: s
     letters = "abcdefghijklmnop"
     ids = ["".join(letters[(int(i) >> shift) & 15] for shift in range(28, -4, -4)) + "-1" for i in numbers]
     masks = np.zeros((side, side), np.uint32)
-    yy, xx = np.mgrid[:side, :side] + 0.5
     for i, (x, y) in enumerate(centres):
-        masks[np.hypot(xx - x, yy - y) < 14] = i + 1
+        rows, columns = (slice(int(centre) - 15, int(centre) + 16) for centre in (y, x))
+        yy, xx = np.ogrid[rows, columns]
+        masks[rows, columns][np.hypot(xx + 0.5 - x, yy + 0.5 - y) < 14] = i + 1
     with zarr.storage.ZipStore(path / "cells.zarr.zip", mode="w") as store:
         group = zarr.open_group(store, mode="w", zarr_format=2)
         group.create_array("cell_id", data=np.column_stack([numbers, np.ones(n, np.uint32)]))

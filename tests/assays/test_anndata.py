@@ -163,7 +163,7 @@ def test_unfit_tables(visium_folder, read):
     adata = read(visium_folder())
     adata.obsm["spatial"] = adata.obsm["spatial"].astype(float)
     adata.obsm["spatial"][3] = np.nan
-    with pytest.raises(InvalidValueError, match="1 of 49 spots have no coordinates"):
+    with pytest.raises(InvalidValueError, match="1 of 30 spots have no coordinates"):
         stp.io.from_anndata(adata)
     plain = AnnData(np.ones((2, 1), np.float32), obsm={"spatial": np.ones((2, 2))})
     with pytest.raises(InvalidValueError, match=r"has no image in .* Give the image .* with image="):

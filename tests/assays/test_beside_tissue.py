@@ -37,7 +37,7 @@ def read(visium_folder, quietly):
 
 @pytest.fixture
 def section(read):
-    return read()
+    return read(n_rows=8)
 
 
 @pytest.fixture

@@ -68,10 +68,11 @@ def test_visium_hd(hd_folder, run):
 def test_xenium(xenium_folder, run, tmp_path, monkeypatch):
     import spatialdata_io
 
-    folder = xenium_folder("xenium", genes=("EPCAM", "CD3E", "X", "Y"))
+    few = {"genes": ("EPCAM", "CD3E", "X", "Y"), "n_cells": 36, "pitch": 110}
+    folder = xenium_folder("xenium", **few)
     for source, name in (("s_he_image.ome.tif", "he.ome.tif"), ("s_he_imagealignment.csv", "alignment.csv")):
         shutil.copy(folder.path / source, tmp_path / name)
-    other = spatialdata_io.xenium(xenium_folder("other", genes=("EPCAM", "CD3E", "X", "Y"), mpp=0.12).path)
+    other = spatialdata_io.xenium(xenium_folder("other", mpp=0.12, **few).path)
     other.tables["table"].obs["patient"], other.tables["table"].obs["section"] = "B", "S2"
     reader = spatialdata_io.xenium
 

@@ -310,6 +310,18 @@ def test_toy_is_tiny_and_always_the_same():
     assert pixels(first, "scale0").shape == (720, 880, 3)
     np.testing.assert_array_equal(first["table"].X.toarray(), again["table"].X.toarray())
     np.testing.assert_array_equal(pixels(first, "scale0"), pixels(again, "scale0"))
+    made = simulate(1, 1, n_genes=8, shape=(720, 880), mpp=1.2, seed=0).sections["P1S1"]
+    first["table"].X.data[:] = 7
+    first["table"].obs["patient"] = "me"
+    first["spots"]["radius"] = 1.0
+    first["he"]["scale0"]["image"].values[:] = 0
+    first["he"]["scale1"]["image"].data = first["he"]["scale1"]["image"].data * 0
+    for sdata in (again, toy()):  # what was changed was another copy
+        np.testing.assert_array_equal(sdata["table"].X.toarray(), made["table"].X.toarray())
+        pd.testing.assert_frame_equal(sdata["table"].obs, made["table"].obs)
+        pd.testing.assert_frame_equal(pd.DataFrame(sdata["spots"]), pd.DataFrame(made["spots"]))
+        for scale in ("scale0", "scale1"):
+            np.testing.assert_array_equal(pixels(sdata, scale), pixels(made, scale))
 
 
 @pytest.mark.parametrize(

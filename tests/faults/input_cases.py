@@ -6,8 +6,9 @@ import gzip
 import json
 import re
 import struct
+from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ from st_predict.specs import ModelCard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from xarray import DataTree
+
 GENES = ("a", "b", "c", "d")
 TINY = dict(get_spec("m2ost").tiny)
 XY = np.array([(x, y) for y in (60, 200, 340) for x in (60, 210, 360, 510)], dtype=np.float64)
@@ -44,12 +47,7 @@ KEY = "pred_m2ost"
 
 def make_section(seed: int = 0, patient: str = "P1", section: str = "S1") -> SpatialData:
     """Make a section of 12 spots on an image of 400 x 600 pixels of 1 um that says where it is."""
-    yy, xx = np.mgrid[:400, :600]
-    pixels = np.stack([xx // 4, yy // 4, (xx + yy) // 8]).astype(np.uint8)
     both = {"global": Identity(), "um": Scale([1.0, 1.0], axes=("x", "y"))}
-    image = Image2DModel.parse(
-        pixels, dims=("c", "y", "x"), scale_factors=[2, 2], c_coords=["r", "g", "b"], transformations=dict(both)
-    )
     names = [f"s{i}" for i in range(12)]
     shapes = gpd.GeoDataFrame({"radius": 30.0}, geometry=[Point(p) for p in XY], index=names)
     obs = pd.DataFrame({"region": pd.Categorical(["spots"] * 12), "instance": names}, index=names)
@@ -58,10 +56,24 @@ def make_section(seed: int = 0, patient: str = "P1", section: str = "S1") -> Spa
     counts = np.random.default_rng(seed).poisson(20, (12, 4)).astype(np.float32)
     table = AnnData(counts, obs=obs, var=pd.DataFrame(index=list(GENES)))
     return SpatialData(
-        images={"he": image},
+        images={"he": deepcopy(_image())},
         shapes={"spots": ShapesModel.parse(shapes, transformations=dict(both))},
         tables={"table": TableModel.parse(table, region="spots", region_key="region", instance_key="instance")},
     )
+
+
+@cache
+def _image() -> DataTree:
+    """Make the image of all sections, with levels that are in memory: each case hashes them twice."""
+    yy, xx = np.mgrid[:400, :600]
+    pixels = np.stack([xx // 4, yy // 4, (xx + yy) // 8]).astype(np.uint8)
+    both = {"global": Identity(), "um": Scale([1.0, 1.0], axes=("x", "y"))}
+    image = Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), scale_factors=[2, 2], c_coords=["r", "g", "b"], transformations=both
+    )
+    for level in image.children.values():
+        level["image"] = level["image"].copy(data=da.from_array(level["image"].values))
+    return image
 
 
 def save_weights(path: Path, **fields: Any) -> Path:

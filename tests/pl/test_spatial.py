@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import geopandas as gpd
@@ -159,10 +160,10 @@ def cells(axes: np.ndarray) -> list[tuple[int, int]]:
     return [(place.rowspan.start, place.colspan.start) for place in places]
 
 
-@pytest.mark.parametrize("n_genes", [1, 2, 5])
-@pytest.mark.parametrize("std", [False, True])
-@pytest.mark.parametrize("counted", [False, True])
-@pytest.mark.parametrize("tissue", [False, True])
+@pytest.mark.parametrize(
+    ("n_genes", "std", "counted", "tissue"),
+    [*product([1, 5], *[[False, True]] * 3), (2, False, True, True), (2, True, False, False)],
+)
 def test_layouts_are_well_formed(predicted: SpatialData, n_genes: int, std: bool, counted: bool, tissue: bool) -> None:
     with_std(predicted)
     if not counted:

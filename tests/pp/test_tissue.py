@@ -79,10 +79,10 @@ def test_an_image_without_coarse_levels_is_read_in_blocks():
     grey, downsample = _tissue._read_grey(reader, size=1000)
     assert (grey.shape, downsample) == ((626, 876), 8)
     assert reader.largest <= 2048**2
-    np.testing.assert_allclose(grey[:, :-1].mean(axis=0)[:-1], 1, rtol=1e-12)
+    np.testing.assert_allclose(grey[:, :-1].mean(axis=0)[:-1], 1, rtol=1e-6)
     # 7001 = 875 * 8 + 1: the last column of the mask is one pixel wide and black, the one before has two of eight
-    np.testing.assert_allclose(grey[:, -1], 0, atol=1e-12)
-    np.testing.assert_allclose(grey[:, -2], 6 / 8, rtol=1e-12)
+    np.testing.assert_allclose(grey[:, -1], 0, atol=1e-6)
+    np.testing.assert_allclose(grey[:, -2], 6 / 8, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "level"), [(1000, 2), (1001, 1), (2000, 1), (9000, 0), (10, 2)])

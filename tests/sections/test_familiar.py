@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-MPP = 0.6
+MPP = 1.2
 MLP = {"encoder": "rgb", "neighbours": 6, "hidden": 8}
 WARNED = "differs from the sections that"
 
 
 @pytest.fixture(scope="module")
 def sections() -> dict[str, SpatialData]:
-    return datasets.simulate(2, 1, n_genes=15, shape=(1504, 1504), mpp=MPP, seed=3).sections
+    return datasets.simulate(2, 1, n_genes=15, shape=(752, 752), mpp=MPP, seed=3).sections
 
 
 @pytest.fixture
@@ -41,6 +41,15 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def train(sdata: SpatialData, out: Path, **options: Any) -> Any:
     return tl.train(sdata, options.pop("model", "ridge"), panel=genes(sdata), out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(sections: dict[str, SpatialData], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Ridge on features, trained on the section of the first patient."""
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ST_PREDICT_CACHE", str(home / "cache"))
+        return train(sections["P1S1"], home / "m")
 
 
 def genes(sdata: SpatialData) -> list[str]:
@@ -61,8 +70,8 @@ def changed(sdata: SpatialData, change: Any, *, mpp: float = MPP) -> SpatialData
     return copy
 
 
-def test_the_card_has_colours_stain_pixels_and_distances(sections: dict[str, SpatialData], home: Path) -> None:
-    card = train(sections["P1S1"], home / "m").card
+def test_the_card_has_colours_stain_pixels_and_distances(sections: dict[str, SpatialData], trained: Any) -> None:
+    card = trained.card
     (section,) = card.training["sections"]
     xy = sections["P1S1"]["table"].obsm["spatial"] * MPP
     far = np.sqrt(np.square(xy[:, None] - xy).sum(-1)) + 1e9 * np.eye(len(xy))
@@ -95,12 +104,11 @@ def test_the_amount_of_a_stain_is_what_was_mixed() -> None:
         (lambda x: (x.astype(float) * 0.45).astype(np.uint8), "its optical density of haematoxylin and eosin"),
     ],
 )
+@pytest.mark.usefixtures("home")
 def test_colours_are_compared(
-    sections: dict[str, SpatialData], home: Path, caplog: pytest.LogCaptureFixture, change: Any, words: str | None
+    sections: dict[str, SpatialData], trained: Any, caplog: pytest.LogCaptureFixture, change: Any, words: str | None
 ) -> None:
-    model = train(sections["P1S1"], home / "m")
-    caplog.clear()
-    tl.predict(changed(sections["P1S1"], change), model)
+    tl.predict(changed(sections["P1S1"], change), trained)
     assert (WARNED in caplog.text) == (words is not None)
     assert words is None or words in caplog.text
     assert np.isfinite(sections["P1S1"]["table"].X.toarray()).all()
@@ -140,8 +148,8 @@ def test_pixels_are_compared_where_they_are_read_as_they_are(
     caplog.clear()
     tl.predict(sections["P1S1"], model)
     assert WARNED not in caplog.text
-    tl.predict(sections["P1S1"], model, mpp=0.3)
-    assert "its pixels are 0.3 um wide, not 0.6 um, and are read as they are" in caplog.text
+    tl.predict(sections["P1S1"], model, mpp=0.6)
+    assert "its pixels are 0.6 um wide, not 1.2 um, and are read as they are" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -156,12 +164,10 @@ def test_pixels_are_compared_where_they_are_read_as_they_are(
     ],
 )
 def test_cards_without_these_notes_or_with_odd_ones_are_passed_over(
-    sections: dict[str, SpatialData], home: Path, caplog: pytest.LogCaptureFixture, training: dict
+    sections: dict[str, SpatialData], trained: Any, caplog: pytest.LogCaptureFixture, training: dict
 ) -> None:
-    card = train(sections["P1S1"], home / "m").card
-    text = json.loads(card.to_json())
+    text = json.loads(trained.card.to_json())
     text["training"] = training
-    caplog.clear()
     (section,) = open_sdata(sections["P2S1"], Where()).sections
     warn_of_unfamiliar(section, ModelCard.from_json(json.dumps(text)))
     assert caplog.text == ""

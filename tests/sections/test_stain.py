@@ -28,7 +28,7 @@ METHODS = ("macenko", "reinhard")
 @pytest.fixture(scope="module")
 def patients():
     """Two patients, who differ in stain."""
-    simulated = stp.datasets.simulate(2, 1, shape=(1000, 1000), mpp=0.688, n_genes=20)
+    simulated = stp.datasets.simulate(2, 1, shape=(688, 688), mpp=1.0, n_genes=20)
     return list(simulated.sections.values())
 
 
@@ -86,7 +86,7 @@ def test_the_stain_is_that_of_the_other_slide_afterwards(patients, method):
 @pytest.mark.parametrize(("model", "method"), [("m2ost", "reinhard"), ("ridge", "macenko")])
 def test_training_and_prediction_see_the_same_colours(patients, tmp_path, model, method, monkeypatch):
     spec = stp.models.get_spec(model)
-    settings = {"hparams": spec.tiny, "mpp": 0.688} if model == "m2ost" else {"hparams": {"encoder": "rgb"}}
+    settings = {"hparams": spec.tiny, "mpp": 1.0} if model == "m2ost" else {"hparams": {"encoder": "rgb"}}
     config = {"epochs": 1} if model == "m2ost" else None
     panel = list(patients[0]["table"].var_names)[:5]
     trained = stp.tl.train(
@@ -117,7 +117,7 @@ def test_training_and_prediction_see_the_same_colours(patients, tmp_path, model,
     normalised = SpatialData(
         images={"he": image}, shapes={"spots": patients[1].shapes["spots"]}, tables={"table": table.copy()}
     )
-    stp.tl.predict(normalised, trained, key_added="checked", stain=False, mpp=0.688)
+    stp.tl.predict(normalised, trained, key_added="checked", stain=False, mpp=1.0)
     known = ~np.isnan(table.obsm["by_card"]).any(axis=1)
     # levels are halved before colours are mapped here, and afterwards there
     near = np.corrcoef(normalised["table"].obsm["checked"][known].ravel(), table.obsm["by_card"][known].ravel())[0, 1]

@@ -141,7 +141,7 @@ def test_constants_are_undefined_and_counted(predicted: SpatialData) -> None:
 
 
 def test_ridge_finds_what_colours_tell(checkpoint: Callable[..., Path]) -> None:
-    sections = stp.datasets.simulate(2, 1, n_genes=10, shape=(1200, 1200), mpp=1.2, seed=1).sections
+    sections = stp.datasets.simulate(2, 1, n_genes=10, shape=(760, 760), mpp=1.9, seed=1).sections
     held_out, training = sections["P2S1"], sections["P1S1"]
     path = checkpoint(tuple(held_out.tables["table"].var_names), mpp=2.4)
     stp.tl.predict(held_out, path)
@@ -270,7 +270,7 @@ def test_resolution_matters_only_for_ridge(
 
 
 def test_baselines_are_the_models_of_that_name(tmp_path: Path) -> None:
-    sections = stp.datasets.simulate(3, 1, n_genes=6, shape=(1200, 1200), mpp=1.2, seed=3).sections
+    sections = stp.datasets.simulate(3, 1, n_genes=6, shape=(760, 760), mpp=1.9, seed=3).sections
     *training, held_out = sections.values()
     genes = list(held_out.tables["table"].var_names)
     for model, name in (("ridge", "ridge"), ("mean", "global_mean")):

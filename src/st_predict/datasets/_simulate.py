@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import dask.array as da
@@ -204,6 +206,11 @@ def toy() -> SpatialData:
     >>> toy()["table"].shape
     (19, 8)
     """
+    return copy.deepcopy(_toy())
+
+
+@cache
+def _toy() -> SpatialData:
     return simulate(1, 1, n_genes=8, shape=(720, 880), mpp=1.2, seed=0).sections["P1S1"]
 
 

@@ -11,6 +11,7 @@ from skimage.color import rgb2gray
 from skimage.filters import gaussian, sobel, threshold_li
 from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import downscale_local_mean
+from skimage.util import img_as_float32
 
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidValueError
@@ -40,7 +41,10 @@ BLUR = 3.0
 """Width over which differences are averaged, in pixels of the mask: about the gap between things that make up tissue."""
 
 BLOCK = 2048
-"""Side of the blocks that are read, in pixels: 100 MB as floating-point numbers."""
+"""Side of the blocks that are read, in pixels: 50 MB as floating-point numbers of 32 bits."""
+
+TOLERANCE = 1e-5
+"""Change of the threshold at which the search for it ends; by default, it sorts all pixels to find the smallest difference."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +143,7 @@ def find_tissue(
     _refuse_black(grey, key)
     contrast = gaussian(sobel(grey), BLUR)  # type: ignore[no-untyped-call]
     if threshold is None:
-        threshold = float(np.clip(threshold_li(contrast), *CONTRAST))  # type: ignore[no-untyped-call]
+        threshold = float(np.clip(float(threshold_li(contrast, tolerance=TOLERANCE)), *CONTRAST))  # type: ignore[no-untyped-call]
     n_smallest = round(min_area * grey.size)
     mask = remove_small_objects(contrast > threshold, max_size=n_smallest)
     mask = remove_small_holes(mask, max_size=n_smallest)
@@ -147,7 +151,7 @@ def find_tissue(
     return Tissue(mask=mask, downsample=downsample, threshold=threshold)
 
 
-def _refuse_black(grey: NDArray[np.float64], key: str) -> None:
+def _refuse_black(grey: NDArray[np.float32], key: str) -> None:
     """Refuse an image of 8 bits that was made of numbers from 0 to 1 without scaling them."""
     if grey.max() <= 1.5 / 255:
         raise InvalidValueError(
@@ -156,15 +160,15 @@ def _refuse_black(grey: NDArray[np.float64], key: str) -> None:
         )
 
 
-def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float64], float]:
+def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float32], float]:
     """Grey values from 0 to 1 of the whole image, and how much they are downsampled."""
     level = max(i for i, shape in enumerate(reader.level_shapes) if i == 0 or max(shape) >= size)
     height, width = reader.level_shapes[level]
     factor = -(-max(height, width) // size)
-    grey = np.empty((-(-height // factor), -(-width // factor)))
+    grey = np.empty((-(-height // factor), -(-width // factor)), np.float32)
     parts = list(blocks(height, width, side=factor * max(1, BLOCK // factor)))
     for y, x, h, w in track(parts, "Finding tissue", len(parts), unit="part"):
-        block = rgb2gray(reader.read(x, y, w, h, level=level))
+        block = rgb2gray(img_as_float32(reader.read(x, y, w, h, level=level)))  # type: ignore[no-untyped-call]
         # The last pixel of a row or column may cover less of the image; what is there is repeated.
         padded = np.pad(block, [(0, -h % factor), (0, -w % factor)], mode="edge")
         small = downscale_local_mean(padded, (factor, factor))  # type: ignore[no-untyped-call]
