@@ -144,3 +144,16 @@ def test_spots_that_were_chosen_by_hand_are_on_tissue(section, file):
     assert tissue.at(spots[["pixel_x", "pixel_y"]].to_numpy() / scale).mean() > 0.97
     area = tissue.mask.sum() * (tissue.downsample * scale) ** 2
     assert area == pytest.approx(len(spots) * 291.4**2, rel=0.1)
+
+
+@pytest.mark.parametrize(("side", "filled"), [(24, True), (160, False)])
+def test_small_holes_in_the_tissue_are_filled(side, filled):
+    """A glassy square in the middle of texture is a hole, unless it is smaller than the share of the image that counts."""
+    pixels = np.full((400, 400, 3), 240, np.uint8)
+    pixels[60:340, 60:340] = np.random.default_rng(0).integers(60, 220, (280, 280, 1))
+    first = 200 - side // 2
+    pixels[first : first + side, first : first + side] = 240
+    image = Image2DModel.parse(pixels.transpose(2, 0, 1), dims=("c", "y", "x"), c_coords=["r", "g", "b"])
+    mask = pp.find_tissue(SpatialData(images={"he": image}), size=400, min_area=0.01).mask
+    assert mask[200, 200] == filled
+    assert mask[70, 200]
