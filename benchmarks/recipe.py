@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -40,18 +39,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import _packed
 from _packed import Pack
 
-from st_predict._runtime import Inference, pick_device
-from st_predict._training import configure, get_preset, learn, solve
+from st_predict._runtime import pick_device
+from st_predict._training import configure, get_preset, learn, teach
 from st_predict.models import get_spec
 from st_predict.models._m2ost_tokens import FeatureMaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from st_predict._training import CropStore
+    from st_predict._training import CropStore, TrainConfig
     from st_predict.specs import ModelCard
 
 HPARAMS: dict[str, Any] = {
@@ -85,8 +83,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "loss correlation": ("m2ost", {}, {"loss": "correlation"}),
     "average 0.98": ("m2ost", {}, {"average": 0.98}),
     "drop 0.3": ("m2ost", {"drop": 0.3}, {}),
-    "distilled": ("m2ost", {}, {}),
-    "distilled, standardized": ("m2ost", {}, {"loss": "standardized"}),
+    "distilled": ("m2ost", {}, {"teacher": RIDGE}),
+    "distilled, standardized": ("m2ost", {}, {"teacher": RIDGE, "loss": "standardized"}),
     "crops of 160 px": ("m2ost", {"size": 160}, {}),
     "stain jitter 0.1": ("m2ost", {}, {"stain_jitter": 0.1}),
     "crops of 224 px": ("m2ost", {"size": 224}, {}),
@@ -94,7 +92,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pixels": ("m2ost", {"tokens": None}, {}),
 }
 MOST_MAPS = 40_000  # crops whose maps are remembered
-SHARE = 0.5  # of the teacher in a distilled target
 TARGET = "recommended"
 TRAIN, N_GENES = ["C2", "C3", "C4", "C5"], 250
 N_PATIENTS, SHAPE, MPP = 5, (2000, 2000), 0.688
@@ -215,10 +212,9 @@ def run(packed: Pack, variant: str, fold: str, args: argparse.Namespace) -> dict
     card = packed.card(model, TARGET, fold, {**HPARAMS, **hparams} if model == "m2ost" else hparams)
     data = packed.store(names, card, target=TARGET, fold=fold)
     held_out = packed.store([fold], card, target=TARGET, fold=fold)
-    if variant.startswith("distilled"):
-        data = distilled(data, packed, names, fold)
     settings = {} if spec.closed_form else {**CONFIG, **changes, "epochs": args.epochs}
     config = configure(get_preset(spec, TARGET), {**settings, "device": args.device})
+    data = distilled(data, packed, names, config, fold=fold)
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         _, history = learn(card, data, held_out, config=config, folder=Path(folder))
     device = pick_device(args.device)
@@ -231,28 +227,14 @@ def run(packed: Pack, variant: str, fold: str, args: argparse.Namespace) -> dict
     }
 
 
-def distilled(data: CropStore, packed: Pack, names: Sequence[str], fold: str, *, mpp: float | None = None) -> CropStore:
-    """Return training spots whose target is the mean of the measured one and of the teacher's prediction, weighted by ``SHARE``."""
-    taught = (1 - SHARE) * data.target + SHARE * teacher_of(packed, names, fold, mpp=mpp)
-    return replace(data, target=taught.astype(np.float32))
-
-
-def teacher_of(packed: Pack, names: Sequence[str], fold: str, *, mpp: float | None = None) -> NDArray[np.float32]:
-    """Predict each training section by ridge regression that was fitted to the others, the spots of ``names`` in order."""
-    card = packed.card("ridge", TARGET, fold, RIDGE, mpp=mpp)
-    config = configure(get_preset(get_spec("ridge"), TARGET), {"device": "cpu"})
-    found = []
-    for name in names:
-        others = packed.store([other for other in names if other != name], card, target=TARGET, fold=fold)
-        network, _ = solve(card, others, config=config)
-        found.append(predict(network, packed.store([name], card, target=TARGET, fold=fold)))
-    return np.concatenate(found)
-
-
-def predict(network: Any, store: CropStore) -> NDArray[np.float32]:
-    inference = Inference(network, device=pick_device("cpu"), precision="float32")
-    parts = [values for _, values in inference.over([store.batch(np.arange(len(store)))])]
-    return np.asarray(torch.cat(parts).numpy())
+def distilled(
+    data: CropStore, packed: Pack, names: Sequence[str], config: TrainConfig, *, fold: str, mpp: float | None = None
+) -> CropStore:
+    """Return training spots whose targets are mixed with the predictions of the teacher that ``config`` asks for, if any."""
+    if config.teacher is None:
+        return data
+    card = packed.card("ridge", TARGET, fold, config.teacher, mpp=mpp)
+    return teach(data, packed.store(names, card, target=TARGET, fold=fold), card, share=config.teacher_share)
 
 
 @contextmanager

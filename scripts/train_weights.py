@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _packed
 from _packed import FULL, Pack
-from recipe import CONFIG, HPARAMS, RIDGE, SHARE, distilled, pack_her2st
+from recipe import CONFIG, HPARAMS, RIDGE, distilled, pack_her2st
 
 from st_predict import checkpoints
 from st_predict._training import colours_of, configure, describe_training, get_preset, learn
@@ -64,13 +64,11 @@ BESIDE = {
 }
 COLUMNS = ["predictor", "gene_partial", "gene_partial_low", "gene_partial_high", "gene_residual"]
 DATA = "Data: Andersson et al., Nature Communications 2021."
-TEACHER = f"Target: {1 - SHARE:g} measured, {SHARE:g} predicted by ridge regression of rank 8 that was fitted to the other training sections."
 WEIGHTS: dict[str, dict[str, Any]] = {
     "m2ost": {
         "model": "m2ost",
         "hparams": HPARAMS,
-        "config": {**CONFIG, "loss": "standardized"},
-        "distilled": True,
+        "config": {**CONFIG, "loss": "standardized", "teacher": RIDGE},
         "citation": f"{DATA} Method: Wang et al., M2OST, AAAI 2025, on feature maps of EfficientNet-Lite0, an extension of st_predict.",
     },
     "ridge-effnet": {
@@ -133,16 +131,14 @@ def train(name: str, packed: Pack, folder: Path, *, device: str) -> Path:
     setting = get_preset(get_spec(card.model), TARGET)
     config = configure(setting, {**spec.get("config", {}), "device": device})
     data = packed.store(packed.train, card, target=TARGET, fold=FULL)
-    if spec.get("distilled"):
-        data = distilled(data, packed, packed.train, FULL, mpp=MPP)
+    data = distilled(data, packed, packed.train, config, fold=FULL, mpp=MPP)
     with tempfile.TemporaryDirectory(dir=folder) as states:
         network, history = learn(card, data, config=config, folder=Path(states))
     load = get_spec(card.model).reads(card.hparams).load_encoder
     encoder = None if load is None else load()
     notes = describe_training(card, config, history, validated=False, encoder=encoder)
     colours = colours_of(data.crops or packed.crops(packed.train, card, target=TARGET), mpp=card.crop.mpp)
-    taught = {"teacher": TEACHER} if spec.get("distilled") else {}
-    training = {**card.training, **notes, "colours": colours, **taught, **CARD["training"]}
+    training = {**card.training, **notes, "colours": colours, **CARD["training"]}
     fields = {**CARD, "citation": spec["citation"], "training": training}
     checkpoints.save(checkpoint, network, replace(card, **fields), encoder=encoder)
     return checkpoint

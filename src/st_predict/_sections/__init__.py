@@ -46,6 +46,7 @@ from st_predict._sections._slides import open_slides
 from st_predict._sections._split import LeakageError, split_patients
 from st_predict._sections._stained import mean_stain, stain_of, stained
 from st_predict._sections._store import store_of
+from st_predict._sections._teacher import taught, teacher_of
 from st_predict._sections._unlabelled import open_unlabelled
 
 __all__ = [
@@ -100,6 +101,8 @@ __all__ = [
     "stain_of",
     "stained",
     "store_of",
+    "taught",
+    "teacher_of",
     "trained_pairs",
     "warn_of_constant",
     "warn_of_missing",

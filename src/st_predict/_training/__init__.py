@@ -8,6 +8,7 @@ from st_predict._training._loss import check_objective
 from st_predict._training._notes import colours_of, describe_pixels, describe_training
 from st_predict._training._run import Run
 from st_predict._training._store import CropStore
+from st_predict._training._teacher import teach
 
 __all__ = [
     "CropStore",
@@ -21,4 +22,5 @@ __all__ = [
     "get_preset",
     "learn",
     "solve",
+    "teach",
 ]

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, StPredictError
-from st_predict._validated import Count, Device, Flag, Fraction, Natural, NotNegative, Positive, Probability, validated
+from st_predict._validated import (
+    Count,
+    Device,
+    Fields,
+    Flag,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Probability,
+    validated,
+)
 from st_predict.models import Preset
 
 if TYPE_CHECKING:
@@ -81,6 +92,11 @@ class TrainConfig:
         Decay per step of an exponential moving average of the weights :cite:p:`Polyak1992`. The averaged weights are validated
         and kept. 0 keeps those of the optimiser. The decay rises to this value as ``(1 + step) / (10 + step)``, so that the
         average forgets the first weights; 0.99 averages over about 100 steps.
+    teacher
+        Hyper-parameters of a teacher for distillation, such as ``{"encoder": "efficientnet_lite0", "rank": 8}``: ridge regression
+        (model ``"ridge"``) that predicts each training section after it was fitted to the others. ``None`` trains without.
+    teacher_share
+        Weight of the teacher's prediction in the target, 0 to 1; the rest is the measured target.
     seed
         Of initial weights, order and augmentation.
     device
@@ -110,6 +126,8 @@ class TrainConfig:
     level_drop: Probability = 0.0
     start_at_mean: Flag = True
     average: Probability = 0.0
+    teacher: Fields | None = None
+    teacher_share: Fraction = 0.5
     seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -56,6 +56,11 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
             f"{spec.name!r} has a solution in closed form, and no steps over which weights could be averaged.",
             Advice("leave out 'average' in {}", "config"),
         )
+    if config.teacher is not None and spec.closed_form:
+        raise InvalidValueError(
+            f"{spec.name!r} has a solution in closed form, which a teacher of the same kind cannot improve.",
+            Advice("leave out 'teacher' in {}", "config"),
+        )
     if config.stain_jitter and reads != "crops":
         raise InvalidValueError(
             f"{spec.name!r} reads {reads}, and only crops can be stained anew.",

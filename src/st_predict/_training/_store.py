@@ -126,6 +126,18 @@ class CropStore:
         parts = [self.batch(np.arange(start, min(start + _COPIED, len(self)))).to(device) for start in starts]
         return replace(self, held=Batch.cat(parts))
 
+    def take(self, rows: NDArray[np.int64]) -> CropStore:
+        """Return a store of some of the spots, in memory."""
+        return CropStore(
+            crops=tuple(crop[rows] for crop in self.crops),
+            target=self.target[rows],
+            section=self.section[rows],
+            grid=None if self.grid is None else self.grid[rows],
+            xy_um=None if self.xy_um is None else self.xy_um[rows],
+            features=None if self.features is None else self.features[rows],
+            counts=None if self.counts is None else self.counts[rows],
+        )
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
         if self.held is not None:

@@ -38,6 +38,8 @@ from st_predict._sections import (
     placed_table,
     split_patients,
     store_of,
+    taught,
+    teacher_of,
 )
 from st_predict._stain import Method, Stain
 from st_predict._training import Run, check_objective, configure, describe_training, get_preset, learn
@@ -487,6 +489,8 @@ def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
         network = checkpoints.build(card)
     spec = get_spec(card.model)
     check_objective(network, config, spec, reads=spec.reads(card.hparams).kind)
+    if config.teacher is not None:
+        teacher_of(card, config.teacher)
     try:
         spec.admit(card.hparams)
     except StPredictError as error:
@@ -536,7 +540,7 @@ def _learn(
             )
             if sections
         }
-        store = stores["training"]
+        store = taught(stores["training"], data.training, card, config, folder=crops / "teacher", compute=compute)
         if config.measure_pixels and store.crops:
             card = replace(card, pixels=store.measure_pixels())
         if colours := describe_colours(data.training, card, store):
