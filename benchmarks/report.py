@@ -1,6 +1,6 @@
-"""Put measured figures into docs/performance.md.
+"""Put measured figures into docs/contributing/performance.md, and what a slide costs into docs/performance.md.
 
-    python benchmarks/report.py crops.json forward.json end_to_end.json sections.json
+    python benchmarks/report.py crops.json forward.json end_to_end.json sections.json costs.json
 
 Each file is what the benchmark of that name wrote with ``--out``; it is kept in ``benchmarks/results``, and its tables go
 between the marks of that name in the page.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+USERS, CONTRIBUTORS = ROOT / "docs" / "performance.md", ROOT / "docs" / "contributing" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 # Of each benchmark: its tables, and which figures of them are shown under which names.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -66,6 +67,7 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
             "peak MiB": "peak, MiB",
         },
     },
+    "costs": {"costs": {"spots": "spots", "seconds": "seconds", "spots/s": "spots/s", "peak MiB": "peak, MiB"}},
     "gpu": {
         "forward": {
             "spots/s": "spots/s",
@@ -91,17 +93,23 @@ def main() -> None:
         figures.pop("samples", None)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{file.stem}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        page = fill(PAGE.read_text(encoding="utf-8"), file.stem, render(file.stem, figures))
+        path = page_of(file.stem)
+        page = fill(path.read_text(encoding="utf-8"), file.stem, render(file.stem, figures))
         if "profile" in figures:
             page = fill(page, "profile", stages(figures["profile"]))
-        PAGE.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
+
+
+def page_of(name: str) -> Path:
+    """Page with the figures of a benchmark."""
+    return USERS if name == "costs" else CONTRIBUTORS
 
 
 def fill(page: str, name: str, text: str) -> str:
     """Replace what stands between the marks of that name."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     if not pattern.search(page):
-        raise SystemExit(f"{PAGE} has no place for {name}.")
+        raise SystemExit(f"{page_of(name)} has no place for {name}.")
     return pattern.sub(lambda match: match[1] + text + match[2], page)
 
 
