@@ -67,7 +67,15 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
             "peak MiB": "peak, MiB",
         },
     },
-    "costs": {"costs": {"spots": "spots", "seconds": "seconds", "spots/s": "spots/s", "peak MiB": "peak, MiB"}},
+    "costs": {
+        "costs": {
+            "spots": "spots",
+            "seconds": "seconds",
+            "spots/s": "spots/s",
+            "ratio": "ratio",
+            "peak MiB": "peak, MiB",
+        },
+    },
     "gpu": {
         "forward": {
             "spots/s": "spots/s",
