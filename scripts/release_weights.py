@@ -1,6 +1,6 @@
 """Say what to upload for new weights, and what to write into the index of the package.
 
-python scripts/release_weights.py m2ost@2=runs/m2ost.safetensors --embed m2ost@2 --summary "m2ost@2=HER2-positive breast cancer, ..."
+python scripts/release_weights.py m2ost@3=runs/m2ost.safetensors --embed m2ost@3 --summary "m2ost@3=HER2-positive breast cancer, ..."
 
 Nothing is uploaded or written. Checks: every file loads and has a card with licence, citation and scores of its genes, and the
 wheel stays under 40 MB. Ends with 1 if a check fails.
