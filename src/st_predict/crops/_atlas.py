@@ -22,7 +22,7 @@ class Atlas:
     Parameters
     ----------
     edges
-        Of the chunks, along y and x.
+        Sides of the chunks, along y and x.
     pad_value
         Grey value of what lies outside the image.
     device

@@ -59,7 +59,7 @@ def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
 def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
     """Hide each level of each spot with probability ``rate``; at least one level of a spot stays.
 
-    The mask of the batch says what is hidden; a level that was missing before stays missing.
+    The mask of the batch marks hidden levels; a level that was missing before stays missing.
 
     Raises
     ------

@@ -183,7 +183,7 @@ def chunks_of(
 def schedule(
     needs: Sequence[Sequence[int]], n_bytes: Mapping[int, int]
 ) -> tuple[list[list[Decoded]], dict[int, list[Decoded]]]:
-    """Decide when chunks are decoded and dropped: as seldom as ``LIVE`` bytes allow, by dropping what is needed last.
+    """Decide when chunks are decoded and dropped: as seldom as ``LIVE`` bytes allow, by dropping first the chunks that are needed last.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def schedule(
 
     Returns
     -------
-    What each job needs, and what is dropped after it.
+    Chunks that each job needs, and chunks that are dropped after it.
     """
     following = _following(needs)
     uses: list[list[Decoded]] = []

@@ -57,7 +57,7 @@ def plan_crops(
 ) -> tuple[LevelPlan, ...]:
     """Plan the crops around spot centres.
 
-    Of each level, the coarsest stored level is read that is at least as fine, so that nothing is ever upsampled.
+    Each level is cut from the coarsest stored level that is at least as fine, so that nothing is ever upsampled.
     Squares are aligned to whole pixels of that level: a crop is off by at most half such a pixel.
 
     Parameters

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["from_anndata"]
 
 COARSEST = 1024
-"""Levels of an image in memory are halved until their longer side is no longer than this."""
+"""Levels of an image in memory are halved until their longer side is at most this."""
 
 _GIVE = Advice("give the image that the coordinates refer to with {}", "image")
 
@@ -294,7 +294,7 @@ def _spots(library: _Library, xy: NDArray[np.float64]) -> Any:
 
 
 def _table(adata: AnnData, libraries: list[_Library], *, rows: NDArray[np.int64] | None) -> AnnData:
-    """Return the table with links to the spots; its arrays are those of ``adata`` unless some rows are left out."""
+    """Return the table with links to the spots; its arrays are shared with ``adata`` unless some rows are left out."""
     region = np.empty(adata.n_obs, object)
     spot = np.zeros(adata.n_obs, np.int64)
     for library in libraries:

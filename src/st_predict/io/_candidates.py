@@ -212,7 +212,7 @@ def _corners(image: Any) -> NDArray[np.float64]:
 
 
 def _between(source: Any, target: Any) -> NDArray[np.float64] | None:
-    """``(3, 3)`` from the pixels of an image to those of another, through a coordinate system that they share."""
+    """``(3, 3)`` from the pixels of an image to the pixels of another, through a coordinate system that they share."""
     of_source, of_target = _systems(source), _systems(target)
     for system in sorted(of_source.keys() & of_target.keys()):
         to, back = (np.asarray(m[system].to_affine_matrix(("x", "y"), ("x", "y"))) for m in (of_source, of_target))

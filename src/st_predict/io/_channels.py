@@ -37,7 +37,7 @@ def rgb_order(level: DataArray) -> list[int]:
     Raises
     ------
     ValueError
-        If the names are not those of colours, such as the markers of a stain, or one of them is there twice.
+        If the names do not name colours, such as the markers of a stain, or one of them is there twice.
     """
     if "c" not in level.coords:
         return [0, 1, 2]

@@ -84,14 +84,14 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     vmax
         Upper end of the colour scale; by default the 98th percentile.
     radius_px
-        Radius of the rows in level-0 pixels; by default that of the shapes. Without any, objects are points.
+        Radius of the rows in level-0 pixels; by default the shapes' own. Without any, objects are points.
     outline
         How a row with a centre and a radius is drawn: ``"circle"``, the default, as a polygon of 32 corners, ``"square"`` for bins, or
         ``"point"``. Polygons and labels keep their outline.
     object_type
         Type of the objects in QuPath. Detections are quick to draw, and coloured by measurement maps; annotations can be edited.
     origin
-        Corner of what QuPath shows, x and y in level-0 pixels, which is subtracted. It is not (0, 0) for slides that QuPath crops to what was
+        Corner of what QuPath shows, x and y in level-0 pixels, which is subtracted. It is not (0, 0) for slides that QuPath crops to the part that was
         scanned, such as ``.mrxs``: there it is ``openslide.bounds-x`` and ``openslide.bounds-y``.
     image_key
         Image whose pixels are meant; may be left out if there is only one.

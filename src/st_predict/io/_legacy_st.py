@@ -70,7 +70,7 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     Parameters
     ----------
     counts
-        Table of counts: a row a spot, called ``{x}x{y}`` after its place on the array, a column a gene.
+        Table of counts: one row per spot, called ``{x}x{y}`` after its place on the array, one column per gene.
     spots
         Where the spots are in the image. Either a table with the columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and
         perhaps ``new_x``, ``new_y`` (the place on the array as it was found in the image) and ``selected`` (0 or 1), as
@@ -196,7 +196,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
         frame = _of_names(_read_table(path, sep=separator, header=None, skiprows=int(named)), path)
     else:
         raise InvalidValueError(
-            f"{path} is no known file of spots: its first line is {header}. Expected the columns x, y, pixel_x and "
+            f"{path} is not a known file of spots: its first line is {header}. Expected the columns x, y, pixel_x and "
             "pixel_y, or a name like 7x13 and two pixel coordinates, separated by tabs or commas."
         )
     if frame.empty:

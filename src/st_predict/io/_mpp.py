@@ -203,7 +203,7 @@ def _share(first: Any, second: Any) -> bool:
 def _other_sources(
     sdata: SpatialData, image_key: str, found: Mpp, *, table_key: str | None, region: str | None
 ) -> Iterator[Mpp]:
-    """What other sources than that of ``found`` say, as far as they can be read."""
+    """Resolutions from other sources than that in ``found``, as far as they can be read."""
     image = sdata.images[image_key]
 
     def from_spots() -> Iterator[Mpp]:
@@ -302,7 +302,7 @@ def _assay(table: AnnData) -> str | None:
 def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
     """Whether this is a table of ``spatialdata_io.visium``, or of :func:`from_anndata`.
 
-    That reader, and :func:`from_anndata`, alone call their instances so beside Space Ranger's three columns, and of the assays of
+    Only that reader, and :func:`from_anndata`, call their instances so beside Space Ranger's three columns, and of the assays of
     Space Ranger only Visium has spots where row + column is even, everywhere.
     """
     try:

@@ -122,7 +122,7 @@ def _best(
 ) -> tuple[Offset, float]:
     """The edges of a level under which it shows what the finer one does, and by how much they differ.
 
-    Those of a later group must do far better than those of an earlier one.
+    Candidates of a later group must do far better than earlier ones.
     """
     best, least = (0.0, 0.0), math.inf
     for choices in filter(None, groups):

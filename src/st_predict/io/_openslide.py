@@ -33,7 +33,7 @@ class OpenSlidePyramid(SlideFile):
     """A slide in any format that OpenSlide opens, with the levels that the file has.
 
     What lies outside the scan is white. OpenSlide addresses all levels in whole pixels of level 0, so at a level whose
-    downsample is no whole number a region may lie up to half a level-0 pixel beside its place, and is interpolated.
+    downsample is not a whole number a region may lie up to half a level-0 pixel beside its place, and is interpolated.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether a resolution can be that of an image of stained tissue."""
+"""Whether an image of stained tissue can have a resolution."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _number_of(scale: str) -> int:
 
 
 def image_attrs(image: DataArray | DataTree) -> dict[Any, Any]:
-    """Attributes of an image; those of its finest level come last, so they win."""
+    """Attributes of an image; the finest level's come last, so they win."""
     return {**image.attrs, **_levels(image)[0].attrs}
 
 

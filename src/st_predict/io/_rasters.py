@@ -46,14 +46,14 @@ BIG = 2**31  # bytes from which a TIFF needs offsets of 64 bits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Raster:
-    """What is written, level by level.
+    """Levels to write, one after another.
 
     Parameters
     ----------
     levels
         ``(height, width)`` each, int32: the number of the spot that a pixel belongs to, 0 for none; finest first.
     values
-        ``(n_channels, n_spots + 1)``: values by number; the first is that of pixels without a spot.
+        ``(n_channels, n_spots + 1)``: values by number; the first is for pixels without a spot.
     names
         Names of the channels.
     step
@@ -110,14 +110,14 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
         Level-0 pixels of the image per pixel of the raster. By default the largest power of two at which 8 pixels or more lie across
         the narrowest spot, and at least 1.
     shape
-        ``(height, width)`` of level 0; by default that of the image, and without ``sdata`` as far as the spots reach.
+        ``(height, width)`` of level 0; by default the image's, and without ``sdata`` as far as the spots reach.
     radius_px
-        Radius of the rows in level-0 pixels; by default that of the shapes.
+        Radius of the rows in level-0 pixels; by default the shapes' own.
     outline
         How a row with a centre and a radius is drawn: ``"circle"``, the default, or ``"square"`` for bins. Polygons and labels keep
         their outline.
     mpp
-        Micrometres per pixel of level 0; by default those of the prediction, or what ``sdata`` says. It gives the size of the pixels of the raster.
+        Micrometres per pixel of level 0; by default from the record of the prediction, or from ``sdata``. It gives the size of the pixels of the raster.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
@@ -306,7 +306,7 @@ def _lazy(values: NDArray[Any], level: NDArray[np.int32]) -> da.Array:
 
 
 def _placed(raster: _Raster, step: float) -> list[dict[str, Any]]:
-    """Transformations of a level: its corner is that of the image, and the origin is the centre of the image's first pixel."""
+    """Transformations of a level: it shares the corner of the image, and the origin is the centre of the image's first pixel."""
     mpp = 1.0 if raster.mpp is None else raster.mpp
     shift = (step - 1) / 2 * mpp
     return [

@@ -42,7 +42,7 @@ def read_image(
 ) -> SpatialData:
     """Open any picture: a whole-slide image, TIFF, PNG or JPEG.
 
-    Slides and tiled TIFF are opened without reading more than one tile per level; their levels are those of the file,
+    Slides and tiled TIFF are opened without reading more than one tile per level; their levels are the file's,
     and anything outside the scan is white. See :func:`open_slide` for the readers.
 
     Pictures without tiles (striped TIFF, PNG, JPEG) are decoded once and stored as a pyramid in the cache. The next

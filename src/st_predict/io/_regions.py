@@ -1,4 +1,4 @@
-"""Regions and levels of pyramids: what is checked before reading, and what is said when reading fails."""
+"""Regions and levels of pyramids: checks before reading, and messages when reading fails."""
 
 from __future__ import annotations
 

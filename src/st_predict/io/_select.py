@@ -64,7 +64,7 @@ def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: floa
         Holds the table.
     table_key
         Name of the table; ``None`` takes the only one, the one called ``"table"``, or of the tables of a Visium HD section
-        that of the 8 um bins.
+        the table of the 8 um bins.
     bin_um
         Side of the bins of Visium HD, in micrometres, instead of the name of their table.
 
@@ -99,19 +99,19 @@ def named_table(sdata: SpatialData, table_key: str | None, bin_um: float | None)
     Raises
     ------
     KeyError, TypeError, ValueError
-        As :func:`find_table`.
+        See :func:`find_table`.
     """
     check_slide(sdata)
     return table_key if bin_um is None else find_table(sdata, table_key, bin_um=bin_um)
 
 
 def find_tables(sdata: SpatialData, table_key: str | None, *, bin_um: float | None = None) -> list[str]:
-    """Names of the tables of the spots: that of :func:`find_table`, or one per object that ``spatialdata.concatenate`` joined.
+    """Names of the tables of the spots: the one of :func:`find_table`, or one per object that ``spatialdata.concatenate`` joined.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        As :func:`find_table`.
+        See :func:`find_table`.
     """
     check_slide(sdata)
     names = _spot_tables(sdata)
@@ -145,7 +145,7 @@ def _only_table(names: list[str]) -> str:
     raise InvalidValueError(
         f"There are several tables in sdata: {names}.",
         Advice("choose one with {}", "table_key"),
-        f"rename that of the spots to {Keys.TABLE!r}",
+        f"rename the table of the spots to {Keys.TABLE!r}",
         "join them with spatialdata.concatenate(..., concatenate_tables=True)",
     )
 

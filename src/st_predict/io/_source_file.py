@@ -190,7 +190,7 @@ def _write_excerpt(path: Path, copy: Path) -> tuple[int, int]:
 def _telling_rows(page: Any) -> tuple[list[tuple[int, int]], int, int]:
     """Places of the encoded bytes of some rows, as ``(offset, n_bytes)``, the number of rows, and the first of them.
 
-    Of parts of the same number of rows, those with the most bytes show more than empty ones.
+    Among parts of the same number of rows, the ones with the most bytes show more than empty ones.
     """
     height, width = page.shape[:2]
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)

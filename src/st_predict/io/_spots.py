@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SIMILARITY_TOLERANCE = 0.01
-"""Largest relative difference between the scales of two axes; alignments by landmarks are no exact similarities."""
+"""Largest relative difference between the scales of two axes; alignments by landmarks are not exact similarities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def read_spots(
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If it is not clear what is meant; if there are no spots; if names or identifiers are not unique or not found;
+        If it is ambiguous which element is meant; if there are no spots; if names or identifiers are not unique or not found;
         if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
         if the transformation between them is not a similarity, cannot be inverted, or puts spots on one another or out of reach.
     """
@@ -241,7 +241,7 @@ def find_instances(index: pd.Index[Any], instances: pd.Series, region: str) -> N
     if len(missing):
         raise InvalidValueError(
             f"{len(missing)} of {len(instances)} rows of the table are not in {region!r}, the first are {_first(missing)} "
-            f"(the index of {region!r} is {index.dtype}, that of the table {instances.dtype}).",
+            f"(the index of {region!r} is {index.dtype}, the table's {instances.dtype}).",
             f"correct the column {instances.name!r} of .obs",
             "leave these rows out of the table",
         )
@@ -289,7 +289,7 @@ def unit_in_image(sdata: SpatialData, name: str, image_key: str) -> float:
     Raises
     ------
     ValueError
-        If they share no coordinate system, or the transformation between them is no similarity.
+        If they share no coordinate system, or the transformation between them is not a similarity.
     """
     matrices = to_image_matrices(sdata[name], sdata.images[image_key], name)
     matrix = next(iter(matrices.values()))

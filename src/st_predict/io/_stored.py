@@ -54,7 +54,7 @@ def spool(path: Path, *, value_range: Range | None, cache: Path | None) -> list[
     value_range
         Values that become 0 and 255; see :func:`to_rgb8`.
     cache
-        Folder of the cache; ``None`` for the folder ``images`` in that of the package.
+        Folder of the cache; ``None`` for the folder ``images`` in the cache of the package.
 
     Returns
     -------

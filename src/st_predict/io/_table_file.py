@@ -57,7 +57,7 @@ def write_table(
     layer
         Layer of the values, such as ``"std"``; by default ``.X``.
     mpp
-        Micrometres per pixel of level 0; by default those of the prediction, or what ``sdata`` says.
+        Micrometres per pixel of level 0; by default from the record of the prediction, or from ``sdata``.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region

@@ -123,7 +123,7 @@ class TiffPyramid(SlideFile):
     """A tiled TIFF slide, with the levels that the file has.
 
     Aperio (svs), generic pyramidal TIFF, BigTIFF and OME-TIFF with 8-bit RGB tiles: JPEG, deflate, LZW or uncompressed.
-    Pixels equal those of OpenSlide where OpenSlide does not interpolate. Tiles that were never written are white.
+    Pixels equal OpenSlide's where OpenSlide does not interpolate. Tiles that were never written are white.
 
     Parameters
     ----------

@@ -134,7 +134,7 @@ def to_wsidata(
     TypeError
         If ``wsi`` is not an object of wsidata, or ``prediction`` is not an AnnData object.
     ValueError
-        If the table is there and ``overwrite`` is false, or rows of the prediction are no tiles.
+        If the table is there and ``overwrite`` is false, or rows of the prediction are not tiles.
     """
     check_table(prediction)
     _check_wsi(wsi)

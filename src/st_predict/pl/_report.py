@@ -36,7 +36,7 @@ INDEX = "index.html"
 
 
 @shows_progress
-def report(  # noqa: PLR0913 - options of what is shown, all keywords
+def report(  # noqa: PLR0913 - all options are keywords
     sdata: SpatialData | Mapping[str, SpatialData],
     key: str | None = None,
     path: str | PathLike[str] = "report.html",
@@ -57,7 +57,7 @@ def report(  # noqa: PLR0913 - options of what is shown, all keywords
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Write a page about a prediction: what was predicted by which weights, maps of genes to trust, scores and warnings.
+    """Write a page about a prediction: facts, weights, maps of genes to trust, scores and warnings.
 
     The page is one HTML file with its figures in it. It needs no network, and can be sent and printed.
 
@@ -131,7 +131,7 @@ def report(  # noqa: PLR0913 - options of what is shown, all keywords
     if isinstance(sdata, Mapping):
         return _cohort(sdata, key, target, shown, evaluations={} if evaluation is None else evaluation)
     if isinstance(evaluation, Mapping):
-        raise InvalidValueError("evaluation must be that of the slide; a mapping is for a cohort.")
+        raise InvalidValueError("evaluation must be the evaluation of the slide; a mapping is for a cohort.")
     _write(target, "report.html", page=page_of(sdata, key, shown, title=target.stem, evaluation=evaluation), index=None)
     return target
 

@@ -30,7 +30,7 @@ __all__ = ["map_of_gene", "overview"]
 
 DPI = 130
 QUALITY = 88
-"""Of WebP, 0 to 100."""
+"""Quality of WebP, 0 to 100."""
 
 WIDTH = 7.0
 """Width of the overview in inches."""
@@ -88,7 +88,7 @@ def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D
 
 
 def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
-    """Draw the map of a gene, beside what was measured if anything was."""
+    """Draw the map of a gene, beside its measurement, if there is one."""
     axes = spatial(
         sdata,
         [gene],

@@ -1,4 +1,4 @@
-"""What a report says of a slide: collected from the prediction, the card of its weights and what was measured."""
+"""Contents of a report: collected from the prediction, the card of its weights and the measurements."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Page:
     maps
         Gene and picture.
     is_measured
-        Whether maps show what was measured beside what was predicted.
+        Whether maps show measured beside predicted expression.
     genes
         One row per gene: scores on held-out sections.
     scores
@@ -91,7 +91,7 @@ class Page:
     words
         Sentences about the scores.
     warnings
-        What was warned of when the prediction was made.
+        Warnings that were logged when the prediction was made.
     versions
         Names and versions of software.
     code

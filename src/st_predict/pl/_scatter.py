@@ -189,7 +189,7 @@ def _draw_points(axes: Axes, values: Values, column: int) -> None:
 
 
 def _draw_intervals(axes: Axes, values: Values, column: int, *, bounds: Sequence[NDArray[np.float32]]) -> None:
-    """Draw the interval of each spot, sorted by prediction, and what was observed."""
+    """Draw the interval of each spot, sorted by prediction, and the observed values."""
     low, high = bounds
     predicted, observed = values.predicted[:, column], values.observed[:, column]
     both = np.isfinite(predicted) & np.isfinite(observed) & np.isfinite(low) & np.isfinite(high) & values.on_tissue

@@ -112,7 +112,7 @@ def _history(result: Any) -> pd.DataFrame:
         history = pd.read_csv(path)
     if not isinstance(history, pd.DataFrame):
         raise InvalidTypeError(
-            f"result must be that of a training, its history or its folder, got {type(result).__name__}."
+            f"result must be the result of a training, its history or its folder, got {type(result).__name__}."
         )
     if history.empty or not {"train_loss", "val_loss"} & set(history):
         raise InvalidValueError(
