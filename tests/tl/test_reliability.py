@@ -321,7 +321,7 @@ def test_scores_that_are_none(changes, message) -> None:
 
 def test_a_card_has_each_kind_once_and_every_gene(trained) -> None:
     card = trained[1].card
-    with pytest.raises(ValueError, match="scores of 4 genes, and the panel has 6"):
+    with pytest.raises(ValueError, match="one score per gene, got 4 for 6 genes"):
         replace(card, reliability=(Reliability(**SCORES),))
     small = card.only([0, 1, 2, 3])
     patient = Reliability(**SCORES)
