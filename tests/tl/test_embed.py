@@ -417,7 +417,7 @@ def test_an_encoder_is_loaded_only_when_the_section_is_fit(
     [
         ({"encoder": "no-such-net"}, KeyError, "No encoder 'no-such-net'; there are .*'uni'"),
         ({"encoder": means, "crop": None}, ValueError, "Give them with crop="),
-        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "encoder 'rgb' says itself .* Leave out crop="),
+        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "encoder 'rgb' has its own crop .* Leave out crop="),
         ({"encoder": 5}, TypeError, "got int"),
         ({"device": "abacus"}, ValueError, "Device 'abacus' cannot be used .*device=.auto."),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
