@@ -33,7 +33,7 @@ def test_a_note_names_what_changed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     resumed = Run.create(tmp_path, SPEC, resume=True)
     resumed.note(CARD, TrainConfig(epochs=9, device="cuda"), sections={"sections": ["S1"]})  # these may change
-    with pytest.raises(ValueError, match=r"begun with another config\.lr and sections"):
+    with pytest.raises(ValueError, match=r"started with another config\.lr and sections"):
         resumed.note(CARD, TrainConfig(epochs=2, lr=1.0), sections={"sections": ["S2"]})
     with pytest.raises(FileExistsError, match="already holds a training"):
         Run.create(tmp_path, SPEC, resume=False)
