@@ -403,7 +403,7 @@ def test_another_number_of_genes(model: str, tmp_path: Path) -> None:
     told = {**case.told, **({"target": LOG} if "target" in case.told else {})}
     mpp = None if get_spec(model).crop_for({**case.given}).mpp else "native"
     files = write(tmp_path, model, case.state, np.ones((30, case.n_genes + 1), np.float32))
-    with pytest.raises(ValueError, match=rf"of a network of {case.n_genes} genes, and {len(genes)} are named\. Name"):
+    with pytest.raises(ValueError, match=rf"outputs for {case.n_genes} genes, got the names of {len(genes)}\. Name"):
         import_published(model, files, genes=genes, out=tmp_path / "o.safetensors", hparams=case.given, mpp=mpp, **told)
 
 
@@ -426,7 +426,7 @@ def test_genes_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "numbers.npy", np.arange(4))
     np.save(tmp_path / "objects.npy", np.array(list("abcd"), dtype=object))
     refused = {
-        "have no names of genes. Give .* genes=": None,
+        "do not name their genes. Give .* genes=": None,
         "genes must be a list of names": 3,
         "more than once": list("abca"),
         "genes is empty": [],
@@ -544,9 +544,7 @@ def test_heads_are_asked_for_unless_they_are_published(file: Path, tmp_path: Pat
         ValueError, match=r"do not tell \['heads', 'head_dim'\].*'dim': 12.*\['heads', 'head_dim'\] in hparams="
     ):
         import_published("m2ost", file, **{**options, "hparams": {}})
-    with pytest.raises(
-        ValueError, match=r"network with {'depth': 1}, not with {'depth': 2}\. Leave it out of hparams="
-    ):
+    with pytest.raises(ValueError, match=r"network with {'depth': 1}, not {'depth': 2}\. Leave it out of hparams="):
         import_published("m2ost", file, **{**options, "hparams": {**M2OST["hparams"], "depth": 2}})
     with pytest.raises(ValueError, match=r"'m2ost' has no hyper-parameters \['head'\].*Did you mean 'heads'"):
         import_published("m2ost", file, **{**options, "hparams": {"head": 2}})
@@ -598,7 +596,7 @@ def test_features_are_those_of_the_encoder(tmp_path: Path) -> None:
 
 def test_resolution_is_never_guessed(file: Path, tmp_path: Path) -> None:
     options = {**M2OST, "out": tmp_path / "o.safetensors", "overwrite": True}
-    with pytest.raises(ValueError, match=r'do not say of which\. Give the um/px .* mpp=, or take .* mpp="native"'):
+    with pytest.raises(ValueError, match=r'do not tell\. Give the um/px .* mpp=, or use .* mpp="native"'):
         import_published("m2ost", file, **{**options, "mpp": None})
     for mpp in ("0.5", -1, 0, float("nan"), True):
         with pytest.raises(ValueError, match="mpp must be"):
@@ -669,7 +667,7 @@ def test_existing_files_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest
     assert out.read_bytes() == b"mine"
     with pytest.raises(ValueError, match="overwrite must be True or False"):
         import_published("m2ost", file, out=out, overwrite="yes", **M2OST)
-    with pytest.raises(ValueError, match="are named"):
+    with pytest.raises(ValueError, match="got the names of 1"):
         import_published("m2ost", file, out=out, overwrite=True, **{**M2OST, "genes": ["a"]})
     assert out.read_bytes() == b"mine"
     import_published("m2ost", file, out=out, overwrite=True, **M2OST)
@@ -767,12 +765,12 @@ def test_command_says_what_is_wrong(file: Path, tmp_path: Path) -> None:
     (tmp_path / "genes.txt").write_text("a\nb\nc\n")
     out = ["--out", tmp_path / "o.safetensors"]
     genes = ["--genes", tmp_path / "genes.txt"]
-    refused(run("m2ost", file, *out), "have no names of genes", "with --genes")
+    refused(run("m2ost", file, *out), "do not name their genes", "with --genes")
     refused(run("m2ost", file, *genes, *out), "Give ['heads', 'head_dim'] in --hparams")
     options = [*genes, *out, "--hparams", json.dumps(M2OST["hparams"])]
     refused(run("m2ost", file, *options), "--mpp", "with --mpp native")
     refused(run("m2ost", file, *options, "--mpp", "fine"), "--mpp must be a number, got 'fine'")
-    refused(run("m2ost", file, *options, "--mpp", "native"), "of 4 genes, and 3 are named", "--genes")
+    refused(run("m2ost", file, *options, "--mpp", "native"), "for 4 genes, got the names of 3", "--genes")
     refused(run("m2ost", file, *options, "--target", "log1p"), "--target must be JSON of an object")
     refused(run("m2ort", file, *options), "is not a file of 'm2ort', but of ['m2ost']", "Import it as 'm2ost'")
     refused(run("m2ost", tmp_path / "none", *options), "Found no file")

@@ -441,7 +441,7 @@ def test_a_warning_tells_in_training_that_prediction_needs_trust(measured, quick
 
 def test_whole_numbers_are_no_weights(tmp_path):
     state = {**state_of("mean"), "mean_G": torch.ones(3, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=r"whole numbers where floats belong, or the other way: \['mean_G'\]"):
+    with pytest.raises(ValueError, match=r"whole numbers instead of floats, or vice versa: \['mean_G'\]"):
         checkpoints.load(write(tmp_path / "a.safetensors", card_of("mean").to_json(), state))
 
 

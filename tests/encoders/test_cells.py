@@ -339,7 +339,7 @@ def test_weights_have_to_be_those_of_training(states, tmp_path):
     ):
         load_cell_encoder("hipt")
     for of in (load_hipt, weights_digest):
-        with pytest.raises(FileNotFoundError, match="save_hipt_weights makes them"):
+        with pytest.raises(FileNotFoundError, match="save_hipt_weights writes them"):
             of(tmp_path / "none")
 
 

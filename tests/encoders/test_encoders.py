@@ -392,7 +392,7 @@ def test_unfit_arguments(encoder, options, error, message):
 def test_output_that_is_no_row_a_crop():
     with pytest.raises(ValueError, match=r"'Identity' must give .* got the shape \(5, 3, 32, 32\) for 5 crops"):
         load_encoder(nn.Identity(), crop=CROP)(make_batch())
-    with pytest.raises(ValueError, match=r"gives \(1, 3\) for 5 crops"):
+    with pytest.raises(ValueError, match=r"got the shape \(1, 3\) for 5 crops"):
         load_encoder(lambda x: x.mean((0, 2, 3))[None], crop=CROP)(make_batch())
 
 

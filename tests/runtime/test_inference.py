@@ -161,7 +161,7 @@ def test_a_single_spot_that_does_not_fit():
 
 def test_a_section_that_does_not_fit():
     network = Means(fits=1, error=MemoryError)
-    with pytest.raises(MemoryError, match="section of 5 spots, which this model reads as a whole"):
+    with pytest.raises(MemoryError, match="reads a section of 5 spots as a whole"):
         Inference(network, device=CPU, scope="section")(make_batch(5))
 
 

@@ -44,7 +44,7 @@ def test_a_damaged_note_is_named(tmp_path: Path, content: bytes) -> None:
     Run.create(tmp_path, SPEC, resume=False)
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     note = tmp_path / "checkpoints" / "begun.json"
-    with pytest.raises(FileNotFoundError, match=r"no .*begun\.json"):
+    with pytest.raises(FileNotFoundError, match=r"Nothing to resume: .*begun\.json"):
         Run.create(tmp_path, SPEC, resume=True).note(CARD, TrainConfig(), sections={})
     note.write_bytes(content)
     with pytest.raises(ValueError, match=r"begun\.json' is damaged.*Start anew in another folder\.$"):

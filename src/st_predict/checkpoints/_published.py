@@ -466,7 +466,7 @@ def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
     other = {name: (found[name], needed[name]) for name in found if name in needed and found[name] != needed[name]}
     if needed.keys() == found.keys() and (n_genes := _n_genes(other, len(card.genes))) is not None:
         raise InvalidValueError(
-            f"The weights belong to a network with {n_genes} genes, got {len(card.genes)} names.",
+            f"The weights have outputs for {n_genes} genes, got the names of {len(card.genes)}.",
             Advice("name the genes of its outputs, in their order, with {}", "genes"),
         )
     missing, unknown = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())

@@ -81,7 +81,7 @@ class SpotModel(Network):
         """
 
     def finalize(self, batches: Iterable[Batch]) -> None:
-        """Store training data that prediction needs. Called after training and before each validation.
+        """Compute everything that prediction needs from the training data. Called after training and before each validation.
 
         Parameters
         ----------
@@ -175,8 +175,8 @@ class ModelSpec:
         Licence and address of the published code: ``"MIT (github.com/...)"``. The code here is written from the paper.
     family
         Kind of model. ``"spot"``: reads single spots. ``"section"``: reads all spots of a section at once. ``"dense"``:
-        predicts the cells of a map, whose mean is the spot. ``"generative"``: draws samples. ``"retrieval"``: answers with
-        measured spots. ``"baseline"``: a lower bound for other models.
+        predicts the cells of a map; a spot is their mean. ``"generative"``: draws samples. ``"retrieval"``: answers with
+        measured spots. ``"baseline"``: a reference that other models should beat.
     build
         ``build(n_genes, **hparams)`` makes the network, with random weights. Hyper-parameters are checked by the types of its
         keywords, the keywords of its base classes, and the fields of ``config``.
@@ -343,7 +343,7 @@ class ModelSpec:
         ValueError
             If a hyper-parameter does not exist, or has an invalid value.
         MemoryError
-            If there is not enough memory for the network.
+            If the network does not fit into memory.
         """
         return self._with(partial(self.build, check("n_genes", n_genes, Count)), hparams)
 

@@ -44,7 +44,7 @@ class Mean(SpotModel):
 
 SPEC = ModelSpec(
     name="mean",
-    summary="Mean of each gene over the training spots: a lower bound for every model.",
+    summary="Mean of each gene over the training spots: a reference that every model should beat.",
     citation="Jaume2024",
     license="BSD-3-Clause (here)",
     family="baseline",
