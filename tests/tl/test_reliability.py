@@ -243,7 +243,7 @@ def test_scores_of_another_network_are_refused(trained, tmp_path) -> None:
     network, card = checkpoints.load(trained[1].checkpoint)
     checkpoints.save(other, network, replace(card, training={**card.training, "note": 1}, license="MIT"))
     with pytest.raises(
-        ValueError, match=r"evaluation is not of '.*other\.safetensors': the cards differ in \['training'\]"
+        ValueError, match=r"evaluation does not belong to '.*other\.safetensors': the cards differ in \['training'\]"
     ):
         checkpoints.add_reliability(other, evaluate(trained, "P2S1"), overwrite=True)
     with pytest.raises(TypeError, match=r"evaluation must be a result of st_predict\.tl\.evaluate, got dict"):
