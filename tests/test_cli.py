@@ -579,7 +579,7 @@ def test_card_of_a_name_a_file_and_a_folder(folder: Path, model: Path, scored: P
     of_folder = run("card", folder / "model").output
     assert "- Which genes to trust: no scores on held-out sections are in the card." in of_folder
     assert "250 genes (symbols, organism: Homo sapiens)" in run("card", "m2ost").output
-    check_refused(run("card", tmp_path / "none.safetensors"), "There is no checkpoint")
+    check_refused(run("card", tmp_path / "none.safetensors"), "Found no checkpoint")
     check_refused(run("card", "m3ost"), "No released checkpoint 'm3ost'")
     (tmp_path / "second.safetensors").write_bytes(model.read_bytes())
     check_refused(run("card", tmp_path), "has 2 .safetensors files: ['scored.safetensors', 'second.safetensors']")

@@ -133,7 +133,7 @@ def test_an_empty_path_is_not_the_working_directory(
 
 @pytest.mark.parametrize(
     ("device", "why"),
-    [("gpu", "a GPU is called 'cuda'"), ("tpu", "no device of this kind"), ("CPU", "it is written 'cpu'")],
+    [("gpu", "a GPU is called 'cuda'"), ("tpu", "its kind is unknown"), ("CPU", "it is written 'cpu'")],
 )
 def test_devices_that_do_not_exist(
     measured: SpatialData, checkpoint: Callable[..., Path], device: str, why: str

@@ -1,4 +1,4 @@
-"""Backbones of timm, and their published weights."""
+"""Backbones of timm and their pretrained weights."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class _Unfilled(TorchFunctionMode):
 
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
-    """Make an architecture of timm, with random weights and without its last layer.
+    """Build an architecture of timm, with random weights and without its last layer.
 
     Raises
     ------
     ModuleNotFoundError
         If timm is not installed.
     ValueError
-        If timm has no such architecture, or this has no such arguments.
+        If timm has no such architecture, or it does not take these arguments.
     ConnectionError
-        If the hub has to say what the architecture is, and cannot be reached.
+        If the architecture is defined on the hub, which cannot be reached.
     """
     timm = import_timm()
     if not name.startswith("hf-hub:"):
@@ -91,7 +91,7 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
 
 
 def _check_numbers(arguments: Mapping[str, Any]) -> None:
-    """Refuse sizes that would take for ever before they take memory: timm makes lists of so many layers first."""
+    """Refuse huge sizes: timm lists all layers before it allocates memory, which would never end."""
     for name, value in arguments.items():
         numbers = value if isinstance(value, list | tuple) else [value]
         if wrong := [n for n in numbers if isinstance(n, int | float) and not abs(n) <= _LARGEST]:
@@ -99,7 +99,7 @@ def _check_numbers(arguments: Mapping[str, Any]) -> None:
 
 
 def n_features(backbone: nn.Module) -> int:
-    """Length of what a backbone of timm makes of a crop."""
+    """Number of features of a backbone of timm."""
     width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
     return int(width)
 
@@ -113,7 +113,7 @@ def import_timm() -> Any:
         If it is not installed.
     """
     try:
-        # some versions of torch compute with tensors while timm is imported, which the device meta, on which sizes are checked, cannot
+        # importing timm computes with tensors in some versions of torch, which fails on the device meta
         with torch.device("cpu"):
             import timm
     except ModuleNotFoundError as error:
@@ -122,7 +122,7 @@ def import_timm() -> Any:
 
 
 def is_architecture(name: str) -> bool:
-    """Whether timm itself has an architecture of this name: not a hub, a folder, or weights."""
+    """Whether timm's own registry has an architecture of this name: not a hub, a folder or weights."""
     return name.isidentifier() and bool(import_timm().is_model(name))
 
 
@@ -131,36 +131,36 @@ def _check_architecture(name: str) -> None:
     arch, _, tag = name.partition(".")
     if tag:
         raise InvalidValueError(
-            f"arch is without a tag, got {name!r}.",
+            f"arch must have no tag, got {name!r}.",
             Advice(f"for these weights, give arch {arch!r} and weights {tag!r} in {{}}", "hparams"),
         )
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)
         raise InvalidValueError(
-            f"timm {timm.__version__} has no architecture {name!r}; near are {near}, and timm.list_models() names all."
+            f"timm {timm.__version__} has no architecture {name!r}; similar are {near}, and timm.list_models() lists all."
         )
 
 
 def fetch_weights(
     name: str, *, instead: str = "start from random weights (hyper-parameter weights: None)", **arguments: Any
 ) -> nn.Module:
-    """Make a backbone with weights of timm, ``"architecture.tag"``, from its cache or from where they are published.
+    """Build a backbone with weights of timm, ``"architecture.tag"``, from the cache or downloaded.
 
     Parameters
     ----------
     name
         Architecture and tag.
     instead
-        Way out without a network and without a cache, for the error message.
+        Alternative without network and cache, for the error message.
     arguments
         Arguments of the architecture.
 
     Raises
     ------
     ValueError
-        If timm knows no such weights; the message lists those of the architecture.
+        If timm has no such weights; the message lists the architecture's weights.
     ConnectionError
-        If they are not in the cache and cannot be got.
+        If the weights are not in the cache and cannot be downloaded.
     """
     timm = import_timm()
     weights_config(name)
@@ -183,7 +183,7 @@ def _is_of_memory(error: Exception) -> bool:
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of the libraries that download."""
+    """Whether an error, or its cause, comes from a library that downloads."""
     return error is not None and (
         isinstance(error, OSError)
         or type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3", "huggingface_hub"}
@@ -192,12 +192,12 @@ def _is_of_the_network(error: BaseException | None) -> bool:
 
 
 def weights_config(name: str) -> Any:
-    """Return what timm says of weights, ``"architecture.tag"``.
+    """Return timm's configuration of weights, ``"architecture.tag"``.
 
     Raises
     ------
     ValueError
-        If timm knows no such architecture or weights; the message lists those of the architecture.
+        If timm has no such architecture or weights; the message lists the architecture's weights.
     """
     timm = import_timm()
     arch, _, tag = name.partition(".")
@@ -210,11 +210,11 @@ def weights_config(name: str) -> Any:
 
 
 def weights_notice(name: str | None) -> str:
-    """Return origin and licence of weights of timm, ``"architecture.tag"``, that a network was trained from; empty without a tag."""
+    """Return origin and licence of a network's pretrained weights in timm, ``"architecture.tag"``; empty without a tag."""
     if name is None or not name.partition(".")[2]:
         return ""
     timm = import_timm()
-    known = name in timm.list_pretrained(f"{name.partition('.')[0]}.*")  # perhaps another version of timm does
+    known = name in timm.list_pretrained(f"{name.partition('.')[0]}.*")  # another version of timm may know them
     config = timm.get_pretrained_cfg(name) if known else None
     origin = config and (config.hf_hub_id or config.url)
     licence = (config and config.license) or "not known to timm"

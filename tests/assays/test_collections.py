@@ -262,7 +262,7 @@ def test_a_sample_is_downloaded_with_consent(hub, hest_folder, decoder, monkeypa
     hub.files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("TENX1.*")}
     copy = tmp_path / "copy"
     with pytest.raises(
-        ConnectionError, match=r"gives no access to st/TENX1.h5ad. HEST-1k is free, and asks for consent: log in at"
+        ConnectionError, match=r"gives no access to st/TENX1.h5ad. HEST-1k is free and needs consent: log in at"
     ):
         stp.datasets.hest("TENX1", folder=copy)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
@@ -287,9 +287,9 @@ def test_downloads_that_cannot_be(tmp_path, monkeypatch):
         stp.datasets.hest("TENX1", folder=tmp_path / "hest")
     monkeypatch.delenv("ST_PREDICT_OFFLINE")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConnectionError, match=r"pip install huggingface_hub. HEST-1k is free, and asks for consent"):
+    with pytest.raises(ConnectionError, match=r"pip install huggingface_hub. HEST-1k is free and needs consent"):
         stp.datasets.hest("TENX1", folder=tmp_path / "hest")
-    with pytest.raises(InvalidValueError, match=r"names like TENX95, got '../x'"):
+    with pytest.raises(InvalidValueError, match=r"name such as TENX95, got '../x'"):
         stp.datasets.hest("../x", folder=tmp_path)
 
 
@@ -517,13 +517,13 @@ def test_missing_files_of_legacy_sections_are_named(legacy_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"image of {section} is compressed: run 'gunzip {image.name}.gz'"):
         stp.datasets.cscc(section, folder=folder)
     (folder / f"{image.name}.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"There is no {section}.jpg in .* The files are at https://www.ncbi"):
-        stp.datasets.cscc(section, folder=folder)
     with pytest.raises(
-        FileNotFoundError, match=r"There is no BC23209_C2_stdata.tsv in .* at https://data.mendeley.com"
+        FileNotFoundError, match=rf"Found no {section}.jpg in .* Download the files from https://www.ncbi"
     ):
+        stp.datasets.cscc(section, folder=folder)
+    with pytest.raises(FileNotFoundError, match=r"Found no BC23209_C2_stdata.tsv in .* from https://data.mendeley.com"):
         stp.datasets.hbc("BC23209_C2", folder=folder)
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="Found no folder"):
         stp.datasets.cscc(section, folder=tmp_path / "none")
     with pytest.raises(TypeError, match="one name or several, got 3"):
         stp.datasets.cscc(3, folder=folder)

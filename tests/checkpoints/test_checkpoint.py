@@ -328,7 +328,7 @@ def test_hyper_parameters_may_change_where_the_spec_says_so(path, network, monke
         assert torch.equal(other.state_dict()[name], tensor)
     with torch.no_grad():
         assert not torch.allclose(other(batch()), network(batch()))
-    with pytest.raises(ValueError, match=r"'m2ost' is unfit\. pool must be 'cls' or 'mean', got 'max'"):
+    with pytest.raises(ValueError, match=r"'m2ost' is invalid\. pool must be 'cls' or 'mean', got 'max'"):
         checkpoints.load(path, hparams={"pool": "max"})
 
 
@@ -356,5 +356,5 @@ def test_weights_are_stored_as_floats(path, network, dtype):
 def test_hyper_parameters_that_do_not_exist_are_named(path):
     with pytest.raises(ValueError, match=r"'m2ost' has no hyper-parameters \['pol'\]; .*Did you mean 'pool'"):
         checkpoints.load(path, hparams={"pol": "mean"})
-    with pytest.raises(TypeError, match="Hyper-parameters are a mapping"):
+    with pytest.raises(TypeError, match="Hyper-parameters must be a mapping"):
         checkpoints.load(path, hparams="pool")

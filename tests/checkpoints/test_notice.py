@@ -112,5 +112,5 @@ def test_the_command_card_shows_it(weights: str) -> None:
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="Found no checkpoint"):
         checkpoints.notice_of(tmp_path / "a.safetensors")

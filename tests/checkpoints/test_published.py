@@ -403,7 +403,7 @@ def test_another_number_of_genes(model: str, tmp_path: Path) -> None:
     told = {**case.told, **({"target": LOG} if "target" in case.told else {})}
     mpp = None if get_spec(model).crop_for({**case.given}).mpp else "native"
     files = write(tmp_path, model, case.state, np.ones((30, case.n_genes + 1), np.float32))
-    with pytest.raises(ValueError, match=rf"of a network of {case.n_genes} genes, and {len(genes)} are named\. Name"):
+    with pytest.raises(ValueError, match=rf"outputs for {case.n_genes} genes, got the names of {len(genes)}\. Name"):
         import_published(model, files, genes=genes, out=tmp_path / "o.safetensors", hparams=case.given, mpp=mpp, **told)
 
 
@@ -426,11 +426,11 @@ def test_genes_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "numbers.npy", np.arange(4))
     np.save(tmp_path / "objects.npy", np.array(list("abcd"), dtype=object))
     refused = {
-        "have no names of genes. Give .* genes=": None,
+        "do not name their genes. Give .* genes=": None,
         "genes must be a list of names": 3,
         "more than once": list("abca"),
         "genes is empty": [],
-        "not a list of names but int64": tmp_path / "numbers.npy",
+        "must be a list of names, got int64": tmp_path / "numbers.npy",
         "without Python objects": tmp_path / "objects.npy",
     }
     for said, genes in refused.items():
@@ -476,15 +476,15 @@ def test_files_that_a_model_cannot_use(file: Path, tmp_path: Path, reference: np
     torch.save({}, tmp_path / "other.pth")
     out = {"genes": list("abcd"), "out": tmp_path / "o.safetensors"}
     for name in ("a.npy", "v.json"):
-        with pytest.raises(ValueError, match=rf"'m2ost' has no use for \['{name}'\]"):
+        with pytest.raises(ValueError, match=rf"'m2ost' does not use \['{name}'\]"):
             import_published("m2ost", [file, tmp_path / name], **out)
     with pytest.raises(ValueError, match="'m2ost' has one file of weights, got 2"):
         import_published("m2ost", [file, tmp_path / "other.pth"], **out)
-    with pytest.raises(ValueError, match="no file of weights among"):
+    with pytest.raises(ValueError, match="files must include weights, got"):
         import_published("m2ost", tmp_path / "a.npy", **out)
     with pytest.raises(ValueError, match="given twice"):
         import_published("m2ost", [file, str(file)], **out)
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*none\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"Found no file .*none\.pth"):
         import_published("m2ost", tmp_path / "none.pth", **out)
     with pytest.raises(TypeError, match="files must be a path or a list of paths, got dict"):
         import_published("m2ost", {"a": file}, **out)
@@ -505,10 +505,10 @@ def test_reference_spots_of_bleep(tmp_path: Path, reference: np.ndarray) -> None
     case = cases("bleep")
     files = write(tmp_path, "bleep", case.state, reference)
     options = {"genes": list("abcde"), "out": tmp_path / "o.safetensors", "hparams": case.given, "mpp": "native"}
-    with pytest.raises(ValueError, match=r"cannot predict from its weights alone.*\.npy, its reference spots"):
+    with pytest.raises(ValueError, match=r"also needs a file \.npy, its reference spots"):
         import_published("bleep", files[:1], **options)
     for name, array, said in (
-        ("3.npy", np.ones((6, 4)), r"3\.npy' is not expression of 5 genes: float64 of shape \(6, 4\)"),
+        ("3.npy", np.ones((6, 4)), r"3\.npy' must be expression of 5 genes, got float64 of shape \(6, 4\)"),
         ("4.npy", np.full((6, 5), np.nan), "not finite"),
     ):
         np.save(tmp_path / name, array)
@@ -531,7 +531,7 @@ def test_fits_of_istar(tmp_path: Path) -> None:
     for i in range(3):
         torch.testing.assert_close(network.layers[1].weight[i], state["net_lat.1.linear.weight"].T + i)
     torch.save({**state, "net_out.linear.bias": torch.ones(4), "net_out.linear.weight": torch.ones(4, 8)}, files[0])
-    with pytest.raises(ValueError, match=r"\['0\.pt', '1\.pt', '2\.pt'\] are of networks of different sizes"):
+    with pytest.raises(ValueError, match=r"\['0\.pt', '1\.pt', '2\.pt'\] hold networks of different sizes"):
         import_published("istar", files, hparams={"encoder": "rgb-cells"}, overwrite=True, **options)
 
 
@@ -544,9 +544,7 @@ def test_heads_are_asked_for_unless_they_are_published(file: Path, tmp_path: Pat
         ValueError, match=r"do not tell \['heads', 'head_dim'\].*'dim': 12.*\['heads', 'head_dim'\] in hparams="
     ):
         import_published("m2ost", file, **{**options, "hparams": {}})
-    with pytest.raises(
-        ValueError, match=r"network with {'depth': 1}, not with {'depth': 2}\. Leave it out of hparams="
-    ):
+    with pytest.raises(ValueError, match=r"network with {'depth': 1}, not {'depth': 2}\. Leave it out of hparams="):
         import_published("m2ost", file, **{**options, "hparams": {**M2OST["hparams"], "depth": 2}})
     with pytest.raises(ValueError, match=r"'m2ost' has no hyper-parameters \['head'\].*Did you mean 'heads'"):
         import_published("m2ost", file, **{**options, "hparams": {"head": 2}})
@@ -598,7 +596,7 @@ def test_features_are_those_of_the_encoder(tmp_path: Path) -> None:
 
 def test_resolution_is_never_guessed(file: Path, tmp_path: Path) -> None:
     options = {**M2OST, "out": tmp_path / "o.safetensors", "overwrite": True}
-    with pytest.raises(ValueError, match=r'do not say of which\. Give the um/px .* mpp=, or take .* mpp="native"'):
+    with pytest.raises(ValueError, match=r'do not tell\. Give the um/px .* mpp=, or use .* mpp="native"'):
         import_published("m2ost", file, **{**options, "mpp": None})
     for mpp in ("0.5", -1, 0, float("nan"), True):
         with pytest.raises(ValueError, match="mpp must be"):
@@ -613,9 +611,9 @@ def test_units_and_pixels_are_never_guessed(tmp_path: Path) -> None:
     case = cases("resnet50")
     torch.save(case.state, tmp_path / "a.pt")
     options = {"genes": list("abcde"), "out": tmp_path / "o.safetensors", "mpp": "native", "hparams": case.given}
-    with pytest.raises(ValueError, match=r"not known which mean and standard deviation .* pixels="):
+    with pytest.raises(ValueError, match=r"ean and standard deviation of the training pixels are unknown .* pixels="):
         import_published("resnet50", tmp_path / "a.pt", target=LOG, **options)
-    with pytest.raises(ValueError, match=r"No publication says in which units .* target="):
+    with pytest.raises(ValueError, match=r"units of the predictions are unknown.* target="):
         import_published("resnet50", tmp_path / "a.pt", pixels=PIXELS, **options)
     with pytest.raises(ValueError, match=r"depend on their training spots: Pearson residual.* target="):
         import_published(
@@ -646,7 +644,7 @@ def test_the_card_says_where_weights_come_from(file: Path, tmp_path: Path) -> No
     assert card.training["source"] == "example.org/m2ost"
     assert card.training["files"] == [{"name": "m2ost.pth", "sha256": stp._files.sha256_of_file(file)}]
     assert card.training["sections"] == "8 patients"
-    assert card.training["units"].startswith("those of the publication, as preset 'original' of m2ost")
+    assert card.training["units"].startswith("the publication's, preset 'original' of m2ost")
     assert card.target == TargetSpec(transform="log1p_total", total=1e6, over="panel")
     with pytest.raises(ValueError, match=r"card cannot set \['genes'\]"):
         import_published("m2ost", file, out=tmp_path / "p.safetensors", card={"genes": ["x"]}, **M2OST)
@@ -669,14 +667,14 @@ def test_existing_files_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest
     assert out.read_bytes() == b"mine"
     with pytest.raises(ValueError, match="overwrite must be True or False"):
         import_published("m2ost", file, out=out, overwrite="yes", **M2OST)
-    with pytest.raises(ValueError, match="are named"):
+    with pytest.raises(ValueError, match="got the names of 1"):
         import_published("m2ost", file, out=out, overwrite=True, **{**M2OST, "genes": ["a"]})
     assert out.read_bytes() == b"mine"
     import_published("m2ost", file, out=out, overwrite=True, **M2OST)
     assert stp.checkpoints.load(out)[1].model == "m2ost"
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         import_published("m2ost", file, out=tmp_path / "o.pt", **M2OST)
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="Found no folder"):
         import_published("m2ost", file, out=tmp_path / "none" / "o.safetensors", **M2OST)
 
 
@@ -767,15 +765,15 @@ def test_command_says_what_is_wrong(file: Path, tmp_path: Path) -> None:
     (tmp_path / "genes.txt").write_text("a\nb\nc\n")
     out = ["--out", tmp_path / "o.safetensors"]
     genes = ["--genes", tmp_path / "genes.txt"]
-    refused(run("m2ost", file, *out), "have no names of genes", "with --genes")
+    refused(run("m2ost", file, *out), "do not name their genes", "with --genes")
     refused(run("m2ost", file, *genes, *out), "Give ['heads', 'head_dim'] in --hparams")
     options = [*genes, *out, "--hparams", json.dumps(M2OST["hparams"])]
     refused(run("m2ost", file, *options), "--mpp", "with --mpp native")
     refused(run("m2ost", file, *options, "--mpp", "fine"), "--mpp must be a number, got 'fine'")
-    refused(run("m2ost", file, *options, "--mpp", "native"), "of 4 genes, and 3 are named", "--genes")
+    refused(run("m2ost", file, *options, "--mpp", "native"), "for 4 genes, got the names of 3", "--genes")
     refused(run("m2ost", file, *options, "--target", "log1p"), "--target must be JSON of an object")
     refused(run("m2ort", file, *options), "is not a file of 'm2ort', but of ['m2ost']", "Import it as 'm2ost'")
-    refused(run("m2ost", tmp_path / "none", *options), "There is no file")
+    refused(run("m2ost", tmp_path / "none", *options), "Found no file")
     assert not (tmp_path / "o.safetensors").exists()
 
 

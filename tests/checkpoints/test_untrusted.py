@@ -231,7 +231,7 @@ def test_a_path_on_a_card_is_not_opened(tmp_path, bomb):
         assert card.hparams["weights"] is None
         assert card.hparams["weights_sha256"] == "0" * 64
         for known in (card, ModelCard.of_file(path)):
-            with pytest.raises(ValueError, match="weights of HIPT do not come with the package"):
+            with pytest.raises(ValueError, match="HIPT's weights are not part of the package"):
                 checkpoints.load_encoder(path, known)
     assert seen <= {f"open {path}"}
     for asked in ({"trust": True}, {"hparams": {"weights": str(bomb)}}):
@@ -248,7 +248,7 @@ def state_of_istar_hipt() -> dict[str, torch.Tensor]:
 def test_an_encoder_that_no_checkpoint_carries(tmp_path):
     state = {**state_of("ridge"), "st_predict.encoder.x": torch.zeros(1)}
     path = write(tmp_path / "a.safetensors", card_of("ridge").to_json(), state)
-    with pytest.raises(ValueError, match="carries weights of the encoder 'rgb', which no checkpoint carries"):
+    with pytest.raises(ValueError, match="carries weights of the encoder 'rgb', which checkpoints may not carry"):
         checkpoints.load_encoder(path, ModelCard.of_file(path))
 
 
@@ -441,7 +441,7 @@ def test_a_warning_tells_in_training_that_prediction_needs_trust(measured, quick
 
 def test_whole_numbers_are_no_weights(tmp_path):
     state = {**state_of("mean"), "mean_G": torch.ones(3, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=r"whole numbers where floats belong, or the other way: \['mean_G'\]"):
+    with pytest.raises(ValueError, match=r"whole numbers instead of floats, or vice versa: \['mean_G'\]"):
         checkpoints.load(write(tmp_path / "a.safetensors", card_of("mean").to_json(), state))
 
 

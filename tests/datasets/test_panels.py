@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import re
 from importlib.resources import files
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -38,7 +39,14 @@ def test_every_panel_has_its_source():
 
 
 def test_unknown_panels_are_refused():
-    with pytest.raises(ValueError, match=r"There is no panel 'her2'; there are .*'m2ost_her2'"):
+    with pytest.raises(ValueError, match=r"No panel 'her2'; there are .*'m2ost_her2'"):
         datasets.panel("her2")
     with pytest.raises(ValueError, match="name must be a string"):
         datasets.panel(3)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"), [(datasets.panel, datasets.list_panels()), (datasets.splits, datasets.list_splits())]
+)
+def test_types_name_the_choices(function, names):
+    assert list(get_args(get_type_hints(function)["name"])) == names

@@ -57,7 +57,7 @@ def test_cscc():
 
 
 def test_unknown_splits_are_refused():
-    with pytest.raises(ValueError, match=r"There is no split 'her2st_m2ost'; there are .*'her2st_histogene'"):
+    with pytest.raises(ValueError, match=r"No split 'her2st_m2ost'; there are .*'her2st_histogene'"):
         datasets.splits("her2st_m2ost")
 
 

@@ -121,7 +121,7 @@ def test_a_vision_transformer_of_timm(monkeypatch):
 def test_encoders_that_do_not_describe_such_cells():
     with pytest.raises(
         ValueError,
-        match=r"'virchow2' has cells of 14 px, one per patch, not of 16 px\. Set cell=14, or take another encoder\.",
+        match=r"'virchow2' has cells of 14 px, one per patch, not of 16 px\. Set cell=14, or use another encoder\.",
     ):
         get_cell_encoder("virchow2")
     assert get_cell_encoder("virchow2", cell=14).n_features == 1280
@@ -281,7 +281,7 @@ def test_hipt_embeds_a_section(states, tmp_path, monkeypatch):
 
 def test_regions_of_hipt_are_whole_tiles(states, tmp_path):
     save_hipt_weights(*states, tmp_path / "hipt.safetensors")
-    with pytest.raises(ValueError, match=r"whole tiles of 256 px, got 1000 px\. Set region=1024\."):
+    with pytest.raises(ValueError, match=r"multiple of 256 px, got 1000 px\. Set region=1024\."):
         load_hipt_encoder(tmp_path / "hipt.safetensors", region=1000)
 
 
@@ -309,7 +309,7 @@ def test_weights_go_through_a_file(states, tmp_path):
     assert network.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
     assert not network.training
-    with pytest.raises(ValueError, match="describes a cell by 39 features, the weights of HIPT by 579"):
+    with pytest.raises(ValueError, match="gives 39 features per cell, HIPT's weights give 579"):
         load_cell_encoder("hipt", weights=path)
 
 
@@ -335,17 +335,17 @@ def test_weights_have_to_be_those_of_training(states, tmp_path):
         load_cell_encoder("hipt", weights=path, weights_sha256=weights_digest(path)[:-1] + "x")
     with pytest.raises(
         ValueError,
-        match=r"do not come with the package; .* Name that file with weights=, or take the encoder 'rgb-cells'",
+        match=r"not part of the package; .* Name that file with weights=, or use the encoder 'rgb-cells'",
     ):
         load_cell_encoder("hipt")
     for of in (load_hipt, weights_digest):
-        with pytest.raises(FileNotFoundError, match="save_hipt_weights makes them"):
+        with pytest.raises(FileNotFoundError, match="save_hipt_weights writes them"):
             of(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", [None, 3, ["rgb-cells"]])
 def test_an_encoder_of_cells_is_given_by_its_name(name):
-    with pytest.raises(TypeError, match="An encoder of cells is given by its name, got"):
+    with pytest.raises(TypeError, match="A cell encoder is given by its name, got"):
         get_cell_encoder(name)
 
 
@@ -369,5 +369,5 @@ def test_weights_that_are_not_those_of_hipt_name_the_file(tmp_path):
 
 @pytest.mark.parametrize("file", [None, 3, {"teacher": 3}, []])
 def test_published_files_of_another_kind(file, tmp_path):
-    with pytest.raises(TypeError, match="The state dict of ViT-256 of HIPT is a mapping from name to tensor, got"):
+    with pytest.raises(TypeError, match="The state dict of ViT-256 of HIPT must be a mapping from name to tensor, got"):
         save_hipt_weights(file, {}, tmp_path / "a.safetensors")

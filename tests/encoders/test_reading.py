@@ -93,7 +93,7 @@ def test_a_field_that_is_smaller_than_the_network_sees_is_enlarged_even_alone() 
     ("name", "how", "message"),
     [
         ("rgb", {"features": "stages"}, "'rgb' has no stages.*Leave out features"),
-        ("rgb", {"fields": (112, 224)}, "'rgb' has fields of its own.*Leave out fields"),
+        ("rgb", {"fields": (112, 224)}, "'rgb' has its own fields of view.*Leave out fields"),
         ("efficientnet_lite0", {"fields": (112, 112)}, r"must be different, got \(112, 112\)"),
         ("efficientnet_lite0", {"fields": (0,)}, "fields"),
         ("efficientnet_lite0", {"features": "tail"}, "features must be 'head' or 'stages'"),
@@ -110,7 +110,7 @@ def test_an_encoder_that_is_loaded_stays_as_it_is() -> None:
     assert encoder.spec.neighbours == 4
     assert load_encoder(encoder) is encoder
     assert load_encoder(encoder.spec).spec == encoder.spec
-    with pytest.raises(ValueError, match=r"settled how it is read.*eave out fields"):
+    with pytest.raises(ValueError, match=r"already loaded; fields cannot be changed.*eave out fields"):
         load_encoder(encoder, fields=(112,))
 
 

@@ -99,9 +99,7 @@ def test_constant_maps_and_scattered_spots_are_undefined():
 
 def test_bad_input_is_refused_by_name():
     values, grid = np.eye(4), square(2, 2)
-    with pytest.raises(
-        InvalidValueError, match="grid must give each spot a place of its own, got 2 places for 4 spots"
-    ):
+    with pytest.raises(InvalidValueError, match="grid must have a different place per spot, got 2 places for 4 spots"):
         metrics.ssim(values, values, grid * [1, 0])
     with pytest.raises(InvalidValueError, match="grid must be whole numbers, but 8 of 8 values are not"):
         metrics.ssim(values, values, grid + 0.5)

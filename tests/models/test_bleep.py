@@ -376,7 +376,7 @@ def test_genes_that_are_not_read_have_no_part_in_the_loss():
         ({"dim": 0}, "dim must be at least 1, got 0"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"drop": 1.0}, "drop must be below 1, got 1.0"),
-        ({"encoded": []}, "encoded must hold at least one position.*from 0 to 4; it has 0"),
+        ({"encoded": []}, "encoded must hold at least one index.*from 0 to 4; it has 0"),
         ({"encoded": [0, 5, 7]}, r"it has 3, of which \[5, 7\] are wrong"),
         ({"encoded": [0, -1]}, r"encoded\.1 must be at least 0, got -1"),
         ({"encoded": [1, 2, 1]}, r"each once.*of which \[1\] are wrong"),

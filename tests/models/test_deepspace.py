@@ -124,7 +124,7 @@ def test_starts_at_the_mean():
     ("hparams", "message"),
     [
         ({"loss": "l1"}, r"loss must be one of \('mse', 'smooth_l1'\), got 'l1'"),
-        ({"frozen": True}, 'weights is None. Name them with weights="tv_in1k", or train all of the network'),
+        ({"frozen": True}, 'got weights None. Name them with weights="tv_in1k", or train the whole network'),
     ],
 )
 def test_unfit_hyper_parameters(hparams, message):

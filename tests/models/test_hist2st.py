@@ -271,9 +271,9 @@ def test_how_far_neighbours_may_be_matters():
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((0, 64), r"64 \(n_pos\) rows .* 0 to 63; .* from 0 to 64\. .*n_pos of at least 65"),
-        ((77, 127), r"64 \(n_pos\) rows .* from 0 to 127\. .*n_pos of at least 128"),
-        ((-1, 2), r"64 \(n_pos\) rows .* from -1 to 15\. .*count rows and columns from 0"),
+        ((0, 64), r"64 \(n_pos\) rows .* 0 to 63; .* have 0 to 64\. .*n_pos of at least 65"),
+        ((77, 127), r"64 \(n_pos\) rows .* have 0 to 127\. .*n_pos of at least 128"),
+        ((-1, 2), r"64 \(n_pos\) rows .* have -1 to 15\. .*count rows and columns from 0"),
     ],
 )
 def test_places_that_are_not_known_are_named(training, place, message):

@@ -124,9 +124,9 @@ def test_convert_refuses_other_weights():
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((0, 64), r"64 \(n_pos\) rows .* 0 to 63; .* from 0 to 64\. .*n_pos of at least 65"),
-        ((77, 127), r"64 \(n_pos\) rows .* from 0 to 127\. .*n_pos of at least 128"),
-        ((-1, 2), r"64 \(n_pos\) rows .* from -1 to 7\. .*count rows and columns from 0"),
+        ((0, 64), r"64 \(n_pos\) rows .* 0 to 63; .* have 0 to 64\. .*n_pos of at least 65"),
+        ((77, 127), r"64 \(n_pos\) rows .* have 0 to 127\. .*n_pos of at least 128"),
+        ((-1, 2), r"64 \(n_pos\) rows .* have -1 to 7\. .*count rows and columns from 0"),
     ],
 )
 def test_places_that_are_not_known_are_named(training, place, message):
@@ -234,5 +234,5 @@ def test_samples_depend_on_the_seed_alone():
 @pytest.mark.parametrize("hparams", [{"size": 0}, {"depth": 1.5}, {"drop": 1.0}])
 def test_unfit_hyper_parameters_are_named(hparams):
     (name,) = hparams
-    with pytest.raises(ValueError, match=f"hyper-parameter of 'histogene' is unfit. {name} must be"):
+    with pytest.raises(ValueError, match=f"hyper-parameter of 'histogene' is invalid. {name} must be"):
         SPEC.build_with(5, TINY | hparams)

@@ -54,7 +54,7 @@ def test_the_closest_match_is_named():
 
 @pytest.mark.parametrize("hparams", ["depth", 3, [("depth", 3)], None])
 def test_hyper_parameters_are_a_mapping(hparams):
-    with pytest.raises(InvalidTypeError, match="Hyper-parameters are a mapping from name to value, got"):
+    with pytest.raises(InvalidTypeError, match="Hyper-parameters must be a mapping from name to value, got"):
         get_spec("m2ost").build_with(3, hparams)
 
 
@@ -72,7 +72,7 @@ def test_unfit_values_name_the_hyper_parameter(model, name):
         (
             "m2ost",
             {"dim": "big"},
-            r"^A hyper-parameter of 'm2ost' is unfit\. dim must be a whole number, got 'big'\.$",
+            r"^A hyper-parameter of 'm2ost' is invalid\. dim must be a whole number, got 'big'\.$",
         ),
         ("m2ost", {"depth": True}, "depth must be a whole number, got True"),
         ("bleep", {"k": 0}, "k must be at least 1, got 0"),
@@ -104,7 +104,7 @@ def test_number_of_genes(n_genes):
 
 
 def test_a_network_that_is_too_large_is_a_lack_of_memory():
-    with torch.device("meta"), pytest.raises(MemoryError, match=r"memory for a 'm2ort' network .*'dim': 1000000000000"):
+    with torch.device("meta"), pytest.raises(MemoryError, match=r"memory: a 'm2ort' network .*'dim': 1000000000000"):
         get_spec("m2ort").build_with(3, {"dim": 10**12, "heads": 1, "depth": 1})
 
 
@@ -113,7 +113,7 @@ def test_models_of_other_packages_may_leave_out_types():
         raise TypeError("no argument 'colour'")
 
     assert kinds_of(build) is None
-    with pytest.raises(ValueError, match=r"'theirs' cannot be made with the hyper-parameters .*no argument 'colour'"):
+    with pytest.raises(ValueError, match=r"'theirs' cannot be built with the hyper-parameters .*no argument 'colour'"):
         of(build).build_with(3, {"width": "x", "colour": 1})
 
 

@@ -565,7 +565,7 @@ def test_mask_without_gaps_is_no_mask(hparams):
 
 
 def test_spot_without_any_level_is_refused():
-    with pytest.raises(ValueError, match="1 of 2 spots have no level"):
+    with pytest.raises(ValueError, match="1 of 2 spots lack all levels"):
         make_net()(make_batch(2, mask=[[True] * 3, [False] * 3]))
 
 

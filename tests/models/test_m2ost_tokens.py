@@ -172,7 +172,7 @@ def test_weights_of_timm_by_tag(tmp_path, monkeypatch):
 
 
 def test_no_network_says_how_to_go_on():
-    with pytest.raises(ConnectionError, match=r"or take tokens 'efficientnet_lite0', whose weights are in a Python"):
+    with pytest.raises(ConnectionError, match=r"or use tokens 'efficientnet_lite0', whose weights are in a Python"):
         make_net(tokens="resnet18.tv_in1k")
 
 
@@ -336,8 +336,11 @@ def test_the_rest_of_the_network_has_the_same_names_and_shapes():
         ({"tokens": "resnet51.tv_in1k"}, r"no architecture 'resnet51'"),
         ({"tokens": "hf-hub:a/b"}, r"tokens must be 'efficientnet_lite0' or 'architecture.tag'.* got 'hf-hub:a/b'"),
         ({"tokens": ""}, "tokens must be a string that is not empty"),
-        ({"tokens": None, "tune": True}, r"stage and tune are for tokens of a backbone; got stage 16 and tune True"),
-        ({"tokens": None, "stage": 8}, "got stage 8 and tune False, and tokens None"),
+        (
+            {"tokens": None, "tune": True},
+            r"stage and tune are only for tokens of a backbone, got stage 16 and tune True",
+        ),
+        ({"tokens": None, "stage": 8}, "got stage 8 and tune False with tokens None"),
         (
             {"tokens": "vit_tiny_patch16_224.augreg_in21k"},
             r"reads crops of 224 px only, got size 64\. Set size to 224 in hparams=",
@@ -361,7 +364,7 @@ class Bare(nn.Linear):
 @pytest.mark.parametrize("tokens", ["resnet18.tv_in1k", LITE])
 def test_a_backbone_without_feature_maps_is_refused(monkeypatch, tokens):
     monkeypatch.setattr(_m2ost_tokens, "create_backbone", lambda _: Bare(1, 1))
-    with pytest.raises(ValueError, match=rf"'{tokens}' has no feature maps in timm; take another backbone"):
+    with pytest.raises(ValueError, match=rf"'{tokens}' has no feature maps in timm; use another backbone"):
         make_net(tokens=tokens, pretrained=False)
 
 
@@ -387,7 +390,7 @@ def test_other_backbones(tokens, hparams):
     if tokens.startswith("densenet") and not hasattr(
         timm.models.DenseNet, "forward_intermediates"
     ):  # before timm 1.0.31
-        with pytest.raises(ValueError, match="has no feature maps in timm; take another backbone"):
+        with pytest.raises(ValueError, match="has no feature maps in timm; use another backbone"):
             M2OST(5, **{**TINY, **hparams, "tokens": tokens})
         return
     with torch.device("meta"):

@@ -238,7 +238,7 @@ def test_unfit_hyper_parameters(hparams, message):
 
 
 def test_no_spot_at_all():
-    with pytest.raises(ValueError, match="no training spot"):
+    with pytest.raises(ValueError, match="at least one spot, got 0"):
         Ridge(G).finalize([])
 
 

@@ -487,7 +487,7 @@ def test_hyper_parameters_that_do_not_fit(hparams, message):
 
 def test_an_encoder_that_does_not_say_how_many_features_it_has():
     assert STFlow(N_GENES, encoder="resnet50.a1_in1k", n_features=2048).image.in_features == 2048
-    with pytest.raises(ValueError, match=r"features 'resnet50\.a1_in1k' has\. Give n_features in hparams="):
+    with pytest.raises(ValueError, match=r"features of 'resnet50\.a1_in1k' is unknown\. Give n_features in hparams="):
         SPEC.build_with(N_GENES, {"encoder": "resnet50.a1_in1k"})
 
 

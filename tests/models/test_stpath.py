@@ -162,7 +162,7 @@ def test_number_of_parameters():
 
 def test_the_length_of_an_embedding_is_known_or_given():
     assert STPath(2, encoder="resnet50.a1_in1k", n_features=2048, dim=8).image.in_features == 2048
-    with pytest.raises(ValueError, match=r"not known how many features 'resnet50\.a1_in1k' has"):
+    with pytest.raises(ValueError, match=r"number of features of 'resnet50\.a1_in1k' is unknown"):
         STPath(2, encoder="resnet50.a1_in1k", dim=8)
 
 

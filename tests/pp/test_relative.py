@@ -140,7 +140,7 @@ def test_cards_keep_the_statistics(counts: np.ndarray) -> None:
     # of other units, the text has nothing new
     plain = card_of(counts, TargetSpec())
     assert not {"theta", "clip", "reference"} & set(plain.to_json().split('"'))
-    with pytest.raises(ValueError, match="proportions of 40 genes, and the panel has 2"):
+    with pytest.raises(ValueError, match="proportions of the target must be one per gene, got 40 for 2 genes"):
         replace(card, genes=("a", "b"))
 
 

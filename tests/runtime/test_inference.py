@@ -132,8 +132,8 @@ def test_halves_the_working_batch_until_it_fits(error, text, caplog):
     assert network.seen == [9, 4, 2, 2, 2, 2, 2, 1]
     assert inference.working_batch == 2  # kept for the next batch
     assert [r.getMessage() for r in caplog.records] == [
-        "The memory of cpu does not suffice for 9 spots at a time; going on with 4.",
-        "The memory of cpu does not suffice for 4 spots at a time; going on with 2.",
+        "Out of memory on cpu with 9 spots at a time; continuing with 4.",
+        "Out of memory on cpu with 4 spots at a time; continuing with 2.",
     ]
     network.fits = 100
     with torch.no_grad():
@@ -155,13 +155,13 @@ def test_really_out_of_memory():
 
 def test_a_single_spot_that_does_not_fit():
     network = Means(fits=0, error=MemoryError)
-    with pytest.raises(MemoryError, match="of cpu does not suffice for a single spot"):
+    with pytest.raises(MemoryError, match="Out of memory on cpu with a single spot"):
         Inference(network, device=CPU, working_batch=2)(make_batch(2))
 
 
 def test_a_section_that_does_not_fit():
     network = Means(fits=1, error=MemoryError)
-    with pytest.raises(MemoryError, match="section of 5 spots, which this model reads as a whole"):
+    with pytest.raises(MemoryError, match="reads a section of 5 spots as a whole"):
         Inference(network, device=CPU, scope="section")(make_batch(5))
 
 

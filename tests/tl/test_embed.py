@@ -416,15 +416,15 @@ def test_an_encoder_is_loaded_only_when_the_section_is_fit(
     ("options", "error", "message"),
     [
         ({"encoder": "no-such-net"}, KeyError, "No encoder 'no-such-net'; there are .*'uni'"),
-        ({"encoder": means, "crop": None}, ValueError, "Give them with crop="),
-        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "encoder 'rgb' says itself .* Leave out crop="),
+        ({"encoder": means, "crop": None}, ValueError, "Give it with crop="),
+        ({"encoder": "rgb", "mpp": 1.0}, ValueError, "encoder 'rgb' has its own crop .* Leave out crop="),
         ({"encoder": 5}, TypeError, "got int"),
         ({"device": "abacus"}, ValueError, "Device 'abacus' cannot be used .*device=.auto."),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "half"}, ValueError, "precision must be .auto. or one of"),
         ({"at_mpp": -1.0}, ValueError, "at_mpp must be above 0, got -1"),
         ({"table_key": "tab"}, KeyError, r"No table 'tab' in sdata"),
-        ({"encoder": nn.Identity()}, ValueError, "it must give one row of features per crop"),
+        ({"encoder": nn.Identity()}, ValueError, "must give one row of features per crop"),
     ],
 )
 def test_unfit_arguments(measured: SpatialData, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -117,6 +117,6 @@ def test_networks_of_sections_read_the_same_features(
 
 
 def test_a_reading_that_does_not_exist_is_refused_before_training(measured: SpatialData, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'rgb' has fields of its own"):
+    with pytest.raises(ValueError, match=r"'rgb' has its own fields of view"):
         trained(measured, tmp_path / "out", encoder="rgb")
     assert not (tmp_path / "out").exists()

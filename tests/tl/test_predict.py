@@ -488,7 +488,7 @@ def test_unfit_data(
             KeyError,
             r"'stnet' has no released weights; there are \['m2ost@.*Train it with st_predict.tl.train",
         ),
-        ({"model": "there/is/none.safetensors"}, FileNotFoundError, "There is no checkpoint"),
+        ({"model": "there/is/none.safetensors"}, FileNotFoundError, "Found no checkpoint"),
         ({"image_key": "hee"}, KeyError, r"No image 'hee' in sdata; there are \['he'\]"),
         ({"table_key": "tab"}, KeyError, r"No table 'tab' in sdata; there are \['table'\]"),
         ({"shapes_key": "dots"}, KeyError, "No shapes element 'dots'"),

@@ -83,7 +83,7 @@ def test_config_changes_fields_of_the_preset() -> None:
 
 def test_a_field_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"config is unfit\. TrainConfig has no fields \['epoch'\]; there are \['epochs'"
+        ValueError, match=r"config is invalid\. TrainConfig has no fields \['epoch'\]; there are \['epochs'"
     ):
         configure(Preset(), {"epoch": 3})
 

@@ -243,7 +243,7 @@ def test_scores_of_another_network_are_refused(trained, tmp_path) -> None:
     network, card = checkpoints.load(trained[1].checkpoint)
     checkpoints.save(other, network, replace(card, training={**card.training, "note": 1}, license="MIT"))
     with pytest.raises(
-        ValueError, match=r"evaluation is not of '.*other\.safetensors': the cards differ in \['training'\]"
+        ValueError, match=r"evaluation does not belong to '.*other\.safetensors': the cards differ in \['training'\]"
     ):
         checkpoints.add_reliability(other, evaluate(trained, "P2S1"), overwrite=True)
     with pytest.raises(TypeError, match=r"evaluation must be a result of st_predict\.tl\.evaluate, got dict"):
@@ -321,7 +321,7 @@ def test_scores_that_are_none(changes, message) -> None:
 
 def test_a_card_has_each_kind_once_and_every_gene(trained) -> None:
     card = trained[1].card
-    with pytest.raises(ValueError, match="scores of 4 genes, and the panel has 6"):
+    with pytest.raises(ValueError, match="one score per gene, got 4 for 6 genes"):
         replace(card, reliability=(Reliability(**SCORES),))
     small = card.only([0, 1, 2, 3])
     patient = Reliability(**SCORES)

@@ -57,7 +57,7 @@ def test_without_rounds_nothing_changes(measured: SpatialData, bare: SpatialData
 def test_rounds_that_ended_are_not_gone_on_with(measured: SpatialData, bare: SpatialData, tmp_path: Path) -> None:
     options = {**OPTIONS, "out": tmp_path / "out", "unlabelled": bare, "rounds": 1}
     stp.tl.train(measured, **options)
-    with pytest.raises(ValueError, match=r"begun with another config\.epochs"):
+    with pytest.raises(ValueError, match=r"started with another config\.epochs"):
         stp.tl.train(measured, **{**options, "config": {**QUICK, "epochs": 3}}, resume=True)
 
 

@@ -418,9 +418,9 @@ def test_iStar_on_hipt(slide, tmp_path):  # noqa: N802
         slide, "istar", panel=list(table.var_names), out=tmp_path / "run", hparams=hparams, config=how
     )
     assert len(trained.card.hparams["weights_sha256"]) == 64
-    with pytest.raises(ValueError, match="The weights of HIPT do not come with the package"):  # a path on a card
+    with pytest.raises(ValueError, match="HIPT's weights are not part of the package"):  # a path on a card
         stp.tl.predict(slide, trained.checkpoint, device="cpu")
-    with pytest.raises(ValueError, match="The weights of HIPT do not come with the package"):
+    with pytest.raises(ValueError, match="HIPT's weights are not part of the package"):
         stp.tl.superresolve(slide, trained.checkpoint, device="cpu")
     moved = weights.rename(tmp_path / "moved.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no weights .*hipt.safetensors'"):

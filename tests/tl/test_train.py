@@ -190,7 +190,7 @@ def test_nothing_in_the_folder_of_a_training_is_run(
     file = tmp_path / "out" / "checkpoints" / name
     state = {"callbacks": Marker(tmp_path / "ran"), "state_dict": Marker(tmp_path / "ran")}
     torch.save(state, file)
-    with pytest.raises(ValueError, match="holds something else than tensors, numbers and texts"):
+    with pytest.raises(ValueError, match="holds more than tensors, numbers and texts"):
         train(measured, tmp_path / "out", quick(epochs=1), resume=True, **options)
     assert not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)  # noqa: TID251  # this is what it would do
@@ -198,7 +198,7 @@ def test_nothing_in_the_folder_of_a_training_is_run(
 
 
 def test_resuming_needs_something(measured: SpatialData, tmp_path: Path, quick: Config) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+    with pytest.raises(FileNotFoundError, match="Nothing to resume"):
         train(measured, tmp_path / "out", quick(), resume=True)
 
 
@@ -368,7 +368,7 @@ def test_results_are_never_overwritten(measured: SpatialData, tmp_path: Path, qu
 @pytest.mark.parametrize("place", ["file", "file/out"])
 def test_folder_that_cannot_be_written(measured: SpatialData, tmp_path: Path, quick: Config, place: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match=f"Can't write results to '{tmp_path / place}'"):
+    with pytest.raises(OSError, match=f"Cannot write results to '{tmp_path / place}'"):
         train(measured, tmp_path / place, quick())
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -380,7 +380,7 @@ def test_no_permission_or_no_space(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OSError, match=r"Can't write results to .*: No space left on device"):
+    with pytest.raises(OSError, match=r"Cannot write results to .*: No space left on device"):
         train(measured, tmp_path / "out", quick())
 
 
@@ -499,11 +499,11 @@ def test_learning_rate_rises_and_falls(quick: Config) -> None:
 def test_resuming_something_else_is_refused(tmp_path: Path, measured: SpatialData, other: Make, quick: Config) -> None:
     train(measured, tmp_path, quick(epochs=1))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="begun with another genes"):
+    with pytest.raises(ValueError, match="started with another genes"):
         train(measured, tmp_path, quick(epochs=2), panel=GENES[::-1], resume=True)
-    with pytest.raises(ValueError, match="begun with another hparams"):
+    with pytest.raises(ValueError, match="started with another hparams"):
         train(measured, tmp_path, quick(epochs=2), hparams={**TINY, "depth": 2}, resume=True)
-    with pytest.raises(ValueError, match=r"begun with another config\.lr and sections"):
+    with pytest.raises(ValueError, match=r"started with another config\.lr and sections"):
         stp.tl.train(other("P2"), panel=GENES, out=tmp_path, hparams=TINY, config=quick(lr=0.5), resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -19,7 +19,7 @@ from st_predict.tl import TrainConfig
     ("options", "message"),
     [
         ({"optimizer": "lion"}, "optimizer must be 'adam', 'adamw' or 'sgd', got 'lion'"),
-        ({"momentum": 0.9}, "momentum is for the optimizer 'sgd' only, got 0.9 and the optimizer 'adam'"),
+        ({"momentum": 0.9}, "momentum is only for the optimizer 'sgd', got 0.9 and the optimizer 'adam'"),
         ({"momentum": 1.0, "optimizer": "sgd"}, "momentum must be below 1, got 1.0"),
         ({"schedule": "step"}, "schedule must be 'constant' or 'cosine', got 'step'"),
         ({"monitor": "auc"}, "monitor must be 'pearson' or 'loss', got 'auc'"),
@@ -68,5 +68,5 @@ def test_a_configuration_of_another_kind(config: Any) -> None:
 
 
 def test_a_value_that_is_unfit_in_a_mapping() -> None:
-    with pytest.raises(ValueError, match=r"^config is unfit\. epochs must be a whole number, got '3'\.$"):
+    with pytest.raises(ValueError, match=r"^config is invalid\. epochs must be a whole number, got '3'\.$"):
         configure(Preset(), {"epochs": "3"})

@@ -80,11 +80,15 @@ def test_it_is_what_training_minimises(measured: SpatialData, tmp_path: Path, qu
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
-        ("bleep", {"loss": "correlation"}, "'bleep' has an objective of its own.*Leave out 'loss' in config="),
-        ("mean", {"loss": "standardized"}, "'mean' has an objective of its own"),
-        ("mean", {"average": 0.9}, "'mean' has a solution in closed form.*Leave out 'average' in config="),
-        ("mean", {"measure_pixels": True}, "'mean' reads nothing, so colours.*Leave out 'measure_pixels' in config="),
-        ("mean", {"stain_jitter": 0.1}, "'mean' reads nothing, and only crops.*Leave out 'stain_jitter' in config="),
+        ("bleep", {"loss": "correlation"}, "'bleep' has its own objective.*Leave out 'loss' in config="),
+        ("mean", {"loss": "standardized"}, "'mean' has its own objective"),
+        ("mean", {"average": 0.9}, "'mean' is trained in closed form.*Leave out 'average' in config="),
+        ("mean", {"measure_pixels": True}, "'mean' reads nothing, so pixels.*Leave out 'measure_pixels' in config="),
+        (
+            "mean",
+            {"stain_jitter": 0.1},
+            "'mean' reads nothing, and stain jitter needs crops.*Leave out 'stain_jitter' in config=",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused_before_any_work(

@@ -326,7 +326,7 @@ def test_a_round_of_another_training_is_refused(stores: dict[str, CropStore], qu
     where = {"config": quick(epochs=1), "folder": tmp_path / "out", "rounds": 1}
     fit_rounds(CARD, stores["data"], None, stores["unlabelled"], resume=False, **where)
     other = replace(CARD, hparams={**CARD.hparams, "depth": 2})
-    with pytest.raises(ValueError, match=r"0\.safetensors' is of another training\. Start anew in another folder"):
+    with pytest.raises(ValueError, match=r"0\.safetensors' belongs to another training\. Start anew in another folder"):
         fit_rounds(other, stores["data"], None, stores["unlabelled"], resume=True, **where)
 
 

@@ -33,7 +33,7 @@ def test_a_note_names_what_changed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     resumed = Run.create(tmp_path, SPEC, resume=True)
     resumed.note(CARD, TrainConfig(epochs=9, device="cuda"), sections={"sections": ["S1"]})  # these may change
-    with pytest.raises(ValueError, match=r"begun with another config\.lr and sections"):
+    with pytest.raises(ValueError, match=r"started with another config\.lr and sections"):
         resumed.note(CARD, TrainConfig(epochs=2, lr=1.0), sections={"sections": ["S2"]})
     with pytest.raises(FileExistsError, match="already holds a training"):
         Run.create(tmp_path, SPEC, resume=False)
@@ -44,7 +44,7 @@ def test_a_damaged_note_is_named(tmp_path: Path, content: bytes) -> None:
     Run.create(tmp_path, SPEC, resume=False)
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     note = tmp_path / "checkpoints" / "begun.json"
-    with pytest.raises(FileNotFoundError, match=r"no .*begun\.json"):
+    with pytest.raises(FileNotFoundError, match=r"Nothing to resume: .*begun\.json"):
         Run.create(tmp_path, SPEC, resume=True).note(CARD, TrainConfig(), sections={})
     note.write_bytes(content)
     with pytest.raises(ValueError, match=r"begun\.json' is damaged.*Start anew in another folder\.$"):

@@ -1,4 +1,4 @@
-"""Run networks: on which device, in which precision, and how many spots at a time."""
+"""Run networks: device, precision, batches."""
 
 from __future__ import annotations
 

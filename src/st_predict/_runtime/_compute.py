@@ -1,4 +1,4 @@
-"""Where a network computes, in which precision, and so many spots at a time."""
+"""Device, precision and batch size of computations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Compute"]
 
 @validated
 class Compute:
-    """How networks are computed.
+    """Device, precision and batch size of a computation.
 
     Parameters
     ----------
     device
-        Name of the device; ``"auto"`` takes the first GPU if there is one.
+        Name of the device; ``"auto"`` for the first GPU, else the CPU.
     precision
-        ``"auto"`` takes bfloat16 where the device computes in it natively.
+        Precision; ``"auto"`` for bfloat16 if the device supports it natively.
     batch_size
-        Number of spots at a time; ``None`` for what suits the device.
+        Number of spots at a time; ``None`` for a number that suits the device.
     """
 
     device: Device = "auto"
@@ -36,5 +36,5 @@ class Compute:
 
     @property
     def place(self) -> torch.device:
-        """The device."""
+        """Device."""
         return pick_device(self.device)

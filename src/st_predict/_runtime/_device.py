@@ -1,4 +1,4 @@
-"""Which device, and in which precision."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Precision: TypeAlias = Literal["bfloat16", "float32"]
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device that ``device`` names; ``"auto"`` takes the first GPU if there is one.
+    """Return the named device; ``"auto"`` for the first GPU, else the CPU.
 
     Raises
     ------
     ValueError
-        If the device does not exist here.
+        If the machine does not have the device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
@@ -31,19 +31,19 @@ def pick_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(
             f"Device {device!r} cannot be used here: {_reason(device, error)}. There are {_devices()}.",
-            Advice("take what there is with {}", "device", "auto"),
-            Advice("take what there is with 'device': 'auto' in {}", "config"),
+            Advice("use an available device with {}", "device", "auto"),
+            Advice("use an available device with 'device': 'auto' in {}", "config"),
         ) from error
     return found
 
 
 def _reason(device: str, error: Exception) -> str:
-    """Say in a sentence why a device cannot be used; PyTorch lists all that it was ever built for."""
+    """Return a short reason; PyTorch's own message lists every backend it can be built for."""
     kind = device.partition(":")[0].lower()
     if kind == "gpu":
         return "a GPU is called 'cuda', or 'mps' on a Mac"
     if kind not in {"cuda", "mps", "meta", "cpu"}:
-        return "there is no device of this kind"
+        return "its kind is unknown"
     if kind != device.partition(":")[0]:
         return f"it is written {device.lower()!r}"
     if kind == "cuda":
@@ -54,7 +54,7 @@ def _reason(device: str, error: Exception) -> str:
 
 
 def _devices() -> list[str]:
-    """Names of the devices that can be used."""
+    """Names of the available devices."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["auto", "cpu", *gpus, *(["mps"] if _has_mps() else [])]
 
@@ -64,7 +64,7 @@ def _has_mps() -> bool:
 
 
 def pick_precision(precision: str, device: torch.device) -> Precision:
-    """Return the precision to compute in; ``"auto"`` takes bfloat16 where the device computes in it.
+    """Return the precision; ``"auto"`` gives bfloat16 if the device supports it natively, else float32.
 
     Raises
     ------
@@ -83,5 +83,5 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(
         torch.cpu, "get_capabilities", dict
-    )()  # new in torch 2.11; without it, stay in float32
+    )()  # new in torch 2.11; fall back to float32
     return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

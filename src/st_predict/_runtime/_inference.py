@@ -1,4 +1,4 @@
-"""Apply a network to batches, in the precision and so many spots at a time as suit the device."""
+"""Apply a network to batches, in the precision and batch size that suit the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Inference", "Moments"]
 
 logger = logging.getLogger(__name__)
 
-# On a CPU, few enough to stay in cache, and enough that calling a layer costs little beside computing it.
+# On a CPU, few enough to stay in cache, and enough that computing a layer outweighs calling it.
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
 
@@ -41,25 +41,25 @@ class Inference:
     Parameters
     ----------
     network
-        Is put on the device and into evaluation mode.
+        Network, which is moved to the device and put into evaluation mode.
     device
-        Where to compute.
+        Device to compute on.
     precision
-        ``"auto"`` computes in bfloat16 where the device does so natively, else in float32; or one of the two.
+        Precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 if the device supports it natively, else float32.
     working_batch
-        How many spots to work off at a time; halved where memory does not suffice. By default what suits the device.
+        Number of spots at a time; halved when out of memory. By default a number that suits the device.
     scope
-        Of the model (:class:`~st_predict.models.ModelSpec`): batches of a ``"section"`` are never cut.
+        Scope of the model (:class:`~st_predict.models.ModelSpec`): batches of a ``"section"`` are never split.
     symmetries
-        8 predicts the mean over the symmetries of the crops, at eight times the cost; 1 takes them as they are.
+        Number of crop symmetries averaged (test-time augmentation): 8 costs eight times as much as 1.
     compile
-        Whether to compile the network for the working batch, and on CUDA to replay it as a graph. Takes half a minute
-        or more, so that it pays for long jobs only.
+        Whether to compile the network for the working batch, and on CUDA to replay it as a graph. It takes half a minute
+        or more, so it pays only for long jobs.
 
     Attributes
     ----------
     precision
-        ``"float32"`` or ``"bfloat16"``. Float32 is never TF32, unless torch was told so for matrix products.
+        Precision in use, ``"float32"`` or ``"bfloat16"``. Float32 is not TF32, unless torch is set so for matrix products.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class Inference:
             _keep_freed_memory()
 
     def __call__(self, batch: Batch, *, seed: int | None = None) -> Tensor:
-        """Predict a batch that is on any device; with a ``seed``, draw a prediction at random (:meth:`Network.sample`).
+        """Predict a batch from any device; with a ``seed``, draw a random prediction (:meth:`Network.sample`).
 
         Returns
         -------
@@ -103,7 +103,7 @@ class Inference:
         Raises
         ------
         MemoryError
-            If there is not enough memory even for one spot at a time, or for one whole section.
+            If a single spot, or a whole section, does not fit into memory.
         """
         done: list[Tensor] = []
         rest = batch
@@ -117,11 +117,11 @@ class Inference:
                 self._shrink(too_large)
 
     def over(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Predict batch after batch; what a GPU has predicted is fetched while it computes the next.
+        """Predict batch by batch; results are fetched from a GPU while it computes the next batch.
 
         Yields
         ------
-        Index of a batch as it came, and the prediction, on the host.
+        Index of the batch, unchanged, and its prediction on the host.
         """
         before: tuple[Tensor, Callable[[], Tensor]] | None = None
         for batch in batches:
@@ -139,9 +139,9 @@ class Inference:
 
         Yields
         ------
-        Index of a batch as it came; mean of its predictions; and the sum of their squared differences from it, both on the host.
+        Index of the batch, unchanged; mean of its predictions, and the sum of their squared deviations, both on the host.
         """
-        # neighbouring seeds have nothing in common
+        # decorrelates neighbouring seeds
         seeds = np.random.SeedSequence(seed).generate_state(n_samples, np.uint64) >> 1
         for batch in batches:
             on_device, moments = batch.to(self.device), Moments()
@@ -150,7 +150,7 @@ class Inference:
             yield batch.index, moments.mean.cpu(), moments.squares.cpu()
 
     def _split(self, batch: Batch) -> list[Batch]:
-        """Split a batch into what is computed at a time; an empty batch and a section are one part."""
+        """Split a batch into working batches; an empty batch and a section are one part."""
         step = self.working_batch if self.scope == "spot" else max(len(batch), 1)
         return [batch.take(slice(start, start + step)) for start in range(0, max(len(batch), 1), step)]
 
@@ -159,7 +159,7 @@ class Inference:
 
         Returns
         -------
-        Predictions of the parts before that one, and its number of spots; ``None`` if all fit.
+        Predictions of the parts that fit, and the number of spots of the first that does not; ``None`` if all fit.
         """
         finished: list[Tensor] = []
         with closing(self._attempts(parts, seed)) as attempts:
@@ -170,8 +170,8 @@ class Inference:
         return finished, None
 
     def _attempts(self, parts: list[Batch], seed: int | None) -> Generator[Tensor | None, None, None]:
-        """Try parts one after another; on a CPU each core takes its own, so that none waits after every layer."""
-        # samples come from a generator that all threads share
+        """Try parts in turn; on a CPU each core has its own part, which avoids synchronisation after every layer."""
+        # samples come from a generator shared by all threads
         workers = min(torch.get_num_threads(), len(parts), self._max_workers) if seed is None else 1
         if workers == 1:
             yield from (self._try(part, seed) for part in parts)
@@ -180,7 +180,7 @@ class Inference:
             yield from pool.map(self._try, parts)
 
     def _try(self, part: Batch, seed: int | None = None) -> Tensor | None:
-        """Predict, or return ``None`` where memory does not suffice; that of the attempt is then free again."""
+        """Predict, or return ``None`` when out of memory, with the attempt's memory freed."""
         try:
             with torch.inference_mode(), self._autocast():
                 return self._mean(part.to(self.device), seed)
@@ -209,22 +209,22 @@ class Inference:
         if not self.compiled or self.scope == "section":
             return self._forward(part).float()
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        # a graph has one shape, and the next replay overwrites its output
+        # a graph has a fixed shape, and the next replay overwrites its output
         whole = part if n == self.working_batch else _pad(part, self.working_batch)
         return self._forward(whole)[:n].float().clone()
 
     def _shrink(self, size: int) -> None:
         if self.scope == "section":
             raise MemoryError(
-                f"The memory of {self.device} does not suffice for a section of {size} spots, which this model reads as "
-                "a whole; another device may have more."
+                f"Out of memory on {self.device}: this model reads a section of {size} spots as a whole; another device may "
+                "have more memory."
             )
         if size == 1 and self._max_workers == 1:
-            raise MemoryError(f"The memory of {self.device} does not suffice for a single spot.")
+            raise MemoryError(f"Out of memory on {self.device} with a single spot at a time.")
         self.working_batch = max(1, size // 2)
         self._max_workers = 1
         logger.warning(
-            "The memory of %s does not suffice for %d spots at a time; going on with %d.",
+            "Out of memory on %s with %d spots at a time; continuing with %d.",
             self.device,
             size,
             self.working_batch,
@@ -234,14 +234,14 @@ class Inference:
 
 
 class Moments:
-    """Mean of predictions, and the sum of their squared differences from it, one prediction at a time.
+    """Running mean of predictions, and sum of squared deviations from it.
 
     Attributes
     ----------
     n
-        How many there were.
+        Number of predictions.
     mean, squares
-        ``(n_spots, n_genes)``; there are none before the first prediction.
+        Mean and sum of squared deviations, ``(n_spots, n_genes)``; undefined before the first prediction.
     """
 
     def __init__(self) -> None:
@@ -250,7 +250,7 @@ class Moments:
         self.squares: Any = 0.0
 
     def add(self, mean: Any, squares: Any = 0.0, n: int = 1) -> None:
-        """Take in a prediction, or the moments of ``n`` (Chan, Golub and LeVeque 1983)."""
+        """Add a prediction, or the moments of ``n`` predictions (Chan, Golub and LeVeque 1983)."""
         if not self.n:
             self.mean, self.squares, self.n = mean, squares, n
             return
@@ -262,7 +262,7 @@ class Moments:
 
 
 def _fetch(x: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy to the host; what is returned waits for that."""
+    """Start copying to the host; the returned function waits for the copy."""
     if x.device.type != "cuda":
         return x.cpu
     on_host = x.to("cpu", non_blocking=True)
@@ -276,26 +276,26 @@ def _fetch(x: Tensor) -> Callable[[], Tensor]:
 
 
 def _pad(batch: Batch, n: int) -> Batch:
-    """Repeat the last spot until there are ``n``."""
+    """Repeat the last spot to fill the batch up to ``n`` spots."""
     return batch.take(torch.arange(n, device=batch.index.device).clamp(max=len(batch) - 1))
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed blocks of up to 32 MiB, which the system would else map and clear anew for each layer.
+    """Make glibc keep freed blocks of up to 32 MiB, which the system would otherwise map and clear again for each layer.
 
     glibc raises its mmap threshold after a large block is freed; allocate one to trigger that.
     """
-    with suppress(RuntimeError):  # without that memory, it is slower
+    with suppress(RuntimeError):  # if out of memory, only speed is lost
         torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @contextmanager
 def _exact_products(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute what is float32 in float32, by the fastest way; afterwards all settings are as before."""
+    """Compute float32 exactly in float32, by the fastest backend; restore all settings afterwards."""
     with ExitStack() as stack:
         if device.type == "cpu" and precision == "float32" and _fast_path_is_exact():
             stack.enter_context(_setting(_matmul_of_onednn(), "bf16"))
-        if device.type == "cuda" and hasattr(torch.backends.cudnn, "conv"):  # else older than torch 2.9
+        if device.type == "cuda" and hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and newer
             stack.enter_context(_setting(torch.backends.cudnn.conv, "ieee"))
         yield
 
@@ -316,9 +316,9 @@ def _matmul_of_onednn() -> Any:
 
 @cache
 def _fast_path_is_exact() -> bool:
-    """Whether products stay exact where oneDNN may use bfloat16: on some processors it does, and MKL is then left alone.
+    """Whether products stay exact if oneDNN may use bfloat16. On some processors it does; then MKL is used.
 
-    On others it computes in float32 all the same, and on those of AMD twice as fast as MKL.
+    On other processors oneDNN computes in float32 anyway, on AMD's twice as fast as MKL.
     """
     if _matmul_of_onednn() is None:
         return False

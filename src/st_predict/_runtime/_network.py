@@ -1,4 +1,4 @@
-"""What a runner needs of a network: pixels, a forward pass, and samples."""
+"""Interface of networks for inference: pixels, forward pass, samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNSCALED = PixelSpec()
 
 
 class Network(nn.Module):
-    """A network that turns each spot of a batch into a row of numbers."""
+    """Base class of networks with one row of output per spot."""
 
     _scale_C11: Tensor
     _shift_C11: Tensor
@@ -34,7 +34,7 @@ class Network(nn.Module):
 
     @property
     def pixel_spec(self) -> PixelSpec:
-        """How :meth:`pixels` turns 8-bit pixels into numbers; set from the card."""
+        """Normalisation of 8-bit pixels by :meth:`pixels`; set from the card."""
         return self._pixel_spec
 
     @pixel_spec.setter
@@ -47,13 +47,13 @@ class Network(nn.Module):
             buffer.copy_(torch.tensor(values).view(3, 1, 1))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return a row per spot: a prediction ``(n_spots, n_genes)``, or features."""
+        """Return one row per spot: predictions ``(n_spots, n_genes)``, or features."""
         raise NotImplementedError
 
     def sample(self, batch: Batch, *, seed: int) -> Tensor:
-        """Draw a prediction at random, ``(n_spots, n_genes)``: by default with dropout left on :cite:p:`Gal2016`.
+        """Draw a random prediction, ``(n_spots, n_genes)``; by default by Monte Carlo dropout :cite:p:`Gal2016`.
 
-        What is dropped depends on the seed, the first spot of the batch and the place of a spot in it.
+        Dropout masks depend on the seed, the first spot of the batch, and the place of a spot in the batch.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class Network(nn.Module):
         cuda = [batch.index.device] if batch.index.device.type == "cuda" else []
         before = [m.training for m in dropping]
         with torch.random.fork_rng(cuda):
-            first = int(batch.index[0]) if len(batch) else 0  # parts of a section are drawn apart
+            first = int(batch.index[0]) if len(batch) else 0  # different masks for the parts of a section
             torch.manual_seed((seed + 1_000_003 * first) % 2**63)  # noqa: TID251  # dropout knows no other generator
             try:
                 for module in dropping:
@@ -75,24 +75,24 @@ class Network(nn.Module):
                     module.train(was)
 
     def dropout_layers(self) -> list[nn.Module]:
-        """Return the layers that drop values at random.
+        """Return the dropout layers.
 
         Raises
         ------
         ValueError
-            If there are none.
+            If the network has no dropout.
         """
         dropping: list[nn.Module] = [m for m in self.modules() if isinstance(m, _DropoutNd) and m.p > 0]
         if not dropping:
             raise InvalidValueError(
-                f"{type(self).__name__} has no dropout, so all its predictions are the same.",
-                "train it with a dropout rate above 0, if it has one among its hyper-parameters",
-                "predict with several checkpoints",
+                f"{type(self).__name__} has no dropout, so all its samples are the same.",
+                "train it with a dropout rate above 0, if it has that hyper-parameter",
+                "predict with an ensemble of checkpoints",
             )
         return dropping
 
     def pixels(self, crop_BCHW: Tensor) -> Tensor:
-        """Turn uint8 ``(n, 3, height, width)`` into the floats that the network was trained with."""
+        """Normalise uint8 pixels ``(n, 3, height, width)`` as in training."""
         x_BCHW = _by_colour(crop_BCHW)
         if self.pixel_spec == _UNSCALED:
             return x_BCHW.div(255)
@@ -100,7 +100,7 @@ class Network(nn.Module):
 
 
 def _by_colour(crop_BCHW: Tensor) -> Tensor:
-    """Convert to float32; in memory colour by colour, as results of sums and convolutions depend on the layout."""
+    """Convert to float32, channels first in memory: sums and convolutions depend on the memory layout."""
     if crop_BCHW.is_contiguous(memory_format=torch.channels_last):
         return crop_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
     return crop_BCHW.float()

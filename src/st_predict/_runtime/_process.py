@@ -1,4 +1,4 @@
-"""State that torch shares between the parts of a process: its random generator, and its threads around a fork."""
+"""State of torch that a process shares: random generator, and threads around a fork."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ending: set[int] = set()
 
 @contextmanager
 def keeping_generator() -> Iterator[None]:
-    """Put torch's global generator back afterwards: initial weights are drawn from it, also where a file replaces them.
+    """Restore torch's global generator afterwards: initial weights are drawn from it, even if a file replaces them.
 
-    Threads take turns, so that none of them restores a state that another one has changed.
+    A lock keeps threads from restoring a state that another thread has changed.
     """
     with _building, torch.random.fork_rng(devices=[]):
         yield
@@ -35,7 +35,7 @@ def keeping_generator() -> Iterator[None]:
 
 @contextmanager
 def worker_threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Give ``n`` workers that share the threads of torch, whose number is as before afterwards."""
+    """Yield ``n`` workers that share torch's threads; the number of threads is restored afterwards."""
     threads, started = torch.get_num_threads(), set[int]()
 
     def begin() -> None:
@@ -47,15 +47,15 @@ def worker_threads(n: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # otherwise new threads would take the number of a worker
+        torch.set_num_threads(threads)  # otherwise new threads would inherit a worker's number
         _ending.difference_update([thread for thread in list(_ending) if not _runs(thread)])
         _ending.update(started)
 
 
 def _wait_for_ends() -> None:
-    """Wait until workers have ended for the system too, which is after Python has joined them.
+    """Wait until the system has ended the workers, which is after Python has joined them.
 
-    At their end they return memory to MKL under a lock, which would be held for ever in a process that is forked meanwhile.
+    At their end they return memory to MKL under a lock. A process forked meanwhile would hold that lock for ever.
     """
     end = time.monotonic() + _LONGEST_WAIT_S
     while any(_runs(thread) for thread in list(_ending)) and time.monotonic() < end:
@@ -68,7 +68,7 @@ def _runs(thread: int) -> bool:
 
 
 def _compute_in_one_thread() -> None:
-    """Let a forked process compute in one thread: a fork does not copy the threads of OpenMP, and waiting for them never ends."""
+    """Use one thread in a forked process: a fork does not copy OpenMP's threads, and waiting for them never ends."""
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""How to train."""
+"""Configuration of training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BELOW_OVERFLOW = Field(lt=1e38)  # larger numbers are infinite in float32
 
 @validated
 class TrainConfig:
-    """How to train. The defaults are those of the M2OST paper :cite:p:`Wang2025`.
+    """Configuration of training. The defaults are the M2OST paper's :cite:p:`Wang2025`.
 
     Parameters
     ----------
@@ -48,14 +48,14 @@ class TrainConfig:
     weight_decay
         Weight decay of the optimiser.
     optimizer
-        ``"adam"``, ``"adamw"`` or ``"sgd"``.
+        Optimiser: ``"adam"``, ``"adamw"`` or ``"sgd"``.
     loss
-        ``"model"`` is the objective of the model. For models whose objective is the squared error, also ``"standardized"``: errors of each
-        gene are relative to its standard deviation over the training spots, so that genes weigh alike; and ``"correlation"``: the same
-        plus one minus the mean correlation of a gene over the spots of a batch.
+        Training objective. ``"model"``: the model's own. For models with the squared error as objective also ``"standardized"``:
+        errors relative to each gene's standard deviation over the training spots, so that genes have equal weight; and
+        ``"correlation"``: the same plus one minus the mean correlation per gene over the spots of a batch.
     regions
         Section-level models: number of random regions sampled per section and epoch. A region is a random spot with its
-        nearest neighbours, from 2 spots to the whole section. 0 takes sections whole.
+        nearest neighbours, from 2 spots to the whole section. 0 uses whole sections.
     regions_per_step
         Section-level models: number of sections or regions per step.
     momentum
@@ -63,47 +63,45 @@ class TrainConfig:
     schedule
         Schedule of the learning rate; ``"cosine"`` falls to 0 over ``epochs``.
     warmup
-        Epochs over which the learning rate rises to ``lr``. M2OST has no norm in front of its first attention and
-        can collapse to the mean without one.
+        Number of epochs over which the learning rate rises to ``lr``. M2OST has no norm before its first attention and can
+        collapse to the mean without warmup.
     clip
-        Largest norm of the gradient; larger ones are scaled down to it.
+        Largest norm of the gradient; larger gradients are scaled down. ``None`` does not clip.
     patience
-        Stop after so many epochs without a better validation; ``None`` never stops early. Without validation it has no
-        effect.
+        Number of epochs without a better validation score before early stopping; ``None`` never stops early. Without
+        validation it has no effect.
     monitor
-        What makes a checkpoint the best: ``"pearson"``, the mean per-gene correlation within validation sections,
-        or ``"loss"``, that of the network (:meth:`st_predict.models.SpotModel.loss`). Without validation there is nothing
-        to monitor: the last epoch is kept.
+        Validation score of the best epoch: ``"pearson"``, mean per-gene correlation within validation sections, or ``"loss"``,
+        :meth:`st_predict.models.SpotModel.loss`. Without validation the last epoch is kept.
     augment
-        Turn and mirror spots, the same way at all levels.
+        Whether to augment crops by random rotations and reflections, equal at all levels.
     stain_jitter
-        Change how strongly each spot is stained, anew at each step and the same at all levels: amounts of haematoxylin, eosin and a
-        rest, in optical density, by up to this share (:func:`st_predict.crops.jitter_stain`). 0 changes nothing.
+        Stain augmentation: largest relative change of haematoxylin, eosin and a residual, in optical density. It is random per
+        spot and step, and equal at all levels (:func:`st_predict.crops.jitter_stain`). 0 turns it off.
     measure_pixels
-        Normalise colours by mean and standard deviation of the training crops, instead of by those of the model; the
-        card keeps them.
+        Whether to normalise pixels by mean and standard deviation of the training crops, which the card keeps, instead of the
+        model's.
     level_drop
-        Probability of hiding a level of a spot in training, so that the network learns to do without.
+        Probability of hiding a level of a spot in training, so that the network tolerates missing levels.
     start_at_mean
-        Let the network predict the mean of each gene before it has learned anything, if it can
-        (:meth:`st_predict.models.SpotModel.start_at`). Published trainings begin at zero, which costs small data sets
-        most of their steps.
+        Whether the network starts by predicting the mean of each gene, if it can (:meth:`st_predict.models.SpotModel.start_at`).
+        Published trainings start at zero, which costs small data sets most of their steps.
     average
-        Decay per step of an exponential moving average of the weights :cite:p:`Polyak1992`. The averaged weights are validated
-        and kept. 0 keeps those of the optimiser. The decay rises to this value as ``(1 + step) / (10 + step)``, so that the
-        average forgets the first weights; 0.99 averages over about 100 steps.
+        Decay per step of an exponential moving average of the weights :cite:p:`Polyak1992`, which is validated and kept. 0 keeps
+        the optimiser's weights. The decay rises to this value as ``(1 + step) / (10 + step)``, so that the average forgets the
+        first weights; 0.99 averages over about 100 steps.
     teacher
         Hyper-parameters of a teacher for distillation, such as ``{"encoder": "efficientnet_lite0", "rank": 8}``: ridge regression
         (model ``"ridge"``) that predicts each training section after it was fitted to the others. ``None`` trains without.
     teacher_share
         Weight of the teacher's prediction in the target, 0 to 1; the rest is the measured target.
     seed
-        Of initial weights, order and augmentation.
+        Random seed for initial weights, order of spots and augmentation.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. On CUDA, the crops of all spots are kept in the memory of the GPU
-        if they need at most 30 % of what is free; else they are copied batch by batch.
+        Device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. On CUDA, the crops of all spots are kept in GPU memory
+        if they need at most 30 % of the free memory; else they are copied batch by batch.
     precision
-        ``"auto"`` takes bfloat16 where the device computes in it; ``"float32"``, ``"bfloat16"``.
+        Precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 if the device supports it natively.
     """
 
     epochs: Count = 100
@@ -135,12 +133,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
             raise InvalidValueError(
-                f"momentum is for the optimizer 'sgd' only, got {self.momentum} and the optimizer {self.optimizer!r}."
+                f"momentum is only for the optimizer 'sgd', got {self.momentum} and the optimizer {self.optimizer!r}."
             )
 
 
 def get_preset(spec: ModelSpec, name: str) -> Preset:
-    """Return how to train a model: ``"recommended"``; ``"paper"``, as the M2OST paper trained all; ``"original"``, as its own did.
+    """Return a training preset: ``"recommended"``; ``"paper"``, the M2OST paper's; ``"original"``, the model's own paper's.
 
     Raises
     ------
@@ -154,14 +152,14 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
 
 
 def configure(preset: Preset, config: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
-    """Return the configuration of a preset, with the fields that ``config`` changes; a whole one replaces it.
+    """Return the configuration of a preset, updated by a mapping or replaced by a :class:`TrainConfig`.
 
     Raises
     ------
     ValueError
-        If ``config`` has a field that does not exist, or a value that is unfit.
+        If ``config`` has an unknown field or an invalid value.
     TypeError
-        If ``config`` is something else.
+        If ``config`` is of another type.
     """
     if isinstance(config, TrainConfig):
         return config
@@ -172,4 +170,4 @@ def configure(preset: Preset, config: TrainConfig | Mapping[str, Any] | None) ->
     try:
         return TrainConfig(**{**preset.training, **{str(name): value for name, value in (config or {}).items()}})
     except StPredictError as error:
-        raise error.about("config is unfit.") from error
+        raise error.about("config is invalid.") from error

@@ -1,4 +1,4 @@
-"""Train a network with Lightning; the only code that knows it."""
+"""Train a network with Lightning. No other module imports Lightning."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "History", "fit", "quiet"]
 
-# Of each of these Lightning warns, and they are meant.
+# Warnings of Lightning about intended behaviour.
 _MEANT = (
     "You defined a `validation_step` but have no `val_dataloader`",
     "Checkpoint directory .* exists and is not empty",
@@ -59,7 +59,7 @@ _MEANT = (
 )
 
 _NEVER = 2**62
-"""Step that no training reaches."""
+"""Step beyond any training."""
 
 _ASK_EVERY = 50  # steps
 
@@ -73,7 +73,7 @@ def fit(
     folder: Path,
     resume: bool,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Run Lightning; return the network of the best epoch (without validation, of the last one), and the history."""
+    """Run Lightning; return the network of the best epoch (without validation, the last epoch) and the history."""
     state = find_state(folder) if resume else None
     history, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
     device = pick_device(config.device)
@@ -98,10 +98,10 @@ def fit(
         _trainer(config, callbacks).fit(
             adapter,
             loader,
-            # mixed, as a contrastive loss compares the spots of a batch
+            # mixed, because a contrastive loss compares the spots of a batch
             None if val_data is None else in_order(held_by(device, val_data), card, config, mixed=True),
             ckpt_path=state,
-            weights_only=True,  # of last.ckpt: tensors, numbers and texts, nothing that is run
+            weights_only=True,  # last.ckpt has only tensors, numbers and texts, no code
         )
     if val_data is not None:
         with _reading_state(folder):
@@ -111,19 +111,19 @@ def fit(
 
 @contextmanager
 def _reading_state(folder: Path) -> Iterator[None]:
-    """Say that a file with the state of a training holds what would have to be run to be read."""
+    """Turn errors of reading a training state, damaged or with code in it, into one that names the folder."""
     try:
         yield
     except UnpicklingError as error:
         why = str(error).strip().partition("\n")[0]
         raise InvalidValueError(
-            f"A file in {str(folder / 'checkpoints')!r} is damaged, or holds something else than tensors, numbers and texts ({why}).",
+            f"A file in {str(folder / 'checkpoints')!r} is damaged, or holds more than tensors, numbers and texts ({why}).",
             "start anew in another folder",
         ) from error
 
 
 def _load_best(adapter: Adapter, folder: Path, *, epoch: int) -> Adapter:
-    """Load the weights of the best epoch, from one of two files: a run that was killed may have replaced the newer one."""
+    """Load the weights of the best epoch from one of two files: a killed run may have replaced the newer one."""
     for path in versions(folder / BEST):
         if intact(path):
             best: Adapter = Adapter.load_from_checkpoint(
@@ -132,18 +132,18 @@ def _load_best(adapter: Adapter, folder: Path, *, epoch: int) -> Adapter:
             if best.epoch == epoch:
                 return best
     raise InvalidValueError(
-        f"The weights of the best epoch, {epoch}, are not in {str(folder / BEST)!r}, which is damaged or of another epoch.",
+        f"The weights of the best epoch, {epoch}, are not in {str(folder / BEST)!r}: it is damaged or from another epoch.",
         "start anew in another folder",
     )
 
 
 def _callbacks(config: TrainConfig, folder: Path, *, validated: bool) -> tuple[History, list[L.Callback]]:
-    """Make what watches a training."""
+    """Make the callbacks of a training."""
     monitor, mode = monitored(config)
     history = History()
     save = partial(Keep, dirpath=folder, enable_version_counter=False, save_on_train_epoch_end=True)
     keep = [save(filename=Path(BEST).stem, monitor=monitor, mode=mode)] if validated else []
-    # not save_last=True, which saves only where an epoch is the best; behind keep, whose state it holds
+    # not save_last=True, which saves only best epochs; last, because it stores the state of keep
     callbacks: list[L.Callback] = [history, *keep, save(filename=Path(LAST).stem)]
     if validated and config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience, check_finite=False))
@@ -164,7 +164,7 @@ def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
         max_epochs=config.epochs,
         callbacks=callbacks,
         logger=False,
-        enable_progress_bar=False,  # Bar is ours, and silent in a log
+        enable_progress_bar=False,  # replaced by Bar, which is silent in logs
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=config.clip,
@@ -178,7 +178,7 @@ def _precision_of_lightning(precision: str, device: torch.device) -> Literal["32
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning from telling which devices there are, from giving hints, and from warning of what is meant."""
+    """Silence Lightning's device messages, hints, and warnings about intended behaviour."""
     chatty = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = chatty.level
     chatty.setLevel(max(level, logging.WARNING))
@@ -193,7 +193,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """Let Ctrl-C stay a ``KeyboardInterrupt``: Lightning ignores further ones and ends the process."""
+    """Keep Ctrl-C a ``KeyboardInterrupt``: Lightning would ignore further ones and end the process."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -207,7 +207,7 @@ def _interrupts() -> Iterator[None]:
 
 
 class Files(TorchCheckpointIO):
-    """Writes files beside their place, so that a kill or a full disk leaves the last two whole."""
+    """Writes files atomically, so that a kill or a full disk leaves the last two intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ class Files(TorchCheckpointIO):
             missing = {"state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
         except (AttributeError, EOFError, KeyError, RuntimeError) as error:
             raise InvalidValueError(
-                f"{str(path)!r} can't be read ({error}).", "start anew in another folder"
+                f"{str(path)!r} cannot be read ({error}).", "start anew in another folder"
             ) from error
         if missing:
             raise InvalidValueError(
@@ -231,11 +231,13 @@ class Files(TorchCheckpointIO):
 
 
 class Keep(ModelCheckpoint):
-    """Keeps files in the folder of the training, also if that was moved since they were written."""
+    """Keeps files in the folder of the training, also if it was moved."""
 
     @property
     def state_key(self) -> str:
-        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__, 1)  # of earlier states too
+        return super().state_key.replace(
+            type(self).__name__, ModelCheckpoint.__name__, 1
+        )  # states of earlier versions have this key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         folder = Path(str(self.dirpath))
@@ -249,7 +251,7 @@ class Keep(ModelCheckpoint):
 
 
 class Bar(L.Callback):
-    """Shows the steps of all epochs in one bar, and the scores of the last epoch behind it."""
+    """One progress bar for the steps of all epochs, with the scores of the last epoch."""
 
     def __init__(self) -> None:
         self._bar: Any = None  # before training begins
@@ -278,7 +280,7 @@ class Bar(L.Callback):
 
 
 class Adapter(L.LightningModule):
-    """Trains a network; validates it, or the average of its weights, by the mean per-gene correlation within sections."""
+    """Trains a network; validates it, or its averaged weights, by the mean per-gene correlation within sections."""
 
     def __init__(
         self,
@@ -309,7 +311,7 @@ class Adapter(L.LightningModule):
 
     @property
     def kept(self) -> SpotModel:
-        """The network that is validated and kept."""
+        """Network that is validated and kept."""
         return self.network if self.average is None else self.average
 
     def configure_optimizers(self) -> Any:
@@ -330,7 +332,7 @@ class Adapter(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        # of the epoch alone, so that a training that was resumed draws what it would have drawn
+        # depends only on the epoch, so that a resumed training draws the same random numbers
         seed = self.config.seed + 1_000_003 * self.current_epoch
         self._generator.manual_seed(seed)
         torch.manual_seed(seed)  # noqa: TID251  # dropout knows no other generator; restored by the caller
@@ -355,7 +357,7 @@ class Adapter(L.LightningModule):
             update_average(self.average, self.network, decay=min(self.config.average, (1 + step) / (10 + step)))
 
     def on_validation_epoch_start(self) -> None:
-        assert self.reference is not None  # nothing is validated without it
+        assert self.reference is not None  # validation needs it
         self._check_finite()
         self.kept.finalize(self.reference)
 
@@ -372,7 +374,7 @@ class Adapter(L.LightningModule):
         self._seen.clear()
         losses, sizes = zip(*self._losses, strict=True)
         self._losses.clear()
-        assert self.sections is not None  # nothing is validated without them
+        assert self.sections is not None  # validation needs them
         scores = validation_scores(prediction, target, self.sections[index])
         loss = float(np.average(losses, weights=sizes))
         if not math.isfinite(loss):
@@ -380,10 +382,10 @@ class Adapter(L.LightningModule):
         self.log_dict({**scores, "val_loss": loss}, prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
-        self._check_finite()  # before callbacks save weights
+        self._check_finite()  # callbacks save weights afterwards
 
     def _watch(self, loss: Tensor) -> None:
-        """Note the first step whose loss is not finite; a GPU is asked for it only now and then, as that waits for it."""
+        """Record the first step with a non-finite loss. Read it from a GPU only now and then, as reading synchronises."""
         step = self.global_step
         found = torch.where(torch.isfinite(loss), _NEVER, step)
         self._diverged_at = found if self._diverged_at is None else torch.minimum(self._diverged_at, found)
@@ -416,10 +418,10 @@ class Adapter(L.LightningModule):
 
 
 def update_average(average: SpotModel, network: SpotModel, *, decay: float) -> None:
-    """Move averaged weights, and running statistics of norms, towards those of a network.
+    """Update the moving average of a network's weights and running statistics.
 
-    Integer buffers and buffers whose size :meth:`SpotModel.finalize` sets stay. ``AveragedModel`` of torch averages either no buffer
-    or all, truncates integers at that, and refuses other sizes; the callback of Lightning copies the training data as well.
+    Integer buffers, and buffers whose size :meth:`SpotModel.finalize` sets, stay. Torch's ``AveragedModel`` averages either no
+    buffers or all, truncates integers, and refuses other sizes; Lightning's callback copies the training data as well.
     """
     tensors = zip(
         itertools.chain(average.parameters(), average.buffers()),
@@ -432,7 +434,7 @@ def update_average(average: SpotModel, network: SpotModel, *, decay: float) -> N
 
 
 def _lr_factor(step: int, *, config: TrainConfig, steps: int) -> float:
-    """Learning rate of a step relative to ``config.lr``: a linear rise, then level, or half a cosine down to 0."""
+    """Learning rate of a step relative to ``config.lr``: linear warmup, then constant, or half a cosine down to 0."""
     warmup, total = config.warmup * steps, config.epochs * steps
     if step < warmup:
         return (step + 1) / warmup
@@ -442,14 +444,16 @@ def _lr_factor(step: int, *, config: TrainConfig, steps: int) -> float:
 
 
 class History(L.Callback):
-    """Keeps the figures of each epoch, also over an interruption."""
+    """Keeps the scores of each epoch, also over an interruption."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._lr = float("nan")
 
     def on_train_epoch_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the epoch it is that of the next one
+        self._lr = trainer.optimizers[0].param_groups[0][
+            "lr"
+        ]  # at the end of the epoch it already belongs to the next one
 
     def on_train_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,4 +1,4 @@
-"""Train a network in the way that its model asks for: in closed form, by gradients, or in rounds of pseudo-labels."""
+"""Train a network as its model needs: in closed form, by gradients, or in rounds of pseudo-labelling."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def learn(
     data
         Training spots.
     val_data
-        Spots that choose the best epoch. Without them, the last epoch is kept.
+        Validation spots, which choose the best epoch. Without them, the last epoch is kept.
     config
-        How to train.
+        Configuration of training.
     folder
-        Existing folder for the state of an interrupted run; a closed form leaves nothing there.
+        Existing folder for the state of an interrupted run; not used by models in closed form.
     resume
-        Continue from the last epoch in ``folder``.
+        Whether to continue from the last epoch in ``folder``.
     unlabelled
-        Spots without target, for semi-supervised training.
+        Spots without target, for pseudo-labelling.
     rounds
-        Number of rounds in which a part of them is labelled.
+        Number of rounds of pseudo-labelling.
 
     Returns
     -------
-    The trained network in evaluation mode, and the figures of each epoch.
+    The trained network in evaluation mode, and the history of scores per epoch.
     """
     if get_spec(card.model).closed_form:
         return solve(card, data, val_data, config=config)
@@ -79,7 +79,7 @@ def learn(
 def solve(
     card: ModelCard, data: CropStore, val_data: CropStore | None = None, *, config: TrainConfig
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Fit a model that has a solution in closed form."""
+    """Fit a model in closed form."""
     network = checkpoints.build(card).eval()
     network.finalize(in_order(data, card, config))
     scores = {} if val_data is None else _validate(network, val_data, in_order(val_data, card, config))

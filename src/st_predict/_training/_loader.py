@@ -1,4 +1,4 @@
-"""Batches to learn from: of spots in any order, or of whole sections and parts of them."""
+"""Training batches: spots in any order, whole sections, or parts of sections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`Store`, in a new order each epoch, which depends only on the seed and the epoch."""
+    """Batches of a :class:`Store`, in a new order per epoch that depends only on seed and epoch."""
 
     store: Store
     batch_size: int
@@ -54,19 +54,19 @@ class CropLoader:
 
 @dataclass(slots=True)
 class SectionLoader:
-    """Batches of whole sections, or of parts of them, in a new order each epoch, which depends only on the seed and the epoch.
+    """Batches of whole sections or regions, in a new order per epoch that depends only on seed and epoch.
 
     Parameters
     ----------
     store
-        The spots of all sections.
+        Spots of all sections.
     regions
-        How many parts of each section an epoch has, each a spot drawn at random with those nearest to it; 0 gives each
-        section once, and whole.
+        Number of regions per section and epoch, each a random spot with its nearest neighbours; 0 gives each section once and
+        whole.
     per_batch
-        Sections or parts a batch; ``batch.section`` tells them apart.
+        Number of sections or regions per batch; ``batch.section`` distinguishes them.
     seed
-        Of parts and order; ``None`` keeps the order of the sections.
+        Random seed of regions and order; ``None`` keeps the order of the sections.
     """
 
     store: CropStore
@@ -92,9 +92,9 @@ class SectionLoader:
         places = self.store.grid if self.store.xy_um is None else self.store.xy_um
         if places is None:
             raise InvalidValueError(
-                "Regions are drawn by the places of spots, and neither the mpp nor the lattice of all sections is known.",
+                "Regions need the positions of spots, but neither the mpp nor the lattice of all sections is known.",
                 Advice("give the resolution with {}", "mpp"),
-                Advice("set regions to 0 in {}, which takes sections whole", "config"),
+                Advice("set regions to 0 in {}, for whole sections", "config"),
             )
         tree = cKDTree(places[rows])
         for _ in range(self.regions):
@@ -108,7 +108,7 @@ class SectionLoader:
 
 
 def read_ahead(read: Callable[[T], Batch], what: Iterable[T]) -> Iterator[Batch]:
-    """Read batches; the next one is read while one is used."""
+    """Prefetch: read the next batch while one is used."""
     with ThreadPoolExecutor(1) as pool:
         reading: deque[Future[Batch]] = deque()
         for each in what:
@@ -123,16 +123,16 @@ Loader = CropLoader | SectionLoader
 
 
 def for_training(store: Store, card: ModelCard, config: TrainConfig) -> Loader:
-    """Give what a network learns from, in a new order each epoch."""
+    """Return the training batches, in a new order per epoch."""
     if get_spec(card.model).scope == "section":
-        assert isinstance(store, CropStore)  # such networks learn from measured spots alone
+        assert isinstance(store, CropStore)  # such networks learn only from measured spots
         return SectionLoader(store, config.regions, config.regions_per_step, config.seed)
     return CropLoader(store, config.batch_size, seed=config.seed)
 
 
 def in_order(store: Store, card: ModelCard, config: TrainConfig, *, mixed: bool = False) -> Loader:
-    """Give all spots once, always in the same order; ``mixed`` mixes the spots of different sections, where batches are of spots."""
+    """Return batches with all spots once, in a fixed order; ``mixed`` mixes sections in batches of single spots."""
     if get_spec(card.model).scope == "section":
-        assert isinstance(store, CropStore)  # such networks learn from measured spots alone
+        assert isinstance(store, CropStore)  # such networks learn only from measured spots
         return SectionLoader(store)
     return CropLoader(store, config.batch_size, seed=0 if mixed else None)

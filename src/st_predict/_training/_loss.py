@@ -1,4 +1,4 @@
-"""Training objectives that weigh genes alike, for models whose own objective is the squared error."""
+"""Training objectives that give genes equal weight, for models with the squared error as objective."""
 # Shapes: B spots, G genes.
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ _EPSILON = 1e-8
 
 
 def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *, reads: str) -> None:
-    """Refuse settings that would have no effect on a model.
+    """Refuse settings without effect on a model.
 
     Parameters
     ----------
     network
-        Is to be trained.
+        Network to train.
     config
-        How to train it.
+        Configuration of training.
     spec
         Specification of its model.
     reads
-        What it reads: ``"crops"``, ``"features"``, ``"cells"`` or ``"nothing"``.
+        Kind of input: ``"crops"``, ``"features"``, ``"cells"`` or ``"nothing"``.
 
     Raises
     ------
     ValueError
-        If another loss is asked for and the model has an objective of its own; if weights are to be averaged of a closed form; or if colours are to be changed or measured for a model
-        that reads no crops, or measured for one with frozen layers, which need the pixel values that they were trained with.
+        If the config sets a loss for a model with its own objective; averaging of weights for a model in closed form; stain
+        jitter or measured pixels for a model that does not read crops; or measured pixels for a model with frozen layers, which
+        need the pixel normalisation of their training.
     """
     if config.loss != "model" and (spec.closed_form or type(network).loss is not SpotModel.loss):
         raise InvalidValueError(
-            f"{spec.name!r} has an objective of its own, so the loss {config.loss!r} is not for it.",
+            f"{spec.name!r} has its own objective, so the loss {config.loss!r} does not apply.",
             Advice("leave out 'loss' in {}", "config"),
         )
     if config.average and spec.closed_form:
         raise InvalidValueError(
-            f"{spec.name!r} has a solution in closed form, and no steps over which weights could be averaged.",
+            f"{spec.name!r} is trained in closed form, without steps over which weights could be averaged.",
             Advice("leave out 'average' in {}", "config"),
         )
     if config.teacher is not None and spec.closed_form:
@@ -63,16 +64,14 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
         )
     if config.stain_jitter and reads != "crops":
         raise InvalidValueError(
-            f"{spec.name!r} reads {reads}, and only crops can be stained anew.",
+            f"{spec.name!r} reads {reads}, and stain jitter needs crops.",
             Advice("leave out 'stain_jitter' in {}", "config"),
         )
     frozen = any(not parameter.requires_grad for parameter in network.parameters())
     if config.measure_pixels and (reads != "crops" or frozen):
-        why = (
-            "has frozen layers, which need the pixel values that they were trained with" if frozen else f"reads {reads}"
-        )
+        why = "has frozen layers, which need the pixel normalisation of their training" if frozen else f"reads {reads}"
         raise InvalidValueError(
-            f"{spec.name!r} {why}, so colours cannot be measured for it.",
+            f"{spec.name!r} {why}, so pixels cannot be measured for it.",
             Advice("leave out 'measure_pixels' in {}", "config"),
         )
 
@@ -83,14 +82,16 @@ def objective(config: TrainConfig, target_BG: NDArray[np.float32]) -> Callable[[
     Parameters
     ----------
     config
-        Its ``loss`` says which objective.
+        Configuration of training, with the name of the ``loss``.
     target_BG
-        Targets of all training spots; their standard deviations are what errors are relative to.
+        Targets of all training spots, whose standard deviations scale the errors.
     """
     if config.loss == "model":
         return lambda model, batch: model.loss(batch)
     std_G = torch.from_numpy(target_BG.std(axis=0)).float()
-    varies_G = torch.from_numpy(np.ptp(target_BG, axis=0) > 0)  # rounding gives constants a standard deviation
+    varies_G = torch.from_numpy(
+        np.ptp(target_BG, axis=0) > 0
+    )  # the standard deviation of a constant may be above 0 by rounding
     std_G = torch.where(varies_G, std_G, 1)
     correlated = config.loss == "correlation"
 
@@ -105,7 +106,7 @@ def objective(config: TrainConfig, target_BG: NDArray[np.float32]) -> Callable[[
 
 
 def correlation(predicted_BG: Tensor, measured_BG: Tensor) -> Tensor:
-    """Mean over genes of the Pearson correlation over the spots of a batch; genes that are constant there count as 0."""
+    """Mean Pearson correlation per gene over the spots of a batch; genes that are constant in it count as 0."""
     predicted_BG = predicted_BG - predicted_BG.mean(0)
     measured_BG = measured_BG - measured_BG.mean(0)
     together_G = (predicted_BG * measured_BG).sum(0)

@@ -1,4 +1,4 @@
-"""What a card says of a training: configuration, epoch that was kept, colours of the crops, weights that it stands on."""
+"""Training notes of a card: configuration, kept epoch, colours of the crops, pretrained weights."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["colours_of", "describe_pixels", "describe_training"]
 
 _OF_ALL = 256
-"""Crops that are measured of those that a network reads."""
+"""Largest number of crops to measure."""
 
 _DIGITS = 4
 
-# Optical density of red, green and blue of haematoxylin, eosin and DAB, which stands for the rest: Ruifrok and Johnston 2001.
+# Optical densities of haematoxylin, eosin and DAB (as residual) in red, green and blue: Ruifrok and Johnston 2001.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _DENSITIES = -np.log((np.arange(256) + 1) / 256)
 
@@ -48,13 +48,13 @@ def describe_training(
     card
         Network and its hyper-parameters.
     config
-        How it was trained.
+        Configuration of training.
     history
-        Figures of each epoch.
+        Scores of each epoch.
     validated
-        Whether held-out spots chose the epoch.
+        Whether validation spots chose the epoch.
     encoder
-        Source of the features that the network reads.
+        Encoder of the features that the network reads.
     """
     return {
         "config": asdict(config),
@@ -66,7 +66,7 @@ def describe_training(
 
 
 def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
-    """Return what a card says of weights of others that the network stands on."""
+    """Return the card's notes on third-party weights."""
     note = get_spec(card.model).extension(card.hparams)
     found: dict[str, Any] = {"extension": note} if note else {}
     if encoder is not None and encoder.spec.source:
@@ -76,7 +76,7 @@ def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
 
 
 def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict[str, Any]:
-    """Return the colours of up to 256 crops, drawn at random.
+    """Return colour statistics of up to 256 random crops.
 
     Parameters
     ----------

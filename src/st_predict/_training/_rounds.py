@@ -1,4 +1,4 @@
-"""Semi-supervised training: rounds in which a network labels spots that a fresh one then learns from as well."""
+"""Pseudo-labelling: in each round, a network labels spots on which a fresh network is then trained as well."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = ["JoinedStore", "fit_rounds", "label", "split_rounds"]
 
 logger = logging.getLogger(__name__)
 
-_READ = 256  # spots that are labelled at a time
+_READ = 256  # spots labelled at a time
 
 
 def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Share spots out among the rounds at random, evenly; each is of one round.
+    """Split spots evenly and at random among the rounds.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def split_rounds(n_spots: int, rounds: int, seed: int) -> list[NDArray[np.int64]
 
 
 def label(inference: Inference, store: CropStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Predict some spots of a store, ``(n_spots, n_genes)``."""
+    """Predict selected spots of a store, ``(n_spots, n_genes)``."""
     batches = (store.batch(rows[start : start + _READ]) for start in range(0, len(rows), _READ))
     done = track(inference.over(batches), "Labelling", len(rows), unit="spot", size=lambda one: len(one[0]))
     return np.concatenate([prediction.numpy() for _, prediction in done])
@@ -62,18 +62,18 @@ def label(inference: Inference, store: CropStore, rows: NDArray[np.int64]) -> ND
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedStore:
-    """Measured spots, and behind them labelled ones; the crops of both stay where they are.
+    """Measured spots followed by pseudo-labelled ones, without copying crops.
 
     Parameters
     ----------
     measured
-        The training spots.
+        Training spots.
     unlabelled
-        Where the labelled spots come from.
+        Store of the spots without measured target.
     rows
-        ``(n_labelled,)``: which of ``unlabelled``.
+        Rows of ``unlabelled`` that have labels, ``(n_labelled,)``.
     labels
-        ``(n_labelled, n_genes)`` float32: their targets.
+        Targets of these rows, ``(n_labelled, n_genes)`` float32.
     """
 
     measured: CropStore
@@ -95,7 +95,7 @@ class JoinedStore:
         return self.measured.n_bytes + self.unlabelled.n_bytes
 
     def to(self, device: torch.device) -> JoinedStore:
-        """Return a store whose batches are made on a device, which holds all spots."""
+        """Return a store that is held by a device, where batches are made."""
         return replace(self, measured=self.measured.to(device), unlabelled=self.unlabelled.to(device))
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
@@ -106,13 +106,13 @@ class JoinedStore:
         crops = self.unlabelled.batch(self.rows[added])
         device = crops.index.device
         labelled = replace(crops, target=torch.from_numpy(self.labels[added]).to(device))
-        # where each row is, once the labelled ones stand behind the measured ones
+        # places in the result: measured rows come first, then labelled ones
         place = torch.from_numpy(np.argsort(np.argsort(of_round, kind="stable"))).to(device)
         joined = Batch.cat([self.measured.batch(rows[~of_round]), labelled])
         return replace(joined.take(place), index=torch.from_numpy(rows).to(device))
 
     def add(self, rows: NDArray[np.int64], labels: NDArray[np.float32]) -> JoinedStore:
-        """Return a store that has these labelled spots as well."""
+        """Return a store with further labelled spots."""
         return replace(self, rows=np.concatenate([self.rows, rows]), labels=np.concatenate([self.labels, labels]))
 
 
@@ -127,24 +127,24 @@ def fit_rounds(
     resume: bool,
     rounds: int,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Train; then, in each round, label a new part of the unlabelled spots and train afresh on all that have a label.
+    """Train; then in each round label a new part of the unlabelled spots and train anew on all labelled spots.
 
-    The labels of a spot stay those of its round, and those that were measured stay as they are.
+    Pseudo-labels keep the values of their round; measured targets do not change.
 
     Parameters
     ----------
     card, data, val_data, config, folder, resume
-        Arguments of :func:`~st_predict._training._fit.fit`. The network before the first round is kept in ``folder`` as there;
-        ``folder/rounds/{round}.safetensors`` is the network that each round ended with, and is not trained again when
-        resuming. A round that is not at its end is in ``folder/rounds/{round}``.
+        Arguments of :func:`~st_predict._training._fit.fit`. The network before the first round is kept in ``folder``. Finished
+        rounds are kept in ``folder/rounds/{round}.safetensors`` and not trained again when resuming. An unfinished round is in
+        ``folder/rounds/{round}``.
     unlabelled
         Crops of spots to label.
     rounds
-        How many.
+        Number of rounds.
 
     Returns
     -------
-    The network of the round with the best validation; without validation, that of the last round. And the history of all
+    The network of the round with the best validation score (without validation, of the last round), and the history of all
     rounds, with the column ``"round"``, 0 before the first.
     """
     parts = split_rounds(len(unlabelled), rounds, config.seed)
@@ -171,7 +171,7 @@ def _fit_round(
     folder: Path,
     resume: bool,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Train a round, or load what it ended with."""
+    """Train a round, or load its result."""
     file = _file(folder, number)
     if resume and file.is_file():
         return _load(file, card)
@@ -182,7 +182,7 @@ def _fit_round(
     file.parent.mkdir(exist_ok=True)
     checkpoints.save(file, network, replace(card, training={"history": history}))
     if number > 0:
-        shutil.rmtree(place)  # three times as large as the weights, twice
+        shutil.rmtree(place)  # two files, each three times as large as the weights
     return network, history
 
 
@@ -191,11 +191,11 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def _load(file: Path, card: ModelCard) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Read the weights of a round into the network of ``card``, and its figures."""
+    """Read the weights of a round into the network of ``card``, and its history."""
     stored = ModelCard.of_file(file)
     if (stored.model, stored.genes, stored.hparams) != (card.model, card.genes, card.hparams):
-        raise InvalidValueError(f"{str(file)!r} is of another training.", "start anew in another folder")
-    network, stored = checkpoints.load(file, trust=True)  # a card that says what the caller says
+        raise InvalidValueError(f"{str(file)!r} belongs to another training.", "start anew in another folder")
+    network, stored = checkpoints.load(file, trust=True)  # its card equals the caller's
     return network, stored.training["history"]
 
 

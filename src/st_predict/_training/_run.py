@@ -1,4 +1,4 @@
-"""The folder of a training: what it refuses, what it remembers, and what it leaves."""
+"""Folder of a training: checks, notes for resuming, and results."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = ["Run"]
 logger = logging.getLogger(__name__)
 
 CROPS = ".crops-"
-"""Beginning of the names of folders of crops."""
+"""Prefix of the names of crop folders."""
 
 LOCK = ".lock"
-"""File that a training holds, in its folder."""
+"""Lock file of a training, in its folder."""
 
 _MAY_CHANGE = {"device", "precision"}  # between a run and its continuation
 
@@ -48,9 +48,9 @@ class Run:
     Parameters
     ----------
     folder
-        Where results are written.
+        Folder for results.
     resume
-        Whether the run continues one that was interrupted.
+        Whether the run continues an interrupted one.
     spec
         Model to train.
     """
@@ -66,7 +66,7 @@ class Run:
         Raises
         ------
         FileNotFoundError
-            If there is nothing to resume.
+            If ``resume`` is true and the folder has no state to resume.
         FileExistsError
             If the folder holds a training and ``resume`` is false.
         OSError
@@ -80,14 +80,14 @@ class Run:
             with tempfile.TemporaryFile(dir=out):
                 pass
         except OSError as error:
-            raise type(error)(error.errno, f"Can't write results to {str(out)!r}: {error.strerror}") from error
+            raise type(error)(error.errno, f"Cannot write results to {str(out)!r}: {error.strerror}") from error
         return run
 
     def _check(self) -> None:
         """Refuse a folder that holds results, or nothing to resume."""
         out, begun = self.folder, is_begun(self.folder)
         if self.resume and not begun:
-            raise FileNotFoundError(f"There is nothing to resume: no {str(out / 'checkpoints' / LAST)!r}.")
+            raise FileNotFoundError(f"Nothing to resume: {str(out / 'checkpoints' / LAST)!r} does not exist.")
         results = out / f"{self.spec.name}.safetensors", out / "history.csv"
         if not self.resume and (begun or any(path.exists() for path in results)):
             way_out = "name another folder" if self.spec.closed_form else "resume it, or name another folder"
@@ -100,37 +100,37 @@ class Run:
         Raises
         ------
         FileExistsError
-            If another training is running in the folder, or has ended there since the run was created.
+            If another training runs in the folder, or has ended there since this run was created.
         """
         with locked(self.folder / LOCK, folder=self.folder, what="training"):
             self._check()
             yield
 
     def temporary_folder(self) -> AbstractContextManager[Path]:
-        """Make a folder for crops, which is removed at the end; those that killed trainings left are removed first."""
+        """Make a temporary folder for crops; leftovers of killed trainings are removed first."""
         return owned_folder(self.folder, CROPS)
 
     def note(self, card: ModelCard, config: TrainConfig, *, sections: Mapping[str, Any]) -> None:
-        """Remember what is trained on which sections, and refuse to resume with something else.
+        """Record card, configuration and sections, and refuse to resume with different ones.
 
         Raises
         ------
         ValueError
-            If the run was begun with another card, configuration or sections.
+            If the run was started with another card, configuration or sections.
         """
         path = self.folder / "checkpoints" / "begun.json"
-        # finished rounds are not resumed, so that their number of epochs is settled
+        # finished rounds are not resumed, so their number of epochs is fixed
         free = _MAY_CHANGE if "rounds" in sections else _MAY_CHANGE | {"epochs", "patience"}
         now = json.loads(card.to_json()) | json.loads(json.dumps(sections))
         now |= {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
-        if not self.resume:  # an existing note belongs to a training that ended before its first epoch
+        if not self.resume:  # an existing note is from a training that ended before its first epoch
             with whole(path) as fresh:
                 fresh.write_text(json.dumps(now), encoding="utf-8")
             return
         begun = _read_note(path)
         if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):
             raise InvalidValueError(
-                f"{str(path.parent)!r} was begun with another {' and '.join(changed)}.",
+                f"{str(path.parent)!r} was started with another {' and '.join(changed)}.",
                 "resume with the same",
                 "start anew in another folder",
             )
@@ -138,7 +138,7 @@ class Run:
     def save(
         self, network: SpotModel, card: ModelCard, history: list[dict[str, float]], *, encoder: Encoder | None = None
     ) -> Path:
-        """Write the checkpoint, with an encoder that it may carry, and ``history.csv``; return the path of the checkpoint."""
+        """Write the checkpoint, including an encoder that may be carried, and ``history.csv``; return the checkpoint's path."""
         path = self.folder / f"{card.model}.safetensors"
         checkpoints.save(path, network, card, encoder=encoder)
         with whole(self.folder / "history.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
@@ -152,12 +152,12 @@ class Run:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """Read what a training was begun with."""
+    """Read the note on how a training was started."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is nothing to resume: no {str(path)!r}. Start anew in another folder.")
+        raise FileNotFoundError(f"Nothing to resume: {str(path)!r} does not exist. Start anew in another folder.")
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON or of its characters
+    except (ValueError, RecursionError) as error:  # raised for JSON or its encoding
         raise InvalidValueError(f"{str(path)!r} is damaged ({error}).", "start anew in another folder") from error
     if isinstance(begun, dict):
         return begun

@@ -1,4 +1,4 @@
-"""The scores that choose the best epoch."""
+"""Validation scores, which choose the best epoch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["best_row", "monitored", "validation_scores"]
 
 
 def validation_scores(prediction: NDArray[Any], target: NDArray[Any], section: NDArray[np.int64]) -> dict[str, float]:
-    """Score validation spots, ``(n_spots, n_genes)``, whose section ``(n_spots,)`` says.
+    """Score validation spots, ``(n_spots, n_genes)``, given their section, ``(n_spots,)``.
 
     Returns
     -------
-    ``val_pearson``, the mean over genes and sections of the correlation within a section, -1 while all predictions are
-    constants; and ``val_mse``.
+    ``val_pearson``, mean over genes and sections of the correlation within a section (-1 if all predictions are constant),
+    and ``val_mse``.
     """
     each = np.stack([pearson(prediction[section == s], target[section == s], axis=0) for s in np.unique(section)])
     defined = each[np.isfinite(each)]
@@ -33,12 +33,12 @@ def validation_scores(prediction: NDArray[Any], target: NDArray[Any], section: N
 
 
 def monitored(config: TrainConfig) -> tuple[str, Literal["max", "min"]]:
-    """Return the column of the history that ``config`` monitors, and whether its largest or least value is the best."""
+    """Return the monitored column of the history, and whether its largest or least value is best."""
     return ("val_pearson", "max") if config.monitor == "pearson" else ("val_loss", "min")
 
 
 def best_row(history: list[dict[str, float]], config: TrainConfig, *, validated: bool = True) -> dict[str, float]:
-    """Return the figures of the best epoch by the score that ``config`` monitors; without validation, of the last epoch."""
+    """Return the scores of the best epoch by the monitored score; without validation, of the last epoch."""
     if not validated:
         return history[-1]
     column, mode = monitored(config)

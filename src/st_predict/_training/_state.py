@@ -1,4 +1,4 @@
-"""Files that training resumes from: the last two of each kind, of which a damaged one is passed over."""
+"""Files to resume training from: the last two of each kind, skipping damaged ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ANEW = "start anew in another folder"
 
 
 def versions(path: Path) -> list[Path]:
-    """Return where a file and the one before it are."""
+    """Return the paths of a file and of its previous version."""
     return [path, path.with_name(f"{path.stem}.previous{path.suffix}")]
 
 
@@ -36,7 +36,7 @@ def is_begun(folder: Path) -> bool:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a place to write a file to, which then takes the place of ``path``; the file before it is kept."""
+    """Yield a path to write to, which then replaces ``path``; the previous version is kept."""
     with whole(path) as fresh:
         yield fresh
         if path.exists():
@@ -44,14 +44,14 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def find_state(folder: Path) -> Path:
-    """Return the newest state of a training that is not damaged; say so if the last epoch is missing.
+    """Return the newest intact state of a training; log a warning if the last epoch is missing.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the folder has no state.
     ValueError
-        If all are damaged.
+        If all states are damaged.
     """
     last, previous = versions(folder / "checkpoints" / LAST)
     if intact(last):
@@ -61,13 +61,13 @@ def find_state(folder: Path) -> Path:
         logger.warning("%s %s; training resumes from the epoch before, %s.", last, found, previous.name)
         return previous
     if not is_begun(folder):
-        raise FileNotFoundError(f"There is nothing to resume: no {str(last)!r}.")
+        raise FileNotFoundError(f"Nothing to resume: {str(last)!r} does not exist.")
     other = "is damaged as well" if previous.is_file() else "does not exist"
     raise InvalidValueError(f"{str(last)!r} {found}, and {previous.name!r} {other}.", _ANEW)
 
 
 def intact(path: Path) -> bool:
-    """Whether a file of PyTorch is complete, by the checksums of its parts; nothing in it is unpickled."""
+    """Whether a PyTorch file is complete, by the checksums of its parts, without unpickling."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,4 +1,4 @@
-"""Training set as arrays: crops, mapped from files or held by a device, or features."""
+"""Training set as arrays: crops, memory-mapped or on a device, or features."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["CropStore", "Store", "held_by", "measure_colours"]
 
 logger = logging.getLogger(__name__)
 
-_MEASURED = 1024  # crops whose colours are measured
-_SHARE = 0.3  # of the free memory of a GPU; twice that is taken meanwhile, and networks need the rest
-_COPIED = 1024  # spots that are copied to a device at a time
+_MEASURED = 1024  # crops to measure colours of
+_SHARE = 0.3  # of a GPU's free memory; copying takes twice as much, and networks need the rest
+_COPIED = 1024  # spots copied to a device at a time
 
 
 class Store(Protocol):
@@ -35,7 +35,7 @@ class Store(Protocol):
 
     @property
     def measured(self) -> Store:
-        """Those of the spots whose targets were measured."""
+        """Spots with measured targets."""
 
     def __len__(self) -> int: ...
 
@@ -51,18 +51,18 @@ class Store(Protocol):
 
 
 def held_by(device: torch.device, store: Store) -> Store:
-    """Let a GPU hold all spots of a store if they fit, so that no batch is copied to it.
+    """Move all spots of a store to a GPU if they fit, so that batches need no copy.
 
     Parameters
     ----------
     device
-        Where the network is trained.
+        Device of training.
     store
         Spots to train on.
 
     Returns
     -------
-    The store on the device; the store as it is for a CPU, or if its crops need more than 30 % of the free memory of a GPU.
+    The store on the device; the unchanged store for a CPU, or if its crops need more than 30 % of a GPU's free memory.
     """
     if device.type != "cuda":
         return store
@@ -75,27 +75,27 @@ def held_by(device: torch.device, store: Store) -> Store:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropStore:
-    """All crops of some spots with their targets; the crops are memory-mapped files.
+    """Crops of spots with their targets; crops are memory-mapped files.
 
     Parameters
     ----------
     crops
-        One uint8 array ``(n_spots, 3, size, size)`` a level, finest first.
+        One uint8 array ``(n_spots, 3, size, size)`` per level, finest first.
     target
-        ``(n_spots, n_genes)`` float32.
+        Targets, ``(n_spots, n_genes)`` float32.
     section
-        ``(n_spots,)`` int: which section each spot is of.
+        Section of each spot, ``(n_spots,)`` int.
     grid
-        ``(n_spots, 2)`` int64, where all sections have a lattice.
+        Rows and columns on the lattice, ``(n_spots, 2)`` int64, if all sections have one.
     xy_um
-        ``(n_spots, 2)`` float32, where the mpp of all sections is known.
+        Positions in micrometres, ``(n_spots, 2)`` float32, if the mpp of all sections is known.
     features
-        ``(n_spots, n_features)`` float32, for a model that reads these instead of crops; or ``(n_spots, n_cells, n_features)``,
-        NaN where a spot covers fewer cells than others.
+        Features, ``(n_spots, n_features)`` float32, for models that read these instead of crops; or ``(n_spots, n_cells,
+        n_features)``, NaN where a spot covers fewer cells than others.
     counts
-        ``(n_spots, n_genes)`` float32: raw counts of the panel, for a model whose loss reads them.
+        Raw counts of the panel, ``(n_spots, n_genes)`` float32, for models whose loss reads them.
     held
-        All of this on a device (:meth:`to`), from which batches are then taken.
+        Copy of all arrays on a device (:meth:`to`), from which batches are taken.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -150,19 +150,19 @@ class CropStore:
         )
 
     def measure_pixels(self) -> PixelSpec:
-        """Return mean and standard deviation of each colour over all levels of up to 1024 crops, drawn at random."""
+        """Return mean and standard deviation of each colour over all levels of up to 1024 random crops."""
         return measure_colours(self.crops, np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED]))
 
 
 def measure_colours(crops: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64]) -> PixelSpec:
-    """Return mean and standard deviation of each colour, from 0 to 1, over all levels of some crops.
+    """Return mean and standard deviation of each colour, from 0 to 1, over all levels of selected crops.
 
     Parameters
     ----------
     crops
         One array ``(n_spots, 3, size, size)`` per level.
     rows
-        Crops to measure.
+        Rows of the crops to measure.
     """
     sums, squares, n = np.zeros(3), np.zeros(3), 0
     for level in crops:

@@ -1,4 +1,4 @@
-"""Checkpoints: save, load and build networks from their cards, and the released weights, and the import of published ones."""
+"""Checkpoints: save and load networks with their cards, find released weights, import published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a checkpoint, to be read by people."""
+"""Model card of a checkpoint as readable text."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ class GeneScore:
         Ends of its 95 % interval.
     ceiling
         Its noise ceiling.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.checkpoints.GeneScore(gene="ERBB2", partial=0.4, low=0.3, high=0.5, ceiling=0.9).partial
+    0.4
     """
 
     gene: str
@@ -40,7 +46,7 @@ class GeneScore:
 
 
 def card_facts(card: ModelCard) -> dict[str, str]:
-    """Return what a card says, as sentences or lists by heading.
+    """Return the contents of a card as text by heading.
 
     Parameters
     ----------
@@ -49,8 +55,18 @@ def card_facts(card: ModelCard) -> dict[str, str]:
 
     Returns
     -------
-    ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``epoch chosen by``, ``data``, ``limits``, ``licence``,
-    ``citation`` and ``made with``, as far as the card has them.
+    Texts by heading: ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``epoch chosen by``, ``data``,
+    ``limits``, ``licence``, ``citation`` and ``made with``. Headings without contents are left out.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost"))
+    >>> facts = stp.checkpoints.card_facts(card)
+    >>> facts["predicts"]
+    '250 genes (symbols, organism: Homo sapiens)'
+    >>> facts["reads"]
+    'crops of 66 um, 132 um, 264 um; 0.688 um/px'
     """
     training = card.training
     ids = {"symbol": "symbols", "ensembl": "Ensembl identifiers"}[card.gene_id_type]
@@ -72,17 +88,25 @@ def card_facts(card: ModelCard) -> dict[str, str]:
 
 
 def card_gaps(card: ModelCard) -> list[str]:
-    """Return what a card does not say, as sentences.
+    """Return the facts that a card lacks, as sentences.
 
     Parameters
     ----------
     card
         Card of a checkpoint.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.models.get_spec("stnet")
+    >>> card = stp.specs.ModelCard(model="stnet", genes=("ERBB2", "GNAS"), crop=spec.crop)
+    >>> stp.checkpoints.card_gaps(card)[0]
+    'Which genes to trust: no scores on held-out sections are in the card.'
     """
     training, measured = card.training, {one.held_out: one for one in card.reliability}
     gaps = {
         "Which genes to trust: no scores on held-out sections are in the card.": not measured,
-        "How well a new patient is predicted: scores are of other sections of training patients only.": set(measured)
+        "How well a new patient is predicted: scores are only for other sections of training patients.": set(measured)
         == {"section"},
         "How well another section of a training patient is predicted.": set(measured) == {"patient"},
         "Scores without optimism: a section that was scored chose the epoch.": any(
@@ -100,12 +124,20 @@ def card_gaps(card: ModelCard) -> list[str]:
 
 
 def score_sentence(reliability: Reliability) -> str:
-    """Return where genes were scored, how well, and how many may be trusted.
+    """Return a summary of gene scores: held-out sections, mean score, number of trusted genes.
 
     Parameters
     ----------
     reliability
         Scores of one kind of held-out section.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost"))
+    >>> sentence = stp.checkpoints.score_sentence(card.reliability_on("patient"))
+    >>> sentence.split(". ")[0]
+    'Another patient: section B4 of patient B, 231 spots'
     """
     scores = [score for score in reliability.partial if score is not None]
     mean = f"mean {sum(scores) / len(scores):z.2f}" if scores else "all undefined"
@@ -117,7 +149,7 @@ def score_sentence(reliability: Reliability) -> str:
 
 
 def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
-    """Return the scores of the genes, best first; undefined ones at the end.
+    """Return the scores of the genes, best first and undefined last.
 
     Parameters
     ----------
@@ -125,6 +157,14 @@ def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
         Card of a checkpoint.
     reliability
         Scores of one kind of held-out section, of this card.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost"))
+    >>> ranked = stp.checkpoints.rank_genes(card, card.reliability_on("patient"))
+    >>> [score.gene for score in ranked[:3]]
+    ['EPCAM', 'B2M', 'CD74']
     """
     columns = (card.genes, reliability.partial, reliability.low, reliability.high, reliability.ceiling)
     scores = [
@@ -135,7 +175,7 @@ def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
 
 
 def _reads(card: ModelCard) -> str:
-    """Input of the network, and the field of view."""
+    """Input of the network, and its field of view."""
     reads = get_spec(card.model).reads(card.hparams)
     if reads.kind == "nothing":
         return "nothing of the image"
@@ -149,7 +189,7 @@ def _reads(card: ModelCard) -> str:
 
 def _sections(sections: Any) -> str:
     if not sections or not isinstance(sections, list | tuple) or not all(isinstance(one, Mapping) for one in sections):
-        return ""  # notes of a card from elsewhere may be anything
+        return ""  # notes of a foreign card may be anything
     names = [str(one.get("section", "?")) for one in sections]
     patients = sorted({str(patient) for one in sections for patient in _listed(one.get("patients"))})
     spots = sum(one.get("n_spots") or 0 for one in sections)

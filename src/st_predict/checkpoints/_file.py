@@ -39,28 +39,42 @@ if TYPE_CHECKING:
 __all__ = ["build", "load", "load_encoder", "notice_of", "save"]
 
 _NOTICE = "notice"
-"""Entry of the metadata of a file: origin and licence of the weights of others that it contains."""
+"""Metadata entry of a file: origin and licence of third-party weights in it."""
 
 _LICENSES = {"Apache-2.0": Path(__file__).parent / "weights" / "LICENSE-Apache-2.0.txt"}
-"""Licences whose text has to travel with the weights."""
+"""Licences whose text must accompany the weights."""
 
 _ENCODER = "st_predict.encoder."
-"""How the names of the weights of a carried encoder begin; no network has a layer of this name."""
+"""Prefix of the weights of a carried encoder; networks have no layer with this name."""
 
 
 def build(card: ModelCard) -> SpotModel:
-    """Build the network of a card, with the weights it starts training from.
+    """Build the network of a card, with its initial weights for training.
+
+    Parameters
+    ----------
+    card
+        Card with the model, its panel and its hyper-parameters.
 
     Raises
     ------
     KeyError
-        If there is no model of the name on the card.
+        If the model on the card does not exist.
     TypeError
-        If this is not a card.
+        If ``card`` is not a :class:`~st_predict.specs.ModelCard`.
     ValueError
-        If hyper-parameters are unfit, or the network would have more than 4.3 billion values or 30,000 layers and tensors.
+        If a hyper-parameter is invalid, or the network would have more than 4.3 billion values or 30,000 layers and tensors.
     MemoryError
-        If there is not enough memory for the network.
+        If the network does not fit into memory.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.models.get_spec("stnet")
+    >>> card = stp.specs.ModelCard(model="stnet", genes=("ERBB2", "GNAS"), crop=spec.crop)
+    >>> network = stp.checkpoints.build(card)
+    >>> type(network).__name__
+    'STNet'
     """
     _require("card", card, ModelCard)
     return _build(card, MOST_PARTS)
@@ -83,27 +97,40 @@ def save(
 ) -> None:
     """Write weights and card to one ``.safetensors`` file.
 
-    The file appears whole or not at all. If it contains weights of others, its metadata has their origin and licence
-    (:func:`st_predict.checkpoints.notice_of`), and the text of the licence where that asks for it.
+    The file is written atomically. For third-party weights, its metadata has origin and licence
+    (:func:`st_predict.checkpoints.notice_of`), and the text of the licence if required.
 
     Parameters
     ----------
     path
-        Where to write; an existing file is replaced once the new one is complete.
+        File to write. An existing file is replaced once the new one is complete.
     model, card
-        What to write.
+        Network and its card.
     dtype
-        Store floating-point weights as this type, for example ``torch.float16`` to halve the file.
+        Type for stored floating-point weights, for example ``torch.float16`` to halve the file; by default unchanged.
     encoder
-        What makes the features that the model reads. Its weights are written too, as float16, if they are small and their licence
-        allows it (:attr:`st_predict.encoders.EncoderSpec.carried`); prediction then needs nothing else.
+        Encoder of the features that the model reads. Its weights are included as float16 if they are small and their licence allows
+        it (:attr:`st_predict.encoders.EncoderSpec.carried`); prediction then needs no other file.
 
     Raises
     ------
     TypeError
-        If ``model``, ``card`` or ``dtype`` are something else, or the card holds something that JSON cannot.
+        If ``model``, ``card`` or ``dtype`` is of another type, or the card holds a value that JSON cannot represent.
     ValueError
         If a weight is not finite, or too large for ``dtype``. Nothing is written then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> spec = stp.models.get_spec("mean")
+    >>> card = stp.specs.ModelCard(model="mean", genes=("ERBB2", "GNAS"), crop=spec.crop)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "mean.safetensors"
+    ...     stp.checkpoints.save(path, stp.checkpoints.build(card), card)
+    ...     stp.specs.ModelCard.of_file(path).genes
+    ('ERBB2', 'GNAS')
     """
     path = check("path", path, File)
     _require("model", model, nn.Module)
@@ -121,7 +148,7 @@ def save(
 
 
 def _notices(model: nn.Module, encoder: Encoder | None) -> dict[str, str]:
-    """Return metadata on weights of others: those that training started from, and those of the encoder that is carried."""
+    """Return metadata on third-party weights: pretrained weights, and the carried encoder."""
     notices = [model.notice] if isinstance(model, SpotModel) else []
     if encoder is not None and encoder.spec.carried:
         notices.append(encoder.spec.notice)
@@ -132,28 +159,29 @@ def _notices(model: nn.Module, encoder: Encoder | None) -> dict[str, str]:
 
 
 def notice_of(path: PathLike[str] | str) -> str:
-    """Read what a checkpoint says of the weights of others that it contains: origin, licence and changes.
+    """Read the attribution of third-party weights in a checkpoint: origin, licence and changes.
 
     Parameters
     ----------
     path
-        A ``.safetensors`` file of :func:`st_predict.checkpoints.save`.
+        A ``.safetensors`` file written by :func:`st_predict.checkpoints.save`.
 
     Returns
     -------
-    Sentences to keep with every copy of the file; empty if it contains no such weights.
+    Sentences that must accompany every copy of the file; empty without third-party weights.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If it is not a safetensors file, or has no card.
+        If the file is not a safetensors file, or has no card.
 
     Examples
     --------
-    >>> from st_predict import checkpoints
-    >>> checkpoints.notice_of(checkpoints.find_weights("m2ost"))[:37]
+    >>> import st_predict as stp
+    >>> notice = stp.checkpoints.notice_of(stp.checkpoints.find_weights("m2ost"))
+    >>> notice.split(":")[0]
     'Contains layers of EfficientNet-Lite0'
     """
     ModelCard.of_file(path)
@@ -162,7 +190,7 @@ def notice_of(path: PathLike[str] | str) -> str:
 
 
 def _values(network: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics, also those that are not stored."""
+    """Weights and statistics, including non-persistent buffers."""
     return dict([*network.named_parameters(), *network.named_buffers()])
 
 
@@ -180,34 +208,43 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def load(
     path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
 ) -> tuple[SpotModel, ModelCard]:
-    """Build the network of a checkpoint.
+    """Load the network of a checkpoint.
 
-    Nothing that the file says is run, opened or fetched.
+    The file is treated as untrusted: nothing that it names is run, opened or downloaded.
 
     Parameters
     ----------
     path
-        A file of :func:`save`.
+        File written by :func:`save`.
     hparams
-        Hyper-parameters to use instead of those on the card, of those that the weights do not depend on
-        (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+        Hyper-parameters that override the card. Only those in :attr:`st_predict.models.ModelSpec.at_prediction` may change, such
+        as ``mode`` and ``k`` of BLEEP.
     trust
-        Take the card as it is: an encoder or an architecture of any source, arguments of any kind, and paths of files. By default
-        only what :attr:`st_predict.models.ModelSpec.of_card` allows is accepted, and paths on the card are not used.
+        Whether to accept any card: encoders and architectures of any source, arguments of any kind, and paths of files. By default
+        only values that :attr:`st_predict.models.ModelSpec.of_card` allows are accepted, and paths on the card are not used.
 
     Returns
     -------
-    The network, in evaluation mode, float32, on the CPU; and its card.
+    The network, in evaluation mode, float32, on the CPU, and its card.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is truncated, is no safetensors file, has no card, has a card that sets what it may not, or has weights of
-        another network; or ``hparams`` are none that may change, or unfit.
+        If the file is truncated, not a safetensors file, has no card, has a card with values that are not allowed, or has weights of
+        another network; or if ``hparams`` may not change, or are invalid.
     KeyError
-        If there is no model of the name on the card.
+        If the model on the card does not exist.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> network, card = stp.checkpoints.load(stp.checkpoints.find_weights("m2ost"))
+    >>> type(network).__name__, len(card.genes)
+    ('M2OST', 250)
+    >>> card.target.units
+    'Pearson residual of the count, given the sum over all genes'
     """
     card, tensors = ModelCard.of_file(path), shapes_of(path)
     trust = check("trust", trust, Flag)
@@ -216,21 +253,21 @@ def load(
         _check_crops(card, trust=trust)
         _check_sizes(card, {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)})
         network = build(card)
-        network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32, whatever the file holds
+        network.load_state_dict(_read_weights(path, encoder=False))  # copies into float32 from any type
         check_finite(_values(network))
     except StPredictError as error:
-        if hparams:  # not of the file
+        if hparams:  # the caller's error, not the file's
             raise
         found = f"{str(path)!r} does not hold a {card.model!r} network. {error.found}"
         raise type(error)(found, *error.advice, "get the file again") from error
-    except (RuntimeError, ValueError) as error:  # of weights
+    except (RuntimeError, ValueError) as error:  # raised for weights
         found = f"{str(path)!r} does not hold a {card.model!r} network: {' '.join(str(error).split())}"
         raise InvalidValueError(f"{found.rstrip('.')}.", "get the file again") from error
     return network.eval(), card
 
 
 def _check_crops(card: ModelCard, *, trust: bool) -> None:
-    """Refuse a card of unknown origin with crops that its network does not read, however large."""
+    """Refuse a card of unknown origin whose crops differ from its network's; they could be huge."""
     spec = get_spec(card.model)
     if trust or spec.reads(card.hparams).kind == "nothing":
         return
@@ -239,12 +276,12 @@ def _check_crops(card: ModelCard, *, trust: bool) -> None:
 
 
 def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a card of another network than that of the tensors, before any memory is taken for either."""
+    """Refuse a card that does not fit the tensors, before any memory is allocated."""
     try:
-        with warnings.catch_warnings(), torch.device("meta"):  # on first use, torch imports what sets filters
+        with warnings.catch_warnings(), torch.device("meta"):  # first use of torch changes warning filters
             network = _build(card, most_parts_of(tensors))
     except MemoryError as error:
-        raise InvalidValueError(f"The card asks for a network that no memory can hold: {error}") from error
+        raise InvalidValueError(f"The network of the card is too large for any memory: {error}") from error
     check_fits(network, tensors)
 
 
@@ -252,29 +289,36 @@ def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
 def load_encoder(
     path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
 ) -> Encoder | None:
-    """Load the encoder whose features the network of a checkpoint reads: from the checkpoint, if that carries it.
+    """Load the encoder of a checkpoint's network, from the checkpoint if it carries the encoder.
 
     Parameters
     ----------
     path
-        A file of :func:`save`.
+        File written by :func:`save`.
     card
-        Its card.
+        Card of the file.
     hparams, trust
-        As in :func:`load`. ``hparams`` gives the path of ``weights`` of iStar's HIPT; that of the card is not used.
+        Arguments of :func:`load`. ``hparams`` gives the path of ``weights`` for iStar with HIPT; a path on the card is not used.
 
     Returns
     -------
-    The encoder; ``None`` for a network that reads no features.
+    The encoder; ``None`` for a network that does not read features.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is damaged, carries the weights of another encoder, or has a card that names an encoder it may not.
+        If the file is damaged, carries weights of another encoder, or has a card that names an encoder which is not allowed.
     ModuleNotFoundError, ConnectionError, PermissionError
-        If the checkpoint doesn't carry the encoder, and it cannot be loaded.
+        If the checkpoint does not carry the encoder, and it cannot be loaded.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> path = stp.checkpoints.find_weights("ridge-effnet")
+    >>> stp.checkpoints.load_encoder(path, stp.specs.ModelCard.of_file(path)).spec.name
+    'efficientnet_lite0'
     """
     card = _settled(path, card, hparams, trust=check("trust", trust, Flag))
     reads = get_spec(card.model).reads(card.hparams)
@@ -286,7 +330,7 @@ def load_encoder(
     spec = reads.describe_encoder()
     if not spec.carried:
         raise InvalidValueError(
-            f"{str(path)!r} carries weights of the encoder {spec.name!r}, which no checkpoint carries."
+            f"{str(path)!r} carries weights of the encoder {spec.name!r}, which checkpoints may not carry."
         )
     try:
         encoder = restore_encoder(spec, {name.removeprefix(_ENCODER): x for name, x in carried.items()})
@@ -299,7 +343,7 @@ def load_encoder(
 def _settled(
     path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, Any] | None, *, trust: bool
 ) -> ModelCard:
-    """Return the card with the hyper-parameters that are used: those of the file as far as they may be, and those of the caller."""
+    """Return the card with admitted hyper-parameters of the file, overridden by the caller's."""
     _check_free(card.model, {} if hparams is None else hparams)
     try:
         own = card.hparams if trust else get_spec(card.model).admit(card.hparams)
@@ -321,7 +365,7 @@ def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
 
 
 def _read_weights(path: PathLike[str] | str, *, encoder: bool) -> dict[str, Tensor]:
-    """Read the tensors of the encoder that a file carries, or those of the network."""
+    """Read the tensors of the carried encoder, or of the network."""
     with reading(path), safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(_ENCODER) == encoder]  # noqa: SIM118  # not a mapping
         return {name: file.get_tensor(name) for name in names}

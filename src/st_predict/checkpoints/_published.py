@@ -1,4 +1,4 @@
-"""Checkpoints made of files that published code wrote."""
+"""Checkpoints from weights files of published code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HIPT = "hipt"
 logger = logging.getLogger(__name__)
 
 
-def import_published(  # noqa: PLR0913  # each says something that files do not say
+def import_published(  # noqa: PLR0913  # each gives a fact that the files lack
     model: str,
     files: PathLike[str] | str | Sequence[PathLike[str] | str],
     *,
@@ -54,49 +54,49 @@ def import_published(  # noqa: PLR0913  # each says something that files do not 
     card: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Make a checkpoint of weights that published code wrote, for :func:`st_predict.tl.predict`.
+    """Convert weights files of published code to a checkpoint for :func:`st_predict.tl.predict`.
 
-    Nothing is downloaded, and no code in a file is run: files of PyTorch are read by ``torch.load(weights_only=True)``.
+    Nothing is downloaded, and code in files is not run: files of PyTorch are read by ``torch.load(weights_only=True)``.
 
     Parameters
     ----------
     model
-        Model with a ``convert`` in its :class:`~st_predict.models.ModelSpec`; or ``"hipt"``, which makes the file of
+        Name of a model with ``convert`` in its :class:`~st_predict.models.ModelSpec`; or ``"hipt"``, which writes the file of
         :func:`st_predict.encoders.save_hipt_weights`.
     files
-        Paths. Weights are ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``: a state dict, or a training checkpoint with
-        one in it. With them:
+        Paths of the files. Weights are ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``: a state dict, or a training
+        checkpoint with a state dict. Further files:
 
         - STPath: its vocabulary, ``symbol2ensembl.json``.
         - BLEEP: its reference spots, ``.npy`` arrays ``(n_spots, n_genes)`` or ``(n_genes, n_spots)`` of expression.
-        - iStar: several files are several fits.
+        - iStar: one file per fit.
         - HIPT: its two networks, in any order.
     genes
-        Gene panel in the order of the network's outputs: a list, a text file with a gene per line, or an ``.npy`` array of names. For
-        STPath, any genes of its vocabulary. The order cannot be checked.
+        Gene panel in the order of the network's outputs: a list, a text file with one gene per line, or an ``.npy`` array of names.
+        For STPath, any genes of its vocabulary. The order cannot be checked.
     out
         New ``.safetensors`` file.
     hparams
-        Hyper-parameters that differ from those of the publication, where the shapes of the weights do not tell them.
+        Hyper-parameters that differ from the publication and cannot be inferred from the shapes of the weights.
     target
-        Units of the predictions. By default those of the publication, ``original`` of the model's
-        :class:`~st_predict.models.ModelSpec`, where it has any.
+        Units of the predictions. By default the publication's, ``original`` of the model's
+        :class:`~st_predict.models.ModelSpec`, if known.
     pixels
-        Normalisation of the pixels that the network was trained with. By default that of the publication, where it has one.
+        Normalisation of the training pixels. By default the publication's, if known.
     mpp
-        Micrometres per pixel of the images that the network was trained on; ``"native"`` takes the pixels of each image as they are,
-        whatever their size. Not needed for models that read the features of an encoder.
+        Micrometres per pixel of the training images; ``"native"`` uses the pixels of each image, whatever their size. Not needed for
+        models that read the features of an encoder.
     source
-        Origin of the files, such as an address, for the card.
+        Origin of the files, such as a web address, for the card.
     card
-        More fields of the :class:`~st_predict.specs.ModelCard`: ``license`` and ``citation`` of the weights, ``organism``,
+        Further fields of the :class:`~st_predict.specs.ModelCard`: ``license`` and ``citation`` of the weights, ``organism``,
         ``gene_id_type``, ``training``.
     overwrite
         Whether an existing ``out`` is replaced.
 
     Returns
     -------
-    ``out``. Its card names origin, name and SHA-256 of each file, and where the units come from.
+    ``out``. Its card has origin, name and SHA-256 of each file, and the source of the units.
 
     Raises
     ------
@@ -107,10 +107,19 @@ def import_published(  # noqa: PLR0913  # each says something that files do not 
     KeyError
         If the model does not exist, or genes are not in the vocabulary.
     ValueError
-        If the files are damaged, of another model, hold more than tensors and plain values, or do not fit genes and
-        hyper-parameters; or if something that predictions depend on is not known.
+        If the files are damaged, belong to another model, hold more than tensors and plain values, or do not fit genes and
+        hyper-parameters; or if a property that predictions depend on is unknown.
     TypeError
-        If ``files`` or ``genes`` are something else.
+        If ``files`` or ``genes`` is of another type.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.checkpoints.import_published(
+    ...     "histogene", "model.ckpt", genes="genes.txt", out="histogene.safetensors"
+    ... )  # doctest: +SKIP
+    PosixPath('histogene.safetensors')
+    >>> stp.tl.predict(sdata, model="histogene.safetensors")  # doctest: +SKIP
     """
     out = _check_out(out, replace_old=check("overwrite", overwrite, Flag))
     sorted_files = _Files.of(files)
@@ -145,7 +154,7 @@ def import_published(  # noqa: PLR0913  # each says something that files do not 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Files:
-    """Files of a release, by what they are."""
+    """Files of a release, by kind."""
 
     weights: tuple[Path, ...]
     vocabulary: tuple[Path, ...]
@@ -163,11 +172,11 @@ class _Files:
             raise InvalidValueError(f"Files are given twice: {twice}.")
         for path in paths:
             if not path.is_file():
-                raise FileNotFoundError(f"There is no file {str(path)!r}.")
+                raise FileNotFoundError(f"Found no file {str(path)!r}.")
         by_kind = {suffix: tuple(path for path in paths if path.suffix == suffix) for suffix in (".json", ".npy")}
         rest = tuple(path for path in paths if path.suffix not in by_kind)
         if not rest:
-            raise InvalidValueError(f"There is no file of weights among {[str(path) for path in paths]}.")
+            raise InvalidValueError(f"files must include weights, got {[str(path) for path in paths]}.")
         return cls(weights=rest, vocabulary=by_kind[".json"], reference=by_kind[".npy"])
 
     def describe(self) -> list[dict[str, str]]:
@@ -177,14 +186,14 @@ class _Files:
 
 
 def _check_out(out: PathLike[str] | str, *, replace_old: bool) -> Path:
-    """Refuse, before any work, a checkpoint that could not be written."""
+    """Refuse a checkpoint that could not be written, before any work."""
     path: Path = check("out", out, File)
     if path.suffix != ".safetensors":
         raise InvalidValueError(f"out must end in .safetensors, got {str(path)!r}.")
     if path.exists() and not replace_old:
         raise FileExistsError(f"{str(path)!r} exists; choose another name.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r}.")
+        raise FileNotFoundError(f"Found no folder {str(path.parent)!r}.")
     return path
 
 
@@ -207,19 +216,19 @@ def _import_hipt(files: _Files, out: Path, *, given: Mapping[str, Any]) -> Path:
             f"HIPT has two files of weights, vit256_small_dino.pth and vit4k_xs_dino.pth, got {len(files.weights)}."
         )
     states = [read_state_dict(path) for path in files.weights]
-    # only the network on the tiles of a region narrows the tokens of tiles
+    # only the network on regions projects the tokens of tiles
     tile, region = sorted(states, key=lambda state: any("phi." in name for name in state))
     save_hipt_weights(tile, region, out)
     return out
 
 
-# What is in the files.
+# Contents of the files.
 
 
 def _read_genes(genes: Any) -> tuple[str, ...]:
     if genes is None:
         raise InvalidValueError(
-            "Weights have no names of genes.",
+            "Weights do not name their genes.",
             Advice("give the genes of the network's outputs, in their order, with {}", "genes"),
         )
     if isinstance(genes, str | PathLike):
@@ -234,14 +243,14 @@ def _read_genes(genes: Any) -> tuple[str, ...]:
 
 def _read_gene_file(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r} with genes.")
+        raise FileNotFoundError(f"Found no file {str(path)!r} with genes.")
     if path.suffix != ".npy":
-        from st_predict.pp import read_panel  # networks can be used without it
+        from st_predict.pp import read_panel  # imported late: networks can be used without it
 
         return read_panel(path)
     names = _read_array(path)
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise InvalidValueError(f"{str(path)!r} is not a list of names but {names.dtype} of shape {names.shape}.")
+        raise InvalidValueError(f"{str(path)!r} must be a list of names, got {names.dtype} of shape {names.shape}.")
     return [str(name) for name in names]
 
 
@@ -249,7 +258,7 @@ def _read_array(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise InvalidValueError(f"{str(path)!r} is not an array of NumPy without Python objects ({error}).") from error
+        raise InvalidValueError(f"{str(path)!r} must be a NumPy array without Python objects ({error}).") from error
 
 
 def _read_vocabulary(path: Path) -> dict[str, str]:
@@ -263,19 +272,19 @@ def _read_vocabulary(path: Path) -> dict[str, str]:
 
 
 def _convert(spec: ModelSpec, files: _Files, genes: Sequence[str]) -> dict[str, Tensor]:
-    """Read the weights, under our names and, for a vocabulary, of the panel."""
+    """Read the weights under our names; with a vocabulary, select the panel."""
     if spec.convert is None:
         able = [HIPT, *(name for name in list_models() if get_spec(name).convert is not None)]
-        raise InvalidValueError(f"{spec.name!r} has no published weights that can be read; models that have: {able}.")
+        raise InvalidValueError(f"{spec.name!r} has no published weights that can be imported; models with: {able}.")
     _check_kinds(spec, files)
     states = [_convert_one(spec, path, files, genes) for path in files.weights]
     if len({tuple((name, x.shape) for name, x in state.items()) for state in states}) > 1:
-        raise InvalidValueError(f"{[path.name for path in files.weights]} are of networks of different sizes.")
+        raise InvalidValueError(f"{[path.name for path in files.weights]} hold networks of different sizes.")
     return {name: torch.cat([state[name] for state in states]) for name in states[0]} if len(states) > 1 else states[0]
 
 
 def _check_kinds(spec: ModelSpec, files: _Files) -> None:
-    """Refuse files that the model has no use for, and those that are lacking."""
+    """Refuse unused and missing files."""
     if len(files.weights) > 1 and "n_fits" not in spec.hparams:
         raise InvalidValueError(
             f"{spec.name!r} has one file of weights, got {len(files.weights)}: {[path.name for path in files.weights]}."
@@ -284,18 +293,18 @@ def _check_kinds(spec: ModelSpec, files: _Files) -> None:
     wanted = {".json, its vocabulary": spec.for_panel is not None, ".npy, its reference spots": retrieves}
     for (what, needed), found in zip(wanted.items(), (files.vocabulary, files.reference), strict=True):
         if found and not needed:
-            raise InvalidValueError(f"{spec.name!r} has no use for {[path.name for path in found]}.")
+            raise InvalidValueError(f"{spec.name!r} does not use {[path.name for path in found]}.")
         if needed and not found:
             raise InvalidValueError(
-                f"{spec.name!r} cannot predict from its weights alone: it needs a file {what}.",
+                f"{spec.name!r} also needs a file {what}.",
                 Advice("add it to {}", "files"),
             )
     if len(files.vocabulary) > 1:
-        raise InvalidValueError(f"There are several vocabularies: {[path.name for path in files.vocabulary]}.")
+        raise InvalidValueError(f"files must have one vocabulary, got {[path.name for path in files.vocabulary]}.")
 
 
 _OTHERS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""Errors of a conversion that meets names or shapes that it does not know."""
+"""Errors of a conversion with unknown names or shapes."""
 
 
 def _convert_one(spec: ModelSpec, path: Path, files: _Files, genes: Sequence[str]) -> dict[str, Tensor]:
@@ -315,7 +324,7 @@ def _convert_one(spec: ModelSpec, path: Path, files: _Files, genes: Sequence[str
 
 
 def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is one of the published code of a model."""
+    """Whether a state dict comes from the published code of a model."""
     convert = get_spec(name).convert
     try:
         return convert is not None and bool(convert(state))
@@ -323,23 +332,23 @@ def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
         return False
 
 
-# What they do not say.
+# Facts that the files lack.
 
 
 def _settle(spec: ModelSpec, state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters: those that are given, those that shapes tell, and those of the publication."""
+    """Hyper-parameters: given ones, then inferred from shapes, then the publication's."""
     spec.check_names(given)
     told = {} if spec.hparams_of is None else spec.hparams_of(state)
     known = {name: value for name, value in told.items() if value is not None}
     if wrong := [name for name in given if name in known and _listed(given[name]) != _listed(known[name])]:
         raise InvalidValueError(
-            f"The weights are of a network with { ({name: known[name] for name in wrong}) }, not with "
+            f"The weights belong to a network with { ({name: known[name] for name in wrong}) }, not "
             f"{ ({name: given[name] for name in wrong}) }.",
             Advice("leave it out of {}", "hparams"),
         )
     if asked := [name for name, value in told.items() if value is None and name not in given]:
         raise InvalidValueError(
-            f"The shapes of the weights do not tell {asked}, and the other sizes, {known}, are not those of the published "
+            f"The shapes of the weights do not tell {asked}, and the other sizes, {known}, differ from the published "
             f"{spec.name!r}.",
             Advice(f"give {asked} in {{}}", "hparams"),
         )
@@ -353,7 +362,7 @@ def _listed(value: Any) -> Any:
 
 
 def _check_encoder(spec: ModelSpec, hparams: Mapping[str, Any]) -> None:
-    """Refuse an encoder that gives another number of features than the network reads."""
+    """Refuse an encoder whose number of features differs from the network's."""
     describe = spec.reads(hparams).describe_encoder
     expected = hparams.get("n_features")
     if describe is None or expected is None:
@@ -373,9 +382,9 @@ def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
     value = check("mpp", mpp, Positive | None)
     if value is None and crop.mpp is None:
         raise InvalidValueError(
-            f"Weights of {spec.name!r} are of one resolution, and the files do not say of which.",
-            Advice("give the um/px of the images of training with {}", "mpp"),
-            Advice("take the pixels of each image as they are, with {}", "mpp", "native"),
+            f"Weights of {spec.name!r} depend on the resolution of training, which the files do not tell.",
+            Advice("give the um/px of the training images with {}", "mpp"),
+            Advice("use the pixels of each image, whatever their size, with {}", "mpp", "native"),
         )
     if value is not None and crop.mpp not in {None, value}:
         logger.warning("mpp=%g replaces the %g um/px of the published %r.", value, crop.mpp, spec.name)
@@ -385,7 +394,7 @@ def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
 def _pixels_of(spec: ModelSpec, hparams: Mapping[str, Any], pixels: Any) -> PixelSpec:
     if pixels is not None and spec.reads(hparams).describe_encoder is not None:
         raise InvalidValueError(
-            f"{spec.name!r} reads features of an encoder, which has pixel values of its own.",
+            f"{spec.name!r} reads features of an encoder, which has its own pixel normalisation.",
             Advice("leave out {}", "pixels"),
         )
     if isinstance(pixels, PixelSpec):
@@ -394,8 +403,8 @@ def _pixels_of(spec: ModelSpec, hparams: Mapping[str, Any], pixels: Any) -> Pixe
         return PixelSpec(**_mapping("pixels", pixels))
     if spec.original.target is None or spec.original.training.get("measure_pixels"):
         raise InvalidValueError(
-            f"It is not known which mean and standard deviation of the pixels these weights of {spec.name!r} were trained with.",
-            Advice("give them, of values from 0 to 1, with {}", "pixels"),
+            f"Mean and standard deviation of the training pixels are unknown for these weights of {spec.name!r}.",
+            Advice("give them for values from 0 to 1 with {}", "pixels"),
         )
     return spec.pixels_for(hparams)
 
@@ -405,7 +414,7 @@ def _target_of(spec: ModelSpec, target: Any) -> TargetSpec:
         found = target if isinstance(target, TargetSpec) else TargetSpec(**_mapping("target", target))
     elif spec.original.target is None:
         raise InvalidValueError(
-            f"No publication says in which units weights of {spec.name!r} predict expression.",
+            f"The units of the predictions are unknown: no publication gives them for weights of {spec.name!r}.",
             Advice("give the units of training with {}", "target"),
         )
     else:
@@ -419,8 +428,8 @@ def _target_of(spec: ModelSpec, target: Any) -> TargetSpec:
 
 
 def _origin(spec: ModelSpec, files: _Files, source: str | None, *, own_units: bool) -> dict[str, Any]:
-    """Return what the card says of the files."""
-    published = f"those of the publication, as preset 'original' of {spec.name} has them"
+    """Return the card's notes on the files."""
+    published = f"the publication's, preset 'original' of {spec.name}"
     return {
         "source": "unknown" if source is None else check("source", source, Text),
         "files": files.describe(),
@@ -432,7 +441,7 @@ def _origin(spec: ModelSpec, files: _Files, source: str | None, *, own_units: bo
 def _write_card(
     spec: ModelSpec, genes: tuple[str, ...], hparams: dict[str, Any], fields: Mapping[str, Any]
 ) -> ModelCard:
-    from st_predict._identifiers import gene_id_type_of  # of pandas, which training does without
+    from st_predict._identifiers import gene_id_type_of  # imports pandas, which training does not need
 
     defaults = {
         "gene_id_type": gene_id_type_of(genes),
@@ -446,7 +455,7 @@ def _write_card(
 
 
 def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
-    """Build the network and load the weights; say in what they differ if they do."""
+    """Build the network and load the weights; the error names differences."""
     with keeping_generator():
         network = build(card)
     needed = {name: tuple(x.shape) for name, x in network.state_dict().items()}
@@ -457,7 +466,7 @@ def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
     other = {name: (found[name], needed[name]) for name in found if name in needed and found[name] != needed[name]}
     if needed.keys() == found.keys() and (n_genes := _n_genes(other, len(card.genes))) is not None:
         raise InvalidValueError(
-            f"The weights are of a network of {n_genes} genes, and {len(card.genes)} are named.",
+            f"The weights have outputs for {n_genes} genes, got the names of {len(card.genes)}.",
             Advice("name the genes of its outputs, in their order, with {}", "genes"),
         )
     missing, unknown = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
@@ -470,7 +479,7 @@ def _fill(card: ModelCard, state: dict[str, Tensor]) -> SpotModel:
 
 
 def _n_genes(other: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], n_named: int) -> int | None:
-    """Number of genes of a network that differs from another one in that alone; ``None`` if it differs in more."""
+    """Number of genes, if shapes differ only in that; else ``None``."""
     if any(len(there) != len(here) for there, here in other.values()):
         return None
     axes = [(n, m) for there, here in other.values() for n, m in zip(there, here, strict=True) if n != m]
@@ -481,7 +490,7 @@ def _n_genes(other: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], n_nam
 
 
 def _fill_bank(network: SpotModel, spec: ModelSpec, files: _Files, *, n_genes: int) -> None:
-    """Let a network that answers with measured spots embed those of its reference."""
+    """Fill the reference bank of a retrieval network."""
     if spec.family != "retrieval":
         return
     values = np.concatenate([_read_reference(path, n_genes) for path in files.reference])
@@ -494,7 +503,7 @@ def _read_reference(path: Path, n_genes: int) -> Any:
     values = _read_array(path)
     if values.ndim != 2 or n_genes not in values.shape or values.dtype.kind not in "fiu":
         raise InvalidValueError(
-            f"{str(path)!r} is not expression of {n_genes} genes: {values.dtype} of shape {values.shape}."
+            f"{str(path)!r} must be expression of {n_genes} genes, got {values.dtype} of shape {values.shape}."
         )
     values = values if values.shape[1] == n_genes else values.T
     if not np.isfinite(values).all():

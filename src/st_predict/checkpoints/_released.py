@@ -1,4 +1,4 @@
-"""Released checkpoints: in the package, or fetched once and checked."""
+"""Released checkpoints: part of the package, or downloaded once and verified."""
 
 from __future__ import annotations
 
@@ -31,19 +31,26 @@ class Weights:
     Parameters
     ----------
     name
-        What a user writes as ``model=``: ``name`` or ``name@version``.
+        Name that users write as ``model=``: ``name`` or ``name@version``.
     version
-        Of the weights.
+        Version of the weights.
     file
         Name of the file, in the package or under the base URL.
     sha256, n_bytes
-        Of the file.
+        SHA-256 and size of the file.
     embedded
-        Whether it comes with the package.
+        Whether the file is part of the package.
     summary
-        What it was trained on.
+        Training data.
     note
-        What whoever predicts with it should know; it is logged once.
+        Advice for prediction; logged once.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> weights = stp.checkpoints.list_weights()[0]
+    >>> weights.name, weights.version, weights.embedded
+    ('m2ost', '2', True)
     """
 
     name: str
@@ -58,7 +65,17 @@ class Weights:
 
 @runtime_checkable
 class Trained(Protocol):
-    """Result of a training that has a checkpoint file, as :class:`st_predict.tl.TrainResult`."""
+    """Protocol of a training result with a checkpoint file, such as :class:`st_predict.tl.TrainResult`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> class Result:
+    ...     checkpoint = Path("run/ridge.safetensors")
+    >>> isinstance(Result(), stp.checkpoints.Trained)
+    True
+    """
 
     @property
     def checkpoint(self) -> Path:
@@ -66,7 +83,14 @@ class Trained(Protocol):
 
 
 def list_weights() -> list[Weights]:
-    """Released checkpoints, the newest version of each name first."""
+    """Released checkpoints, newest version of each name first.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> [f"{weights.name}@{weights.version}" for weights in stp.checkpoints.list_weights()]
+    ['m2ost@2', 'ridge-effnet@1', 'm2ost@1']
+    """
     try:
         return [Weights(**entry) for entry in _index()["weights"]]
     except StPredictError as error:
@@ -76,18 +100,30 @@ def list_weights() -> list[Weights]:
 
 
 def name_of(model: PathLike[str] | str | Trained) -> str:
-    """Name of a checkpoint in records and messages: the path or name that was given, or the path of a training result.
+    """Name of a checkpoint in records and messages: a name or path as given, or the path of a training result.
+
+    Parameters
+    ----------
+    model
+        Name of released weights, path of a ``.safetensors`` file, or training result.
 
     Raises
     ------
     TypeError
-        If it is none of these.
+        If ``model`` is of another type.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> stp.checkpoints.name_of("m2ost@1"), stp.checkpoints.name_of(Path("run/ridge.safetensors"))
+    ('m2ost@1', 'run/ridge.safetensors')
     """
     given = model.checkpoint if isinstance(model, Trained) else model
     if isinstance(given, str | os.PathLike) and isinstance(text := os.fspath(given), str):
         return text
     raise InvalidTypeError(
-        f"A model is the name of released weights, the path of a .safetensors file or a training result, got {_short(given)}."
+        f"model must be the name of released weights, the path of a .safetensors file or a training result, got {_short(given)}."
     )
 
 
@@ -100,34 +136,40 @@ def _short(value: object) -> str:
 def find_weights(
     model: PathLike[str] | str | Trained, *, mirror: str | None = None, progress: bool | None = None
 ) -> Path:
-    """Path of a checkpoint: a file, the file of a training result, or a released checkpoint, fetched if need be.
+    """Path of a checkpoint. Released checkpoints are downloaded if missing.
 
     Parameters
     ----------
     model
-        Path of a ``.safetensors`` file, result of a training, or ``name`` or ``name@version`` of a released checkpoint.
+        Path of a ``.safetensors`` file, training result, or ``name`` or ``name@version`` of a released checkpoint.
     mirror
-        Address of the folder that holds the released files, in place of ``ST_PREDICT_WEIGHTS_URL`` and of the ``base_url``
-        of the index, which is empty as long as the project has no address for downloads.
+        Address of the folder with the released files, instead of ``ST_PREDICT_WEIGHTS_URL`` and the index's ``base_url``, which
+        is empty as long as the project has no download address.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    Path of a file whose sha256, for a released one, was checked just now.
+    Path of the file. The SHA-256 of released files is verified on every call.
 
     Raises
     ------
     FileNotFoundError
-        If ``model`` looks like a path and there is no such file.
+        If ``model`` looks like a path and the file does not exist.
     KeyError
-        If there is no released checkpoint of that name; the message lists those there are, says how to train a model
-        without released weights, and names the closest match of what is neither.
+        If no released checkpoint has that name. The message lists existing ones and the closest match, and says how to train a
+        model without released weights.
     ValueError
-        If the file is not the one that was released.
+        If the file differs from the released one.
     ConnectionError
-        If it is not in the cache and cannot be downloaded, no download address is set, or ``ST_PREDICT_OFFLINE`` is set; the
-        message says where to put it.
+        If the file is not in the cache and cannot be downloaded, no download address is set, or ``ST_PREDICT_OFFLINE`` is set; the
+        message says where to put the file.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.checkpoints.find_weights("m2ost").name
+    'm2ost-2.safetensors'
     """
     text, mirror = name_of(model), check("mirror", mirror, Text | None)
     released = list_weights()
@@ -137,12 +179,12 @@ def find_weights(
     if Path(text).is_file():
         return Path(text)
     if text.endswith(".safetensors") or os.sep in text:
-        raise FileNotFoundError(f"There is no checkpoint {text!r}.")
+        raise FileNotFoundError(f"Found no checkpoint {text!r}.")
     raise _unknown(text, released)
 
 
 def _unknown(text: str, released: list[Weights]) -> NotFoundError:
-    """Say what there is instead of ``text``."""
+    """Error that lists alternatives to ``text``."""
     names = [f"{w.name}@{w.version}" for w in released]
     models = set(list_models()) - {w.name for w in released}
     if (model := text.partition("@")[0]) in models:
@@ -167,7 +209,7 @@ def _get(weights: Weights, mirror: str | None) -> Path:
     by_hand = f"By hand: get {_identity(weights)} from {url} and put it into {str(path.parent)!r}."
     if is_offline() and not path.exists():
         raise ConnectionError(
-            f"{weights.name}@{weights.version} is not there, and {OFFLINE} forbids to fetch it. {by_hand}"
+            f"{weights.name}@{weights.version} is not there, and {OFFLINE} forbids downloads. {by_hand}"
         )
     try:
         return download(url, path, sha256=weights.sha256, n_bytes=weights.n_bytes)
@@ -176,7 +218,7 @@ def _get(weights: Weights, mirror: str | None) -> Path:
 
 
 def _without_address(weights: Weights, path: Path) -> Path:
-    """Return the checked file, which can only be there already: the index names no download address."""
+    """Return the verified file, which must already be in place: the index has no download address."""
     if not path.exists():
         raise ConnectionError(
             f"{weights.name}@{weights.version} is not in {str(path.parent)!r}, and no download address of released weights "

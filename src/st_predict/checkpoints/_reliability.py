@@ -1,4 +1,4 @@
-"""Scores of each gene, in the card of a checkpoint."""
+"""Gene scores in the card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,12 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["Evaluated", "add_reliability"]
 
 _OF_NETWORK = ("model", "genes", "crop", "pixels", "target", "hparams", "training")
-"""Fields of a card that differ if the network does."""
+"""Fields of a card that identify the network."""
 
 
 @runtime_checkable
 class Evaluated(Protocol):
-    """Scores of a network on sections, as :class:`st_predict.tl.Evaluation`."""
+    """Protocol of a network's scores on sections, such as :class:`st_predict.tl.Evaluation`.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> class MyScores:
+    ...     def __init__(self, card, scores):
+    ...         self.card, self.scores = card, scores
+    ...
+    ...     def reliability(self, *, unknown=None):
+    ...         return self.scores
+    >>> isinstance(MyScores(card=None, scores=()), stp.checkpoints.Evaluated)
+    True
+    """
 
     @property
     def card(self) -> ModelCard:
@@ -50,21 +63,21 @@ def add_reliability(
 ) -> Path:
     """Write the scores of each gene on held-out sections to the card of a checkpoint.
 
-    Scores of the same kind of section that the card already has are replaced; others stay. Weights are not changed. The file
-    appears whole or not at all.
+    Existing scores on the same kind of section are replaced; others stay. Weights are not changed. The file is written
+    atomically.
 
     Parameters
     ----------
     model
-        Path of a ``.safetensors`` file, result of a training, or name of released weights.
+        Path of a ``.safetensors`` file, training result, or name of released weights.
     evaluation
         Result of :func:`st_predict.tl.evaluate` for predictions of this checkpoint.
     out
-        File to write; by default that of ``model``.
+        File to write; by default the file of ``model``.
     overwrite
-        Whether a file that exists may be replaced.
+        Whether to replace an existing file.
     unknown
-        What the sections are to the training, if the card does not say what that was: ``"patient"`` or ``"section"``; see
+        Kind of held-out section, ``"patient"`` or ``"section"``, if the card lacks the training sections; see
         :meth:`st_predict.tl.Evaluation.reliability`.
 
     Returns
@@ -78,16 +91,16 @@ def add_reliability(
     FileNotFoundError, KeyError
         If the checkpoint does not exist.
     TypeError
-        If ``evaluation`` is something else.
+        If ``evaluation`` is of another type.
     ValueError
-        If predictions of another network were evaluated, no section was held out, or released weights would be replaced.
+        If the evaluation belongs to another network, no section was held out, or released weights would be replaced.
 
     Examples
     --------
-    >>> evaluation = st_predict.tl.evaluate(held_out)  # doctest: +SKIP
-    >>> st_predict.checkpoints.add_reliability(
-    ...     "run/ridge.safetensors", evaluation, out="ridge.safetensors"
-    ... )  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> evaluation = stp.tl.evaluate(held_out)  # doctest: +SKIP
+    >>> stp.checkpoints.add_reliability("run/ridge.safetensors", evaluation, out="ridge.safetensors")  # doctest: +SKIP
+    PosixPath('ridge.safetensors')
     """
     if not isinstance(evaluation, Evaluated):
         raise InvalidTypeError(
@@ -111,17 +124,17 @@ def _target(
     """Path to write to."""
     if out is None and source != Path(name_of(model)):
         raise InvalidValueError(
-            f"{name_of(model)!r} are released weights, which are known by their hash and do not change.",
+            f"{name_of(model)!r} are released weights, which are identified by their hash and must not change.",
             Advice("name a file to write with {}", "out"),
         )
     target: Path = source if out is None else check("out", out, File)
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{os.fspath(target)!r} exists; name another file, or allow that it is replaced.")
+        raise FileExistsError(f"{os.fspath(target)!r} exists; name another file, or allow it to be replaced.")
     return target
 
 
 def _without_paths(card: ModelCard) -> ModelCard:
-    """Leave out hyper-parameters that say where the user has files."""
+    """Leave out hyper-parameters that are paths of the user's files."""
     own = set(get_spec(card.model).of_user)
     return replace(card, hparams={name: value for name, value in card.hparams.items() if name not in own})
 
@@ -129,19 +142,22 @@ def _without_paths(card: ModelCard) -> ModelCard:
 def _refuse_other(card: ModelCard, evaluated: ModelCard, path: str) -> None:
     """Refuse scores of another network."""
     ours, theirs = (json.loads(one.to_json()) for one in (card, evaluated))
-    differing = [name for name in _OF_NETWORK if json.dumps(ours[name]) != json.dumps(theirs[name])]  # NaN is not NaN
+    differing = [
+        name for name in _OF_NETWORK if json.dumps(ours[name]) != json.dumps(theirs[name])
+    ]  # as text, because NaN does not equal NaN
     free = get_spec(card.model).at_prediction
     if differing == ["hparams"] and all(
         ours["hparams"][n] == theirs["hparams"][n] for n in card.hparams if n not in free
     ):
         changed = {name: theirs["hparams"][name] for name in free if theirs["hparams"][name] != ours["hparams"][name]}
         raise InvalidValueError(
-            f"The evaluation is of predictions with {changed}, and the card of {path!r} says something else.",
+            f"The evaluated predictions have {changed}, unlike the card of {path!r}.",
             "predict without these hyper-parameters, and evaluate again",
         )
     if differing:
         raise InvalidValueError(
-            f"The evaluation is not of {path!r}: the cards differ in {differing}.", "evaluate predictions of this file"
+            f"The evaluation does not belong to {path!r}: the cards differ in {differing}.",
+            "evaluate predictions of this file",
         )
 
 
@@ -151,6 +167,6 @@ def _write_card(source: Path, target: Path, card: ModelCard) -> None:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         header["__metadata__"][ModelCard.METADATA_KEY] = card.to_json()
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # weights begin at a multiple of 8 bytes
+        text += b" " * (-len(text) % 8)  # aligns the weights at 8 bytes
         new.write(len(text).to_bytes(8, "little") + text)
         shutil.copyfileobj(old, new)

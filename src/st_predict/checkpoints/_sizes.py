@@ -1,4 +1,4 @@
-"""How large a network may be: bounded while it is built, and compared with the tensors of a file before it is."""
+"""Size limits of networks: enforced while building, and compared with the tensors of a file before building."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 __all__ = ["check_finite", "check_fits", "limited", "most_parts_of", "reading", "shapes_of"]
 
 MOST_PARTS = 30_000
-"""Layers, parameters and buffers of a network; the largest vision transformers have a few thousand."""
+"""Largest number of layers, parameters and buffers; the largest vision transformers have a few thousand."""
 
 MOST_VALUES = 1 << 32
-"""Values in parameters and buffers of a network, 16 GiB in float32."""
+"""Largest number of values in parameters and buffers, 16 GiB in float32."""
 
-_BEYOND_FILE = 10_000  # parts that are not in a file: layers, and what is built to count the features of an encoder
-_COMPUTED = 1 << 26  # values of buffers that are not in a file, such as tables of relative positions
+_BEYOND_FILE = 10_000  # parts that are not in a file: layers, and networks built to count an encoder's features
+_COMPUTED = 1 << 26  # values of buffers that are not in a file, such as relative position tables
 
 
 @contextmanager
 def limited(most_parts: int = MOST_PARTS) -> Iterator[None]:
-    """Stop building a network that gets too many parts or values; other threads are not concerned.
+    """Stop building a network with too many parts or values; other threads are not affected.
 
     Raises
     ------
     ValueError
-        If it does, as soon as it does.
+        If a limit is exceeded, at once.
     """
     thread, parts, values = threading.get_ident(), 0, 0
 
@@ -56,7 +56,7 @@ def limited(most_parts: int = MOST_PARTS) -> Iterator[None]:
         if parts > most_parts or values > MOST_VALUES:
             raise InvalidValueError(
                 f"The network is too large: at {name!r} it has {parts:,} layers and tensors and {values:,} values; "
-                f"{most_parts:,} and {MOST_VALUES:,} are the most.",
+                f"the limits are {most_parts:,} and {MOST_VALUES:,}.",
             )
 
     hooks = [
@@ -80,7 +80,7 @@ def shapes_of(path: PathLike[str] | str) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        If it is no complete safetensors file.
+        If the file is not a complete safetensors file.
     """
     with reading(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
@@ -94,12 +94,12 @@ def _shape(shape: list[int], dtype: str) -> Tensor:
 
 @contextmanager
 def reading(path: PathLike[str] | str) -> Iterator[None]:
-    """Say which file cannot be read.
+    """Turn read errors into an error that names the file.
 
     Raises
     ------
     ValueError
-        If it is no complete safetensors file.
+        If the file is not a complete safetensors file.
     """
     try:
         yield
@@ -111,12 +111,12 @@ def reading(path: PathLike[str] | str) -> Iterator[None]:
 
 
 def most_parts_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return how many parts a network of these tensors may have."""
+    """Return the limit on parts for a network with these tensors."""
     return _BEYOND_FILE + 10 * len(tensors)
 
 
 def check_fits(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of a network, both without memory.
+    """Refuse tensors that do not fit a network, both without memory.
 
     Raises
     ------
@@ -127,11 +127,11 @@ def check_fits(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     own = network.state_dict()
     if unfit := [n for n in own if n in tensors and own[n].is_floating_point() != tensors[n].is_floating_point()]:
-        raise InvalidValueError(f"Some tensors are whole numbers where floats belong, or the other way: {unfit[:5]}.")
+        raise InvalidValueError(f"Tensors have whole numbers instead of floats, or vice versa: {unfit[:5]}.")
     computed = sum(buffer.numel() for name, buffer in network.named_buffers() if name not in own)
     if computed > _COMPUTED:
         raise InvalidValueError(f"The network would compute tables of {computed:,} values that are not in the file.")
-    with torch.device("meta"):  # where batch norms make counters that a file lacks
+    with torch.device("meta"):  # batch norms add counters that a file may lack
         network.load_state_dict(tensors)
 
 
@@ -141,7 +141,7 @@ def check_finite(tensors: Mapping[str, Tensor], way_out: str | Advice = "train t
     Raises
     ------
     ValueError
-        If there are any; the message names the first tensors.
+        If a value is not finite; the message names the first tensors.
     """
     if wrong := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
         raise InvalidValueError(f"{len(wrong)} tensors have values that are not finite: {wrong[:5]}.", way_out)

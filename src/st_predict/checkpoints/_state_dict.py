@@ -1,4 +1,4 @@
-"""State dicts in files of published code, read without running code that a file may hold."""
+"""State dicts in files of published code, read without running code in the files."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 __all__ = ["read_state_dict"]
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "teacher")
-"""Entries of a training checkpoint that hold the network; the first one that does is read."""
+"""Entries of a training checkpoint that may hold the network; the first match is read."""
 
 _AROUND = ("module.", "_orig_mod.", "model.")
-"""Prefixes that all names have if the network was wrapped: by ``DataParallel``, ``torch.compile`` or Lightning."""
+"""Prefixes of all names in a wrapped network: ``DataParallel``, ``torch.compile`` or Lightning."""
 
 _ZIP, _LFS = b"PK\x03\x04", b"version https://git-lfs"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a network from a file of PyTorch or of safetensors.
+    """Read the tensors of a network from a PyTorch or safetensors file.
 
     Parameters
     ----------
     path
-        State dict, or training checkpoint with a state dict in it, as PyTorch or Lightning write them (``.pt``, ``.pth``,
-        ``.bin``, ``.ckpt``); or ``.safetensors``.
+        File with a state dict, or with a training checkpoint of PyTorch or Lightning (``.pt``, ``.pth``, ``.bin``, ``.ckpt``);
+        or ``.safetensors``.
 
     Returns
     -------
-    Tensors by name, on the CPU, without prefixes of wrappers.
+    Tensors by name, on the CPU, without wrapper prefixes.
 
     Raises
     ------
     ValueError
-        If the file is damaged, is of another kind, holds more than tensors and plain values, or has no state dict.
+        If the file is damaged or of another kind, holds more than tensors and plain values, or has no state dict.
     """
     with path.open("rb") as file:
         start = file.read(len(_LFS))
@@ -65,7 +65,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         held = f"a mapping with {_some(found)}" if isinstance(found, Mapping) else f"an object {type(found).__name__}"
         raise InvalidValueError(
             f"{str(path)!r} has no state dict: it holds {held}, and a state dict is the whole file or one of {_INSIDE}.",
-            "save it anew with torch.save(network.state_dict(), file)",
+            "save it again with torch.save(network.state_dict(), file)",
         )
     return _without_prefix(state)
 
@@ -83,11 +83,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    """Read a pickle of tensors and plain values; everything else is refused, as unpickling it could run any code."""
+    """Read a pickle of tensors and plain values; refuse everything else, as unpickling it could run any code."""
     try:
-        # DINO writes its command line, a plain Namespace, into its checkpoints: those of HIPT
+        # DINO, and so HIPT, stores its command line, a plain Namespace, in checkpoints
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats
+            warnings.simplefilter("ignore")  # warnings about old formats
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # never runs code
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)|class (\S+\.\S+)", str(error))
@@ -96,7 +96,7 @@ def _unpickle(path: Path) -> Any:
         raise InvalidValueError(
             f"{str(path)!r} holds more than tensors and plain values: {found[1] or found[2]}. Loading that could run any code, so "
             "the file is not loaded.",
-            "where you trust it, save its state dict in a new file with torch.save(network.state_dict(), file)",
+            "if you trust it, save its state dict in a new file with torch.save(network.state_dict(), file)",
         ) from error
     except (RuntimeError, EOFError, LookupError, OSError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
@@ -110,7 +110,7 @@ def _damaged(path: Path, why: str) -> InvalidValueError:
 
 
 def _state_in(value: Any) -> dict[str, Tensor] | None:
-    """Find the state dict in what a file holds."""
+    """Find the state dict in the contents of a file."""
     if not isinstance(value, Mapping) or not value:
         return None
     if all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()):

@@ -1,4 +1,4 @@
-"""Data to work with: simulated and downloaded sections, and published gene panels and splits."""
+"""Example data: simulated and downloaded sections, published gene panels and splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of the samples of large data sets, from a downloaded copy, and the download of one that asks for consent."""
+"""Samples of large data sets: lists from a downloaded copy, and download of HEST-1k."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEST = "MahmoodLab/hest"
 """Data set on the Hugging Face Hub."""
 
 _GATE = (
-    f"HEST-1k is free, and asks for consent: log in at https://huggingface.co/datasets/{HEST}, accept the conditions (CC BY-NC-SA 4.0, "
+    f"HEST-1k is free and needs consent: log in at https://huggingface.co/datasets/{HEST}, accept the conditions (CC BY-NC-SA 4.0, "
     "samples have licences of their own), make a token, and run 'hf auth login' or set HF_TOKEN."
 )
 
@@ -39,14 +39,14 @@ def list_hest(
     technology: str | Iterable[str] | None = None,
     species: str | Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """Samples of HEST-1k :cite:p:`Jaume2024`, by the metadata in a downloaded copy.
+    """List the samples of HEST-1k :cite:p:`Jaume2024` from the metadata in a downloaded copy.
 
     Parameters
     ----------
     folder
-        Copy of the data set: its table ``HEST_v*.csv``, or else ``metadata/*.json``.
+        Copy of the data set, with the table ``HEST_v*.csv`` or with ``metadata/*.json``.
     organ
-        Organs to keep, such as ``"Breast"``. Capitals do not matter.
+        Organs to keep, such as ``"Breast"``, in any letter case.
     technology
         Technologies to keep: ``"Visium"``, ``"Visium HD"``, ``"Xenium"``, ``"Spatial Transcriptomics"``.
     species
@@ -54,20 +54,29 @@ def list_hest(
 
     Returns
     -------
-    A row per sample, by its identifier, with the columns of the metadata. ``patient`` is a name that no other data set shares, and
-    missing where nobody is named: several studies have a "Patient 1". ``on_disk`` says whether :func:`st_predict.io.read_hest` finds
-    all files.
+    One row per sample, by identifier, with the columns of the metadata. ``patient`` is unique over data sets (several studies have
+    a "Patient 1"), and missing where the metadata name nobody. ``on_disk`` says whether :func:`st_predict.io.read_hest` finds all
+    files.
 
     Raises
     ------
     FileNotFoundError
         If ``folder`` has no metadata.
     KeyError
-        If no sample has such an organ, technology or species; the message lists those that exist.
+        If no sample has such an organ, technology or species; the message lists existing ones.
 
     Examples
     --------
-    >>> samples = st_predict.datasets.list_hest("hest", organ="Breast", technology="Visium")  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> samples = pd.DataFrame({"id": ["TENX95", "NCBI1"], "organ": ["Breast", "Skin"], "patient": ["Patient 1", ""]})
+    >>> samples["st_technology"], samples["species"] = "Visium", "Homo sapiens"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     samples.to_csv(Path(folder) / "HEST_v1_1_0.csv", index=False)
+    ...     stp.datasets.list_hest(folder, organ="breast").index.tolist()
+    ['TENX95']
     """
     root = Path(check("folder", folder, File))
     tables = sorted(root.glob("HEST_v*.csv"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)])
@@ -96,14 +105,15 @@ def list_stimage(
     technology: str | Iterable[str] | None = None,
     species: str | Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """Slides of STimage-1K4M :cite:p:`Chen2024`, by the metadata in a downloaded copy.
+    """List the slides of STimage-1K4M :cite:p:`Chen2024` from the metadata in a downloaded copy.
 
     Parameters
     ----------
     folder
-        Copy of the data set: the newest ``meta/meta_all_gene*.csv``, and the slides in ``ST``, ``Visium`` and ``VisiumHD``.
+        Copy of the data set, with ``meta/meta_all_gene*.csv`` (the newest is read), and slides in ``ST``, ``Visium`` and
+        ``VisiumHD``.
     tissue
-        Tissues to keep, such as ``"breast"``. Capitals do not matter.
+        Tissues to keep, such as ``"breast"``, in any letter case.
     technology
         Technologies to keep: ``"ST"``, ``"Visium"``, ``"VisiumHD"``.
     species
@@ -111,18 +121,19 @@ def list_stimage(
 
     Returns
     -------
-    A row per slide, by its name. ``on_disk`` says whether its places are in ``folder``. No column says whose tissue a slide is.
+    One row per slide, by name. ``on_disk`` says whether its spot coordinates are in ``folder``. No column names the patient.
 
     Raises
     ------
     FileNotFoundError
         If ``folder`` has no ``meta/meta_all_gene*.csv``.
     KeyError
-        If no slide has such a tissue, technology or species; the message lists those that exist.
+        If no slide has such a tissue, technology or species; the message lists existing ones.
 
     Examples
     --------
-    >>> slides = st_predict.datasets.list_stimage("STimage-1K4M", tissue="breast")  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> slides = stp.datasets.list_stimage("STimage-1K4M", tissue="breast")  # doctest: +SKIP
     """
     root = Path(check("folder", folder, File))
     frame = read_stimage_metadata(root)
@@ -134,7 +145,7 @@ def list_stimage(
 
 
 def _filtered(frame: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
-    """Keep the rows with the values that are asked for, whatever their capitals."""
+    """Keep the rows with the wanted values, in any letter case."""
     kept = pd.Series(data=True, index=frame.index)
     for column, values in wanted.items():
         argument = _ARGUMENTS.get(column, column)
@@ -154,9 +165,9 @@ def _filtered(frame: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
 
 @shows_progress
 def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bool | None = None) -> SpatialData:
-    """Sample of HEST-1k :cite:p:`Jaume2024`, downloaded from the Hugging Face Hub unless it is there.
+    """Read a sample of HEST-1k :cite:p:`Jaume2024`, downloaded from the Hugging Face Hub if missing.
 
-    HEST-1k asks for consent before a download: log in at https://huggingface.co/datasets/MahmoodLab/hest, accept the conditions, and
+    HEST-1k needs consent before a download: log in at https://huggingface.co/datasets/MahmoodLab/hest, accept the conditions, and
     give a token to ``hf auth login`` or in the environment variable ``HF_TOKEN``. A slide has 0.1 to 5 GB.
 
     Parameters
@@ -164,8 +175,8 @@ def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bo
     sample
         Identifier of the sample, such as ``"TENX95"``.
     folder
-        Copy of the data set; files that are missing are downloaded into it. By default ``hest`` in ``ST_PREDICT_CACHE``, or in the
-        cache of the user.
+        Copy of the data set, into which missing files are downloaded. By default ``hest`` in ``ST_PREDICT_CACHE`` or in the user's
+        cache.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -178,17 +189,18 @@ def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bo
     ConnectionError
         If a file is missing and cannot be downloaded: no consent, no token, no network, or no package ``huggingface_hub``.
     ValueError
-        If there is no such sample.
+        If the sample does not exist.
 
     Examples
     --------
-    >>> sdata = st_predict.datasets.hest("TENX95")  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.hest("TENX95")  # doctest: +SKIP
     """
     sample, given = check("sample", sample, Text), check("folder", folder, File | None)
     root = cache_dir() / "hest" if given is None else Path(given)
     if not re.fullmatch(r"\w+", sample):
         raise InvalidValueError(
-            f"Samples of HEST have names like TENX95, got {sample!r}.", Advice("correct {}", "sample")
+            f"sample must be a name such as TENX95, got {sample!r}.", Advice("correct {}", "sample")
         )
     wanted = [f"{part}/{sample}.{ending}" for part, ending in _HEST_FILES]
     if missing := [name for name in wanted if not (root / name).is_file()]:
@@ -223,7 +235,7 @@ def _download(names: list[str], root: Path) -> None:
                 raise InvalidValueError(
                     f"HEST-1k has no file {name}.", Advice("choose another sample with {}", "sample")
                 ) from error
-            if getattr(error, "errno", None) is not None:  # of the disk
+            if getattr(error, "errno", None) is not None:  # an error of the disk
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConnectionError(f"{name} could not be downloaded: {said} {_GATE}") from error

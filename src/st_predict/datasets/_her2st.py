@@ -43,36 +43,36 @@ def her2st(
     url: str = URL,
     progress: bool | None = None,
 ) -> SpatialData | dict[str, SpatialData]:
-    """Sections of HER2-positive breast cancer, measured by Spatial Transcriptomics :cite:p:`Andersson2021`.
+    """Read sections of HER2-positive breast cancer, measured by Spatial Transcriptomics :cite:p:`Andersson2021`.
 
     36 sections of eight patients: A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3 and H1-H3. Spots have a diameter of
-    100 um and are 200 um apart. A pixel has about 0.69 um, but 0.92 um for patient A.
+    100 um and a pitch of 200 um. A pixel has about 0.69 um, for patient A 0.92 um.
 
-    The data are licensed CC-BY-4.0. They come from the repository almaan/her2st on GitHub, at a fixed commit. Files
-    that are missing are downloaded, about 5 MB a section.
+    The data are licensed CC-BY-4.0. They come from the repository almaan/her2st on GitHub, at a fixed commit. Missing
+    files are downloaded, about 5 MB per section.
 
     Parameters
     ----------
     sections
-        One name, or several.
+        Name of one section, or several names.
     cache
-        Folder of downloaded files: either a copy of the repository, with its ``data/ST-cnts``, or one where
-        ``her2st`` is, or will be, such a copy. By default ``ST_PREDICT_CACHE``, or the cache of the user.
+        Folder for downloaded files: a copy of the repository, with its ``data/ST-cnts``, or a folder that has or will have
+        such a copy in ``her2st``. By default ``ST_PREDICT_CACHE``, or the user's cache.
     url
-        Where to download from: ``{url}/{commit}/data/...``.
+        Address to download from: ``{url}/{commit}/data/...``.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    One section for one name, else a mapping from name to section. Elements are those of
-    :func:`st_predict.io.read_legacy_st`: image ``"he"``, shapes ``"spots"`` and ``"table"``, with the letter of the
-    section as patient.
+    One section for one name, else a mapping from name to section. Elements are named as by
+    :func:`st_predict.io.read_legacy_st`: image ``"he"``, shapes ``"spots"`` and table ``"table"``. The patient is the letter
+    of the section.
 
     Raises
     ------
     ValueError
-        If an argument is of another type, if there is no such section, or if a file is not what it was at that commit.
+        If an argument is of another type, a section does not exist, or a file differs from that commit.
     ConnectionError
         If a file is missing and cannot be downloaded.
     OSError
@@ -80,18 +80,19 @@ def her2st(
 
     Notes
     -----
-    A pathologist labelled one section of each patient: A1, B1, C1, D1, E1, F1, G2 and H1. Labels are linked to spots by
-    their place on the array, since their pixels are those of another image, counted from below. In the other sections,
+    A pathologist labelled one section per patient: A1, B1, C1, D1, E1, F1, G2 and H1. Labels are linked to spots by their
+    place on the array, because their pixel coordinates belong to another image and count from below. In other sections,
     and for the few spots whose label has no place in the file, ``.obs["pathologist_label"]`` is missing. The repository
-    has labels of a section J1 too, but no such section.
+    also has labels of a section J1, but not the section.
 
-    ``her2st.json``, beside this module, names every file of the 36 sections with the SHA-256 of its content or,
-    for the others, with its git blob id. Both are checked on every use.
+    ``her2st.json``, beside this module, lists every file of the 36 sections with its SHA-256 or git blob id, which is checked
+    on every use.
 
     Examples
     --------
-    >>> sdata = st_predict.datasets.her2st("C2")  # doctest: +SKIP
-    >>> sdata.tables["table"].shape  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.her2st("C2")  # doctest: +SKIP
+    >>> sdata["table"].shape  # doctest: +SKIP
     (187, 15706)
     """
     root, url = _root(check("cache", cache, File | None)), check("url", url, Text)
@@ -100,7 +101,7 @@ def her2st(
     if not isinstance(sections, Iterable):
         raise InvalidTypeError(f"sections must be one name or several, got {sections!r}.")
     names = list(sections)
-    for name in names:  # before any is downloaded
+    for name in names:  # before any download
         _paths(name)
     return {name: _read(name, root, url) for name in names}
 

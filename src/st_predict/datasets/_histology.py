@@ -1,4 +1,4 @@
-"""Tissue that looks like H&E: first a plan of what lies where, then nuclei, then light through two stains."""
+"""Simulated H&E tissue: a plan of the tissue, then nuclei, then light through two stains."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 __all__ = ["GRID_UM", "Histology", "Style", "draw_style", "grow_tissue"]
 
 GRID_UM = 4.0
-"""Pixel width of the plan. Coarser than the image: the plan holds outlines, the rendering holds detail."""
+"""Pixel width of the plan, in micrometres. Coarser than the image: the plan has outlines, the rendering has detail."""
 
 FAR_UM = 1000.0
-"""Distance to what is not there at all."""
+"""Distance to structures that are absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Style:
-    """What the sections of a patient share.
+    """Properties shared by the sections of a patient.
 
     Parameters
     ----------
     stains
-        ``(2, 3)``: optical density of hematoxylin and of eosin in red, green and blue.
+        Optical density of hematoxylin and eosin in red, green and blue, ``(2, 3)``.
     strength
-        ``(2,)``: how strongly the section took either stain.
+        Strength of either stain, ``(2,)``.
     nests, glands, fat, immune
-        How much there is of solid tumour, of glands, of fat and of lymphocytes, around 0.
+        Amounts of solid tumour, glands, fat and lymphocytes, around 0.
     nucleus
-        Size of epithelial nuclei relative to 1.
+        Relative size of epithelial nuclei, around 1.
     """
 
     stains: NDArray[np.float64]
@@ -52,11 +52,12 @@ class Style:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What lies where, on a grid of :data:`GRID_UM`.
+    """Plan of the tissue, on a grid of :data:`GRID_UM`.
 
     Distances are in micrometres, positive inside and negative outside: ``body`` of the tissue, ``epithelium``, ``lumen``
-    and ``fat``. ``lymph`` is the share of the lymphocytes that would fit (0 to 1); ``atypia`` makes epithelial nuclei
-    larger and paler; ``crowding`` makes them denser; fibres follow the contours of ``fibre``, in micrometres.
+    and ``fat``. ``lymph`` is the density of lymphocytes relative to the largest possible (0 to 1). ``atypia`` makes
+    epithelial nuclei larger and paler, ``crowding`` makes them denser. Fibres follow the contours of ``fibre``, in
+    micrometres.
     """
 
     body: Map
@@ -71,16 +72,16 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histology:
-    """A section as it was made.
+    """A simulated section.
 
     Parameters
     ----------
     image
-        ``(height, width, 3)``.
+        RGB image, ``(height, width, 3)`` uint8.
     body, epithelium
-        Whether a cell of a grid of :data:`GRID_UM` is tissue, and whether it is epithelium.
+        Masks of tissue and of epithelium, on a grid of :data:`GRID_UM`.
     nuclei
-        A row a nucleus: ``x`` and ``y`` in micrometres, ``kind`` (``"epithelium"``, ``"stroma"``, ``"lymphocyte"``) and
+        One row per nucleus: ``x`` and ``y`` in micrometres, ``kind`` (``"epithelium"``, ``"stroma"``, ``"lymphocyte"``) and
         ``area`` in square micrometres.
     """
 
@@ -91,7 +92,7 @@ class Histology:
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """Draw what the sections of one patient share."""
+    """Draw the properties shared by one patient's sections."""
     stains = np.array([[0.60, 0.71, 0.37], [0.16, 0.86, 0.48]]) + rng.normal(0, 0.03, (2, 3))
     return Style(
         stains=stains / np.linalg.norm(stains, axis=1, keepdims=True),
@@ -105,7 +106,7 @@ def draw_style(rng: np.random.Generator) -> Style:
 
 
 def grow_tissue(rng: np.random.Generator, style: Style, *, shape: tuple[int, int], mpp: float) -> Histology:
-    """Make one section of ``shape`` (height, width) pixels."""
+    """Simulate one section of ``shape`` (height, width) pixels."""
     plan = _draw_plan(rng, style, shape=shape, mpp=mpp)
     nuclei = _place_nuclei(rng, style, plan)
     image = _render(rng, style, plan, nuclei, shape=shape, mpp=mpp)
@@ -131,7 +132,7 @@ def _draw_plan(rng: np.random.Generator, style: Style, *, shape: tuple[int, int]
     glands, lumen = _glands(rng, style, grid, region)
     nests = 40 * (noise(42) + 0.5 * region + 0.5 * style.nests - 0.5) + 4 * noise(10)
     epithelium = np.minimum.reduce([np.maximum(nests, glands), -fat - 15, body - 25])
-    # the distance that was put together from noise is no distance; fibres and rims need a true one
+    # noise changes the distances, and fibres and rims need true ones
     epithelium = _signed_distance(epithelium)
     lumen = np.minimum(lumen + 5 * noise(12), epithelium - 9)
     return Plan(
@@ -147,7 +148,7 @@ def _draw_plan(rng: np.random.Generator, style: Style, *, shape: tuple[int, int]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Map:
-    """Gaussian noise of unit variance whose blur has a standard deviation of ``scale`` cells."""
+    """Gaussian noise of unit variance, blurred with a standard deviation of ``scale`` cells."""
     step = max(1.0, scale / 3)
     sigma = scale / step
     pad = int(np.ceil(3 * sigma))
@@ -172,7 +173,7 @@ def _outline(grid: tuple[int, int]) -> Map:
 
 
 def _glands(rng: np.random.Generator, style: Style, grid: tuple[int, int], region: Map) -> tuple[Map, Map]:
-    """Distance into the epithelium and into the lumen of round glands."""
+    """Distances into the epithelium and the lumen of round glands."""
     centres = _jittered(rng, grid, pitch_um=135.0, jitter=0.35)
     wanted = 0.45 + 0.5 * style.glands - 0.3 * _sample(region, centres)
     centres = centres[rng.random(len(centres)) < np.clip(wanted, 0.05, 0.9)]
@@ -187,13 +188,13 @@ def _glands(rng: np.random.Generator, style: Style, grid: tuple[int, int], regio
 
 
 def _jittered(rng: np.random.Generator, grid: tuple[int, int], *, pitch_um: float, jitter: float) -> Map:
-    """Points ``(n, 2)``, x and y in micrometres, on a hexagonal lattice that was shaken."""
+    """Points ``(n, 2)``, x and y in micrometres, on a jittered hexagonal lattice."""
     height, width = grid[0] * GRID_UM, grid[1] * GRID_UM
     rows = np.arange(0, height, pitch_um * 0.87)
     cols = np.arange(0, width, pitch_um)
     x = cols[None, :] + (np.arange(len(rows)) % 2)[:, None] * pitch_um / 2
     xy = np.stack([x, np.broadcast_to(rows[:, None], x.shape)], axis=-1).reshape(-1, 2)
-    xy = (xy + rng.normal(0, jitter * pitch_um / 2, xy.shape)).astype(np.float32)  # before it is looked at: it rounds
+    xy = (xy + rng.normal(0, jitter * pitch_um / 2, xy.shape)).astype(np.float32)  # round before selecting
     return xy[((xy >= 0) & (xy < np.array([width, height], np.float32))).all(axis=1)]
 
 
@@ -203,7 +204,7 @@ def _sample(field: Map, xy_um: Map) -> Map:
 
 
 def _nearest(points: Map, grid: tuple[int, int], *, k: int) -> tuple[Map, NDArray[np.intp]]:
-    """Distance in micrometres to the ``k`` nearest points, and which they are: ``(height, width, k)``."""
+    """Distances in micrometres to the ``k`` nearest points, and their indices: ``(height, width, k)``."""
     y, x = np.mgrid[: grid[0], : grid[1]] * GRID_UM + GRID_UM / 2
     k = min(k, len(points))
     distance, index = cKDTree(points).query(np.stack([x, y], axis=-1), k=range(1, k + 1))
@@ -219,7 +220,7 @@ def _signed_distance(field: Map) -> Map:
 
 
 def _aggregates(rng: np.random.Generator, style: Style, grid: tuple[int, int]) -> Map:
-    """Clusters of lymphocytes, and a few everywhere."""
+    """Density of lymphocytes: clusters, and a few everywhere."""
     area_mm2 = grid[0] * grid[1] * GRID_UM**2 / 1e6
     n = max(1, rng.poisson(5.0 * np.exp(style.immune) * area_mm2))
     centres = rng.uniform(0, 1, (n, 2)).astype(np.float32) * np.array(grid[::-1], np.float32) * np.float32(GRID_UM)
@@ -307,7 +308,7 @@ def _render(
 
 
 def _ground(rng: np.random.Generator, plan: Plan, *, shape: tuple[int, int], mpp: float) -> tuple[Map, Map]:
-    """Hematoxylin and eosin of everything but the nuclei, ``(height, width)`` each."""
+    """Hematoxylin and eosin of everything except nuclei, ``(height, width)`` each."""
 
     def full(name: str) -> Map:
         return _to_image(getattr(plan, name), shape, mpp=mpp)
@@ -339,7 +340,7 @@ def _soft(distance_um: Map, width_um: float) -> Map:
 
 
 def _fibres(rng: np.random.Generator, contour_um: Map, *, mpp: float) -> Map:
-    """Fibres along the contours of a field: unit variance, thin across and long along them."""
+    """Fibres along the contours of a field: unit variance, thin across contours and long along them."""
     across, along = 2048, 256
     table = rng.standard_normal((across, along), dtype=np.float32)
     fine = ndimage.gaussian_filter(table, (2.0, 5.0), mode="wrap")
@@ -359,7 +360,7 @@ def _fill_fat(rng: np.random.Generator, plan: Plan, stroma: Map, *, mpp: float) 
     if len(rows) == 0 or len(centres) < 3:
         return stroma
     near, second, third = cKDTree(centres).query(np.stack([cols, rows], axis=-1) * mpp, k=3)[0].T.astype(np.float32)
-    # cells are round: where three meet, their walls part
+    # cells are round: their walls part where three meet
     wall = _soft(1.8 - np.minimum(second - near, 0.35 * (third - near)), 1.0)
     filled = stroma.copy()
     inside = _soft(fat[rows, cols], 3.0)
@@ -368,7 +369,7 @@ def _fill_fat(rng: np.random.Generator, plan: Plan, stroma: Map, *, mpp: float) 
 
 
 def _stamp(nuclei: pd.DataFrame, shape: tuple[int, int], *, mpp: float) -> Map:
-    """Hematoxylin of nuclei, ``(height, width)``; where two overlap the darker one is seen."""
+    """Hematoxylin of nuclei, ``(height, width)``; the darker of two overlapping nuclei is visible."""
     canvas = np.zeros(shape[0] * shape[1], np.float32)
     for start in range(0, len(nuclei), 4096):
         batch = nuclei.iloc[start : start + 4096]
@@ -378,7 +379,7 @@ def _stamp(nuclei: pd.DataFrame, shape: tuple[int, int], *, mpp: float) -> Map:
 
 
 def _patches(nuclei: pd.DataFrame, shape: tuple[int, int], *, mpp: float) -> tuple[NDArray[np.intp], Map]:
-    """Flat index and hematoxylin of every pixel of some nuclei."""
+    """Flat index and hematoxylin of each pixel of the nuclei."""
 
     def column(name: str) -> Map:
         return nuclei[name].to_numpy(np.float32)[:, None, None]
@@ -397,7 +398,7 @@ def _patches(nuclei: pd.DataFrame, shape: tuple[int, int], *, mpp: float) -> tup
 
 
 def _expose(rng: np.random.Generator, style: Style, hematoxylin: Map, eosin: Map, *, mpp: float) -> NDArray[np.uint8]:
-    """Beer-Lambert: light falls off exponentially with the amount of either stain; then blur and noise."""
+    """Light through the stains by Beer-Lambert's law, then blur and noise."""
     stains = (style.stains * style.strength[:, None] * np.log(10)).astype(np.float32)
     image = np.empty((*hematoxylin.shape, 3), np.uint8)
     speckle = rng.standard_normal(hematoxylin.shape, dtype=np.float32)

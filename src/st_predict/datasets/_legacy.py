@@ -1,4 +1,4 @@
-"""Sections of breast cancer (He et al. 2020) and squamous cell carcinoma (Ji et al. 2020), from folders that were downloaded by hand."""
+"""Sections of breast cancer (He et al. 2020) and squamous cell carcinoma (Ji et al. 2020), from manually downloaded folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["cscc", "hbc"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """How the files of a data set are named; ``{section}`` stands for the section."""
+    """File names of a data set; ``{section}`` stands for the section."""
 
     name: str
     page: str
@@ -32,7 +32,7 @@ class _Layout:
     optional: tuple[str, ...] = ()
 
 
-_PREFIX = r"(?:GSM\d+_)?"  # of files from the Gene Expression Omnibus
+_PREFIX = r"(?:GSM\d+_)?"  # prefix of files from the Gene Expression Omnibus
 
 _CSCC = _Layout(
     name="cscc",
@@ -67,18 +67,18 @@ def cscc(sections: Iterable[str], *, folder: str | PathLike[str]) -> dict[str, S
 
 
 def cscc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> SpatialData | dict[str, SpatialData]:
-    """Sections of cutaneous squamous cell carcinoma :cite:p:`Ji2020`, from a folder that was downloaded by hand.
+    """Read sections of cutaneous squamous cell carcinoma :cite:p:`Ji2020` from a manually downloaded folder.
 
-    12 sections of four patients, ``"P2_ST_rep1"`` to ``"P10_ST_rep3"``: legacy Spatial Transcriptomics, spots of 100 um, 200 um
-    apart. Download ``GSE144239_RAW.tar`` from the Gene Expression Omnibus, unpack it, and run ``gunzip *.jpg.gz``.
+    12 sections of four patients, ``"P2_ST_rep1"`` to ``"P10_ST_rep3"``: legacy Spatial Transcriptomics, spots of 100 um at a pitch
+    of 200 um. Download ``GSE144239_RAW.tar`` from the Gene Expression Omnibus, unpack it, and run ``gunzip *.jpg.gz``.
 
     Parameters
     ----------
     sections
-        One name, or several.
+        Name of one section, or several names.
     folder
-        Holds, at any depth, ``{section}_stdata.tsv``, ``spot_data-selection-{section}.tsv`` and ``{section}.jpg``, with or without
-        a number of the Omnibus in front, texts compressed by gzip or not.
+        Folder that has, at any depth, ``{section}_stdata.tsv``, ``spot_data-selection-{section}.tsv`` and ``{section}.jpg``, with
+        or without an Omnibus number in front. Text files may be compressed by gzip.
 
     Returns
     -------
@@ -94,7 +94,8 @@ def cscc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spati
 
     Examples
     --------
-    >>> sections = st_predict.datasets.cscc(["P2_ST_rep1", "P5_ST_rep1"], folder="GSE144239")  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> sections = stp.datasets.cscc(["P2_ST_rep1", "P5_ST_rep1"], folder="GSE144239")  # doctest: +SKIP
     """
     return _read(_CSCC, sections, folder)
 
@@ -108,18 +109,19 @@ def hbc(sections: Iterable[str], *, folder: str | PathLike[str]) -> dict[str, Sp
 
 
 def hbc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> SpatialData | dict[str, SpatialData]:
-    """Sections of breast cancer :cite:p:`He2020`, from a folder that was downloaded by hand.
+    """Read sections of breast cancer :cite:p:`He2020` from a manually downloaded folder.
 
-    68 sections of 23 patients, ``"BC23209_C1"`` to ``"BC24223_E2"``: legacy Spatial Transcriptomics, spots of 100 um, 200 um apart.
-    Genes are Ensembl identifiers. Download all files of the data set from Mendeley Data (29ntw7sh4r, CC-BY-4.0).
+    68 sections of 23 patients, ``"BC23209_C1"`` to ``"BC24223_E2"``: legacy Spatial Transcriptomics, spots of 100 um at a pitch of
+    200 um. Genes are Ensembl identifiers. Download all files of the data set from Mendeley Data (29ntw7sh4r, CC-BY-4.0).
 
     Parameters
     ----------
     sections
-        One name, or several.
+        Name of one section, or several names.
     folder
-        Holds, at any depth, ``{section}_stdata.tsv``, ``spots_{section}.csv`` and ``HE_{section}.jpg``, and ``{section}_Coords.tsv`` where
-        a pathologist labelled spots; texts compressed by gzip or not. ``BT`` in place of ``BC`` is accepted.
+        Folder that has, at any depth, ``{section}_stdata.tsv``, ``spots_{section}.csv`` and ``HE_{section}.jpg``, and
+        ``{section}_Coords.tsv`` if a pathologist labelled spots. Text files may be compressed by gzip. ``BT`` instead of ``BC``
+        is accepted.
 
     Returns
     -------
@@ -135,7 +137,8 @@ def hbc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spatia
 
     Examples
     --------
-    >>> sections = st_predict.datasets.hbc(["BC23209_C1", "BC23268_C1"], folder="29ntw7sh4r")  # doctest: +SKIP
+    >>> import st_predict as stp
+    >>> sections = stp.datasets.hbc(["BC23209_C1", "BC23268_C1"], folder="29ntw7sh4r")  # doctest: +SKIP
     """
     return _read(_HBC, sections, folder)
 
@@ -151,9 +154,9 @@ def _read(
         if name not in layout.sections:
             raise InvalidValueError(f"{layout.name} has no section {name!r}; there are {sorted(layout.sections)}.")
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(root)!r}. The files are at {layout.page}.")
+        raise FileNotFoundError(f"Found no folder {str(root)!r}. Download the files from {layout.page}.")
     there = [path for path in root.rglob("*") if path.is_file()]
-    files = {name: _find(layout, name, there, root) for name in names}  # of all, before any is read
+    files = {name: _find(layout, name, there, root) for name in names}  # find all before reading any
     found = {
         name: read_legacy_st(
             parts["counts"],
@@ -169,7 +172,7 @@ def _read(
 
 
 def _find(layout: _Layout, section: str, there: list[Path], root: Path) -> dict[str, Path]:
-    """Files of a section, by what they hold."""
+    """Files of a section, by content."""
     found = {}
     name = re.sub("^BC", "B[CT]", re.escape(section))
     for part, pattern in layout.files.items():
@@ -194,4 +197,4 @@ def _missing(layout: _Layout, section: str, part: str, *, there: list[Path], roo
     packed = [path.name for path in there if path.name.endswith(f"{name}.gz")]
     if packed:
         return f"The {part} of {section} is compressed: run 'gunzip {packed[0]}' in {str(root)!r}."
-    return f"There is no {name} in {str(root)!r}. The files are at {layout.page}."
+    return f"Found no {name} in {str(root)!r}. Download the files from {layout.page}."

@@ -1,16 +1,19 @@
-"""Gene panels that were published with models."""
+"""Gene panels published with models."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Literal, TypeAlias, get_args
 
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
 
 __all__ = ["list_panels", "panel"]
 
+Panel: TypeAlias = Literal["m2ost_cscc", "m2ost_hbc", "m2ost_her2"]
 
-def list_panels() -> list[str]:
+
+def list_panels() -> list[Panel]:
     """Names of the published gene panels.
 
     Returns
@@ -19,21 +22,20 @@ def list_panels() -> list[str]:
 
     Examples
     --------
-    >>> from st_predict.datasets import list_panels
-    >>> list_panels()
+    >>> import st_predict as stp
+    >>> stp.datasets.list_panels()
     ['m2ost_cscc', 'm2ost_hbc', 'm2ost_her2']
     """
-    folder = files(__package__).joinpath("panels")
-    return sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
+    return sorted(get_args(Panel))
 
 
-def panel(name: str) -> list[str]:
-    """Published gene panel.
+def panel(name: Panel) -> list[str]:
+    """Return a published gene panel.
 
     Parameters
     ----------
     name
-        One of :func:`st_predict.datasets.list_panels`: ``"m2ost_her2"`` (HER2-positive breast cancer, symbols),
+        Name of the panel, one of :func:`st_predict.datasets.list_panels`: ``"m2ost_her2"`` (HER2-positive breast cancer, symbols),
         ``"m2ost_hbc"`` (human breast cancer, Ensembl gene identifiers) or ``"m2ost_cscc"`` (cutaneous squamous cell
         carcinoma, symbols).
 
@@ -49,21 +51,21 @@ def panel(name: str) -> list[str]:
     Notes
     -----
     The three panels of 250 genes were published with M2OST :cite:p:`Wang2025`, at https://github.com/Dootmaan/M2OST (MIT
-    licence, Copyright (c) 2024 Hongyi Wang), and are unchanged. They are a random sample of the genes that are among the 1500 most variable ones of every
-    section, test sections included. Many of their genes have no spatial signal beyond sequencing depth;
-    ``st_predict.pp.select_panel(method="spatial")`` selects genes that have.
+    licence, Copyright (c) 2024 Hongyi Wang), and are unchanged. They are a random sample of the genes that are among the 1500
+    most variable ones of every section, including test sections. Many of their genes have no spatial signal beyond sequencing
+    depth; ``st_predict.pp.select_panel(method="spatial")`` selects genes that have.
 
     Ten entries of ``"m2ost_hbc"`` join the identifiers of several genes, such as
-    ``"__ambiguous[ENSG00000254772+ENSG00000255508]"``: reads that could not be assigned to one of them. These entries only
-    match tables that were counted in the same way.
+    ``"__ambiguous[ENSG00000254772+ENSG00000255508]"``: reads that could not be assigned to one gene. These entries match only
+    tables that were counted in the same way.
 
     Examples
     --------
-    >>> from st_predict.datasets import panel
-    >>> panel("m2ost_her2")[:3]
+    >>> import st_predict as stp
+    >>> stp.datasets.panel("m2ost_her2")[:3]
     ['HLA-C', 'DDX5', 'TSPO']
     """
     known = list_panels()
     if check("name", name, Text) not in known:
-        raise InvalidValueError(f"There is no panel {name!r}; there are {known}.", "choose one of these")
+        raise InvalidValueError(f"No panel {name!r}; there are {known}.", "choose one of these")
     return files(__package__).joinpath("panels", f"{name}.txt").read_text(encoding="utf-8").split()

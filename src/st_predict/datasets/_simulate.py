@@ -1,4 +1,4 @@
-"""Simulated sections whose expression is known to depend on what the image shows, and at which scale."""
+"""Simulated sections whose expression depends on the image in a known way, at known scales."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SectionTruth", "Simulation", "simulate", "toy"]
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
-"""The lattice of legacy Spatial Transcriptomics, which ``uns["assay"]`` promises."""
+"""Lattice of legacy Spatial Transcriptomics, as ``uns["assay"]`` says."""
 
 CROP_PX = 224
 """Side of the finest crop of M2OST; the fields of its other levels are two and four times as wide."""
@@ -40,15 +40,15 @@ N_LEVELS = 4
 CHUNK = 512
 
 MAX_MEAN_COUNT = 1e6
-"""Larger ones leave the range of whole numbers in the tails."""
+"""Larger means leave the range of whole numbers in the tails."""
 
 _LARGER = (Advice("show more tissue with a larger {}", "shape"), Advice("with a larger {}", "mpp"))
 
 DISPERSION = 0.08
-"""Variance of the negative binomial beyond Poisson, relative to the squared mean."""
+"""Overdispersion of the negative binomial: variance beyond Poisson over the squared mean."""
 
 DEPTH_SPREAD, PATIENT_SPREAD, SECTION_SPREAD = 0.3, 0.3, 0.1
-"""Standard deviations, in natural logarithms, of the depth of a spot and of the effects on a gene."""
+"""Standard deviations, in natural logarithms, of spot depth and of effects on genes."""
 
 COVARIATES = pd.DataFrame(
     [
@@ -62,23 +62,34 @@ COVARIATES = pd.DataFrame(
     ],
     columns=["name", "programme", "centre", "spread"],
 ).set_index("name")
-"""What drives the genes. Centre and spread are those of many sections, as constants: one law holds in all of them."""
+"""Covariates that drive genes. Centre and spread are constants from many sections, so one law holds in all sections."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class SectionTruth(ShortRepr):
-    """How the counts of one section were made; rows are the spots of its table.
+    """Ground truth of the counts of one section; rows are the spots of its table.
 
     Parameters
     ----------
     log_rate
-        ``(n_spots, n_genes)``: natural logarithm of the expected count of a spot of depth 1. Free of noise.
+        Noise-free natural logarithm of the expected count at depth 1, ``(n_spots, n_genes)``.
     covariates
-        ``(n_spots, n_covariates)``: what was measured on the plan of the tissue. ``spot_*`` inside the spot, ``near_*``
-        between the fields of one and two crops, ``far_*`` between those of two and four. ``*_epithelium`` is a share of
-        the area, ``*_nuclei`` and ``*_lymphocytes`` are numbers per square millimetre, ``*_area`` is in square micrometres.
+        Measurements on the plan of the tissue, ``(n_spots, n_covariates)``. ``spot_*``: inside the spot. ``near_*``: between
+        one and two fields of view. ``far_*``: between two and four. ``*_epithelium`` is a share of the area, ``*_nuclei`` and
+        ``*_lymphocytes`` are numbers per square millimetre, ``*_area`` is in square micrometres.
     depth
-        ``(n_spots,)``: the expected count is ``depth * exp(log_rate)``.
+        Sequencing depth, ``(n_spots,)``: the expected count is ``depth * exp(log_rate)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import st_predict as stp
+    >>> simulation = stp.datasets.simulate(1, 1, n_genes=10, shape=(400, 400), seed=3)
+    >>> truth = simulation.truth["P1S1"]
+    >>> expected = np.exp(truth.log_rate).mul(truth.depth, axis=0)  # counts without noise
+    >>> counts = simulation.sections["P1S1"]["table"].to_df()
+    >>> round(float(counts.to_numpy().sum() / expected.to_numpy().sum()), 1)
+    1.1
     """
 
     log_rate: pd.DataFrame
@@ -88,18 +99,26 @@ class SectionTruth(ShortRepr):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Simulation(ShortRepr):
-    """Sections and how they were made.
+    """Simulated sections with their ground truth.
 
     Parameters
     ----------
     sections
-        Name of the section (``"P1S1"``: patient 1, section 1) to its data.
+        Mapping from section name (``"P1S1"``: patient 1, section 1) to data.
     truth
-        Name of the section to how its counts were made.
+        Mapping from section name to the ground truth of its counts.
     genes
-        A row a gene: its ``programme`` (``"nuclei"``: the spot itself; ``"region"``: what surrounds it; ``"none"``), the
-        ``covariate`` that drives it (empty for ``"none"``), and the ``effect`` on the logarithm of its rate of one
-        standard deviation of that covariate.
+        One row per gene: its ``programme`` (``"nuclei"``: driven by the spot itself; ``"region"``: by its surroundings;
+        ``"none"``: by nothing), the ``covariate`` that drives it (empty for ``"none"``), and the ``effect`` of one standard
+        deviation of that covariate on the logarithm of the rate.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> simulation = stp.datasets.simulate(1, 1, n_genes=10, shape=(400, 400), seed=3)
+    >>> free = simulation.genes["programme"] == "none"
+    >>> simulation.genes.index[free].tolist()  # genes that do not depend on the tissue
+    ['GENE09', 'GENE10']
     """
 
     sections: dict[str, SpatialData]
@@ -119,54 +138,54 @@ def simulate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Simulation:
-    """Make sections of tissue with spots and counts, offline.
+    """Simulate tissue sections with images, spots and counts, offline.
 
     The image shows epithelium in nests and in glands with a lumen, stroma, fat and clusters of lymphocytes, in the
-    colours of hematoxylin and eosin. Two genes in five follow what lies inside the spot, two in five follow what lies
-    around it, outside the finest crop of :mod:`M2OST <st_predict.models.m2ost>`, and one in five follows nothing.
-    Patients differ in stain, in the make-up of their tissue and in the level of every gene.
+    colours of hematoxylin and eosin. Two genes in five depend on the tissue inside the spot. Two in five depend on its
+    surroundings, outside the finest crop of :mod:`M2OST <st_predict.models.m2ost>`. One in five depends on neither.
+    Patients differ in stain, in tissue composition and in the level of every gene.
 
     Parameters
     ----------
     n_patients
         Number of patients.
     n_sections
-        Number of sections of each.
+        Number of sections per patient.
     n_genes
         Number of genes.
     shape
-        Height and width of an image in pixels; multiples of 8, so that every level has half the pixels of the one before.
+        Height and width of the images in pixels; multiples of 8, as each level halves them.
     mpp
-        Micrometres per pixel. Crops of 224 px then have fields of ``224 * mpp`` and of two and four times as much.
+        Micrometres per pixel. Crops of 224 px have fields of view of 1, 2 and 4 times ``224 * mpp``.
     mean_count
         Expected count of a typical gene in a typical spot.
     seed
-        The same seed gives the same bytes; a section is the same whatever the numbers of patients and of sections.
+        Random seed. A section depends only on the seed and its name, not on the numbers of patients and sections.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    Sections, each with the image ``"he"`` in four levels, the spots ``"spots"`` (100 um, 200 um apart) and the table
-    ``"table"`` with counts, in the coordinate systems ``"global"`` (pixels) and ``"um"``; and how they were made.
+    Sections with their ground truth. Each section has the image ``"he"`` in four levels, the spots ``"spots"`` (100 um, at a
+    pitch of 200 um) and the table ``"table"`` with counts, in the coordinate systems ``"global"`` (pixels) and ``"um"``.
 
     Raises
     ------
     ValueError
-        If an argument is of another type or out of range, or the image is too small to hold a spot on tissue.
+        If an argument is of another type or out of range, or the image is too small for a spot on tissue.
 
     Notes
     -----
     Counts are negative binomial with the mean ``depth * exp(log_rate)`` and the variance ``mean + 0.08 * mean**2``.
-    ``log_rate`` is linear in one covariate a gene, from 2 standard deviations below its centre to 2.5 above; beyond that
-    it is constant. Driven genes come in pairs, one up and one down, so that the sum of a spot hardly follows the tissue.
-    With the default numbers, the log counts of a driven gene and their expectation correlate by 0.65 to 0.8 within a
-    section, which is what a perfect model would reach.
+    ``log_rate`` is linear in one covariate per gene, from 2 standard deviations below its centre to 2.5 above, and constant
+    beyond. Driven genes come in pairs, one up and one down, so the sum of a spot hardly depends on the tissue. With the
+    default arguments, a driven gene's log counts correlate with their expectation by 0.65 to 0.8 within a section: the noise
+    ceiling of a perfect model.
 
     Examples
     --------
-    >>> from st_predict.datasets import simulate
-    >>> simulation = simulate(1, 1, shape=(800, 800), seed=3)
+    >>> import st_predict as stp
+    >>> simulation = stp.datasets.simulate(1, 1, shape=(400, 400), seed=3)
     >>> list(simulation.sections)
     ['P1S1']
     >>> simulation.genes["programme"].value_counts().to_dict()
@@ -194,16 +213,16 @@ def simulate(
 
 
 def toy() -> SpatialData:
-    """Make one small simulated section: 19 spots, 8 genes, an image of 720 x 880 px.
+    """Simulate one small section: 19 spots, 8 genes, an image of 720 x 880 px.
 
     Returns
     -------
-    The section, laid out as those of :func:`simulate`. It is the same every time.
+    The section, with the elements of :func:`simulate`; always the same.
 
     Examples
     --------
-    >>> from st_predict.datasets import toy
-    >>> toy()["table"].shape
+    >>> import st_predict as stp
+    >>> stp.datasets.toy()["table"].shape
     (19, 8)
     """
     return copy.deepcopy(_toy())
@@ -238,13 +257,13 @@ def _extent(shape: tuple[int, int], mpp: float) -> str:
 
 
 def _draw_genes(rng: np.random.Generator, n_genes: int) -> pd.DataFrame:
-    """Two genes in five a programme; the last one in five is free."""
+    """Draw two genes in five per programme; the last one in five is free."""
     n_driven = round(0.4 * n_genes)
     programme = np.repeat(["nuclei", "region", "none"], [n_driven, n_driven, n_genes - 2 * n_driven])
     baseline, effect = rng.normal(0, 0.5, n_genes), rng.uniform(0.5, 0.8, n_genes) * (programme != "none")
     covariate = np.full(n_genes, "", dtype=object)
-    # genes come in pairs, one up and one down and else alike: if not, the sum of a spot would follow the tissue, and
-    # through it every gene that is divided by that sum, the free ones too
+    # genes come in pairs with opposite effects: otherwise the sum of a spot would follow the tissue, and with it every
+    # normalised gene, even free ones
     turn = np.arange(n_driven)
     for name in ("nuclei", "region"):
         drivers = COVARIATES.index[COVARIATES["programme"] == name]
@@ -258,7 +277,7 @@ def _draw_genes(rng: np.random.Generator, n_genes: int) -> pd.DataFrame:
 
 
 def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: float) -> pd.DataFrame:
-    """Spots of which half or more lies on tissue: ``x`` and ``y`` in micrometres, and their place on the lattice."""
+    """Spots with at least half their area on tissue: ``x`` and ``y`` in micrometres, and their place on the lattice."""
     rows, cols = (np.arange(int(side * mpp / PITCH_UM)) for side in shape)
     margin = [(side * mpp - n * PITCH_UM) / 2 for side, n in zip(shape, (len(rows), len(cols)), strict=True)]
     row, col = (index.ravel() for index in np.meshgrid(rows, cols, indexing="ij"))
@@ -283,10 +302,7 @@ def _within_spot(things: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArra
 
 
 def _around(things: NDArray[np.float64], xy: NDArray[np.float64], half: float) -> NDArray[np.float64]:
-    """Number per square micrometre between a square around each spot and the square twice as wide.
-
-    There is nothing outside the image, where crops are white.
-    """
+    """Number per square micrometre between a square around each spot and the square twice as wide; 0 outside the image."""
     between = _count(things, xy, 2 * half, square=True) - _count(things, xy, half, square=True)
     return between / (16 * half**2 - 4 * half**2)
 
@@ -308,7 +324,7 @@ def _draw_truth(
     covariates = _measure(tissue, spots, mpp=mpp)
     standard = (covariates - COVARIATES["centre"]) / COVARIATES["spread"]
     standard[""] = 0.0
-    # beyond a limit a gene is saturated; otherwise a few spots would rule every correlation
+    # genes saturate, otherwise a few spots would dominate every correlation
     driven = standard[genes["covariate"]].clip(-2.0, 2.5).to_numpy() * genes["effect"].to_numpy()
     log_rate = level + rng.normal(0, SECTION_SPREAD, len(genes)) + driven
     return SectionTruth(
@@ -338,7 +354,7 @@ def _measure(tissue: Histology, spots: pd.DataFrame, *, mpp: float) -> pd.DataFr
 
 
 def _nucleus_area(nuclei: pd.DataFrame, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean area of the nuclei in each spot, drawn towards the usual one where they are few."""
+    """Mean area of the nuclei in each spot, shrunk towards the typical area where they are few."""
     inside = cKDTree(nuclei[["x", "y"]].to_numpy()).query_ball_point(xy, SPOT_UM / 2)
     area = nuclei["area"].to_numpy()
     usual, weight = COVARIATES.loc["spot_nucleus_area", "centre"], 5
@@ -361,7 +377,7 @@ def _assemble(
     section: str,
     mpp: float,
 ) -> SpatialData:
-    """Lay a section out as :func:`st_predict.io.read_legacy_st` does."""
+    """Assemble a section with the elements of :func:`st_predict.io.read_legacy_st`."""
     centres = spots[["x", "y"]].to_numpy() / mpp
     obs = spots[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].assign(
         **{Keys.PATIENT: pd.Categorical([patient] * len(spots)), Keys.SECTION: pd.Categorical([section] * len(spots))},

@@ -1,9 +1,9 @@
-"""Splits into training and test sections that published comparisons use."""
+"""Published splits into training and test sections."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Fold", "list_splits", "splits"]
+
+Split: TypeAlias = Literal[
+    "cscc_histogene",
+    "cscc_leave_one_patient_out",
+    "hbc_leave_one_patient_out",
+    "her2st_histogene",
+    "her2st_leave_one_patient_out",
+]
 
 HER2ST = tuple(
     f"{patient}{number}"
@@ -38,12 +46,12 @@ CSCC = tuple(f"{patient}_ST_rep{number}" for patient in ("P2", "P5", "P9", "P10"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fold:
-    """Sections of one round of training and testing.
+    """Fold of a cross-validation over sections.
 
     Parameters
     ----------
     name
-        Name of the fold: the patient or the section that is tested.
+        Name of the fold: the test patient or test section.
     train
         Training sections.
     test
@@ -51,10 +59,17 @@ class Fold:
     validation
         Sections that choose the epoch; empty if the protocol has none.
     shared_patients
-        Patients with sections both in training and in the test. :func:`st_predict.tl.train` and
+        Patients with sections in both training and test. :func:`st_predict.tl.train` and
         :func:`st_predict.tl.evaluate` refuse these unless ``allow_shared`` names them.
     note
         Source of the protocol, and whether training and test share patients.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> fold = stp.datasets.splits("her2st_histogene")[0]
+    >>> fold.test, fold.shared_patients
+    (('A2',), ('A',))
     """
 
     name: str
@@ -65,7 +80,7 @@ class Fold:
     note: str
 
 
-def list_splits() -> list[str]:
+def list_splits() -> list[Split]:
     """Names of the published splits.
 
     Returns
@@ -74,20 +89,20 @@ def list_splits() -> list[str]:
 
     Examples
     --------
-    >>> from st_predict.datasets import list_splits
-    >>> list_splits()
-    ['cscc_histogene', 'cscc_leave_one_patient_out', 'hbc_leave_one_patient_out', 'her2st_histogene', 'her2st_leave_one_patient_out']
+    >>> import st_predict as stp
+    >>> stp.datasets.list_splits()[:2]
+    ['cscc_histogene', 'cscc_leave_one_patient_out']
     """
     return sorted(_SPLITS)
 
 
-def splits(name: str) -> tuple[Fold, ...]:
-    """Published split of sections into training and test.
+def splits(name: Split) -> tuple[Fold, ...]:
+    """Return a published split of sections into training and test.
 
     Parameters
     ----------
     name
-        One of :func:`st_predict.datasets.list_splits`:
+        Name of the split, one of :func:`st_predict.datasets.list_splits`:
 
         ``"her2st_leave_one_patient_out"``
             8 folds; each tests all sections of one patient of :func:`st_predict.datasets.her2st`.
@@ -119,13 +134,13 @@ def splits(name: str) -> tuple[Fold, ...]:
 
     Examples
     --------
-    >>> from st_predict.datasets import splits
-    >>> folds = splits("her2st_leave_one_patient_out")
+    >>> import st_predict as stp
+    >>> folds = stp.datasets.splits("her2st_leave_one_patient_out")
     >>> len(folds), folds[4].test
     (8, ('E1', 'E2', 'E3'))
     """
     if check("name", name, Text) not in _SPLITS:
-        raise InvalidValueError(f"There is no split {name!r}; there are {list_splits()}.", "choose one of these")
+        raise InvalidValueError(f"No split {name!r}; there are {list_splits()}.", "choose one of these")
     return _SPLITS[name]()
 
 
@@ -191,7 +206,7 @@ def _hbc_leave_one_patient_out() -> tuple[Fold, ...]:
     return _leave_one_patient_out(HBC, _first_part, source=source)
 
 
-_SPLITS: dict[str, Callable[[], tuple[Fold, ...]]] = {
+_SPLITS: dict[Split, Callable[[], tuple[Fold, ...]]] = {
     "cscc_histogene": _cscc_histogene,
     "cscc_leave_one_patient_out": _cscc_leave_one_patient_out,
     "hbc_leave_one_patient_out": _hbc_leave_one_patient_out,

@@ -1,4 +1,4 @@
-"""Frozen networks that describe crops, or the cells of an image, by features."""
+"""Encoders: frozen networks that compute features of crops, or of the cells of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders: frozen networks that turn the crop of a spot into features."""
+"""Encoders: frozen networks that compute features of a spot's crop."""
 # Shapes: B spots, C channels, H W image, T tokens, D features.
 
 from __future__ import annotations
@@ -59,15 +59,28 @@ _KNOWN = {spec.name: spec for spec in (_RGB, _IMAGENET, *PATHOLOGY)}
 
 
 class Encoder(Network):
-    """A network whose output describes the crop of a spot, ready to be run on batches of crops.
+    """A loaded encoder, which computes features for batches of crops.
 
     Parameters
     ----------
     backbone
-        Is called with the pixels of each level of the crop, ``(n_spots, 3, size, size)`` float32, and returns
+        Network that is called with the pixels of each level of the crop, ``(n_spots, 3, size, size)`` float32, and returns
         ``(n_spots, n_features)``.
     spec
-        What goes in, and where it comes from.
+        Specification of the encoder: crop, pixel normalisation, source.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> encoder = stp.encoders.load_encoder("rgb")
+    >>> sizes = [level.size for level in encoder.spec.crop.levels]
+    >>> sizes
+    [64, 64, 64]
+    >>> white = tuple(torch.full((2, 3, size, size), 255, dtype=torch.uint8) for size in sizes)
+    >>> features = encoder(stp.crops.Batch(crops=white, index=torch.arange(2)))
+    >>> float(features[0, stp.encoders.RGB_NAMES.index("mean_red_x1")])
+    1.0
     """
 
     def __init__(self, backbone: Callable[..., Tensor], spec: EncoderSpec) -> None:
@@ -81,14 +94,14 @@ class Encoder(Network):
         features_BD = torch.as_tensor(self.backbone(*(self.pixels(crop) for crop in batch.crops)))
         if features_BD.ndim != 2 or len(features_BD) != len(batch):
             raise InvalidValueError(
-                f"The encoder {self.spec.name!r} gives {tuple(features_BD.shape)} for {len(batch)} crops; it must give one row "
-                "of features per crop."
+                f"The encoder {self.spec.name!r} must give one row of features per crop, got the shape "
+                f"{tuple(features_BD.shape)} for {len(batch)} crops."
             )
         return features_BD.float()
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the weights; ``None`` for an encoder of the user's own, whose code it could not tell apart."""
+        """SHA-256 of the weights; ``None`` for the user's own encoder, as a hash would not cover its code."""
         if not self.spec.source:
             return None
         state = sorted(self.state_dict().items())
@@ -100,7 +113,7 @@ class Encoder(Network):
         return sha256("\n".join(each))
 
     def describe(self) -> dict[str, Any]:
-        """Return all that the features depend on beside the crops and the precision, to be written as JSON."""
+        """Return a JSON-compatible record of everything that features depend on, except crops and precision."""
         spec = self.spec
         return {
             "name": spec.name,
@@ -122,7 +135,7 @@ def _digest(tensor: Tensor) -> str:
 
 
 class _ClassAndMean(nn.Module):
-    """The class token of a vision transformer of timm, followed by the mean of its patch tokens."""
+    """Class token of a vision transformer of timm, followed by the mean of its patch tokens."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -147,36 +160,47 @@ def load_encoder(
     standardize: bool | None = None,
     progress: bool | None = None,
 ) -> Encoder:
-    """Make an encoder, with its weights.
+    """Load an encoder with its weights.
 
     Parameters
     ----------
     encoder
-        A name of :func:`list_encoders`; any name of timm that has weights, ``"resnet50.tv_in1k"`` or
-        ``"hf-hub:owner/name"``; an :class:`EncoderSpec`; a module or another callable of your own, which is given pixels
-        ``(n, 3, size, size)``, one argument a level of ``crop``, and returns ``(n, n_features)``; or what this function
-        returned, so that it is not loaded again.
+        Encoder to load. A name of :func:`list_encoders`; a name of timm with weights, such as ``"resnet50.tv_in1k"`` or
+        ``"hf-hub:owner/name"``; an :class:`EncoderSpec`; your own module or callable from pixels ``(n, 3, size, size)``, one
+        argument per level of ``crop``, to ``(n, n_features)``; or an :class:`Encoder`, which is returned as it is.
     crop, pixels
-        What a callable of your own sees; ``pixels`` from 0 to 1 by default. Other encoders have their own.
+        Crop and pixel normalisation for your own callable; ``pixels`` from 0 to 1 by default. Other encoders have their own.
     features, fields, neighbours, standardize
-        How the image is read, see :func:`read_as`; by default as the encoder has it.
+        Options of :func:`read_as`; by default the encoder's own.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Raises
     ------
     KeyError
-        If there is no encoder of this name.
+        If no encoder has this name.
     ModuleNotFoundError
-        If it is in a package that is not installed; the message names it.
+        If a required package is not installed; the message names it.
     PermissionError
-        If the weights are given only to those who accepted their terms.
+        If the weights are gated and their terms were not accepted.
     ConnectionError
-        If the weights are not in the cache of the hub and cannot be got.
+        If the weights are not in the cache of the hub and cannot be downloaded.
     ValueError
-        If weights do not fit their network, ``crop`` is missing or too many, or the encoder cannot be read in the way that is asked for.
+        If weights do not fit their network, ``crop`` is missing or not allowed, or the encoder does not support the options.
     TypeError
-        If ``encoder`` is nothing of the above.
+        If ``encoder`` is of another type.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> crop = stp.specs.CropSpec(levels=(stp.specs.LevelSpec(size=224),), mpp=0.5)
+    >>> def mean_colour(pixels):
+    ...     return pixels.mean((2, 3))
+    >>> encoder = stp.encoders.load_encoder(mean_colour, crop=crop)
+    >>> batch = stp.crops.Batch(crops=(torch.zeros(5, 3, 224, 224, dtype=torch.uint8),), index=torch.arange(5))
+    >>> encoder(batch).shape  # five spots, three features
+    torch.Size([5, 3])
     """
     if isinstance(encoder, str):
         encoder = get_encoder(encoder)
@@ -189,11 +213,11 @@ def load_encoder(
         spec = reading(encoder)
         return Encoder(_as_read(_load(spec), spec), spec)
     if not callable(encoder):
-        raise InvalidTypeError(f"An encoder is a name, a module or another callable, got {type(encoder).__name__}.")
+        raise InvalidTypeError(f"encoder must be a name, a module or another callable, got {type(encoder).__name__}.")
     if crop is None:
         raise InvalidValueError(
-            "An encoder of your own does not say which crops it sees.",
-            Advice("give them with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
+            "Your own encoder needs a crop, got None.",
+            Advice("give it with {}, for example CropSpec(levels=(LevelSpec(size=224),), mpp=0.5)", "crop"),
         )
     name = getattr(encoder, "__name__", type(encoder).__name__)
     own = EncoderSpec(name=name, crop=crop, pixels=PixelSpec() if pixels is None else pixels)
@@ -201,12 +225,28 @@ def load_encoder(
 
 
 def restore_encoder(spec: EncoderSpec, state: Mapping[str, Tensor]) -> Encoder:
-    """Make an encoder with weights that a checkpoint carries, as :meth:`torch.nn.Module.state_dict` of an :class:`Encoder` gave them.
+    """Make an encoder with the weights that a checkpoint carries.
+
+    Parameters
+    ----------
+    spec
+        Specification of the encoder.
+    state
+        State dict of the :class:`Encoder`, from :meth:`torch.nn.Module.state_dict`.
 
     Raises
     ------
     ValueError
-        If they are not those of this encoder.
+        If the weights belong to another encoder.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> path = stp.checkpoints.find_weights("ridge-effnet")
+    >>> encoder = stp.checkpoints.load_encoder(path, stp.specs.ModelCard.of_file(path))
+    >>> restored = stp.encoders.restore_encoder(encoder.spec, encoder.state_dict())
+    >>> restored.fingerprint == encoder.fingerprint
+    True
     """
     encoder = Encoder(_as_read(spec.build(), spec), spec)
     try:
@@ -217,21 +257,21 @@ def restore_encoder(spec: EncoderSpec, state: Mapping[str, Tensor]) -> Encoder:
 
 
 def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpec | None) -> None:
-    """Refuse inputs for an encoder that has its own."""
+    """Refuse crop and pixels for an encoder that has its own."""
     if given := [name for name, value in inputs.items() if value is not None]:
         name = (encoder.spec if isinstance(encoder, Encoder) else encoder).name
         raise InvalidValueError(
-            f"The encoder {name!r} says itself which crops and pixels it sees; only a callable of your own does not.",
+            f"The encoder {name!r} has its own crop and pixels; only your own callable needs them.",
             Advice(f"leave out {' and '.join(['{}', *given[1:]])}", given[0]),
         )
 
 
 def _refuse_loaded(encoder: Encoder, how: Mapping[str, Any]) -> None:
-    """Refuse to read an encoder that is loaded in another way."""
+    """Refuse other reading options for a loaded encoder."""
     if given := [name for name, value in how.items() if value is not None]:
         raise InvalidValueError(
-            f"The encoder {encoder.spec.name!r} is loaded, and so it is settled how it is read.",
-            "say this to st_predict.encoders.load_encoder",
+            f"The encoder {encoder.spec.name!r} is already loaded; {given[0]} cannot be changed.",
+            f"give {given[0]} to st_predict.encoders.load_encoder",
             Advice("leave out {}", given[0]),
         )
 
@@ -245,7 +285,7 @@ def _load(spec: EncoderSpec) -> nn.Module:
 
 
 def _as_read(backbone: nn.Module, spec: EncoderSpec) -> nn.Module:
-    """Read the layers and the fields of view of a backbone that are asked for."""
+    """Wrap a backbone to read the layers and fields of view of its specification."""
     if spec.features == "stages":
         backbone = Stages(backbone)
     elif spec.pool == "cls_mean":
@@ -261,7 +301,7 @@ def _load_of_timm(spec: EncoderSpec) -> nn.Module:
 
 
 def _load_into_arch(spec: EncoderSpec) -> nn.Module:
-    """Build without memory, then take the tensors of the file as they are: random weights of a billion take a while."""
+    """Build without memory, then assign the tensors of the file: initialising a billion random weights is slow."""
     timm = import_timm()
     with _reaching(spec), hub_bars():
         state = timm.models.load_state_dict_from_hf(spec.source.removeprefix(HUB), weights_only=True)
@@ -272,25 +312,23 @@ def _load_into_arch(spec: EncoderSpec) -> nn.Module:
     try:
         backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:
-        raise InvalidValueError(
-            f"The weights at {spec.url} are not those of the encoder {spec.name!r}: {error}"
-        ) from error
+        raise InvalidValueError(f"The weights at {spec.url} do not fit the encoder {spec.name!r}: {error}") from error
     return backbone
 
 
 @contextmanager
 def _reaching(spec: EncoderSpec) -> Iterator[None]:
-    """Say how to go on where the hub of the weights can't be reached, or refuses."""
+    """Add the way out to errors if the hub of the weights cannot be reached, or refuses."""
     try:
         yield
     except OSError as error:
         refused = _is_refusal(error)
-        if error.errno is not None and not refused:  # of the disk
+        if error.errno is not None and not refused:  # an error of the disk
             raise
         found = "The hub gives no access to" if refused else "Cannot get"
         text = f"{found} the weights {spec.source!r} ({_first_line(error)}). {_ways_to_weights(spec)}"
         raise (PermissionError(text) if refused else ConnectionError(text)) from error
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of a name, of the file, of its tensors
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:  # raised for a name, a file or its tensors
         if is_out_of_memory(error):
             raise
         raise InvalidValueError(
@@ -299,7 +337,7 @@ def _reaching(spec: EncoderSpec) -> Iterator[None]:
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the hub answered that there is no such repository, or no access to it: 401, 403 or 404 for the repository."""
+    """Whether the hub refused access to the repository, or does not have it: 401, 403 or 404."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if error is None:
@@ -325,49 +363,57 @@ def _first_line(error: Exception) -> str:
 
 
 def list_encoders() -> list[str]:
-    """Names of the encoders whose resolution, normalisation and pooling are known.
+    """Names of the encoders with known resolution, normalisation and pooling.
 
-    Any other name of timm that has weights works as well (:func:`get_encoder`). :class:`EncoderSpec` has the crop, features, licence
+    Any other name of timm with weights works as well (:func:`get_encoder`). :class:`EncoderSpec` has the crop, features, licence
     and gate of each encoder, and in ``notes`` the properties that no public source confirms.
 
     Examples
     --------
-    >>> from st_predict.encoders import get_encoder, list_encoders
-    >>> [name for name in list_encoders() if not get_encoder(name).gated][:4]
+    >>> import st_predict as stp
+    >>> names = stp.encoders.list_encoders()
+    >>> [name for name in names if not stp.encoders.get_encoder(name).gated][:4]
     ['rgb', 'efficientnet_lite0', 'phikon', 'phikon-v2']
     """
     return list(_KNOWN)
 
 
 def get_encoder(name: str) -> EncoderSpec:
-    """Return what is known of an encoder.
+    """Return the specification of an encoder, without weights.
 
     Parameters
     ----------
     name
-        A name of :func:`list_encoders`, or its name on the hub; or any other name of timm that has weights, whose pixels and size of
-        crop are then those that timm says, at the resolution of the image.
+        Name of the encoder: one of :func:`list_encoders`, its name on the hub, or another name of timm with weights. For the
+        last, timm gives pixel normalisation and crop size, at the resolution of the image.
 
     Raises
     ------
     KeyError
-        If the encoder does not exist; the message lists those that there are.
+        If the encoder does not exist; the message lists the known ones.
     TypeError
-        If ``name`` is not a name.
+        If ``name`` is not a text.
     ModuleNotFoundError
-        If timm has to say what it is, and is not installed.
+        If timm is needed and not installed.
     ConnectionError, PermissionError
-        If the hub has to say what it is, and can't be reached or refuses.
+        If the hub is needed and cannot be reached, or refuses.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.get_encoder("UNI")
+    >>> spec.n_features, spec.gated, spec.crop.mpp
+    (1024, True, 0.5)
     """
     if not isinstance(name, str):
-        raise InvalidTypeError(f"An encoder is given by its name, one of {list_encoders()} say, got {name!r}.")
+        raise InvalidTypeError(f"An encoder is given by its name, such as one of {list_encoders()}, got {name!r}.")
     plain = name.replace("hf_hub:", HUB)
     for spec in _KNOWN.values():
         if plain.removeprefix(HUB).casefold() in {spec.name, spec.source.removeprefix(HUB).casefold()}:
             return spec
     for known, (source, why, way_out) in NOT_LOADABLE.items():
         if plain.removeprefix(HUB).casefold() in {known, source.removeprefix(HUB).casefold()}:
-            raise NotFoundError(f"The encoder {name!r} cannot be loaded by its name: it has {why}.", way_out)
+            raise NotFoundError(f"The encoder {name!r} cannot be loaded by name: it has {why}.", way_out)
     return _from_hub(plain) if plain.startswith(HUB) else _from_timm(plain)
 
 
@@ -387,7 +433,7 @@ def _from_timm(name: str) -> EncoderSpec:
     if config is None or not known or (tag and name not in known):
         near = known or timm.list_pretrained(f"{arch.split('_')[0]}*")[:8]
         raise NotFoundError(
-            f"No encoder {name!r}; there are {list_encoders()} and those of timm{f', such as {near}' if near else ''}."
+            f"No encoder {name!r}; there are {list_encoders()} and timm's{f', such as {near}' if near else ''}."
         )
     name = name if tag else f"{arch}.{config.tag}"
     config = timm.get_pretrained_cfg(name)

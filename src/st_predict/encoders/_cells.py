@@ -1,4 +1,4 @@
-"""Cell encoders: frozen networks that describe the square cells of an image, tile by tile."""
+"""Cell encoders: frozen networks that compute features of the square cells of an image, tile by tile."""
 # Shapes: B tiles, C channels, H W image, P Q rows and columns of cells, N tokens, D features.
 
 from __future__ import annotations
@@ -29,26 +29,35 @@ if TYPE_CHECKING:
 __all__ = ["CELL_NAMES", "CellEncoder", "CellSpec", "get_cell_encoder", "load_cell_encoder", "weights_digest"]
 
 _HIPT_FEATURES = 192 + 384 + 3
-_HALO = 2  # patches of a vision transformer at the edge of what it sees, which are not kept
+_HALO = 2  # patches at the edge of a vision transformer's input, which are dropped
 
 
 @validated
 class CellSpec:
-    """Everything the package knows of a dense encoder before its weights are there.
+    """Specification of a dense encoder, without weights.
 
     Parameters
     ----------
     encoder
-        What goes in and where it comes from. Its crop is a tile with its halo; ``n_features`` are those of a cell.
+        Specification of the network. Its crop is a tile with halo; ``n_features`` is the number of features per cell.
     cell
         Side of a cell, in pixels.
     halo
-        What is seen around a tile, in pixels.
+        Width of the context around a tile, in pixels.
     shifts
-        If not empty, the encoder reads sections as a whole: tiles that begin so many pixels below, and right of, the corner of
-        the image; a cell is described by the mean over all of them.
+        Offsets of the tiles from the corner of the image, in pixels, to average the features of a cell over. If not empty,
+        the encoder reads whole sections.
     windows
-        Over how many cells along a side the features of the section, and those of a cell, are then averaged.
+        Sides of the windows, in cells, over which section features and cell features are averaged; only with ``shifts``.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.get_cell_encoder("rgb-cells")
+    >>> spec.cell * spec.crop.mpp  # side of a cell in micrometres
+    8.0
+    >>> spec.n_features == len(stp.encoders.CELL_NAMES)
+    True
     """
 
     encoder: EncoderSpec
@@ -59,31 +68,42 @@ class CellSpec:
 
     @property
     def crop(self) -> CropSpec:
-        """A tile with its halo."""
+        """Tile with halo."""
         return self.encoder.crop
 
     @property
     def n_cells(self) -> int:
-        """Cells along a side of a tile."""
+        """Number of cells per side of a tile."""
         return (self.crop.levels[0].size - 2 * self.halo) // self.cell
 
     @property
     def n_features(self) -> int:
-        """Features of a cell."""
+        """Number of features per cell."""
         assert self.encoder.n_features is not None
         return self.encoder.n_features
 
 
 class CellEncoder(Encoder):
-    """A network that describes the cells of a tile, ready to be run on batches of tiles.
+    """A loaded dense encoder, which computes cell features for batches of tiles.
 
     Parameters
     ----------
     network
-        Is called with the pixels of tiles, ``(n_tiles, 3, size, size)`` float32, and returns ``(n_tiles, n_cells, n_cells,
-        n_features)``; one that reads sections as a whole what :meth:`Hipt.forward` returns.
+        Network that is called with the pixels of tiles, ``(n_tiles, 3, size, size)`` float32, and returns ``(n_tiles, n_cells,
+        n_cells, n_features)``. A network that reads whole sections returns the output of :meth:`Hipt.forward`.
     spec
-        What goes in, and where it comes from.
+        Specification of the encoder.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> encoder = stp.encoders.load_cell_encoder("rgb-cells", cell=4)
+    >>> size = encoder.cells.crop.levels[0].size
+    >>> tile = torch.full((1, 3, size, size), 255, dtype=torch.uint8)
+    >>> features = encoder(stp.crops.Batch(crops=(tile,), index=torch.arange(1)))
+    >>> features.shape
+    torch.Size([1, 64, 64, 70])
     """
 
     def __init__(self, network: nn.Module, spec: CellSpec) -> None:
@@ -91,43 +111,50 @@ class CellEncoder(Encoder):
         self.cells = spec
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the features of the cells of tiles."""
+        """Return the cell features of tiles."""
         features: Tensor = self.backbone(self.pixels(batch.crops[0]))
         return features.float()
 
     def describe(self) -> dict[str, Any]:
-        """Return all that the features depend on beside the tiles and the precision, to be written as JSON."""
+        """Return a JSON-compatible record of everything that features depend on, except tiles and precision."""
         spec = self.cells
         own = {"cell": spec.cell, "halo": spec.halo, "shifts": list(spec.shifts), "windows": list(spec.windows)}
         return {**super().describe(), **own}
 
 
 def get_cell_encoder(encoder: str, *, cell: int | None = None, n_shifts: int = 4) -> CellSpec:
-    """Return what is known of a dense encoder.
+    """Return the specification of a dense encoder, without weights.
 
     Parameters
     ----------
     encoder
-        ``"rgb-cells"``, which needs no weights; ``"hipt"``; or an encoder whose network is a vision transformer
-        (:func:`st_predict.encoders.list_encoders`, or any of timm), of which the tokens of the patches are taken.
+        Name of the encoder: ``"rgb-cells"``, which needs no weights; ``"hipt"``; or a vision transformer of
+        :func:`st_predict.encoders.list_encoders` or timm, whose patch tokens become cell features.
     cell
-        Side of a cell in pixels: free for ``"rgb-cells"``; for others that of a patch. By default 16.
+        Side of a cell, in pixels, by default 16. Free for ``"rgb-cells"``; for others it must be the side of a patch.
     n_shifts
-        Of ``"hipt"``: how many shifts of the tiles to average along each axis.
+        Number of tile shifts to average along each axis; only for ``"hipt"``.
 
     Raises
     ------
     KeyError
-        If there is no encoder of this name.
+        If no encoder has this name.
     ModuleNotFoundError
-        If it needs timm, which is not installed.
+        If timm is needed and not installed.
     ValueError
-        If the encoder has no cells of that size, or none at all.
+        If the encoder has no cells, or none of that size.
     TypeError
-        If ``encoder`` is not a name.
+        If ``encoder`` is not a text.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.get_cell_encoder("rgb-cells", cell=8)
+    >>> spec.cell, spec.n_cells, spec.halo
+    (8, 64, 128)
     """
     if not isinstance(encoder, str):
-        raise InvalidTypeError(f"An encoder of cells is given by its name, got {type(encoder).__name__}.")
+        raise InvalidTypeError(f"A cell encoder is given by its name, got {type(encoder).__name__}.")
     cell, n_shifts = check("cell", CELL if cell is None else cell, Count), check("n_shifts", n_shifts, Count)
     if encoder == RGB_CELLS:
         return _rgb_spec(cell)
@@ -144,23 +171,30 @@ def load_cell_encoder(
     weights: PathLike[str] | str | None = None,
     weights_sha256: str | None = None,
 ) -> CellEncoder:
-    """Make a dense encoder, with its weights.
+    """Load a dense encoder with its weights.
 
     Parameters
     ----------
     encoder, cell, n_shifts
-        As in :func:`get_cell_encoder`.
+        Arguments of :func:`get_cell_encoder`.
     weights
-        Of ``"hipt"``: a file of :func:`save_hipt_weights`.
+        File written by :func:`save_hipt_weights`; only for ``"hipt"``.
     weights_sha256
-        Digest of that file, if it has to be a certain one.
+        Expected SHA-256 of that file; by default any.
 
     Raises
     ------
     FileNotFoundError
-        If there are no ``weights``.
+        If the file ``weights`` does not exist.
     ValueError
-        If they are missing, of something else, or not those that a network was trained with.
+        If ``weights`` is missing, belongs to another network, or has another digest.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> encoder = stp.encoders.load_cell_encoder("rgb-cells")
+    >>> encoder.cells.n_features
+    70
     """
     spec = get_cell_encoder(encoder, cell=cell, n_shifts=n_shifts)
     if encoder == RGB_CELLS:
@@ -170,15 +204,15 @@ def load_cell_encoder(
         return CellEncoder(PatchTokens(getattr(backbone, "transformer", backbone), halo=spec.halo // spec.cell), spec)
     if weights is None:
         raise InvalidValueError(
-            "The weights of HIPT do not come with the package; st_predict.encoders.save_hipt_weights writes its "
-            "vit256_small_dino.pth and vit4k_xs_dino.pth to one file.",
+            "HIPT's weights are not part of the package; st_predict.encoders.save_hipt_weights writes vit256_small_dino.pth "
+            "and vit4k_xs_dino.pth to one file.",
             *_name_file("name that file"),
-            f"take the encoder {RGB_CELLS!r}, which needs no weights",
+            f"use the encoder {RGB_CELLS!r}, which needs no weights",
         )
     weights = check("weights", weights, File)
     if check("weights_sha256", weights_sha256, Text | None) is not None and weights_digest(weights) != weights_sha256:
         raise InvalidValueError(
-            f"{str(weights)!r} are not the weights that the network was trained with (their SHA-256 is {weights_sha256}).",
+            f"{str(weights)!r} are not the weights that the network was trained with (SHA-256 {weights_sha256}).",
             *_name_file("name the right file"),
         )
     return CellEncoder(_checked(load_hipt(weights), weights), spec)
@@ -189,18 +223,32 @@ def _name_file(what: str) -> tuple[Advice, Advice]:
 
 
 def weights_digest(path: PathLike[str] | str) -> str:
-    """SHA-256 of a file of weights.
+    """SHA-256 of a weights file, as hexadecimal digits.
+
+    Parameters
+    ----------
+    path
+        File written by :func:`save_hipt_weights`.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the file does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "hipt.safetensors"
+    ...     _ = path.write_bytes(b"weights")
+    ...     stp.encoders.weights_digest(path)[:8]
+    '9a129038'
     """
     file: Path = check("weights", path, File)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
-        )
+        raise FileNotFoundError(f"Found no weights {str(path)!r}; st_predict.encoders.save_hipt_weights writes them.")
     return sha256_of_file(file)
 
 
@@ -227,9 +275,7 @@ def _hipt_spec(cell: int, n_shifts: int) -> CellSpec:
 def _checked(network: Hipt, path: PathLike[str] | str) -> Hipt:
     found = network.narrow.out_features + network.narrow.in_features + 3
     if found != _HIPT_FEATURES:
-        raise InvalidValueError(
-            f"{str(path)!r} describes a cell by {found} features, the weights of HIPT by {_HIPT_FEATURES}."
-        )
+        raise InvalidValueError(f"{str(path)!r} gives {found} features per cell, HIPT's weights give {_HIPT_FEATURES}.")
     return network
 
 
@@ -237,11 +283,11 @@ def _set_cell(size: int) -> tuple[Advice, Advice]:
     return Advice(f"set cell to {size} in {{}}", "hparams"), Advice("set {}", "cell", size)
 
 
-# Vision transformers: the tokens of their patches.
+# Patch tokens of vision transformers.
 
 
 class PatchTokens(nn.Module):
-    """Tokens of the patches of a vision transformer of timm, without those at the edge of what it sees."""
+    """Patch tokens of a vision transformer of timm, without the patches at the edge of its input."""
 
     def __init__(self, transformer: nn.Module, *, halo: int) -> None:
         super().__init__()
@@ -262,7 +308,7 @@ def _vit_spec(name: str, cell: int) -> CellSpec:
         raise InvalidValueError(
             f"The encoder {name!r} has cells of {patch} px, one per patch, not of {cell} px.",
             *_set_cell(patch),
-            "take another encoder",
+            "use another encoder",
         )
     return CellSpec(encoder=replace(spec, n_features=width), cell=cell, halo=_HALO * cell)
 
@@ -272,19 +318,19 @@ def _patch_and_width(spec: EncoderSpec) -> tuple[int, int]:
         network: Any = spec.build() if spec.arch else import_timm().create_model(spec.source, pretrained=False)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is None or not hasattr(network, "num_prefix_tokens"):
-        raise InvalidValueError(f"The encoder {spec.name!r} is not a vision transformer, so it cannot describe cells.")
+        raise InvalidValueError(f"The encoder {spec.name!r} is not a vision transformer, so it has no cells.")
     return int(patch[0]), int(network.num_features)
 
 
 # Colour, stain and texture.
 
 RGB_CELLS, _VERSION = "rgb-cells", 1
-_SIDE, _MARGIN = 64, 16  # cells along a side of a tile, and around it
+_SIDE, _MARGIN = 64, 16  # cells per side of a tile, and around it
 _WINDOWS = (1, 3, 7, 15, 31)
 _CHANNELS = ("red", "green", "blue", "haematoxylin", "eosin")
-_NUCLEUS, _TISSUE = 0.1, 0.15  # of haematoxylin; mean optical density, to the base e
-# What each statistic is at, and by how much it varies, in the cells of a section of breast (her2st, C2): what networks learn from
-# is about 0, and about as wide as 1. Colours are those from white, at 0, to black, at -1.
+_NUCLEUS, _TISSUE = 0.1, 0.15  # thresholds of haematoxylin; of mean optical density, to the base e
+# Centre and spread of each statistic in the cells of a breast section (her2st, C2), so that inputs of networks have mean about 0
+# and standard deviation about 1. Colours go from white, 0, to black, -1.
 _TYPICAL = {
     "mean_red": (-0.44, 0.13),
     "mean_green": (-0.48, 0.11),
@@ -302,33 +348,33 @@ _TYPICAL = {
     "share_of_tissue": (0.91, 0.15),
 }
 CELL_NAMES = tuple(f"{statistic}_{window}" for window in _WINDOWS for statistic in _TYPICAL)
-"""What each feature of the encoder ``rgb-cells`` is: ``{statistic}_{cells}``, in a square of so many cells along a side."""
+"""Names of the features of the encoder ``rgb-cells``: ``{statistic}_{cells}``, with the side of the window in cells."""
 
 
 class RgbCells(nn.Module):
-    """Colour, stain and texture of each cell, and of growing squares of cells around it."""
+    """Colour, stain and texture of each cell, and of growing windows around it."""
 
     typical_2C11: Tensor
 
     def __init__(self, *, cell: int, halo: int) -> None:
         super().__init__()
         self.cell, self.margin = cell, halo // cell
-        self.stains = RgbStatistics()  # for what separates the stains
+        self.stains = RgbStatistics()  # provides the stain separation
         typical = torch.tensor(list(_TYPICAL.values())).T[..., None, None]
         self.register_buffer("typical_2C11", typical, persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return ``(n_tiles, n_cells, n_cells, n_features)`` of colours from 0 to 1; :data:`CELL_NAMES` names them."""
-        # one after another, as all of them for all pixels would take half a GB
+        """Return features ``(n_tiles, n_cells, n_cells, n_features)`` of colours from 0 to 1, named by :data:`CELL_NAMES`."""
+        # one channel at a time: all channels of all pixels would take half a GB
         means_BCPQ = torch.cat([F.avg_pool2d(channels, self.cell) for channels in self._channels(x_BCHW)], dim=1)
         windows = [self._in_window(means_BCPQ, window) for window in _WINDOWS]
         return torch.cat(windows, dim=1).permute(0, 2, 3, 1)
 
     def _channels(self, x_BCHW: Tensor) -> Iterator[Tensor]:
-        """Yield, per pixel: colours and stains, their squares, gradients of stains, nuclei, tissue."""
+        """Yield per pixel: colours and stains, their squares, gradients of stains, nuclei, tissue."""
         density_BCHW = x_BCHW.clamp_min(1 / 255).log_().neg_()
         stain_BSHW = F.conv2d(density_BCHW, self.stains.of_stain_CS1.transpose(0, 1)[..., None]).clamp_min_(0)
-        yield x_BCHW - 1  # white is 0, so that little is lost in the squares
+        yield x_BCHW - 1  # white is 0, so that squares lose little precision
         yield stain_BSHW
         yield (x_BCHW - 1).square_()
         yield stain_BSHW.square()
@@ -348,7 +394,7 @@ class RgbCells(nn.Module):
 
 
 def _gradient(x_BSHW: Tensor) -> Tensor:
-    """Length of the gradient from central differences; the outermost pixels are those beside them."""
+    """Length of the gradient from central differences; edge pixels copy their neighbours."""
     x_BSHW = F.pad(x_BSHW, (1, 1, 1, 1), mode="replicate")
     across = x_BSHW[..., 1:-1, 2:] - x_BSHW[..., 1:-1, :-2]
     down = x_BSHW[..., 2:, 1:-1] - x_BSHW[..., :-2, 1:-1]

@@ -1,8 +1,8 @@
 """HIPT: a transformer on the patches of a tile, and one on the tiles of a section :cite:p:`Chen2022`.
 
 Written from the paper and from the names and outputs of the published weights (https://github.com/mahmoodlab/HIPT, Apache-2.0
-with the Commons Clause), which were trained by DINO. The first network sees tiles of 256 pixels as patches of 16, the second
-one the class tokens of all tiles of a section; both stretch positions of 14 by 14 to the grid that they see.
+with the Commons Clause), which were trained by DINO. The first network reads tiles of 256 pixels as patches of 16, the second
+the class tokens of all tiles of a section. Both interpolate positions of 14 by 14 to the grid of their input.
 
 Shapes: B tiles, H W image, P Q rows and columns of a grid, N tokens, D channels, E channels of the section.
 """
@@ -30,18 +30,18 @@ __all__ = ["CELL", "TILE", "Hipt", "load_hipt", "save_hipt_weights"]
 
 TILE, CELL = 256, 16
 _HEADS, _SIDE = 6, 14
-_WIDEN = 0.1  # what DINO adds to the side of a grid before it stretches positions to it
+_WIDEN = 0.1  # DINO adds this to the side of the grid before interpolating positions
 
 
 class Hipt(nn.Module):
-    """Both networks.
+    """Both networks of HIPT.
 
     Parameters
     ----------
     dim, depth
-        Channels and blocks of the network on a tile.
+        Channels and blocks of the network on tiles.
     section_dim, section_depth
-        The same for that on a section.
+        Channels and blocks of the network on sections.
     """
 
     def __init__(self, *, dim: int = 384, depth: int = 12, section_dim: int = 192, section_depth: int = 6) -> None:
@@ -52,9 +52,9 @@ class Hipt(nn.Module):
         self.section = HiptTransformer(section_dim, section_depth)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Describe tiles of colours from -1 to 1: ``(B, 1 + cells, D + 3)``.
+        """Return features of tiles with colours from -1 to 1: ``(B, 1 + cells, D + 3)``.
 
-        The class token comes first, then each cell in reading order; the last three channels are mean colours from 0 to 1.
+        The class token comes first, then the cells in reading order. The last three channels are mean colours from 0 to 1.
         """
         tokens_BND = self.tile(self.patches(x_BCHW).permute(0, 2, 3, 1))
         colour_BCN = F.avg_pool2d(x_BCHW / 2 + 0.5, CELL).flatten(2)
@@ -62,7 +62,7 @@ class Hipt(nn.Module):
         return torch.cat([tokens_BND, colour_BCN.transpose(1, 2)], dim=2)
 
     def of_tile(self, x_BCHW: Tensor) -> Tensor:
-        """Return the class token of each tile of colours from -1 to 1, ``(B, D)``."""
+        """Return the class token of each tile with colours from -1 to 1, ``(B, D)``."""
         tokens_BND: Tensor = self.tile(self.patches(x_BCHW).permute(0, 2, 3, 1))
         return tokens_BND[:, 0]
 
@@ -72,14 +72,14 @@ class Hipt(nn.Module):
         return tokens_BNE[:, 0]
 
     def of_section(self, cls_PQD: Tensor) -> Tensor:
-        """Describe every tile of a section by what is around it: ``(P, Q, E)``, of the class tokens of its tiles."""
+        """Return features of each tile's surroundings, ``(P, Q, E)``, from the class tokens of a section's tiles."""
         x_PQE = F.gelu(self.narrow(cls_PQD))
         tokens_NE = self.section(x_PQE[None])[0, 1:]
         return tokens_NE.view(*x_PQE.shape)
 
 
 class HiptTransformer(nn.Module):
-    """A vision transformer on tokens that lie on a grid."""
+    """A vision transformer on a grid of tokens."""
 
     def __init__(self, dim: int, depth: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class HiptTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x_BPQD: Tensor) -> Tensor:
-        """Return the class token and those of the grid, ``(B, 1 + P * Q, D)``."""
+        """Return the class token and the grid's tokens, ``(B, 1 + P * Q, D)``."""
         place_1ND = self._places(*x_BPQD.shape[1:3])
         x_BND = torch.cat([self.cls.expand(len(x_BPQD), -1, -1), x_BPQD.flatten(1, 2)], dim=1) + place_1ND
         for block in self.blocks:
@@ -106,7 +106,7 @@ class HiptTransformer(nn.Module):
 
 
 class HiptBlock(nn.Module):
-    """Attention, then an MLP on each token; both are added to their input."""
+    """Attention, then an MLP per token, both with a residual connection."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -128,17 +128,25 @@ def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path:
     Parameters
     ----------
     vit256, vit4k
-        State dicts in ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``, or what holds them;
+        Contents of ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``: state dicts, or checkpoints that hold them.
         :func:`st_predict.checkpoints.import_published` reads them from the files.
     path
-        Where to write; an existing file is replaced once the new one is complete.
+        File to write. An existing file is replaced once the new one is complete.
 
     Raises
     ------
     ValueError
-        If these are not the two networks.
+        If the state dicts are not HIPT's two networks.
     TypeError
-        If they are not state dicts at all.
+        If an argument is not a state dict.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> vit256 = torch.load("vit256_small_dino.pth")  # doctest: +SKIP
+    >>> vit4k = torch.load("vit4k_xs_dino.pth")  # doctest: +SKIP
+    >>> stp.encoders.save_hipt_weights(vit256, vit4k, "hipt.safetensors")  # doctest: +SKIP
     """
     path = check("path", path, File)
     state = convert(vit256, vit4k)
@@ -148,19 +156,17 @@ def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path:
 
 
 def load_hipt(path: PathLike[str] | str) -> Hipt:
-    """Load a file of :func:`save_hipt_weights`.
+    """Load a file written by :func:`save_hipt_weights`.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the file does not exist.
     ValueError
-        If it is another file.
+        If it holds other weights.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"There are no weights {str(path)!r}; st_predict.encoders.save_hipt_weights makes them."
-        )
+        raise FileNotFoundError(f"Found no weights {str(path)!r}; st_predict.encoders.save_hipt_weights writes them.")
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -175,7 +181,7 @@ def load_hipt(path: PathLike[str] | str) -> Hipt:
 
 
 def _network_of(state: dict[str, Tensor]) -> Hipt:
-    """Build the networks that these weights are of."""
+    """Build the networks that fit these weights."""
     depth, section_depth = (
         len({name.split(".")[2] for name in state if name.startswith(f"{part}.blocks.")})
         for part in ("tile", "section")
@@ -185,12 +191,12 @@ def _network_of(state: dict[str, Tensor]) -> Hipt:
         with torch.device("meta"):
             network = Hipt(dim=dim, depth=depth, section_dim=section_dim, section_depth=section_depth)
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    except (KeyError, RuntimeError, ValueError) as error:  # of names, of shapes
+    except (KeyError, RuntimeError, ValueError) as error:  # names or shapes differ
         raise InvalidValueError(f"These are not the weights of HIPT: {error}") from error
     return network.eval().requires_grad_(requires_grad=False)
 
 
-# Published name of each part, and ours.
+# Published names, and ours.
 _PARTS = {
     "cls_token": "cls",
     "pos_embed": "positions",
@@ -208,7 +214,7 @@ _OF_BLOCK = {
 
 
 def convert(vit256: Mapping[str, Any], vit4k: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Turn the two published files, or state dicts, into a state dict of :class:`Hipt`.
+    """Convert the two published files, or state dicts, to a state dict of :class:`Hipt`.
 
     Raises
     ------
@@ -223,7 +229,7 @@ def _renamed(file: Mapping[str, Any], prefix: str, first: Mapping[str, str], *, 
     state = file.get("teacher", file) if isinstance(file, Mapping) else None
     if not isinstance(state, Mapping):
         raise InvalidTypeError(
-            f"The state dict of {what} of HIPT is a mapping from name to tensor, got {type(file).__name__}."
+            f"The state dict of {what} of HIPT must be a mapping from name to tensor, got {type(file).__name__}."
         )
     theirs = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("head.")}

@@ -30,40 +30,41 @@ def load_hipt_encoder(weights: PathLike[str] | str, *, region: int = 1024) -> En
 
     The features of a spot are, in this order:
 
-    - 384: class token of ViT-256 on the tile of 256 px whose centre is the spot;
+    - 384: class token of ViT-256 on the tile of 256 px centred on the spot;
     - 384: mean of the class tokens of ViT-256 over the tiles of a square region around the spot;
     - 192: class token of ViT-4K on these tiles.
 
-    Pixels are 0.5 um wide. The last two blocks are the descriptor of a region in the publication :cite:p:`Chen2022`, whose regions
+    Pixels are 0.5 um wide. The last two blocks are the publication's descriptor of a region :cite:p:`Chen2022`, whose regions
     have 4096 px and lie on a grid. Here a region is centred on each spot, so its tiles are read per spot: cost and memory
-    grow with the area, 17 passes of ViT-256 per spot at 1024 px and 257 at 4096 px. ViT-4K stretches its positions to the
-    grid of tiles, so features of different regions do not compare.
+    grow with the area, with 17 passes of ViT-256 per spot at 1024 px and 257 at 4096 px. ViT-4K interpolates its positions to
+    the grid of tiles, so features of regions of different size are not comparable.
 
     Parameters
     ----------
     weights
-        File of :func:`save_hipt_weights`.
+        File written by :func:`save_hipt_weights`.
     region
-        Side of the region in pixels, a multiple of 256. 4096 as in the publication; 1024 (512 um) costs a fifteenth.
+        Side of the region in pixels, a multiple of 256. The publication has 4096; 1024 (512 um) costs a fifteenth.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If it holds something else, or ``region`` is not a multiple of 256.
+        If the file holds other weights, or ``region`` is not a multiple of 256.
 
     Examples
     --------
-    >>> from st_predict.encoders import load_hipt_encoder
-    >>> load_hipt_encoder("none.safetensors")
+    >>> import st_predict as stp
+    >>> stp.encoders.load_hipt_encoder("none.safetensors")
     Traceback (most recent call last):
-    FileNotFoundError: There are no weights 'none.safetensors'; st_predict.encoders.save_hipt_weights makes them.
+    FileNotFoundError: Found no weights 'none.safetensors'; st_predict.encoders.save_hipt_weights writes them.
+    >>> stp.tl.embed(sdata, stp.encoders.load_hipt_encoder("hipt.safetensors"))  # doctest: +SKIP
     """
     weights, region = check("weights", weights, File), check("region", region, Count)
     if region % TILE:
         raise InvalidValueError(
-            f"A region consists of whole tiles of {TILE} px, got {region} px.",
+            f"region must be a multiple of {TILE} px, got {region} px.",
             Advice("set {}", "region", max(1, round(region / TILE)) * TILE),
         )
     network = load_hipt(weights)
@@ -87,7 +88,7 @@ class HiptSpot(nn.Module):
         self.network = network
 
     def forward(self, tile_BCHW: Tensor, region_BCHW: Tensor) -> Tensor:
-        """Return ``(B, 2 * D + E)`` of colours from -1 to 1."""
+        """Return features ``(B, 2 * D + E)`` of colours from -1 to 1."""
         tiles = region_BCHW.unfold(2, TILE, TILE).unfold(3, TILE, TILE).permute(0, 2, 3, 1, 4, 5)
         cls_BPQD = self._of_tiles(tiles.flatten(0, 2)).view(*tiles.shape[:3], -1)
         own_BD = self._of_tiles(tile_BCHW)

@@ -1,9 +1,10 @@
-"""Pathology encoders whose weights are on the hub of Hugging Face, and conversions of their state dicts.
+"""Pathology encoders with weights on the hub of Hugging Face, and conversions of their state dicts.
 
-The entries were checked against public material as far as it could be read without an account: READMEs and configurations of the authors, and the
-code of TRIDENT (https://github.com/mahmoodlab/TRIDENT), eva (https://github.com/kaiko-ai/eva) and LazySlide
-(https://github.com/rendeirolab/lazyslide-models), which load the same weights. ``EncoderSpec.url`` is the page of the weights; comments name the
-sources; ``EncoderSpec.notes`` says what remains unconfirmed. Weights are loaded strictly: names or shapes that differ are an error.
+The entries were checked against public material that can be read without an account: the authors' READMEs and configurations,
+and the code of TRIDENT (https://github.com/mahmoodlab/TRIDENT), eva (https://github.com/kaiko-ai/eva) and LazySlide
+(https://github.com/rendeirolab/lazyslide-models), which load the same weights. ``EncoderSpec.url`` is the page of the weights;
+comments name the sources; ``EncoderSpec.notes`` lists unconfirmed properties. Weights are loaded strictly: different names or
+shapes are an error.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ _RENAMED = (
 
 
 def from_transformers(state: Mapping[str, Tensor], *, side: int | None = None) -> dict[str, Tensor]:
-    """Turn a state dict of Hugging Face transformers into one of timm.
+    """Convert a state dict of Hugging Face transformers to timm.
 
     Parameters
     ----------
     state
         State dict of a ``ViTModel``, a ``Dinov2Model`` or a ``Dinov2Model`` with register tokens.
     side
-        Patches along a side of the crop. Position embeddings of another grid are resampled as ``Dinov2Model`` does.
+        Number of patches per side of the crop. Position embeddings of another grid are resampled as ``Dinov2Model`` does.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -70,7 +71,7 @@ def from_transformers(state: Mapping[str, Tensor], *, side: int | None = None) -
 
 
 def _resampled(places_1ND: Tensor, side: int) -> Tensor:
-    """Resample the positions of a square grid of patches; the first position is that of the class token."""
+    """Resample the positions of a square grid of patches; the first position belongs to the class token."""
     there = round((places_1ND.shape[1] - 1) ** 0.5)
     if there == side:
         return places_1ND
@@ -80,7 +81,7 @@ def _resampled(places_1ND: Tensor, side: int) -> Tensor:
 
 
 def _without_class_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the position of the class token to the token: timm has no position for it where there are registers."""
+    """Add the class token's position to the token itself: with registers, timm has no position for it."""
     places_1ND = state["pos_embed"]
     return {**state, "cls_token": state["cls_token"] + places_1ND[:, :1], "pos_embed": places_1ND[:, 1:]}
 
@@ -93,15 +94,15 @@ _MIXED = "trained at several resolutions; 0.5 um/px as in TRIDENT (20x)"
 _KAIKO_MPP = "trained at several resolutions; TRIDENT resizes tiles of 256 px at 20x (0.5 um/px) to 224 px"
 _TCGA_FMS = "Aben et al. 2024, https://doi.org/10.48550/arXiv.2404.15217"
 
-# An architecture of timm that has the layers of the network is named, and what differs in it. Both "giant" architectures of
-# DINOv2 have SwiGLU layers with SiLU, layer scale and an epsilon of 1e-6; "reg4" adds registers and leaves the class token and
-# the registers without a position.
+# Each entry names an architecture of timm with the network's layers, and the differences. Both "giant" architectures of DINOv2
+# have SwiGLU layers with SiLU, layer scale and an epsilon of 1e-6; "reg4" adds registers, and class token and registers have
+# no position.
 _AT_20X = partial(EncoderSpec, crop=square_crop(224, 0.5), pixels=IMAGENET)
 _KAIKO = partial(_AT_20X, pixels=_HALF, license="Kaiko, non-commercial", citation=_TCGA_FMS, notes=_KAIKO_MPP)
 
 
 def _kaiko(name: str, arch: str, n_features: int) -> EncoderSpec:
-    """Describe a kaiko.ai network of plain ViT layers, which is published for torch.hub and copied to the hub by a third party."""
+    """Specification of a kaiko.ai network of plain ViT layers, published for torch.hub and copied to the hub by a third party."""
     source = f"hf-hub:1aurent/{arch}.kaiko_ai_towards_large_pathology_fms"
     return _KAIKO(name=name, source=source, arch=arch, n_features=n_features)
 
@@ -203,7 +204,7 @@ PATHOLOGY = (
         gated=True,
         citation="Filiot et al. 2025, https://doi.org/10.48550/arXiv.2501.16239",
         notes="position embedding (patches only) confirmed only indirectly, by HistoPLUS; "
-        "the class token alone is the first 768 features",
+        "the class token is the first 768 features",
     ),
     # README of github.com/prov-gigapath/prov-gigapath; strict loading in TRIDENT, with patches of 16
     _AT_20X(
@@ -253,7 +254,7 @@ PATHOLOGY = (
         license="MIT",
         citation="Karasikov et al. 2025, https://doi.org/10.1007/978-3-032-04984-1_55",
         notes="grid of the stored position embedding not confirmed (resampled to 16 x 16 as transformers does); "
-        "resolution not confirmed (0.5 um/px as in TRIDENT, 20x); the class token alone is the first 1536 features",
+        "resolution not confirmed (0.5 um/px as in TRIDENT, 20x); the class token is the first 1536 features",
     ),
     # config.json of histai/hibou-b: Dinov2Model with 4 registers, SwiGLU, mlp_ratio 4, 224 px, epsilon 1e-6; pixels, offset-free
     # positions and pooling from github.com/HistAI/hibou
@@ -322,9 +323,9 @@ NOT_LOADABLE = {
         "github.com/mahmoodlab/HIPT",
         "weights that no hub serves",
         (
-            "write them to a file with st_predict.encoders.save_hipt_weights and take what "
-            "st_predict.encoders.load_hipt_encoder(path) returns as the encoder"
+            "write them to a file with st_predict.encoders.save_hipt_weights and use the result of "
+            "st_predict.encoders.load_hipt_encoder(path) as the encoder"
         ),
     ),
 }
-"""Encoders that are known but not loaded by name: source, what they have that prevents it, and the way out."""
+"""Known encoders that cannot be loaded by name: source, reason, and way out."""

@@ -1,4 +1,4 @@
-"""How the image is read by an encoder: which layers, how many fields of view, with which neighbours."""
+"""Reading options of an encoder: layers, fields of view, neighbours."""
 
 from __future__ import annotations
 
@@ -29,26 +29,34 @@ def read_as(
     neighbours: int | None = None,
     standardize: bool | None = None,
 ) -> EncoderSpec:
-    """Return an encoder that is read in another way; what is ``None`` stays as it is.
+    """Return the specification of an encoder with other reading options; ``None`` keeps an option.
 
     Parameters
     ----------
     spec
-        What is known of it.
+        Specification of the encoder.
     features
-        ``"head"`` for the output of the network; ``"stages"`` for the mean and the standard deviation of the feature maps of its last
-        four stages.
+        Layer to read. ``"head"``: output of the network. ``"stages"``: mean and standard deviation of the feature maps of its
+        last four stages.
     fields
-        Sides of several fields of view around a spot, in pixels at the resolution of the encoder, ``(112, 224, 448, 896)`` say; each is
-        resized to what the network sees, and their features are joined.    neighbours
-        Joins the mean of the features of so many nearest spots to those of a spot; 0 joins none.
+        Sides of several fields of view around a spot, in pixels at the encoder's resolution, such as ``(112, 224, 448, 896)``. Each
+        is resized to the network's input, and their features are joined.
+    neighbours
+        Number of nearest spots whose mean features are appended to a spot's own; 0 appends none.
     standardize
-        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+        Whether each feature is standardised over the spots of a section.
 
     Raises
     ------
     ValueError
-        If the encoder has no stages, or fields of its own, or a value is unfit.
+        If the encoder has no stages, has its own fields of view, or a value is invalid.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.read_as(stp.encoders.get_encoder("UNI"), fields=(224, 448), neighbours=6)
+    >>> [level.fov for level in spec.crop.levels]
+    [224.0, 448.0]
     """
     asked = {
         "features": check("features", features, Features | None),
@@ -59,7 +67,7 @@ def read_as(
     changed = replace(spec, **{name: value for name, value in asked.items() if value is not None})
     if features == "stages" and not _is_of_timm(spec):
         raise InvalidValueError(
-            f"The encoder {spec.name!r} has no stages; networks of timm have them.", Advice("leave out {}", "features")
+            f"The encoder {spec.name!r} has no stages; only networks of timm have.", Advice("leave out {}", "features")
         )
     return _with_fields(changed, sides) if sides else changed
 
@@ -70,7 +78,9 @@ def _is_of_timm(spec: EncoderSpec) -> bool:
 
 def _with_fields(spec: EncoderSpec, sides: tuple[int, ...]) -> EncoderSpec:
     if not _is_of_timm(spec) or len(spec.crop.levels) != 1:
-        raise InvalidValueError(f"The encoder {spec.name!r} has fields of its own.", Advice("leave out {}", "fields"))
+        raise InvalidValueError(
+            f"The encoder {spec.name!r} has its own fields of view.", Advice("leave out {}", "fields")
+        )
     if len(set(sides)) < len(sides):
         raise InvalidValueError(f"fields must be different, got {sides}.")
     size = spec.crop.levels[0].size
@@ -79,7 +89,22 @@ def _with_fields(spec: EncoderSpec, sides: tuple[int, ...]) -> EncoderSpec:
 
 
 def count_features(spec: EncoderSpec) -> int | None:
-    """Return how many numbers describe a spot; ``None`` if only the loaded network tells."""
+    """Return the number of features per spot; ``None`` if only the loaded network knows it.
+
+    Parameters
+    ----------
+    spec
+        Specification of the encoder.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.get_encoder("UNI")
+    >>> stp.encoders.count_features(spec)
+    1024
+    >>> stp.encoders.count_features(stp.encoders.read_as(spec, fields=(224, 448), neighbours=6))
+    4096
+    """
     n_features = spec.n_features
     if spec.features == "stages":
         of_hub = spec.source.startswith(HUB) and not spec.arch

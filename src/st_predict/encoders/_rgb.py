@@ -15,7 +15,7 @@ from st_predict.specs import CropSpec, LevelSpec
 __all__ = ["RGB_CROP", "RGB_NAMES", "RGB_VERSION", "RgbStatistics"]
 
 RGB_VERSION = 1
-"""Is raised whenever a statistic changes, so that none that was kept is taken for another."""
+"""Version, raised whenever a statistic changes, so that cached features of older versions are not reused."""
 
 RGB_CROP = CropSpec(levels=tuple(LevelSpec(size=64, downsample=d) for d in (1, 2, 4)), mpp=2.0)
 """Fields of view of 128, 256 and 512 um."""
@@ -25,8 +25,8 @@ _STAINS = ("haematoxylin", "eosin")
 _QUANTILES = (10, 50, 90)
 _BLOCKS = (2, 4, 8, 16)
 _PATTERNS = 10
-_NUCLEUS = 0.1  # of haematoxylin, in the units of rgb2hed
-_TISSUE = 0.15  # mean optical density, to the base e
+_NUCLEUS = 0.1  # threshold of haematoxylin, in the units of rgb2hed
+_TISSUE = 0.15  # threshold of mean optical density, to the base e
 
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001).
 _DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -55,7 +55,7 @@ def _moments() -> tuple[str, ...]:
 
 
 class RgbStatistics(nn.Module):
-    """Statistics of each level of a crop, one level after another; :data:`RGB_NAMES` says what each column is."""
+    """Statistics of the levels of a crop, level by level; :data:`RGB_NAMES` names the columns."""
 
     of_stain_CS1: Tensor
 
@@ -65,12 +65,12 @@ class RgbStatistics(nn.Module):
         self.register_buffer("of_stain_CS1", torch.tensor(inverse, dtype=torch.float32), persistent=False)
 
     def forward(self, *levels_BCHW: Tensor) -> Tensor:
-        """Return ``(n_spots, n_statistics)`` of colours from 0 to 1."""
+        """Return statistics ``(n_spots, n_statistics)`` of colours from 0 to 1."""
         return torch.cat([self._describe(x_BCHW) for x_BCHW in levels_BCHW], dim=1)
 
     def _describe(self, x_BCHW: Tensor) -> Tensor:
         density_BCN = -x_BCHW.flatten(2).clamp_min(1 / 255).log()
-        # an operation a pixel, not a matrix product: equal colours get equal values, which the patterns need
+        # one operation per pixel, not a matrix product: the patterns need equal values for equal colours
         red, green, blue = (density_BCN[:, i : i + 1] * self.of_stain_CS1[i] for i in range(3))
         stain_BSN = (red + green + blue).clamp_min(0)
         stain_BSHW = stain_BSN.reshape(len(x_BCHW), len(_STAINS), *x_BCHW.shape[2:])
@@ -90,7 +90,7 @@ class RgbStatistics(nn.Module):
 
 
 def _distribution(x_BCHW: Tensor) -> Tensor:
-    """Mean, standard deviation and quantiles of each channel; quantiles of every fourth row and column."""
+    """Mean, standard deviation and quantiles of each channel; quantiles use every fourth row and column."""
     x_BCN = x_BCHW.flatten(2)
     mean_BC = x_BCN.mean(2)
     sd_BC = (x_BCN - mean_BC[..., None]).square().mean(2).sqrt()
@@ -100,7 +100,7 @@ def _distribution(x_BCHW: Tensor) -> Tensor:
 
 
 def _correlation(a_BCN: Tensor, b_BCN: Tensor) -> Tensor:
-    """Pearson correlation over pixels; 0 where one is constant."""
+    """Pearson correlation over pixels; 0 if one is constant."""
     a_BCN, b_BCN = (x_BCN - x_BCN.mean(2, keepdim=True) for x_BCN in (a_BCN, b_BCN))
     scale_BC = (a_BCN.square().sum(2) * b_BCN.square().sum(2)).sqrt()
     return (a_BCN * b_BCN).sum(2) / scale_BC.clamp_min(1e-6)
@@ -125,7 +125,7 @@ def _sd_in_blocks(x_BSHW: Tensor) -> list[Tensor]:
 
 
 def _patterns(x_BHW: Tensor) -> Tensor:
-    """Shares of the rotation-invariant uniform local binary patterns of 8 neighbours; the last are all others."""
+    """Shares of the rotation-invariant uniform local binary patterns of 8 neighbours; the last is all other patterns."""
     h, w = x_BHW.shape[1] - 2, x_BHW.shape[2] - 2
     ring = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
     centre = x_BHW[:, 1:-1, 1:-1]
@@ -136,15 +136,16 @@ def _patterns(x_BHW: Tensor) -> Tensor:
 
 
 RGB_NAMES = _names()
-"""What each column of the encoder ``rgb`` is: ``{statistic}_x{downsample}``, for fields of 128 (``x1``), 256 and 512 um.
+"""Names of the columns of the encoder ``rgb``: ``{statistic}_x{downsample}``, for fields of 128 (``x1``), 256 and 512 um.
 
 ``mean``, ``sd``, ``q10``, ``q50``, ``q90``
-    Of red, green and blue, from 0 to 1, and of haematoxylin and eosin as :func:`skimage.color.rgb2hed` separates them
-    :cite:p:`Ruifrok2001`, where black counts as 1 of 255. Quantiles are those of every fourth row and column.
+    Mean, standard deviation and quantiles of red, green and blue, from 0 to 1, and of haematoxylin and eosin, separated as by
+    :func:`skimage.color.rgb2hed` :cite:p:`Ruifrok2001`, where black counts as 1 of 255. Quantiles use every fourth row and
+    column.
 ``share_of_nuclei``, ``share_of_tissue``
-    Pixels with haematoxylin above 0.1; with a mean optical density above 0.15.
+    Share of pixels with haematoxylin above 0.1; with a mean optical density above 0.15.
 ``correlation_of_stains``
-    Of haematoxylin and eosin over pixels; 0 where one is constant.
+    Correlation of haematoxylin and eosin over pixels; 0 if one is constant.
 ``gradient``
     Mean length of the gradient of a stain, from central differences.
 ``sd_in_{n}px``

@@ -1,4 +1,4 @@
-"""Description of an encoder before its weights are loaded."""
+"""Specification of an encoder, without weights."""
 
 from __future__ import annotations
 
@@ -19,47 +19,56 @@ HUB = "hf-hub:"
 
 @validated
 class EncoderSpec:
-    """Everything the package knows of an encoder before its weights are there.
+    """Specification of an encoder, without weights.
 
     Parameters
     ----------
     name
-        What a user writes as ``encoder=``.
+        Name that users write as ``encoder=``.
     crop, pixels
-        What goes in.
+        Crop that the encoder reads, and normalisation of its pixels.
     source
-        Where the weights come from, as timm names it: ``"hf-hub:MahmoodLab/UNI"``, ``"resnet50.tv_in1k"``. Empty for an
-        encoder of the user's own.
+        Source of the weights in timm's notation: ``"hf-hub:MahmoodLab/UNI"``, ``"resnet50.tv_in1k"``. Empty for the user's own
+        encoder.
     arch, arch_args
-        Architecture in timm that the weights of a hub are loaded into; where it is empty, ``source`` says it.
+        Architecture in timm for weights of a hub; if empty, ``source`` names it.
     norm_eps
-        What layer normalisation adds to the variance; ``None`` leaves what ``arch`` has.
+        Epsilon of layer normalisation; ``None`` for the default of ``arch``.
     pool
-        ``"timm"`` takes the output of the network; ``"cls_mean"`` the class token followed by the mean of the patch tokens,
+        Pooling. ``"timm"``: output of the network. ``"cls_mean"``: class token followed by the mean of the patch tokens,
         without register tokens.
     n_features
-        Length of the output; ``None`` if only the loaded network tells.
+        Length of the output; ``None`` if only the loaded network knows it.
     float32
-        Whether it computes in float32, whatever precision is asked for.
+        Whether to always compute in float32, whatever the requested precision.
     convert
-        Turns the published state dict into one of ``arch``.
+        Function that converts the published state dict to ``arch``.
     license, gated, citation
-        Licence, gate and citation of the weights; ``gated`` ones need terms that are accepted on the hub.
+        Licence of the weights, whether their terms must be accepted on the hub, and their citation.
     features
-        ``"head"`` is the output of the network; ``"stages"`` the mean and the standard deviation of the feature maps of its last four
-        stages.
+        Layer to read. ``"head"``: output of the network. ``"stages"``: mean and standard deviation of the feature maps of its
+        last four stages.
     fields
-        Sides of several fields of view, in pixels at the resolution of ``crop``, smallest first; empty for that of ``crop``.
+        Sides of several fields of view, in pixels at the resolution of ``crop``, smallest first; empty for the side of ``crop``.
     input_size
-        Side of the image that the network sees, to which each of ``fields`` is resized; ``None`` for that of ``crop``.
+        Side of the network's input, in pixels, to which each of ``fields`` is resized; ``None`` for the side of ``crop``.
     neighbours
-        Number of the nearest spots whose mean features are joined to those of a spot.
+        Number of nearest spots whose mean features are appended to a spot's own.
     standardize
-        Whether each feature has mean 0 and standard deviation 1 over the spots of a section.
+        Whether each feature is standardised over the spots of a section.
     carried
-        Whether a checkpoint of a model on these features holds the weights: they are small, and their licence allows it.
+        Whether checkpoints of models on these features hold the weights: they are small, and their licence allows it.
     notes
         Properties that no public source confirms, or on which sources differ. Not part of the features' record.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.encoders.get_encoder("phikon-v2")
+    >>> spec.source, spec.license
+    ('hf-hub:owkin/phikon-v2', 'Owkin, non-commercial')
+    >>> spec.url
+    'https://huggingface.co/owkin/phikon-v2'
     """
 
     name: str
@@ -92,11 +101,11 @@ class EncoderSpec:
 
     @property
     def url(self) -> str:
-        """Page of the weights on the hub; empty if they are on none."""
+        """Page of the weights on the hub; empty if they are elsewhere."""
         return f"https://huggingface.co/{self.source.removeprefix(HUB)}" if self.source.startswith(HUB) else ""
 
     def build(self) -> nn.Module:
-        """Make the network of ``arch``, or of the name in timm, with random weights.
+        """Build the network of ``arch``, or of the name in timm, with random weights.
 
         Raises
         ------
@@ -111,5 +120,5 @@ class EncoderSpec:
 
 
 def square_crop(size: int, mpp: float | None = None) -> CropSpec:
-    """Return a crop of one level, ``size`` pixels wide, ``mpp`` um per pixel."""
+    """Crop with one level, ``size`` pixels wide, ``mpp`` micrometres per pixel."""
     return CropSpec(levels=(LevelSpec(size=size),), mpp=mpp)

@@ -1,4 +1,4 @@
-"""What a backbone of timm makes of a crop before its last layer: statistics of the feature maps of its stages."""
+"""Intermediate features of a backbone of timm: statistics of the feature maps of its stages."""
 # Shapes: B spots, C channels, H W map, D features.
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _N_STAGES = 4
 class Stages(nn.Module):
     """Mean and standard deviation over the image of the feature maps of the last four stages of a backbone.
 
-    A stage ends where the maps become coarser. A transformer, whose maps keep their size, is read at the end of each quarter of its
-    blocks.
+    A stage ends where the maps become coarser. Transformers, whose maps keep their size, are read at the end of each quarter of
+    their blocks.
 
     Parameters
     ----------
     backbone
-        A network of timm.
+        Network of timm.
 
     Raises
     ------
     ValueError
-        If timm doesn't give the feature maps of this architecture.
+        If timm does not give the feature maps of this architecture.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -62,7 +62,7 @@ def _ends_of_stages(backbone: nn.Module) -> list[int]:
     if not reductions or not hasattr(backbone, "forward_intermediates"):
         raise InvalidValueError(
             f"timm gives no feature maps of {type(backbone).__name__}.",
-            "read the output of the network, which are the features 'head'",
+            "read the output of the network, features 'head'",
         )
     if len(set(reductions)) == 1:
         n, parts = len(reductions), min(_N_STAGES, len(reductions))
@@ -72,19 +72,19 @@ def _ends_of_stages(backbone: nn.Module) -> list[int]:
 
 
 def length_of_stages(build: Callable[[], nn.Module], size: int) -> int:
-    """Return how many features :class:`Stages` makes of a crop, found without memory.
+    """Return the number of features of :class:`Stages`, found without memory.
 
     Parameters
     ----------
     build
-        Makes the backbone.
+        Function that builds the backbone.
     size
         Side of the crop, in pixels.
 
     Raises
     ------
     ValueError
-        If timm doesn't give the feature maps of this architecture.
+        If timm does not give the feature maps of this architecture.
     """
     with torch.device("meta"):
         backbone = build().eval()
@@ -93,7 +93,7 @@ def length_of_stages(build: Callable[[], nn.Module], size: int) -> int:
         except (NotImplementedError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
             raise InvalidValueError(
                 f"timm gives no feature maps of {type(backbone).__name__} ({type(error).__name__}: {error}).",
-                "read the output of the network, which are the features 'head'",
+                "read the output of the network, features 'head'",
             ) from error
 
 
@@ -103,9 +103,9 @@ class FieldsOfView(nn.Module):
     Parameters
     ----------
     backbone
-        Describes one field.
+        Network for one field of view.
     size
-        Side of the crop that it is shown, in pixels; smaller fields are enlarged to it.
+        Side of its input, in pixels; smaller fields are enlarged to it.
     """
 
     def __init__(self, backbone: nn.Module, size: int) -> None:
@@ -114,7 +114,7 @@ class FieldsOfView(nn.Module):
         self.size = size
 
     def forward(self, *fields: Tensor) -> Tensor:
-        """Return ``(n_spots, n_fields * n_features)``."""
+        """Return the joined features, ``(n_spots, n_fields * n_features)``."""
         return torch.cat([self.backbone(self._enlarged(field_BCHW)) for field_BCHW in fields], dim=1)
 
     def _enlarged(self, x_BCHW: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ def as_pair(
 def as_array(
     values: ArrayLike, name: str, shape: tuple[str, ...] = MATRIX, *, undefined: bool = False
 ) -> NDArray[np.float64]:
-    """Return a dense float64 array that is not empty; NaN is accepted if scores may be ``undefined``."""
+    """Return a dense, non-empty float64 array; ``undefined`` accepts NaN."""
     expected = f"({shape[0]},)" if len(shape) == 1 else f"({', '.join(shape)})"
     if issparse(values):
         raise InvalidTypeError(
-            f"{name} is sparse ({type(values).__name__}), and must be dense.", f"make it dense by {name}.toarray()"
+            f"{name} is sparse ({type(values).__name__}), and must be dense.", f"make it dense with {name}.toarray()"
         )
     try:
         array = np.asarray(values, dtype=np.float64)

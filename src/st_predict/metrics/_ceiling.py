@@ -1,4 +1,4 @@
-"""Highest correlation that the noise of counts allows."""
+"""Noise ceilings: the highest correlation that counting noise allows."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def noise_ceiling(
     covariates: ArrayLike | None = None,
     n_splits: int = 10,
 ) -> NDArray[np.float64]:
-    """Correlation per gene that a perfect predictor of expression rates would have with the observed values.
+    """Noise ceiling per gene: correlation of perfectly predicted expression rates with observed values.
 
-    Each count is split at random into two halves, which are independent if counts are Poisson given the rates
+    Counts are split at random into two halves, which are independent if counts are Poisson given the rates
     :cite:p:`Neufeld2024`. Both halves are transformed and correlated over the spots. ``2 r / (1 + r)``, with ``r`` the
-    mean over the splits, is the reliability of the full counts :cite:p:`Spearman1910,Brown1910`: the share of the
-    variance of the observed values that is not noise. Its square root is the result. The reliability itself would be the
-    correlation of two noisy measurements; a predictor of the rates has no noise of its own, so its ceiling is higher.
+    mean over splits, is the reliability of the full counts :cite:p:`Spearman1910,Brown1910`: the share of the observed
+    variance that is not noise. The ceiling is its square root. The reliability itself is the correlation of two noisy
+    measurements; a predictor of rates has no noise of its own, so its ceiling is higher.
 
     Parameters
     ----------
     counts
         Raw counts of the panel, ``(n_spots, n_genes)``.
     totals
-        Total count of each spot over all genes of the table, ``(n_spots,)``. The part outside the panel is split as well.
+        Total count of each spot over all genes of the table, ``(n_spots,)``. Counts outside the panel are split as well.
     transform
-        Function of counts ``(n_spots, n_genes)`` and totals ``(n_spots,)`` that gives the scored values
-        ``(n_spots, n_genes)``. It is called with halves of counts and totals, some of which may be 0.
+        Function from counts ``(n_spots, n_genes)`` and totals ``(n_spots,)`` to the scored values
+        ``(n_spots, n_genes)``. It receives halves of counts and totals, some of which may be 0.
     seed
         Random seed of the splits.
     covariates
@@ -57,8 +57,8 @@ def noise_ceiling(
 
     Returns
     -------
-    ``(n_genes,)``, from 0 to 1. 0 where halves are not positively correlated: leaving such genes out would raise a mean
-    over genes. NaN where the correlation is undefined in all splits, as for a gene without counts.
+    ``(n_genes,)``, from 0 to 1. 0 where halves are not positively correlated: omitting such genes would raise a mean
+    over genes. NaN where the correlation is undefined in all splits, for example for a gene without counts.
 
     Raises
     ------
@@ -70,10 +70,19 @@ def noise_ceiling(
 
     Notes
     -----
-    The ceiling is right for analytic Pearson residuals: on simulated counts with known rates its mean over genes is within
-    0.01 (2,000 spots) to 0.03 (180 spots). For ``log1p`` of counts per million it is 0.05 to 0.1 too high, because halving
-    the depth changes a transform that is mostly an indicator of zeros. Pearson residuals with gene proportions of other
-    sections depend on depth, and so does their plain ceiling; compare partial correlations with the partial ceiling.
+    The ceiling is accurate for analytic Pearson residuals: on simulated counts with known rates, the error of its mean over
+    genes is 0.01 (2,000 spots) to 0.03 (180 spots). For ``log1p`` of counts per million it is 0.05 to 0.1 too high: that
+    transform is mostly an indicator of zeros, which halving the depth changes. Pearson residuals with gene proportions of
+    other sections depend on depth, and so does their plain ceiling. Compare partial correlations with the partial ceiling.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_predict.metrics import noise_ceiling
+    >>> rates = np.linspace(1, 20, 400)[:, None] * [0.05, 1]  # a rare and a common gene
+    >>> counts = np.random.default_rng(0).poisson(rates)
+    >>> noise_ceiling(counts, counts.sum(axis=1), lambda counts, totals: counts, seed=0).round(1)
+    array([0.2, 0.9])
     """
     (ceiling,) = noise_ceilings(counts, totals, [(transform, covariates)], seed=seed, n_splits=n_splits)
     return ceiling
@@ -89,7 +98,7 @@ def noise_ceilings(
 ) -> list[NDArray[np.float64]]:
     """Noise ceilings of several scores, from the same splits of the counts.
 
-    Each result is that of :func:`noise_ceiling` with the same ``seed``, in less time than one call per score.
+    Results equal :func:`noise_ceiling` with the same ``seed``, in less time than one call per score.
 
     Parameters
     ----------
@@ -98,8 +107,8 @@ def noise_ceilings(
     totals
         Total count of each spot over all genes of the table, ``(n_spots,)``.
     scores
-        ``transform`` and ``covariates`` of each score, as for :func:`noise_ceiling`; ``None`` for a plain correlation. A
-        function that occurs twice is called once per half.
+        ``transform`` and ``covariates`` of each score, as for :func:`noise_ceiling`; covariates ``None`` give a plain
+        correlation. A repeated function is called once per half.
     seed
         Random seed of the splits.
     n_splits
@@ -107,7 +116,7 @@ def noise_ceilings(
 
     Returns
     -------
-    ``(n_genes,)`` for each score.
+    List with one array ``(n_genes,)`` per score.
 
     Raises
     ------
@@ -119,13 +128,15 @@ def noise_ceilings(
     Examples
     --------
     >>> import numpy as np
-    >>> from st_predict.metrics import depth_covariates
-    >>> counts = np.random.default_rng(0).poisson(5, (50, 3))
+    >>> from st_predict.metrics import depth_covariates, noise_ceilings
+    >>> rates = np.linspace(1, 20, 400)[:, None] * [1, 1]  # spots differ only in depth
+    >>> counts = np.random.default_rng(0).poisson(rates)
     >>> totals = counts.sum(axis=1)
     >>> def raw(counts, totals):
     ...     return counts
-    >>> scores = [(raw, None), (raw, depth_covariates(totals))]
-    >>> plain, partial = noise_ceilings(counts, totals, scores, seed=0)
+    >>> plain, partial = noise_ceilings(counts, totals, [(raw, None), (raw, depth_covariates(totals))], seed=0)
+    >>> plain.round(1), partial.round(1)
+    (array([0.9, 0.9]), array([0., 0.]))
     """
     counts, totals = _check(counts, totals)
     splits = check("n_splits", n_splits, Count)
@@ -159,7 +170,7 @@ def _check(counts: ArrayLike, totals: ArrayLike) -> tuple[NDArray[np.int64], NDA
     n_bad = int((totals < counts.sum(axis=1)).sum())
     if n_bad:
         raise InvalidValueError(
-            f"totals are sums over all genes, but {n_bad} of {len(totals)} are below the sum of the counts of their spot."
+            f"totals are sums over all genes, but {n_bad} of {len(totals)} are below the sum of their spot's counts."
         )
     return counts, totals
 

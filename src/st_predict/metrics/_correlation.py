@@ -1,4 +1,4 @@
-"""Correlations of prediction and observation, plain and beyond sequencing depth."""
+"""Correlations of prediction and observation, plain and given sequencing depth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["depth_covariates", "partial_pearson", "pearson", "share_above", "spearman", "standardize", "unit_variance"]
 
 SMALLEST = 1e-6
-"""Share of its spread that a column must keep after regression; less is rounding, even of float32."""
+"""Smallest share of a column's spread left after regression; less is rounding error, even in float32."""
 
 
 def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.float64]:
@@ -43,6 +43,14 @@ def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray
         If an array is sparse.
     ValueError
         If the arrays are not numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import pearson
+    >>> true = [[1, 4], [2, 2], [3, 6]]  # three spots, two genes
+    >>> pred = [[1, 3], [2, 3], [4, 3]]
+    >>> pearson(pred, true, axis=0).round(2)  # the second prediction is constant
+    array([0.98,  nan])
     """
     check_axis(axis)
     pred, true = as_pair(pred, true)
@@ -52,7 +60,7 @@ def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray
 def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.float64]:
     """Spearman correlation per gene or per spot.
 
-    The Pearson correlation of the ranks along ``axis``; tied values share the mean of their ranks.
+    The Pearson correlation of the ranks along ``axis``; ties share their mean rank.
 
     Parameters
     ----------
@@ -71,6 +79,12 @@ def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArra
         If an array is sparse.
     ValueError
         If the arrays are not numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import spearman
+    >>> spearman([[1], [10], [100]], [[1], [2], [3]], axis=0)  # only the order matters
+    array([1.])
     """
     check_axis(axis)
     pred, true = as_pair(pred, true)
@@ -80,10 +94,10 @@ def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArra
 def partial_pearson(
     pred: ArrayLike, true: ArrayLike, covariates: ArrayLike, *, axis: Literal[0, 1] = 0
 ) -> NDArray[np.float64]:
-    """Partial correlation given covariates.
+    """Partial correlation given covariates, per gene or per spot.
 
-    The Pearson correlation of the residuals after prediction and observation were each regressed on ``covariates``, by
-    least squares with an intercept. With :func:`depth_covariates` it is the agreement beyond sequencing depth.
+    Prediction and observation are each regressed on ``covariates`` by least squares with an intercept; the result is the
+    Pearson correlation of the residuals. With :func:`depth_covariates` it is the agreement beyond sequencing depth.
 
     Parameters
     ----------
@@ -97,7 +111,7 @@ def partial_pearson(
     Returns
     -------
     ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1. NaN where ``pred`` or ``true`` is constant or a linear function of the
-    covariates (a spread below 1e-6 of the original one is left), and everywhere with fewer than ``k + 3`` spots.
+    covariates (residual spread below 1e-6 of the original), and everywhere with fewer than ``k + 3`` spots.
 
     Raises
     ------
@@ -109,9 +123,13 @@ def partial_pearson(
 
     Examples
     --------
+    >>> from st_predict.metrics import depth_covariates, partial_pearson, pearson
     >>> totals = [10, 20, 40, 80, 160]
-    >>> partial_pearson([[1], [4], [3], [6], [5]], [[1], [5], [3], [6], [5]], depth_covariates(totals)).round(3)
-    array([0.967])
+    >>> true, pred = [[1], [2], [4], [3], [5]], [[1], [3], [2], [4], [5]]
+    >>> pearson(pred, true, axis=0).round(2)
+    array([0.7])
+    >>> partial_pearson(pred, true, depth_covariates(totals)).round(2)  # the agreement was depth only
+    array([-0.56])
     """
     check_axis(axis)
     pred, true = as_pair(pred, true)
@@ -139,8 +157,8 @@ def depth_covariates(totals: ArrayLike) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_spots, 2)``: the standardised log total, and its standardised square. Regression on them with an intercept equals
-    regression on the log total and its square. A column without spread is 0.
+    ``(n_spots, 2)``: the standardised log total, and its standardised square. With an intercept, regression on them equals
+    regression on the log total and its square. A constant column is 0.
 
     Raises
     ------
@@ -148,6 +166,14 @@ def depth_covariates(totals: ArrayLike) -> NDArray[np.float64]:
         If ``totals`` is sparse.
     ValueError
         If ``totals`` is not numbers, not one-dimensional, empty, or has values that are not above 0.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import depth_covariates
+    >>> depth_covariates([100, 200, 800]).round(2)
+    array([[-1.07,  0.2 ],
+           [-0.27, -1.31],
+           [ 1.34,  1.11]])
     """
     totals = as_array(totals, "totals", ("n_spots",))
     n_bad = int((totals <= 0).sum())
@@ -167,7 +193,7 @@ def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
     scores
         Score per gene, ``(n_genes,)``; NaN where undefined.
     threshold
-        Score that counted genes exceed.
+        Threshold that a score must exceed.
 
     Returns
     -------
@@ -182,8 +208,9 @@ def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
 
     Examples
     --------
-    >>> share_above([0.5, 0.2, float("nan"), 0.3])
-    0.3333333333333333
+    >>> from st_predict.metrics import share_above
+    >>> share_above([0.5, 0.2, float("nan"), 0.1, 0.4])
+    0.5
     """
     threshold = check("threshold", threshold, Number)
     scores = as_array(scores, "scores", ("n_genes",), undefined=True)
@@ -194,15 +221,15 @@ def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
 def _pearson(pred: NDArray[np.float64], true: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
     a, b = standardize(pred, axis=axis), standardize(true, axis=axis)
     r: NDArray[np.float64] = np.sum(a * b, axis=axis).clip(-1, 1)
-    # The rounded mean of a constant need not be that constant, so the test is on the values themselves.
+    # Rounding may make the mean of a constant differ from it, so test the values.
     constant = (np.ptp(pred, axis=axis) == 0) | (np.ptp(true, axis=axis) == 0)
     r[constant] = np.nan
     return r
 
 
 def standardize(x: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
-    """Centre to mean 0 and scale to sum of squares 1; a constant gives something finite and meaningless."""
-    # Differences to one of the values are exact or nearly so where values are alike, which their mean is not.
+    """Centre to mean 0 and scale to sum of squares 1; the result for a constant is finite but meaningless."""
+    # Subtract one of the values first: nearly exact where values are alike, unlike subtracting their mean.
     x = x - np.take(x, [0], axis=axis)
     x -= x.mean(axis=axis, keepdims=True)
     # Without this step squares could overflow or vanish.
@@ -214,7 +241,7 @@ def standardize(x: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
 
 
 def unit_variance(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standardise columns; rounding of a constant column is not spread."""
+    """Standardise columns; rounding error of a constant column is not spread."""
     spread = np.ptp(x, axis=0) > 1e-12 * np.abs(x).max(axis=0)
     return np.where(spread, standardize(x, axis=0) * np.sqrt(len(x)), 0.0)
 
@@ -227,7 +254,7 @@ def _basis(covariates: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _residuals(values: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Residuals of each column; constant zero where nothing but rounding is left."""
+    """Residuals of each column; 0 where only rounding error is left."""
     constant = np.ptp(values, axis=0) == 0
     left = standardize(values, axis=0)
     left -= basis @ (basis.T @ left)

@@ -1,4 +1,4 @@
-"""Meaning of every reported score."""
+"""Definitions of the reported scores."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "constant there; they count as undefined, not as zero.",
     }
 )
-"""Meaning of every reported score, written beside the scores."""
+"""Definition of each reported score, stored with the scores."""

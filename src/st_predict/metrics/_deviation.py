@@ -38,6 +38,12 @@ def rmse(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np
     Notes
     -----
     The RMSE of M2OST is the mean over spots of ``rmse(pred, true, axis=1)``, not the root of the overall mean.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import rmse
+    >>> rmse([[1, 2], [3, 4]], [[1, 4], [3, 0]], axis=0).round(2)  # one error per gene
+    array([0.  , 3.16])
     """
     check_axis(axis)
     pred, true = as_pair(pred, true)
@@ -64,6 +70,12 @@ def mae(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.
         If an array is sparse.
     ValueError
         If the arrays are not numbers, not two-dimensional, are empty, differ in shape, or hold NaN or infinite values.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import mae
+    >>> mae([[1, 2], [3, 4]], [[1, 4], [3, 0]], axis=1)  # one error per spot
+    array([1., 2.])
     """
     check_axis(axis)
     pred, true = as_pair(pred, true)

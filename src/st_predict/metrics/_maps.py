@@ -31,28 +31,29 @@ def ssim(
 ) -> NDArray[np.float64]:
     """Structural similarity :cite:p:`Wang2004` of the predicted and the observed map, per gene.
 
-    The mean over square windows of ``(2 mp mt + C1) (2 c + C2) / ((mp**2 + mt**2 + C1) (vp + vt + C2))``, with means,
-    sample variances and covariance of the spots in the window. Places without a spot are left out.
+    The mean over square windows of ``(2 mp mt + C1) (2 c + C2) / ((mp**2 + mt**2 + C1) (vp + vt + C2))``, with means
+    ``m``, sample variances ``v`` and covariance ``c`` of the spots in the window. Lattice places without a spot are left
+    out.
 
     Parameters
     ----------
     pred, true
         Prediction and observation, ``(n_spots, n_genes)``.
     grid
-        Row and column of each spot on the lattice, ``(n_spots, 2)``, whole numbers. If row + column is even for all spots
-        or odd for all, as on the hexagonal lattice of Visium, pairs of columns are joined.
+        Row and column of each spot on the lattice, ``(n_spots, 2)``, whole numbers. Pairs of columns are joined if row +
+        column has the same parity for all spots, as on the hexagonal lattice of Visium.
     window
         Side of a window, in spots; odd and at least 3.
     min_share
-        Smallest share of the places of a window that must have a spot. Windows are centred on spots; those with fewer are
-        not used. 1 uses complete windows only, as ``skimage.metrics.structural_similarity`` does.
+        Smallest share of a window's places with a spot. Windows are centred on spots; emptier windows are not used. 1 uses
+        only complete windows, as ``skimage.metrics.structural_similarity`` does.
     scale
-        Unit of the maps. ``"observed"`` subtracts the smallest observed value from both and divides them by the range of
-        the observed values. ``"own"`` scales each map to its own range, for predictions in other units.
+        Scaling of the maps. ``"observed"``: both maps minus the smallest observed value, divided by the observed range.
+        ``"own"``: each map scaled to its own range, for predictions in other units.
 
     Returns
     -------
-    ``(n_genes,)``, from -1 to 1, 1 for equal maps. NaN where a map that gives the scale is constant, and everywhere if no
+    ``(n_genes,)``, from -1 to 1; 1 for equal maps. NaN where a map that sets the scale is constant, and everywhere if no
     window has enough spots.
 
     Raises
@@ -62,6 +63,15 @@ def ssim(
     ValueError
         If the arrays are not numbers, do not fit each other, are empty, or hold NaN or infinite values, if two spots have
         the same place, or if ``window``, ``min_share`` or ``scale`` is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_predict.metrics import ssim
+    >>> grid = np.argwhere(np.ones((8, 8)))
+    >>> true = grid[:, :1] % 4
+    >>> ssim(true, true, grid), ssim(3 - true, true, grid).round(2)
+    (array([1.]), array([-0.93]))
     """
     pred, true = as_pair(pred, true)
     side = check("window", window, Count)
@@ -117,6 +127,6 @@ def _places(grid: ArrayLike, n_spots: int) -> NDArray[np.int64]:
     n_places = len(np.unique(places, axis=0))
     if n_places < n_spots:
         raise InvalidValueError(
-            f"grid must give each spot a place of its own, got {n_places} places for {n_spots} spots."
+            f"grid must have a different place per spot, got {n_places} places for {n_spots} spots."
         )
     return places

@@ -17,16 +17,24 @@ __all__ = ["PairedTest", "benjamini_hochberg", "bootstrap_pvalues", "paired_test
 
 
 class PairedTest(NamedTuple):
-    """Comparison of two predictors over genes."""
+    """Comparison of two predictors over genes.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import paired_test
+    >>> difference, p_value, n_genes = paired_test([0.3, 0.4, 0.5], [0.2, 0.2, 0.2])
+    >>> round(difference, 2), p_value, n_genes
+    (0.2, 0.25, 3)
+    """
 
     difference: float
-    """Mean over genes of the score of the first predictor minus that of the second."""
+    """Mean difference of scores over genes, first predictor minus second."""
 
     p_value: float
     """Two-sided p-value of the Wilcoxon signed-rank test; NaN without genes."""
 
     n_genes: int
-    """Number of genes that both predictors have a score for."""
+    """Number of genes scored for both predictors."""
 
 
 def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
@@ -35,8 +43,8 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     Parameters
     ----------
     a, b
-        Scores of the two predictors, ``(n_genes,)``, or ``(n_sections, n_genes)`` of which the mean per gene is compared.
-        NaN is undefined: only pairs where both scores are defined count.
+        Scores of the two predictors, ``(n_genes,)`` or ``(n_sections, n_genes)``; sections are averaged per gene. Pairs with
+        NaN are left out.
 
     Returns
     -------
@@ -51,10 +59,19 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 
     Notes
     -----
-    Genes of a section share their spots, so they are not independent and the p-value is too small. It asks whether the
-    difference is the rule among genes, not whether other tissue would show it; for that, take the interval of the
-    difference from :func:`bootstrap_pearson` with the same blocks and seed for both. Correct the p-values of several
-    pairs of predictors by :func:`benjamini_hochberg`.
+    Genes of a section share their spots, so they are not independent and the p-value is too small. The test is about
+    the genes, not about other tissue; for that, use the interval of the difference from :func:`bootstrap_pearson` with the
+    same blocks and seed for both predictors. Adjust p-values of several pairs of predictors with
+    :func:`benjamini_hochberg`.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import paired_test
+    >>> ours = [0.31, 0.42, 0.53, 0.24, 0.45, 0.36]
+    >>> theirs = [0.30, 0.40, 0.50, 0.20, 0.40, 0.30]
+    >>> test = paired_test(ours, theirs)
+    >>> round(test.difference, 3), round(test.p_value, 3), test.n_genes
+    (0.035, 0.031, 6)
     """
     shape = ("n_sections", "n_genes") if np.ndim(a) == 2 else ("n_genes",)
     pair = _differences(a, b, shape)
@@ -62,7 +79,7 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     difference = difference[~np.isnan(difference)]
     if not len(difference):
         return PairedTest(float("nan"), float("nan"), 0)
-    # scipy warns where all differences are 0
+    # scipy warns if all differences are 0
     p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
     return PairedTest(float(difference.mean()), p, len(difference))
 
@@ -70,8 +87,8 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 def bootstrap_pvalues(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Two-sided bootstrap p-value per gene of the difference of two predictors.
 
-    Twice the share of resamples in which the difference has the rarer sign, or is 0; one resample is added to the count,
-    so that no p-value is 0.
+    Twice the share of resamples in which the difference is 0 or has the rarer sign. One resample is added, so no p-value
+    is 0.
 
     Parameters
     ----------
@@ -81,7 +98,7 @@ def bootstrap_pvalues(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_genes,)``, at most 1; NaN for a gene that is undefined in all resamples. Correct it for the number of genes by
+    ``(n_genes,)``, at most 1; NaN for a gene that is undefined in all resamples. Adjust them for the number of genes with
     :func:`benjamini_hochberg`.
 
     Raises
@@ -90,6 +107,14 @@ def bootstrap_pvalues(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
         If an array is sparse.
     ValueError
         If an array is not numbers, is empty or infinite, is not two-dimensional, or if the shapes differ.
+
+    Examples
+    --------
+    >>> from st_predict.metrics import bootstrap_pvalues
+    >>> ours = [[0.5, 0.3]] * 60 + [[0.6, 0.1]] * 40  # 100 resamples, two genes
+    >>> theirs = [[0.2, 0.2]] * 100
+    >>> bootstrap_pvalues(ours, theirs).round(2)
+    array([0.02, 0.81])
     """
     difference = _differences(a, b, ("n_resamples", "n_genes"))
     n = (~np.isnan(difference)).sum(axis=0)
@@ -103,7 +128,7 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     p
-        P-values, ``(n_tests,)``; NaN for tests that are undefined, which do not count.
+        P-values, ``(n_tests,)``; NaN is undefined and not counted as a test.
 
     Returns
     -------
@@ -118,6 +143,7 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from st_predict.metrics import benjamini_hochberg
     >>> benjamini_hochberg([0.01, 0.04, float("nan"), 0.03])
     array([0.03, 0.04,  nan, 0.04])
     """

@@ -1,4 +1,4 @@
-"""Networks, one public module each, and how to find them."""
+"""Networks, one public module per model, and functions to find them."""
 
 from __future__ import annotations
 

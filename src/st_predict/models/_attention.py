@@ -1,12 +1,12 @@
 """Multi-head softmax attention with a kernel for CPUs, and a summary of tokens that saves work in the last block.
 
-:func:`attend` calls PyTorch's fused kernel on GPUs and for float32 training on CPUs. Elsewhere on CPUs that kernel is slow,
-in bfloat16 about half as fast as two matrix products with powers of two between them, which is what runs instead.
+:func:`attend` calls PyTorch's fused kernel on GPUs and for float32 training on CPUs. In other cases on CPUs that kernel is
+slow: in bfloat16 about half as fast as two matrix products with powers of two between them, which run instead.
 
-:func:`digest` replaces the tokens of a level by two with the same class token and the same mean. Layers that read only
-these two then need no other row, so attention computes two rows instead of all.
+:func:`digest` replaces the tokens of a level by two with the same class token and the same mean. Later layers read only
+these two, so attention computes two rows instead of all.
 
-Shapes: B spots, H heads, N tokens, E channels of a head, D channels of a token, X spots times heads.
+Shapes: B spots, H heads, N tokens, E channels per head, D channels per token, X spots times heads.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def attend(
     Parameters
     ----------
     q_BHNE, k_BHNE, v_BHNE
-        Queries, keys and values. The number of queries may differ from that of keys.
+        Queries, keys and values. The numbers of queries and keys may differ.
     keep_BH1N
-        Boolean mask of the keys that are read; the weights of these keys sum to 1. By default all are read.
+        Boolean mask of the keys to read; the weights of these keys sum to 1. By default all keys.
     digested
-        Return the :func:`digest` of the result, ``(B, H, 2, E)``.
+        Whether to return the :func:`digest` of the result, ``(B, H, 2, E)``.
     """
     # On CPUs the fused kernel is faster only for float32 with a backward pass.
     in_products = q_BHNE.dtype == torch.bfloat16 or not q_BHNE.requires_grad
@@ -62,9 +62,9 @@ def attend(
 def _attend_in_products(
     q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, keep_BH1N: Tensor | None, *, digested: bool
 ) -> Tensor:
-    """Attention as two matrix products, with a softmax as fallback for spots whose powers overflow or underflow.
+    """Attention as two matrix products, with softmax as fallback for spots whose powers overflow or underflow.
 
-    Powers have base 2, and each row is divided by its sum after the second product: this takes half the time of a softmax.
+    Powers of 2, divided by each row's sum after the second product, take half the time of a softmax.
     """
     weights_XNN, sums_XN1 = _powers(q_BHNE, k_BHNE, keep_BH1N)
     sums_BN = sums_XN1.detach().reshape(len(q_BHNE), -1)
@@ -82,7 +82,7 @@ def _attend_in_products(
 
 
 def _powers(q_BHNE: Tensor, k_BHNE: Tensor, keep_BH1N: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights of the keys, not normalised, and the sum of each row."""
+    """Unnormalised weights of the keys, and the sum per row."""
     q_XNE, k_XNE = q_BHNE.flatten(0, 1), k_BHNE.flatten(0, 1)
     scale = log2(e) / sqrt(q_XNE.shape[-1])
     weights_XNN = torch.baddbmm(q_XNE.new_empty(()), q_XNE, k_XNE.mT, beta=0, alpha=scale).exp2_()
@@ -105,7 +105,7 @@ def _read_values(weights_XNN: Tensor, sums_XN1: Tensor, v_BHNE: Tensor, *, diges
 def digest(x_ND: Tensor) -> Tensor:
     """Two tokens with the same mean as all tokens, ``(2, D)``; the first is the class token.
 
-    Linear layers give the same result before and after it, as each row is a sum of tokens with weights that add up to 1.
+    It commutes with linear layers: each row is a weighted sum of tokens, with weights that add up to 1.
     """
     cls_D = x_ND[..., 0, :]
     return torch.stack([cls_D, 2 * x_ND.mean(-2) - cls_D], -2)
@@ -114,7 +114,7 @@ def digest(x_ND: Tensor) -> Tensor:
 class DropKeys(_DropoutNd):
     """DropAttention :cite:p:`Zehui2019`: random mask of keys per spot and head, ``(B, H, 1, N)``; keeps at least one key.
 
-    Returns ``None`` where no key is dropped.
+    Returns ``None`` if no key is dropped.
     """
 
     def forward(self, k_BHNE: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The contract between a network and the rest of the package."""
+"""Interface between networks and the rest of the package."""
 
 from __future__ import annotations
 
@@ -30,31 +30,49 @@ __all__ = ["RECOMMENDED", "ModelSpec", "Preset", "Reads", "SpotModel"]
 
 
 class SpotModel(Network):
-    """A network that predicts the expression of a gene panel for each spot of a batch."""
+    """Base class of networks that predict the expression of a gene panel for each spot of a batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> class MeanRed(stp.models.SpotModel):
+    ...     def __init__(self, n_genes: int) -> None:
+    ...         super().__init__()
+    ...         self.head = torch.nn.Linear(1, n_genes)
+    ...
+    ...     def forward(self, batch: stp.crops.Batch) -> torch.Tensor:
+    ...         red = self.pixels(batch.crops[0])[:, 0]
+    ...         return self.head(red.mean((1, 2))[:, None])
+    >>> crops = (torch.zeros(5, 3, 32, 32, dtype=torch.uint8),)
+    >>> batch = stp.crops.Batch(crops=crops, index=torch.arange(5))
+    >>> MeanRed(n_genes=3)(batch).shape  # five spots, three genes
+    torch.Size([5, 3])
+    """
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the training objective, a scalar; by default the mean squared error."""
         return F.mse_loss(self(batch), batch.require("target"))
 
     def load_pretrained(self) -> None:
-        """Load the weights of a backbone that the hyper-parameters ask for, once, before training. By default none.
+        """Load the pretrained backbone that the hyper-parameters name. Called once, before training; by default does nothing.
 
-        Building a network never loads any: those of a checkpoint come from the checkpoint.
+        Building a network never loads pretrained weights: a checkpoint brings its own.
         """
 
     @property
     def notice(self) -> str:
-        """Origin and licence of the weights that :meth:`load_pretrained` loads; every checkpoint carries it. Empty if there are none."""
+        """Origin and licence of the weights that :meth:`load_pretrained` loads, for the checkpoint; empty without such weights."""
         return ""
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Take the mean of the training targets, ``(n_genes,)``, as what to predict before anything is learned.
+        """Initialise the network so that it predicts the mean of the training targets, ``(n_genes,)``.
 
-        Training then does not begin with hundreds of steps that only find the mean. By default nothing is done.
+        This saves hundreds of steps that only learn the mean. By default does nothing.
         """
 
     def fit_inputs(self, batches: Iterable[Batch]) -> None:
-        """Compute statistics of the training inputs, such as their means, once, before training. By default nothing is done.
+        """Compute statistics of the training inputs, such as means. Called once, before training; by default does nothing.
 
         Parameters
         ----------
@@ -63,30 +81,37 @@ class SpotModel(Network):
         """
 
     def finalize(self, batches: Iterable[Batch]) -> None:
-        """Compute what prediction needs of the training data: after training, and before each validation.
+        """Compute everything that prediction needs from the training data. Called after training and before each validation.
 
         Parameters
         ----------
         batches
-            All training spots, with targets, not augmented. May be gone through several times.
+            All training spots, with targets, not augmented. Can be iterated several times.
         """
 
 
 @validated
 class Reads:
-    """What a network reads of a section.
+    """Inputs of a network.
 
     Parameters
     ----------
     kind
-        ``"crops"`` of the image around each spot; ``"features"``, which an encoder makes of such crops; ``"cells"``, features of
-        the cells of the image that each spot covers; or ``"nothing"``.
+        Kind of input. ``"crops"``: image crops around each spot. ``"features"``: an encoder's features of such crops.
+        ``"cells"``: features of the image cells that each spot covers. ``"nothing"``: no input.
     describe_encoder
-        Returns what is known of the encoder without its weights; for ``"features"`` and ``"cells"``.
+        Function that returns the encoder's specification without weights; for ``"features"`` and ``"cells"``.
     load_encoder
-        Returns the encoder with its weights; for ``"features"`` and ``"cells"``.
+        Function that returns the encoder with weights; for ``"features"`` and ``"cells"``.
     radius_um
-        Radius of the disk of cells that a spot covers, in micrometres. ``None`` takes the radius of the spot's circle.
+        Radius of the disk of cells that a spot covers, in micrometres. By default the radius of the spot's circle.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> specs = [stp.models.get_spec(name) for name in ("m2ost", "mean")]
+    >>> [spec.reads(spec.hparams).kind for spec in specs]
+    ['crops', 'nothing']
     """
 
     kind: Literal["crops", "features", "cells", "nothing"] = "crops"
@@ -97,7 +122,7 @@ class Reads:
 
 @validated
 class Preset:
-    """A way to train a model: what differs from the defaults, which are the setting of the M2OST paper for all models.
+    """Training preset: differences from the defaults, which are the M2OST paper's setting for all models.
 
     Parameters
     ----------
@@ -106,13 +131,20 @@ class Preset:
     hparams
         Hyper-parameters of the network.
     target
-        Units of the target, if they are others than those of the model's ``SPEC``.
+        Units of the target; by default the target of the model's ``SPEC``.
     panel
-        Rule of :func:`st_predict.pp.select_panel` by which genes are chosen.
+        Method of :func:`st_predict.pp.select_panel` that selects genes.
     min_counts
-        Least sum of the counts of the panel in a training spot; ``None`` for what suits the size of the spots.
+        Least sum of panel counts in a training spot; ``None`` for a value that suits the size of the spots.
     notes
-        What of the publication is not reproduced, in a sentence.
+        Differences from the publication, in a sentence.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> preset = stp.models.get_spec("stnet").original
+    >>> preset.training["optimizer"], preset.hparams
+    ('sgd', {'weights': 'tv_in1k', 'loss': 'sum'})
     """
 
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -129,83 +161,91 @@ RECOMMENDED = Preset(target=TargetSpec(transform="pearson_residuals"), panel="sp
 
 @validated
 class ModelSpec:
-    """Everything the package knows of a model before it is built.
+    """Specification of a model: everything the package knows before the network is built.
 
     Parameters
     ----------
     name
-        Name of the module, and what a user writes as ``model=``.
+        Name of the module, which users write as ``model=``.
     summary
         One line for the table of models.
     citation
         Key in ``src/st_predict/references.bib``.
     license
-        Of the published code, in a word, and where that is: ``"MIT (github.com/...)"``. Ours is written from the paper.
+        Licence and address of the published code: ``"MIT (github.com/...)"``. The code here is written from the paper.
     family
-        ``"spot"`` and ``"section"`` are networks that see a spot, or all of a section at once; ``"dense"`` predicts the cells
-        of a map, of which a spot is the mean; ``"generative"`` draws samples; ``"retrieval"`` answers with measured spots; a
-        ``"baseline"`` is what the others have to beat.
+        Kind of model. ``"spot"``: reads single spots. ``"section"``: reads all spots of a section at once. ``"dense"``:
+        predicts the cells of a map; a spot is their mean. ``"generative"``: draws samples. ``"retrieval"``: answers with
+        measured spots. ``"baseline"``: a reference that other models should beat.
     build
         ``build(n_genes, **hparams)`` makes the network, with random weights. Hyper-parameters are checked by the types of its
-        keywords, of those of the networks that it inherits from, and of the fields of ``config``.
+        keywords, the keywords of its base classes, and the fields of ``config``.
     config
         Dataclass whose fields are hyper-parameters, if ``build`` takes them as ``**hparams``.
     crop
         Crops of the published model.
     crop_of
-        ``crop_of(**hparams)``: crops that other hyper-parameters need; ``None`` if they are always ``crop``, or those of the
-        encoder.
+        ``crop_of(**hparams)``: crops for other hyper-parameters. ``None`` if always ``crop``, or the encoder's crops.
     pixels, target
-        What goes in and what comes out, in numbers.
+        Normalisation of input pixels, and units of the outputs.
     pixels_of
-        ``pixels_of(**hparams)``: pixel values that other hyper-parameters need; ``None`` if they are always ``pixels``, or those
-        of the encoder.
+        ``pixels_of(**hparams)``: pixel normalisation for other hyper-parameters. ``None`` if always ``pixels``, or the
+        encoder's.
     reads_of
-        ``reads_of(**hparams)``: what the network reads of a section; ``None`` for crops.
+        ``reads_of(**hparams)``: inputs of the network; ``None`` for crops.
     check_of
-        ``check_of(grids, **hparams)``: refuses sections that the network cannot read. ``grids`` maps the name of each section to
-        rows and columns of its spots on the lattice of the assay, ``(n_spots, 2)``; sections without a lattice are not in it.
+        ``check_of(grids, **hparams)``: refuses sections that the network cannot read. ``grids`` maps section names to rows
+        and columns of spots on the lattice of the assay, ``(n_spots, 2)``; sections without a lattice are left out.
     complete_of
-        ``complete_of(**hparams)``: hyper-parameters that training adds to the card, such as the digest of a file that others
-        name.
+        ``complete_of(**hparams)``: hyper-parameters that training adds to the card, such as the digest of a weights file.
     extension_of
-        ``extension_of(**hparams)``: note on hyper-parameters that extend the published method, empty if they do not; training
-        writes it into the card as ``training["extension"]``.
+        ``extension_of(**hparams)``: note on hyper-parameters that extend the published method, else empty. Training writes it
+        into the card as ``training["extension"]``.
     scope
-        What one batch holds: single spots in any order, or all spots of a section.
+        Content of one batch: ``"spot"``, single spots in any order, or ``"section"``, all spots of a section.
     needs
-        What else the network reads of a batch, without which it can't do: ``"grid"`` and ``"xy_um"``, where the spots are, and
-        ``"counts"``, in training.
+        Further inputs that the network requires: ``"grid"`` and ``"xy_um"``, positions of spots, and ``"counts"``, in
+        training.
     reads_context
-        Whether it can read the counts of some spots when it predicts the others.
+        Whether prediction can read the counts of context spots.
     symmetries
-        Of how many of the 8 symmetries of the crops the prediction is the mean.
+        Number of crop symmetries averaged at prediction time (1 or 8).
     closed_form
-        Whether :meth:`SpotModel.finalize` alone trains it, without gradients.
+        Whether :meth:`SpotModel.finalize` does all the training, without gradients.
     at_prediction
-        Hyper-parameters that may change after training, as weights do not depend on them.
+        Hyper-parameters that may change after training because weights do not depend on them.
     of_card
-        Types of texts and mappings that the card of a file may set (:meth:`admit`). Numbers, truth values and choices that a
-        type lists need no entry. No type may let a card name a path, an address, code or a source of weights.
+        Types of texts and mappings that the card of a file may set (:meth:`admit`). Numbers, truth values and ``Literal``
+        choices need no entry. No type may let a card name a path, an address, code or a source of weights.
     of_user
-        Hyper-parameters that name files. Those of a card are not used; the caller of a prediction gives them.
+        Hyper-parameters that name files. The caller of a prediction gives them; values on a card are not used.
     hparams
-        Those of the published model.
+        Hyper-parameters of the published model.
     original
-        How the publication of the model trained it.
+        Training preset of the model's own publication.
     recommended
-        How to train the model today. Start from ``RECOMMENDED``, the target, panel and spots that suit all models, and add
-        training and hyper-parameters that were measured to be better.
+        Training preset for use today: ``RECOMMENDED`` (target, panel and spots that suit all models) with training and
+        hyper-parameters that were measured to be better.
     tiny
-        Those of a network that tests in a moment.
+        Hyper-parameters of a tiny network for tests.
     convert
-        Turns a state dict of the published code into ours.
+        Function that converts a state dict of the published code.
     hparams_of
-        Hyper-parameters that the shapes of a state dict of ours tell; ``None`` for those that they do not tell, and that are
-        not those of the publication because other sizes are not.
+        Function that infers hyper-parameters from the shapes of a converted state dict. A value is ``None`` if shapes do not
+        tell it and other sizes differ from the publication.
     for_panel
-        ``for_panel(state, vocabulary, genes)`` does what ``convert`` does for weights that predict all genes of a vocabulary:
-        it takes some of them. ``vocabulary`` maps symbols to Ensembl identifiers.
+        ``for_panel(state, vocabulary, genes)``: like ``convert``, for weights that predict all genes of a vocabulary, of which
+        it selects ``genes``. ``vocabulary`` maps symbols to Ensembl identifiers.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.models.get_spec("m2ost")
+    >>> [level.fov for level in spec.crop.levels]  # fields of view, in pixels of the finest level
+    [224, 448, 896]
+    >>> network = spec.build_with(250, {**spec.hparams, "depth": 1})
+    >>> type(network).__name__
+    'M2OST'
     """
 
     name: str
@@ -241,7 +281,7 @@ class ModelSpec:
     for_panel: Callable[[Mapping[str, Tensor], Mapping[str, str], Sequence[str]], dict[str, Tensor]] | None = None
 
     def reads(self, hparams: Mapping[str, Any]) -> Reads:
-        """Return what a network with these hyper-parameters reads of a section."""
+        """Return the inputs of a network with these hyper-parameters."""
         return Reads() if self.reads_of is None else self._with(self.reads_of, hparams)
 
     def check(self, grids: Mapping[str, NDArray[np.int64]], hparams: Mapping[str, Any]) -> None:
@@ -252,11 +292,11 @@ class ModelSpec:
             self._with(partial(self.check_of, grids), hparams)
         except StPredictError as error:
             raise error.about(f"{self.name!r} cannot read these sections.") from error
-        except ValueError as error:  # of a model of another package
+        except ValueError as error:  # raised by a plug-in model
             raise InvalidValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
     def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """Return hyper-parameters as values of their types, with what training adds to them; see ``complete_of``."""
+        """Return hyper-parameters converted to their types, with additions of training; see ``complete_of``."""
         known = checked(self.name, hparams, kinds_of(self.build, self.config))
         return known if self.complete_of is None else {**known, **self._with(self.complete_of, known)}
 
@@ -265,12 +305,12 @@ class ModelSpec:
         return "" if self.extension_of is None else self._with(self.extension_of, hparams)
 
     def admit(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the hyper-parameters of a card of unknown origin, with ``None`` for those of ``of_user``.
+        """Return the hyper-parameters of a card of unknown origin, with ``None`` for each in ``of_user``.
 
         Raises
         ------
         ValueError
-            If one does not exist, or has a value that a card may not set; see ``of_card``.
+            If a hyper-parameter does not exist, or has a value that a card may not set; see ``of_card``.
         """
         self.check_names(hparams)
         own = {name: None if name in self.of_user else value for name, value in hparams.items()}
@@ -282,33 +322,33 @@ class ModelSpec:
         return own
 
     def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
-        """Return the crops that a network with these hyper-parameters reads, or its encoder."""
+        """Return the crops that a network with these hyper-parameters, or its encoder, reads."""
         if self.crop_of is not None:
             return self._with(self.crop_of, hparams)
         describe = self.reads(hparams).describe_encoder
         return self.crop if describe is None else describe().crop
 
     def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
-        """Return the pixel values that a network with these hyper-parameters reads, or its encoder."""
+        """Return the pixel normalisation of a network with these hyper-parameters, or its encoder."""
         if self.pixels_of is not None:
             return self._with(self.pixels_of, hparams)
         describe = self.reads(hparams).describe_encoder
         return self.pixels if describe is None else describe().pixels
 
     def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
-        """Make the network, with random weights; refuse hyper-parameters that it does not have.
+        """Build the network with random weights.
 
         Raises
         ------
         ValueError
-            If a hyper-parameter does not exist, or has a value that is unfit.
+            If a hyper-parameter does not exist, or has an invalid value.
         MemoryError
-            If there is not enough memory for the network.
+            If the network does not fit into memory.
         """
         return self._with(partial(self.build, check("n_genes", n_genes, Count)), hparams)
 
     def check_names(self, hparams: Mapping[str, Any]) -> None:
-        """Refuse hyper-parameters that the network does not have; the message lists those it has."""
+        """Refuse hyper-parameters that the network does not have; the message lists the valid ones."""
         refuse_unknown(self.name, hparams, kinds_of(self.build, self.config))
 
     def _with(self, make: Callable[..., Any], hparams: Mapping[str, Any]) -> Any:
@@ -319,12 +359,12 @@ class ModelSpec:
             if kinds_of(self.build, self.config) is not None:  # names and types were right
                 raise
             raise InvalidValueError(
-                f"{self.name!r} cannot be made with the hyper-parameters {values}: {error}. Those of its publication "
-                f"are {dict(self.hparams)}."
+                f"{self.name!r} cannot be built with the hyper-parameters {values}: {error}. Its publication uses "
+                f"{dict(self.hparams)}."
             ) from error
         except (RuntimeError, OverflowError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(
-                f"There is not enough memory for a {self.name!r} network with the hyper-parameters {values}."
+                f"Out of memory: a {self.name!r} network with the hyper-parameters {values} is too large."
             ) from error

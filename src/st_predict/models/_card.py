@@ -1,4 +1,4 @@
-"""Types of the texts and mappings that the card of a file may set: names that are known, and sizes."""
+"""Types of texts and mappings that the card of a file may set: known names, and sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FLAGS = (
 
 
 def choice(*names: str) -> Any:
-    """Type of one of some texts, in any case."""
+    """Type that accepts the given texts in any letter case."""
 
     def known(value: Any) -> Any:
         if isinstance(value, str) and value.casefold() in {name.casefold() for name in names}:
@@ -102,7 +102,7 @@ Tag = Annotated[str, BeforeValidator(_tag)]
 """Tag of weights in timm, which building and loading a network never read."""
 
 Tokens = Annotated[str, BeforeValidator(_tokens)]
-"""A backbone: ``"efficientnet_lite0"``, or an architecture of timm with or without a tag, which loading a network never reads."""
+"""A backbone: ``"efficientnet_lite0"``, or an architecture of timm; loading a network never reads the tag."""
 
 Sizes = Annotated[Any, BeforeValidator(_sizes)]
 """Arguments of an architecture that are sizes, rates or switches."""
@@ -114,7 +114,7 @@ Encoders = Annotated[str, BeforeValidator(_listed)]
 """A name of :func:`st_predict.encoders.list_encoders`."""
 
 OF_TIMM: dict[str, Any] = {"arch": Architecture, "weights": Tag | None, "arch_args": Sizes | None}
-"""``of_card`` of a model on a backbone of timm."""
+"""``of_card`` of models on a backbone of timm."""
 
 OF_ENCODER: dict[str, Any] = {"encoder": Encoders}
-"""``of_card`` of a model on the features of an encoder."""
+"""``of_card`` of models on the features of an encoder."""

@@ -1,4 +1,4 @@
-"""Checks that several models make: of hyper-parameters, and of the names in a published state dict."""
+"""Checks shared by models: of hyper-parameters, and of names in a published state dict."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Config = TypeVar("Config", bound=Any)
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Refuse a value that is not among the choices.
+    """Refuse a value outside the choices.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If the value is not one of them.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -48,20 +48,20 @@ def check_names(
     unused: Collection[str] = (),
     missing: Collection[str] = (),
 ) -> None:
-    """Refuse a state dict that is not the published one of a model.
+    """Refuse a state dict that does not have the published names of a model.
 
     Parameters
     ----------
     names
-        Names of its tensors.
+        Names of the tensors.
     known
-        Names that it must have.
+        Required names.
     model
         Name of the model.
     unused
-        Names that it may have as well.
+        Further names that are allowed.
     missing
-        Patterns that are known to be missing.
+        Patterns of required names that may be missing.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def check_names(
 
 
 def some(names: Sequence[str]) -> str:
-    """Write the first five names, and how many more there are."""
+    """First five names, and the number of further ones."""
     return f"{names[:5]}" if len(names) <= 5 else f"{names[:5]} and {len(names) - 5} more"
 
 
@@ -91,25 +91,25 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
 
 
 def heads_of(dim: int, width: int, *, like: Any) -> dict[str, Any]:
-    """Heads of attention and channels of each, which the shapes do not tell: those of a configuration, if the rest is.
+    """Attention heads and channels per head, which shapes do not tell: published values if the widths are published ones.
 
     Parameters
     ----------
     dim
-        Channels of a token.
+        Channels per token.
     width
-        Channels of all heads.
+        Total channels of all heads.
     like
         Published configuration, with ``dim``, ``heads`` and ``head_dim``.
 
     Returns
     -------
-    ``heads`` and ``head_dim``, both ``None`` if ``dim`` or ``width`` is another one.
+    ``heads`` and ``head_dim``; both ``None`` if ``dim`` or ``width`` differs from the publication.
     """
     published = dim == like.dim and width == like.heads * like.head_dim
     return {"heads": like.heads if published else None, "head_dim": like.head_dim if published else None}
 
 
 def variant_of(variants: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
-    """Name of the variant that has these sizes; ``None`` if there is none."""
+    """Name of the variant with these sizes, or ``None``."""
     return next((v for v, c in variants.items() if all(getattr(c, name) == n for name, n in sizes.items())), None)

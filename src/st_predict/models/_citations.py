@@ -27,15 +27,28 @@ def cite(model: str) -> str:
 
     Examples
     --------
-    >>> print(st_predict.models.cite("stnet").splitlines()[0])
+    >>> import st_predict as stp
+    >>> print(stp.models.cite("stnet").splitlines()[0])
     @article{He2020,
     """
     key = get_spec(check("model", model, Text)).citation
-    return entries().get(key, key)  # a model of a plug-in may bring a citation of its own
+    return entries().get(key, key)  # a plug-in model may bring its own citation
 
 
 def link_to(key: str) -> str:
-    """Return the DOI of a reference, or its address if it has none; empty if it has neither."""
+    """Return the link to a reference: its DOI, else its web address, else an empty text.
+
+    Parameters
+    ----------
+    key
+        Key of the reference in ``src/st_predict/references.bib``, as in :attr:`ModelSpec.citation`.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.models.link_to(stp.models.get_spec("stnet").citation)
+    '10.1038/s41551-020-0578-x'
+    """
     entry = entries().get(key, "")
     found = {name: re.search(rf"^  {name} *= \{{(.*)\}},$", entry, re.MULTILINE) for name in ("doi", "eprint", "url")}
     links = {name: match[1] for name, match in found.items() if match}

@@ -1,4 +1,4 @@
-"""What models that read the features of an encoder share."""
+"""Base of models that read the features of an encoder."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ __all__ = ["FeatureModel", "Reading", "features_of", "read_features"]
 
 @validated
 class Reading:
-    """Which features a model reads; each field is a hyper-parameter.
+    """Features that a model reads; each field is a hyper-parameter.
 
     Parameters
     ----------
     encoder
-        What makes the features (:func:`st_predict.tl.embed`).
+        Name of the encoder (:func:`st_predict.tl.embed`).
     features
-        ``"head"`` for the output of the encoder; ``"stages"`` for the mean and the standard deviation of the feature maps of its last
-        four stages; ``None`` for what the encoder has by default.
+        Layer of the encoder. ``"head"``: its output. ``"stages"``: mean and standard deviation of the feature maps of its last
+        four stages. ``None``: the encoder's default.
     fields
-        Sides of several fields of view around a spot, in pixels at the resolution of the encoder, whose features are joined; empty for
-        the one field of the encoder.
+        Sides of several fields of view around a spot, in pixels at the encoder's resolution; their features are joined. Empty
+        for the encoder's own field of view.
     neighbours
-        Number of nearest spots whose mean features are joined to those of a spot. How far they are depends on the lattice: predict
-        spots at the distance of those of training.
+        Number of nearest spots whose mean features are appended to a spot's own. Their distance depends on the lattice:
+        predict spots at the spacing of the training spots.
     standardize
-        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+        Whether each feature is standardised over the spots of a section.
     """
 
     encoder: str = "rgb"
@@ -54,7 +54,7 @@ class Reading:
     standardize: Flag = False
 
     def describe(self) -> EncoderSpec:
-        """Return what is known of the encoder, without its weights."""
+        """Return the encoder's specification, without weights."""
         return read_as(
             get_encoder(self.encoder),
             features=self.features,
@@ -64,37 +64,37 @@ class Reading:
         )
 
     def load(self) -> Encoder:
-        """Return the encoder with its weights."""
+        """Return the encoder with weights."""
         return load_encoder(self.describe())
 
     def count(self, n_features: int | None = None) -> int:
-        """Return how many features describe a spot.
+        """Return the number of features per spot.
 
         Parameters
         ----------
         n_features
-            How many, if it is known.
+            Number of features, if known.
 
         Raises
         ------
         ValueError
-            If it is not known, and the encoder does not say.
+            If the number is unknown, also to the encoder.
         """
         found = n_features or count_features(self.describe())
         if found is None:
             raise InvalidValueError(
-                f"It is not known how many features {self.encoder!r} has.", Advice("give n_features in {}", "hparams")
+                f"The number of features of {self.encoder!r} is unknown.", Advice("give n_features in {}", "hparams")
             )
         return found
 
 
 class FeatureModel(SpotModel):
-    """A model that reads features of an encoder.
+    """Base class of models that read features of an encoder.
 
     Parameters
     ----------
     encoder, features, fields, neighbours, standardize
-        As in :class:`Reading`.
+        Fields of :class:`Reading`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class FeatureModel(SpotModel):
 
 
 def features_of(**hparams: Any) -> Reads:
-    """Features that the hyper-parameters name; ``reads_of`` of a ``SPEC``."""
+    """Features named by hyper-parameters; for ``reads_of`` of a ``SPEC``."""
     names = {f.name for f in fields(Reading)}
     reading = Reading(**{name: value for name, value in hparams.items() if name in names})
     return Reads(kind="features", describe_encoder=reading.describe, load_encoder=reading.load)
@@ -125,7 +125,7 @@ def read_features(batch: Batch, n_features: int, encoder: str) -> Tensor:
     Raises
     ------
     ValueError
-        If the batch has none, or not so many.
+        If the batch has no features, or another number of them.
     """
     features_ND = batch.require("features")
     if features_ND.shape[1:] != (n_features,):

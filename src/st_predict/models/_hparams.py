@@ -1,4 +1,4 @@
-"""Names and types of hyper-parameters, read from what builds the network."""
+"""Names and types of hyper-parameters, read from the signature that builds the network."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Kinds = Mapping[str, Any]
 
 @cache
 def kinds_of(build: Callable[..., nn.Module], config: type | None = None) -> Kinds | None:
-    """Type of each hyper-parameter by name; ``None`` if ``build`` does not say which it takes.
+    """Type of each hyper-parameter by name; ``None`` if ``build`` does not name them.
 
     Parameters
     ----------
     build
-        Class of a network, or a function. ``**hparams`` of a class are those of the class that it inherits from.
+        Class of a network, or a function. ``**hparams`` of a class are passed to its base class.
     config
         Dataclass whose fields ``build`` takes as ``**hparams``.
     """
@@ -52,7 +52,7 @@ def kinds_of(build: Callable[..., nn.Module], config: type | None = None) -> Kin
 
 
 def _makers(build: Any) -> list[Any]:
-    """Functions that take the hyper-parameters, the outermost first."""
+    """Functions that take hyper-parameters, outermost first."""
     if not isinstance(build, type):
         return [build]
     own = [cls for cls in build.__mro__ if cls not in Network.__mro__ and "__init__" in vars(cls)]
@@ -60,7 +60,7 @@ def _makers(build: Any) -> list[Any]:
 
 
 def _types(what: Any) -> dict[str, Any]:
-    """Annotations that can be checked; others may be anything."""
+    """Annotations that can be checked; others become ``Any``."""
     try:
         hints = get_type_hints(what.func if isinstance(what, partial) else what, include_extras=True)
     except (NameError, TypeError):  # imported for type checkers only; an object without annotations
@@ -78,28 +78,28 @@ def _can_be_checked(kind: Any) -> bool:
 
 
 def kinds_of_card(kinds: Kinds | None, own: Kinds, names: Iterable[str]) -> Kinds:
-    """Types of the hyper-parameters that a card of unknown origin may set.
+    """Types of hyper-parameters that a card of unknown origin may set.
 
     Parameters
     ----------
     kinds
-        Types of all hyper-parameters, as :func:`kinds_of` gives them.
+        Types of all hyper-parameters, from :func:`kinds_of`.
     own
-        Types that the model allows in place of these.
+        Types that the model allows instead.
     names
         Names that the card sets.
 
     Returns
     -------
-    The type of ``own``; else that of ``kinds`` if it allows numbers, truth values and listed choices only; else a number or a list
-    of numbers. A text or a mapping is thus accepted only where the model says which.
+    For each name the type in ``own``. Else the type in ``kinds``, if it allows only numbers, truth values and listed choices. Else
+    a number or a list of numbers. Texts and mappings are thus accepted only where the model says which.
     """
     declared = {name: (kinds or {}).get(name, Any) for name in names}
     return {n: own.get(n, kind if _is_closed(kind) else _Numbers) for n, kind in declared.items()}
 
 
 def _is_closed(kind: Any) -> bool:
-    """Whether a type has no other values than numbers, truth values and choices that it lists."""
+    """Whether a type allows only numbers, truth values and listed choices."""
     origin, members = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _is_closed(members[0])
@@ -124,13 +124,13 @@ def refuse_unknown(model: str, hparams: Mapping[str, Any], kinds: Kinds | None) 
     Raises
     ------
     TypeError
-        If they are not a mapping.
+        If ``hparams`` is not a mapping.
     ValueError
-        If one does not exist; the message lists those that do, and names the closest match.
+        If a hyper-parameter does not exist; the message lists the existing ones and names the closest match.
     """
     if not isinstance(hparams, Mapping):
         raise InvalidTypeError(
-            f"Hyper-parameters are a mapping from name to value, got {type(hparams).__name__} for {model!r}."
+            f"Hyper-parameters must be a mapping from name to value, got {type(hparams).__name__} for {model!r}."
         )
     if kinds is None or not (unknown := sorted(str(name) for name in hparams if name not in kinds)):
         return
@@ -140,17 +140,17 @@ def refuse_unknown(model: str, hparams: Mapping[str, Any], kinds: Kinds | None) 
 
 
 def checked(model: str, hparams: Mapping[str, Any], kinds: Kinds | None) -> dict[str, Any]:
-    """Return hyper-parameters as values of their types.
+    """Return hyper-parameters converted to their types.
 
     Raises
     ------
     TypeError
-        If they are not a mapping.
+        If ``hparams`` is not a mapping.
     ValueError
-        If one does not exist or has a value of another type or out of range; the message names it.
+        If a hyper-parameter does not exist, or has a value of another type or out of range; the message names it.
     """
     refuse_unknown(model, hparams, kinds)
     try:
         return {name: check(name, value, (kinds or {}).get(name, Any)) for name, value in hparams.items()}
     except InvalidValueError as error:
-        raise error.about(f"A hyper-parameter of {model!r} is unfit.") from error
+        raise error.about(f"A hyper-parameter of {model!r} is invalid.") from error

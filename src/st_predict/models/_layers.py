@@ -1,4 +1,4 @@
-"""What several networks share unchanged."""
+"""Layers and checks shared by several networks."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ __all__ = [
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Compute in float32 on the device of ``x``, also where the rest of a network runs in bfloat16.
+    """Compute in float32 on the device of ``x``, also if the rest of a network runs in bfloat16.
 
-    That has steps of 0.03 at the size of a log count, as wide as many a gene varies over a section.
+    At the size of a log count, bfloat16 has steps of 0.03: many genes vary no more over a section.
     """
     device = x.device.type
     return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
 
 
 class Head(nn.Linear):
-    """The last layer: ``(n_spots, n_features)`` to ``(n_spots, n_genes)``, always in float32."""
+    """Last layer: ``(n_spots, n_features)`` to ``(n_spots, n_genes)``, always in float32."""
 
     def __init__(self, n_features: int, n_genes: int) -> None:
         if n_genes < 1:
@@ -63,7 +63,7 @@ class Head(nn.Linear):
 
     @torch.no_grad()
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene."""
+        """Initialise with the mean of each gene."""
         self.bias.copy_(mean_G)
 
 
@@ -83,15 +83,15 @@ class Positions(nn.Module):
     def _check(self, least: int, largest: int) -> None:
         if least < 0 or largest >= self.n_pos:
             raise InvalidValueError(
-                f"The network knows {self.n_pos} (n_pos) rows and columns of the lattice, 0 to {self.n_pos - 1}; those of the "
-                f"spots go from {least} to {largest}.",
+                f"The network knows {self.n_pos} (n_pos) rows and columns of the lattice, 0 to {self.n_pos - 1}; the spots "
+                f"have {least} to {largest}.",
                 f"train a network with n_pos of at least {max(largest, 0) + 1}"
                 f"{', and count rows and columns from 0' if least < 0 else ''}",
             )
 
 
 class SectionBlock(nn.Module):
-    """Attention and MLP on the spots of a section, each added to its input: ``(n_spots, dim)`` to the same."""
+    """Attention and MLP over the spots of a section, each with a residual connection: ``(n_spots, dim)`` to the same."""
 
     def __init__(self, dim: int, *, heads: int, head_dim: int, mlp_dim: int, drop: float) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class SectionBlock(nn.Module):
 
 
 class SectionAttention(nn.Module):
-    """Self-attention of the spots of a section, fused, so that no table of all pairs is made."""
+    """Self-attention over the spots of a section, fused, so memory does not grow with pairs of spots."""
 
     def __init__(self, dim: int, *, heads: int, head_dim: int, drop: float) -> None:
         super().__init__()
@@ -116,20 +116,20 @@ class SectionAttention(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         qkv_N3HE = self.qkv(self.norm(x_ND)).unflatten(1, (3, self.heads, -1))
-        q_1HNE, k_1HNE, v_1HNE = qkv_N3HE.permute(1, 2, 0, 3)[:, None]  # kernels for four dimensions only
+        q_1HNE, k_1HNE, v_1HNE = qkv_N3HE.permute(1, 2, 0, 3)[:, None]  # fused kernels need four dimensions
         read_1HNE = F.scaled_dot_product_attention(q_1HNE, k_1HNE, v_1HNE)
         return self.drop(self.out(read_1HNE[0].transpose(0, 1).flatten(1)))
 
 
 def mlp(dim: int, hidden: int, *, drop: float, last: nn.Module) -> nn.Sequential:
-    """Layer norm and a two-layer perceptron, with ``last`` after its second layer: ``(..., dim)`` to the same."""
+    """Layer norm and two-layer perceptron, with ``last`` behind it: ``(..., dim)`` to the same."""
     return nn.Sequential(
         nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(drop), nn.Linear(hidden, dim), last
     )
 
 
 def patch_mlp(patch: int, dim: int, *, halvings: int) -> nn.Sequential:
-    """Embedding of flattened patches whose side is halved so often; smaller ones have fewer hidden channels."""
+    """Embedding of flattened patches whose side is halved ``halvings`` times; smaller patches have fewer hidden channels."""
     pixels, hidden = 3 * (patch >> halvings) ** 2, 3 * dim >> halvings
     return nn.Sequential(
         nn.LayerNorm(pixels), nn.Linear(pixels, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.LayerNorm(dim)
@@ -145,12 +145,12 @@ def patches(x_BCSS: Tensor, patch: int) -> Tensor:
 
 
 def check_crops(batch: Batch, crop: CropSpec) -> None:
-    """Refuse a batch whose crops are not those that a network reads.
+    """Refuse a batch whose crops differ from the network's.
 
     Raises
     ------
     ValueError
-        If number, shape or type are others.
+        If number, shape or type of the crops differ.
     """
     expected = [f"torch.uint8 {(len(batch), 3, level.size, level.size)}" for level in crop.levels]
     got = [f"{crop.dtype} {tuple(crop.shape)}" for crop in batch.crops]
@@ -169,21 +169,20 @@ def check_lattice(grids: Mapping[str, NDArray[np.int64]], n_pos: int) -> None:
     last = {section: int(grid.max()) for section, grid in grids.items()}
     if wider := {section: place for section, place in last.items() if place >= n_pos}:
         raise InvalidValueError(
-            f"It knows {n_pos} (n_pos) rows and columns of a lattice, 0 to {n_pos - 1}; the last ones of the sections "
-            f"are {wider}.",
+            f"It knows {n_pos} (n_pos) rows and columns of a lattice, 0 to {n_pos - 1}; the sections go up to {wider}.",
             f"train a network with n_pos of at least {max(wider.values()) + 1}",
         )
 
 
 def rows_of_sections(batch: Batch) -> list[Tensor]:
-    """Rows of a batch that are of the same section, for each of its sections."""
+    """Rows of a batch, per section."""
     if batch.section is None:
         return [torch.arange(len(batch), device=batch.index.device)]
     return [torch.nonzero(batch.section == section).flatten() for section in torch.unique(batch.section)]
 
 
 def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: str) -> dict[str, Tensor]:
-    """Give the tensors of a published state dict our names: ``names`` has the published one for each of ours.
+    """Rename the tensors of a published state dict: ``names`` maps our names to published ones.
 
     Raises
     ------
@@ -195,7 +194,7 @@ def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str], *, model: st
 
 
 def resize_on_load(module: nn.Module, *names: str) -> None:
-    """Let buffers be as long as what a state dict has for them, which only training knows; rows stay as they are."""
+    """Let buffers take their length from a state dict, as only training knows it; rows keep their shape."""
 
     def resize(module: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
         for name in names:

@@ -1,9 +1,9 @@
 """Crops at several image levels: missing levels and central regions.
 
-Tokens of missing levels are zero. :func:`blank` restores this after each step of a network, so that missing levels have no
+Tokens of missing levels are zero. :func:`blank` restores this after each step of a network, so missing levels have no
 effect on the next step.
 
-Shapes: B spots, M levels, C colours, S pixels along a side, N tokens of a level, D channels of a level.
+Shapes: B spots, M levels, C colours, S pixels per side, N tokens per level, D channels per level.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def present_levels(batch: Batch, n_levels: int) -> Tensor | None:
     Raises
     ------
     ValueError
-        If type or shape of ``batch.level_mask`` do not fit, or a spot has no level at all.
+        If type or shape of ``batch.level_mask`` do not fit, or a spot lacks all levels.
     """
     if batch.level_mask is None:
         return None
@@ -40,12 +40,12 @@ def present_levels(batch: Batch, n_levels: int) -> Tensor | None:
         )
     n_empty = int((~mask_BM.any(1)).sum())
     if n_empty:
-        raise InvalidValueError(f"{n_empty} of {len(batch)} spots have no level at all.", "leave them out of the batch")
+        raise InvalidValueError(f"{n_empty} of {len(batch)} spots lack all levels.", "leave them out of the batch")
     return mask_BM
 
 
 def blank(x: Levels, present_BM: Tensor | None) -> Levels:
-    """Tokens of each level, with zeros where the level is missing."""
+    """Set the tokens of missing levels to zero."""
     if present_BM is None:
         return x
     return [torch.where(present_B[:, None, None], x_BND, 0) for x_BND, present_B in zip(x, present_BM.T, strict=True)]

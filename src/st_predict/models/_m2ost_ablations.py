@@ -1,9 +1,9 @@
 """Ablations of M2OST: the network without one of its parts, as in Table 1 of the paper :cite:p:`Wang2025`.
 
-Each is a hyper-parameter of :class:`st_predict.models.m2ost.M2OSTConfig`; see :class:`Ablations` for their values. The modules
-here take the place of those in the model's own file.
+Each ablation is a hyper-parameter of :class:`st_predict.models.m2ost.M2OSTConfig`; see :class:`Ablations` for values. The
+modules here replace modules in the model's own file.
 
-Shapes: B spots, C colours, S pixels along a side, N tokens of a level, D channels of a level, W channels of all levels joined.
+Shapes: B spots, C colours, S pixels per side, N tokens per level, D channels per level, W channels of all levels joined.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Ablations:
     Parameters
     ----------
     dpe
-        Patches of several sizes in coarse levels. If False, each level has patches of one size and its own embedding,
-        :class:`LevelEmbedding`.
+        Whether coarse levels have patches of several sizes. If False, each level has patches of one size and its own
+        embedding, :class:`LevelEmbedding`.
     itmm
         Attention and MLP per level (``"split"``) or on the joined channels of all levels (``"joint"``, :class:`Joined`).
     ctmm
-        Attention between levels. If False, :class:`Unmixed` stands in for it.
+        Whether levels attend to each other. If False, :class:`Unmixed` replaces this.
     ccmm
         Gates on the channels of all levels (``"gate"``) or an MLP on the joined channels (``"ffn"``, :class:`Joined`).
     pool
@@ -58,7 +58,7 @@ class Ablations:
         Raises
         ------
         ValueError
-            If such levels are to be joined.
+            If levels with different numbers of tokens are to be joined.
         """
         if len(set(n_tokens)) > 1 and (self.itmm == "joint" or self.ccmm == "ffn"):
             raise InvalidValueError(
@@ -66,12 +66,12 @@ class Ablations:
             )
 
     def check_sizes(self, n_tokens: list[int], coarsest: int, *, dim: int, size: int, patch: int) -> None:
-        """Refuse sizes that the chosen parts cannot use.
+        """Refuse sizes that do not suit the chosen parts.
 
         Raises
         ------
         ValueError
-            If a size is not a multiple of what patches need, or levels with different numbers of tokens are to be joined.
+            If a size is not divisible into patches, or levels with different numbers of tokens are to be joined.
         """
         for name, value in (("patch", patch), ("dim", dim)):
             if self.dpe and value % 2**coarsest:
@@ -81,7 +81,7 @@ class Ablations:
                     _WITHOUT_DPE,
                 )
         self.check_joined(n_tokens)
-        # The border around the smallest central region is a whole number of pixels, too.
+        # The border around the smallest central region must be a whole number of pixels as well.
         step = lcm(patch, 2 ** (coarsest + 1)) if self.dpe else patch
         below = size // step * step
         if size != below:
@@ -120,7 +120,7 @@ class Joined(nn.Module):
 
 
 class Unmixed(nn.Module):
-    """``ctmm=False``, or a single level: tokens of a level read no other level."""
+    """``ctmm=False``, or a single level: levels do not attend to each other."""
 
     def forward(self, x: Levels, _: Tensor | None, *, digested: bool = False) -> Levels:
         return [digest(x_BND) for x_BND in x] if digested else x

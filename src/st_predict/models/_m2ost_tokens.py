@@ -1,17 +1,17 @@
 """M2OST on tokens: feature maps of a convolutional backbone in place of pixel patches.
 
-An extension of ours, not part of the published method :cite:p:`Wang2025`; hyper-parameter ``tokens`` of
+An extension of st_predict, not part of the published method :cite:p:`Wang2025`; hyper-parameter ``tokens`` of
 :class:`st_predict.models.m2ost.M2OSTConfig`.
 
 The crop of each level goes through the same backbone once. Where DPE halves the patches of the central region, the centre
 is taken from the map of an earlier stage, with half the stride: a token covers as many pixels as the patch that it
-replaces. Number, order and positions of the tokens are therefore those of patches with sides of ``stage`` pixels: after
-the class token, for level ``k``, the central ``size / 2**k`` pixels at stride ``stage / 2**k``, ..., the whole crop at
-stride ``stage``, ``(size / stage)**2`` tokens each, in reading order. The receptive field of a token is wider than its
-stride, so tokens of the centre also see pixels around it. Earlier stages have fewer channels and simpler features.
+replaces. Number, order and positions of the tokens therefore equal patches with sides of ``stage`` pixels. After the class
+token, level ``k`` has the central ``size / 2**k`` pixels at stride ``stage / 2**k``, ..., the whole crop at stride
+``stage``, ``(size / stage)**2`` tokens each, in reading order. A token's receptive field is wider than its stride, so tokens
+of the centre also see pixels around it. Earlier stages have fewer channels and simpler features.
 
-Shapes: B spots, C colours or channels of a map, S pixels along a side, P places along a side of a map, N tokens of a level,
-D channels of a level.
+Shapes: B spots, C colours or channels of a map, S pixels per side, P places per side of a map, N tokens per level, D channels
+per level.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["TokenEmbedding", "check_tokens", "extension_of", "pixels_of"]
 
 
 def check_tokens(tokens: str | None, *, stage: int, tune: bool, size: int, halvings: int) -> None:
-    """Refuse sizes that maps of these strides cannot have, and settings of a backbone without a backbone.
+    """Refuse sizes that feature maps cannot have, and backbone settings without a backbone.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def check_tokens(tokens: str | None, *, stage: int, tune: bool, size: int, halvi
     if tokens is None:
         if tune or stage != 16:
             raise InvalidValueError(
-                f"stage and tune are for tokens of a backbone; got stage {stage} and tune {tune}, and tokens None.",
+                f"stage and tune are only for tokens of a backbone, got stage {stage} and tune {tune} with tokens None.",
                 Advice("name a backbone as tokens in {}", "hparams"),
             )
         return
@@ -56,7 +56,7 @@ def check_tokens(tokens: str | None, *, stage: int, tune: bool, size: int, halvi
             f"stage must be a multiple of {2**halvings}, to be halved {halvings} times for level {halvings}; got {stage}.",
             Advice("set dpe to False in {}", "hparams"),
         )
-    # The border around the centre is a whole number of places of each map.
+    # The border around the centre must be a whole number of places of each map.
     step = 2 * stage if halvings else stage
     below = size // step * step
     if size != below:
@@ -65,7 +65,7 @@ def check_tokens(tokens: str | None, *, stage: int, tune: bool, size: int, halvi
 
 
 def pixels_of(*, tokens: str | None = None, **_: Any) -> PixelSpec:
-    """Pixel values that the backbone was trained with; without a backbone, numbers from 0 to 1."""
+    """Pixel normalisation of the backbone; without a backbone, numbers from 0 to 1."""
     if tokens is None:
         return PixelSpec()
     arch, tag = _parts(tokens)
@@ -82,7 +82,7 @@ def extension_of(*, tokens: str | None = None, tune: bool = False, **_: Any) -> 
 
 
 def _parts(tokens: str) -> tuple[str, str]:
-    """Architecture and tag; the tag is empty if there is none."""
+    """Architecture and tag; the tag may be empty."""
     arch, _, tag = tokens.partition(".")
     return arch, tag
 
@@ -101,10 +101,10 @@ class TokenEmbedding(nn.Module):
     stage
         Stride of the coarsest maps, in pixels.
     halvings
-        For each level, how often the stride is halved in its centre. With any, a projection belongs to a stride and is
-        shared by the levels, as the patch MLPs of DPE are; else each level has its own.
+        Number of times the stride is halved in the centre of each level. If any is above 0, levels share a projection per
+        stride, like the patch MLPs of DPE; else each level has its own.
     tune
-        Whether the backbone learns.
+        Whether the backbone is fine-tuned.
     """
 
     def __init__(self, tokens: str, *, dim: int, size: int, stage: int, halvings: tuple[int, ...], tune: bool) -> None:
@@ -128,7 +128,7 @@ class TokenEmbedding(nn.Module):
         ]
 
     def _regions(self, level: int, x_BCSS: Tensor) -> list[Tensor]:
-        """Tokens of the central region at the smallest stride, ..., of the whole crop at the largest."""
+        """Tokens from the central region at the smallest stride to the whole crop at the largest."""
         maps = self.maps(x_BCSS, self.halvings[level] + 1)
         return [
             self.projections[j if self.shared else level](centre(maps[j], self.side).flatten(2).mT)
@@ -137,9 +137,9 @@ class TokenEmbedding(nn.Module):
 
 
 class FeatureMaps(nn.Module):
-    """A backbone of timm, without the layers behind the last map that is read.
+    """A backbone of timm, without the layers behind the last feature map in use.
 
-    It is in evaluation mode even in training: BatchNorm uses its stored statistics, so that the spots of a batch do not
+    The backbone stays in evaluation mode in training: BatchNorm uses stored statistics, so the spots of a batch do not
     depend on each other and a missing level has no effect. ``tune=False`` computes it without gradients.
 
     Parameters
@@ -151,13 +151,13 @@ class FeatureMaps(nn.Module):
     size
         Side of a crop, in pixels.
     tune
-        Whether its weights learn, those of BatchNorm included.
+        Whether its weights are fine-tuned, including BatchNorm's.
 
     Raises
     ------
     ValueError
-        If the architecture does not exist, it has no feature maps of these strides, it reads crops of another size, or it
-        is to be frozen with random weights.
+        If the architecture does not exist, has no feature maps with these strides, reads crops of another size, or would be
+        frozen with random weights.
     """
 
     def __init__(self, tokens: str, *, strides: list[int], size: int, tune: bool) -> None:
@@ -174,7 +174,7 @@ class FeatureMaps(nn.Module):
         self.backbone = backbone.requires_grad_(tune).eval()
 
     def train(self, mode: bool = True) -> FeatureMaps:  # noqa: FBT001, FBT002  # the signature of torch
-        """Leave the backbone in evaluation mode."""
+        """Switch modes; the backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -210,7 +210,7 @@ class FeatureMaps(nn.Module):
         if self.tokens == NAME:
             theirs = load_efficientnet_lite0().state_dict()
         elif "." in self.tokens:
-            instead = f"take tokens {NAME!r}, whose weights are in a Python package"
+            instead = f"use tokens {NAME!r}, whose weights are in a Python package"
             theirs = fetch_weights(self.tokens, instead=instead).state_dict()
         else:
             return
@@ -218,29 +218,29 @@ class FeatureMaps(nn.Module):
 
     @property
     def notice(self) -> str:
-        """Origin and licence of these weights; empty without a tag."""
+        """Origin and licence of the weights; empty without a tag."""
         if self.tokens != NAME:
             return weights_notice(self.tokens)
         return f"{NOTICE.removesuffix('.')}, and they were trained further." if self.tune else NOTICE
 
 
 def _stages(tokens: str, backbone: Any, strides: list[int]) -> list[tuple[int, int]]:
-    """Place among the maps, and number of channels, of the last stage of each stride."""
+    """Index among the maps, and number of channels, of the last stage per stride."""
     parts = "feature_info", "forward_intermediates", "prune_intermediate_layers"
     if not all(hasattr(backbone, part) for part in parts):
-        raise InvalidValueError(f"{tokens!r} has no feature maps in timm; take another backbone, {NAME!r} for one.")
+        raise InvalidValueError(f"{tokens!r} has no feature maps in timm; use another backbone, such as {NAME!r}.")
     stages = {stage["reduction"]: (place, stage["num_chs"]) for place, stage in enumerate(backbone.feature_info)}
     if missing := [stride for stride in strides if stride not in stages]:
         raise InvalidValueError(
-            f"{tokens!r} has feature maps with strides of {sorted(stages)} px, and none of {missing}. The largest stride is "
-            f"stage, {strides[0]}; it is halved for the centre of each coarse level.",
+            f"{tokens!r} has feature maps with strides of {sorted(stages)} px, and none of {missing}. The largest stride is stage, "
+            f"{strides[0]}; it is halved for the centre of each coarse level.",
             Advice("set stage, or dpe to False, in {}", "hparams"),
         )
     return [stages[stride] for stride in strides]
 
 
 def _refuse_random(tokens: str) -> None:
-    """Refuse a backbone without a name of its weights."""
+    """Refuse a backbone whose weights are not named."""
     arch, tag = _parts(tokens)
     if not tag and tokens != NAME:
         known = [name.partition(".")[2] for name in import_timm().list_pretrained(f"{arch}.*")]

@@ -1,4 +1,4 @@
-"""Which spots lie next to which."""
+"""Nearest spots of each spot."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ __all__ = ["nearest_spots"]
 
 
 def nearest_spots(xy_N2: Tensor, k: int, section_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Find the spots nearest to each spot, itself left out, by a tree: memory grows with ``n_spots * k`` alone.
+    """Find the spots nearest to each spot, itself left out. A tree keeps memory at ``n_spots * k``.
 
     Parameters
     ----------
     xy_N2
-        ``(n_spots, 2)`` places, in any unit.
+        Positions, ``(n_spots, 2)``, in any unit.
     k
-        How many.
+        Number of neighbours.
     section_N
-        ``(n_spots,)``: spots of different sections are never neighbours. ``None`` if all are of one.
+        Section of each spot, ``(n_spots,)``. Spots of different sections are never neighbours. ``None`` for one section.
 
     Returns
     -------
-    Rows of the neighbours, ``(n_spots, k)`` int64, the nearest first; of those equally far, that of the lower x, then of
-    the lower y, so that the order of the spots does not matter. And
-    ``(n_spots, k)`` bool: False where a section has too few spots; the row there is that of the spot itself.
+    Rows of the neighbours, ``(n_spots, k)`` int64, nearest first. Ties are ordered by x, then y, so the order of the spots does
+    not matter. And a mask, ``(n_spots, k)`` bool: False where a section has too few spots; the row is then the spot itself.
     """
     device, n = xy_N2.device, len(xy_N2)
     if device.type == "meta":
@@ -49,11 +48,11 @@ def nearest_spots(xy_N2: Tensor, k: int, section_N: Tensor | None = None) -> tup
 
 
 def _nearest_of(xy: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Return ``(n, k)`` rows, themselves left out."""
+    """Rows of the nearest spots, ``(n, k)``, without the spot itself."""
     n, tree = len(xy), cKDTree(xy)
     asked = min(n, k + 9)
     distance, rows = tree.query(xy, k=[*range(1, asked + 1)])
-    while asked < n and not (distance[:, -1] > distance[:, k]).all():  # more may be as far as the last
+    while asked < n and not (distance[:, -1] > distance[:, k]).all():  # further spots may tie with the last
         asked = min(n, 2 * asked)
         distance, rows = tree.query(xy, k=[*range(1, asked + 1)])
     distance[rows == np.arange(n)[:, None]] = -1

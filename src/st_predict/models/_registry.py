@@ -19,23 +19,44 @@ _PACKAGE = "st_predict.models"
 
 
 def list_models() -> list[str]:
-    """Names of the models that can be built; imports none of them."""
+    """Names of the models that can be built. No model is imported.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.models.list_models()[:4]
+    ['bleep', 'convnext', 'crossvit', 'deepspace']
+    """
     return sorted(_built_in() | {e.name for e in entry_points(group=_PACKAGE)})
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The :class:`ModelSpec` of ``name``.
+    """Specification of a model.
+
+    Parameters
+    ----------
+    name
+        Name of the model, one of :func:`list_models`.
 
     Raises
     ------
     KeyError
-        If the model does not exist; the message lists those there are.
+        If the model does not exist; the message lists all models.
     TypeError
-        If ``name`` is not a name.
+        If ``name`` is not a text.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.models.get_spec("stnet")
+    >>> spec.summary
+    'DenseNet-121 on one crop, averaged over its eight symmetries.'
+    >>> spec.crop.levels
+    (LevelSpec(size=224, downsample=1.0),)
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"A model is given by its name, one of {list_models()}, got {name!r}.")
-    if name in _built_in():  # first, so that no other package can change what a name of ours means
+    if name in _built_in():  # first, so that no plug-in can replace a built-in model
         return importlib.import_module(f"{_PACKAGE}.{name}").SPEC
     for entry in entry_points(group=_PACKAGE, name=name):
         return entry.load()

@@ -1,4 +1,4 @@
-"""All models beside each other: what they are, what they see, and what they cost."""
+"""Table of all models: kind, inputs and cost."""
 
 from __future__ import annotations
 
@@ -19,37 +19,46 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 _N_GENES = 250
-_N_SPOTS = 400  # of a section, for networks that see all of it
+_N_SPOTS = 400  # size of a section, for section-level networks
 
 
 def table() -> pd.DataFrame:
-    """All models that can be built, in the size of their publications, with 250 genes.
+    """Table of all models in their published sizes, with 250 genes.
 
-    Networks are neither filled with weights nor computed, so that this takes seconds and no memory.
+    Networks are neither filled with weights nor computed, so this takes seconds and little memory.
 
     Returns
     -------
-    A row a model, by name, with the columns
+    One row per model, by name, with the columns
 
     ``family``, ``summary``
-        What it is; see :class:`ModelSpec`.
+        Kind of model, and a sentence on it; see :class:`ModelSpec`.
     ``params``
         Parameters of the network.
     ``gmacs``
-        Multiply-accumulates of one pass through the network, in 1e9 a spot: all of convolutions and matrix products, those
-        of queries with keys and of weights with values included. A model with 8 ``symmetries`` makes 8 passes; what a
-        search through measured spots takes is not in it. Where ``scope`` is ``"section"``, one of 400 spots is passed.
+        Multiply-accumulates of one pass through the network, in 1e9 per spot: convolutions and matrix products, including
+        attention. A model with 8 ``symmetries`` makes 8 passes. The search through measured spots is not counted. If ``scope``
+        is ``"section"``, a section of 400 spots is passed.
     ``levels``
-        Side of the crop of each level in pixels, and how wide these are: ``"224 at 1, 224 at 2"``.
+        Side of each level's crop in pixels, and relative width of a pixel: ``"224 at 1, 224 at 2"``.
     ``fov_px``, ``fov_um``
-        Side of the largest field of view, in pixels of the finest level, and in micrometres if the model asks for a resolution.
+        Side of the largest field of view, in pixels of the finest level, and in micrometres if the model has a resolution.
     ``inputs``, ``scope``
-        What it reads, and how many spots at a time.
+        Kind of input, and whether the model reads single spots or sections.
     ``citation``, ``doi``, ``license``
         Key of the publication for :func:`cite`, its DOI or else its address, and the licence of its code.
 
-    ``params`` and ``gmacs`` are missing where there is no network to count (``closed_form``) and where it needs a package that
-    is not installed; ``gmacs`` where the work is that of an encoder, whose features are read.
+    ``params`` and ``gmacs`` are missing for models in ``closed_form`` and if a required package is not installed. ``gmacs``
+    is also missing for models that read the features of an encoder, which does the work.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.models.table().loc[["m2ost", "stnet"], ["params", "levels"]]  # doctest: +SKIP
+            params                            levels
+    name
+    m2ost  7038858  224 at 1, 224 at 2, 224 at 4
+    stnet  7210106                      224 at 1
     """
     import pandas as pd
 
@@ -79,12 +88,12 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _size(spec: ModelSpec) -> tuple[int | None, float | None]:
-    """Count parameters, and 1e9 multiply-accumulates a spot."""
+    """Count parameters, and multiply-accumulates per spot in 1e9."""
     from torch.utils.flop_counter import FlopCounterMode
 
     if spec.closed_form:
         return None, None
-    # Tensors without content. Attention is computed in products there, while the counter does not see every fused kernel.
+    # Tensors without content. Attention is computed as matrix products on them; the counter misses some fused kernels.
     with torch.device("meta"), torch.no_grad():
         try:
             network = spec.build(_N_GENES, **spec.hparams).eval()
@@ -96,7 +105,7 @@ def _size(spec: ModelSpec) -> tuple[int | None, float | None]:
         n_spots = _N_SPOTS if spec.scope == "section" else 1
         batch = _batch(spec.crop_for(spec.hparams), n_spots)
         if spec.family == "retrieval":
-            network.finalize([batch])  # a bank of one, as what a search takes depends on how many were measured
+            network.finalize([batch])  # a bank of one spot: the cost of a search depends on the training data
         with FlopCounterMode(display=False) as counter:
             network(batch)
     return n_params, counter.get_total_flops() / 2e9 / n_spots

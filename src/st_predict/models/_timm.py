@@ -1,4 +1,4 @@
-"""Regression on a backbone of timm, and the conversion of published weights to it."""
+"""Regression on a backbone of timm, and conversion of published weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["TimmRegressor", "count_blocks", "crop_of", "from_timm", "pixels_of",
 
 
 class TimmRegressor(SpotModel):
-    """A backbone of timm that sees one crop of a spot, with a linear layer to the genes.
+    """A backbone of timm on one crop per spot, with a linear layer to the genes.
 
     Parameters
     ----------
@@ -36,18 +36,18 @@ class TimmRegressor(SpotModel):
     arch
         Name of the architecture in timm.
     weights
-        Tag of the weights in timm that training starts from, ``"tv_in1k"`` say; ``None`` starts from random ones.
+        Tag of the pretrained weights in timm, such as ``"tv_in1k"``; ``None`` for random initial weights.
     size
         Side of the crop, in pixels. Transformers take multiples of their coarsest patches: 16 (ViT-B/16), 32 (Swin-T).
     arch_args
-        More arguments of the architecture.
+        Further arguments of the architecture.
 
     Raises
     ------
     ModuleNotFoundError
         If timm is not installed.
     ValueError
-        If timm has no such architecture, or this has no such arguments or cannot read crops of this size.
+        If timm has no such architecture, or it does not take these arguments or crops of this size.
     """
 
     sized = False  #: whether a network is made for crops of one size, a multiple of its coarsest patches
@@ -73,7 +73,7 @@ class TimmRegressor(SpotModel):
         return self.head(self.features(batch))
 
     def features(self, batch: Batch) -> Tensor:
-        """Return what the backbone makes of the crops, ``(n_spots, n_features)``."""
+        """Return the backbone's features of the crops, ``(n_spots, n_features)``."""
         return self.backbone(self.pixels(batch.crops[0].contiguous(memory_format=torch.channels_last)))
 
     def load_pretrained(self) -> None:
@@ -88,12 +88,12 @@ class TimmRegressor(SpotModel):
         return weights_notice(self.weights and f"{self.arch}.{self.weights}")
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _check_size(self, size: int) -> None:
         stages: Any = self.backbone.feature_info
-        coarsest = stages[-1]["reduction"]  # width in pixels of what the last stage sees
+        coarsest = stages[-1]["reduction"]  # stride of the last stage, in pixels
         if size < coarsest:
             raise InvalidValueError(f"size must be at least {coarsest} for {self.arch}, got {size}.")
         if self.sized and size % coarsest:
@@ -105,31 +105,31 @@ class TimmRegressor(SpotModel):
 
 
 def crop_of(*, size: int = 224, **_: Any) -> CropSpec:
-    """One crop of the finest level."""
+    """One crop at the finest level."""
     return CropSpec(levels=(LevelSpec(size=size),))
 
 
 def pixels_of(*, arch: str = "", weights: str | None = None, **_: Any) -> PixelSpec:
-    """Pixel values that the weights were trained with; those of ImageNet for random weights."""
+    """Pixel normalisation of the pretrained weights; ImageNet's for random weights."""
     if weights is None:
         return IMAGENET
     config = weights_config(f"{arch}.{weights}")
     return PixelSpec(mean=tuple(config.mean), std=tuple(config.std))
 
 
-# State dicts of published files.
+# State dicts in published files.
 
 
 def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Give the tensors of torchvision the names of timm; those that have these already keep them.
+    """Rename tensors from torchvision to timm; names of timm stay.
 
     Parameters
     ----------
     state
-        Tensors by name, perhaps with the ``module.`` of a network trained on several GPUs.
+        Tensors by name, also with the prefix ``module.`` of networks trained on several GPUs.
     names
-        Regular expressions for parts of a name, and what stands there in timm, applied in order; what is left without
-        a name is left out.
+        Regular expressions for parts of a name, and their replacements, applied in order. Tensors whose name becomes empty
+        are left out.
     """
     renamed = {}
     for name, tensor in state.items():
@@ -142,9 +142,9 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, T
 
 
 def count_blocks(names: Iterable[str], pattern: str, *, stages: int) -> list[int] | None:
-    """Count the blocks of each stage, ``None`` if there are not so many stages.
+    """Count the blocks of each stage; ``None`` if the number of stages differs.
 
-    The pattern matches the beginning of a name; its last group is the block, those before it are the stage.
+    The pattern matches the beginning of a name. Its last group is the block, earlier groups are the stage.
     """
     blocks = {match.groups() for name in names if (match := re.match(pattern, name))}
     counts = Counter(groups[:-1] for groups in blocks)
@@ -152,16 +152,16 @@ def count_blocks(names: Iterable[str], pattern: str, *, stages: int) -> list[int
 
 
 def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments: Any) -> dict[str, Tensor]:
-    """Turn a state dict with the names of timm into one of :class:`TimmRegressor`.
+    """Convert a state dict of timm to :class:`TimmRegressor`.
 
     Parameters
     ----------
     state
         Tensors by name.
     head
-        What timm calls the last layer.
+        Name of the last layer in timm.
     arch, arguments
-        The architecture; of the arguments, ``None`` is the default of timm.
+        Architecture and its arguments; ``None`` for timm's default.
 
     Raises
     ------
@@ -172,12 +172,14 @@ def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments:
         backbone = create_backbone(arch, **arguments)
     names = {name: f"backbone.{name}" for name in backbone.state_dict()}
     names |= {f"{head}.{part}": f"head.{part}" for part in ("weight", "bias")}
-    counters = {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}  # not in old files
+    counters = {
+        name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")
+    }  # missing in old files
     theirs = {**counters, **state}
     missing, unknown = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
     if missing or unknown:
         raise InvalidValueError(
-            f"Not a state dict of {arch}, by the names of timm: missing {_some(missing)}, unknown {_some(unknown)}."
+            f"Not a state dict of timm's {arch}: missing {_some(missing)}, unknown {_some(unknown)}."
         )
     return {ours: theirs[name] for name, ours in names.items()}
 

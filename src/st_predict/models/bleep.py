@@ -1,23 +1,22 @@
-"""BLEEP: the expression of the measured spots that an image resembles most :cite:p:`Xie2023`.
+"""BLEEP: mean expression of the measured spots nearest to a crop in a joint embedding :cite:p:`Xie2023`.
 
-Crops and expression are embedded in one space, where a contrastive loss draws those of one spot together. To predict, all
-training spots are kept in a reference bank; the prediction is the mean expression of those whose embedded expression is
-nearest to the embedded crop. It never leaves the range that was measured, and takes in every gene of the panel, whether
-the network reads it or not.
+Crops and expression are embedded in one space by contrastive learning. All training spots are kept in a reference bank. The
+prediction is the mean expression of the bank's spots whose embedded expression is nearest to the embedded crop. It stays in
+the measured range and covers every gene of the panel, whether the network reads it or not.
 
-Written from the paper and from what the published code computes (https://github.com/bowang-lab/BLEEP, Apache-2.0);
-:func:`convert` reads its weights. Where they differ:
+Written from the paper and from the behaviour of the published code (https://github.com/bowang-lab/BLEEP, Apache-2.0);
+:func:`convert` reads its weights. Differences:
 
-- The published crops have red and blue exchanged; ours are RGB. Its last commit transposes crops and asks for an attribute
-  that is never set, so that it cannot run; here crops are normalised and turned as it means to.
-- Expression is corrected by Harmony over the sections, that to be predicted among them; here it is not.
-- The soft targets are of similarities divided by the temperature. With backbones other than ResNet50 the published code
-  multiplies; its temperature is 1, where that is the same.
+- Published crops have red and blue exchanged; here they are RGB. The last published commit transposes crops and reads an
+  attribute that is never set, so it cannot run; here crops are normalised and turned as it intends.
+- The publication corrects expression by Harmony over all sections, including the predicted one; here it is not corrected.
+- The soft targets are softmaxes of similarities divided by the temperature. With backbones other than ResNet50 the
+  published code multiplies; at its temperature, 1, both are equal.
 
-The loss is always the contrastive one, in each preset: the mean squared error of a retrieval has no gradient.
+The loss is contrastive in every preset: the mean squared error of a retrieval has no gradient.
 
-Shapes: B spots, R spots of the bank, K spots of the bank that are retrieved, C colours, H W image, D features, E channels of
-the common space, G genes.
+Shapes: B spots, R spots of the bank, K retrieved spots of the bank, C colours, H W image, D features, E channels of the
+common space, G genes.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class BLEEPConfig:
     Parameters
     ----------
     arch, weights, arch_args
-        Image encoder: an architecture of timm, the tag of the weights that training starts from (``None`` for random
-        ones), and more arguments of the architecture.
+        Image encoder: architecture in timm, tag of its pretrained weights (``None`` for random initial weights), and
+        further arguments of the architecture.
     size
         Side of the crop, in pixels.
     dim
@@ -67,17 +66,16 @@ class BLEEPConfig:
     drop
         Dropout rate in the heads.
     temperature
-        By which similarities are divided in the loss.
+        Divisor of similarities in the loss.
     mode
-        How a prediction is made: from the nearest spot (``"simple"``), from the mean of the ``k`` nearest
-        (``"average"``), or from their mean with weights ``exp(-d**2)``, where ``d`` is the distance of the embeddings
-        before they are normalised (``"weighted"``; what the published code takes from and adds to ``d**2`` is the same
-        for all ``k`` and cancels out).
+        Prediction from the retrieved spots. ``"simple"``: the nearest spot. ``"average"``: mean of the ``k`` nearest.
+        ``"weighted"``: their mean with weights ``exp(-d**2)``, where ``d`` is the distance of the embeddings before
+        normalisation (constants that the published code adds to ``d**2`` cancel out).
     k
-        Spots to retrieve, for ``"average"`` and ``"weighted"``; all of a bank that has fewer.
+        Number of spots to retrieve, for ``"average"`` and ``"weighted"``; at most the size of the bank.
     encoded
-        Positions in the panel of the genes that the expression head reads; ``None`` reads all. With a panel of the whole
-        transcriptome, let the head read highly variable genes only::
+        Indices into the panel of the genes that the expression head reads; ``None`` for all. With a panel of the whole
+        transcriptome, let the head read only highly variable genes::
 
             genes = list(table.var_names)
             variable = st_predict.pp.select_panel(sections, n_genes=1000, method="hvg")
@@ -102,7 +100,7 @@ class BLEEPConfig:
         Raises
         ------
         ValueError
-            If ``encoded`` does not fit the panel, or that has no genes.
+            If ``encoded`` does not fit the panel, or the panel is empty.
         """
         if n_genes < 1:
             raise InvalidValueError(f"n_genes must be at least 1, got {n_genes}.")
@@ -111,14 +109,14 @@ class BLEEPConfig:
         wrong = [i for i, n in Counter(self.encoded).items() if n > 1 or not 0 <= i < n_genes]
         if wrong or not self.encoded:
             raise InvalidValueError(
-                f"encoded must hold at least one position in the panel, each once and from 0 to {n_genes - 1}; it has "
+                f"encoded must hold at least one index into the panel, each once and from 0 to {n_genes - 1}; it has "
                 f"{len(self.encoded)}, of which {wrong[:5]} are wrong."
             )
         return len(self.encoded)
 
 
 class BLEEP(SpotModel):
-    """The network of BLEEP and its reference bank.
+    """Network of BLEEP with its reference bank.
 
     Parameters
     ----------
@@ -151,7 +149,7 @@ class BLEEP(SpotModel):
         Raises
         ------
         RuntimeError
-            If there is no reference bank yet.
+            If the reference bank is empty.
         """
         return self.bank(self.embed_crops(batch.crops[0]))
 
@@ -170,7 +168,7 @@ class BLEEP(SpotModel):
         return self.expression_head(target_BG if self.encoded_D is None else target_BG[:, self.encoded_D])
 
     def load_pretrained(self) -> None:
-        """Load ``weights`` into the image encoder."""
+        """Load the pretrained ``weights`` into the image encoder."""
         c = self.config
         if c.weights is not None:
             self.backbone.load_state_dict(fetch_weights(f"{c.arch}.{c.weights}", **c.arch_args).state_dict())
@@ -180,16 +178,15 @@ class BLEEP(SpotModel):
         """Origin and licence of ``weights``; see :attr:`SpotModel.notice`."""
         return weights_notice(self.config.weights and f"{self.config.arch}.{self.config.weights}")
 
-    @torch.inference_mode(mode=False)  # validation may run in it, and what is made there can't be used in training
+    @torch.inference_mode(
+        mode=False
+    )  # tensors made in inference mode, where validation may run, cannot be used in training
     @torch.no_grad()
     def finalize(self, batches: Iterable[Batch]) -> None:
-        """Fill the reference bank with all spots of the batches, of which only the targets are read.
-
-        Takes twice the memory of the bank meanwhile.
-        """
+        """Fill the reference bank with the targets of all spots. Needs twice the bank's memory meanwhile."""
         targets = [batch.require("target") for batch in batches]
         bank, training = self.bank, self.expression_head.training
-        bank.values = bank.values[:0].clone()  # what is replaced need not stay in memory meanwhile
+        bank.values = bank.values[:0].clone()  # frees the old bank
         self.expression_head.eval()
         bank.keys = torch.cat([self.embed_expression(target_BG.to(bank.keys)) for target_BG in targets])
         bank.values = torch.cat(targets).to(bank.values)
@@ -197,7 +194,7 @@ class BLEEP(SpotModel):
 
 
 class Projection(nn.Module):
-    """From the features of an encoder, ``(n_spots, n_features)``, to the common space; always in float32."""
+    """Projection of features, ``(n_spots, n_features)``, into the common space, always in float32."""
 
     def __init__(self, n_features: int, c: BLEEPConfig) -> None:
         super().__init__()
@@ -213,10 +210,10 @@ class Projection(nn.Module):
 
 
 def contrastive_loss(images_BE: Tensor, spots_BE: Tensor, temperature: float) -> Tensor:
-    """Compare each crop of a batch with the expression of each of its spots.
+    """Contrastive loss between the crops and the expression of a batch.
 
-    The cross entropy over crops for each expression, and over expressions for each crop, with what crops among each other
-    and expressions among each other resemble for targets. These sum to 1 over crops only. Gradients flow through them, too.
+    The cross entropy over crops per expression, and over expressions per crop. Soft targets are the similarities among crops
+    and among expressions; they sum to 1 only over crops. Gradients flow through them as well.
     """
     with full_precision(images_BE):
         logits_BB = spots_BE @ images_BE.T / temperature  # expressions down, crops across
@@ -225,11 +222,11 @@ def contrastive_loss(images_BE: Tensor, spots_BE: Tensor, temperature: float) ->
         return -(alike_BB.softmax(1) * both_BB).sum() / (2 * len(logits_BB))
 
 
-_BLOCK = 16_384  # spots of the bank that are compared at a time
+_BLOCK = 16_384  # spots of the bank compared at a time
 
 
 class Bank(nn.Module):
-    """Measured spots: ``keys``, their embedded expression ``(n, dim)``, and ``values``, their targets ``(n, n_genes)``."""
+    """Measured spots: ``keys``, embedded expression ``(n, dim)``, and ``values``, targets ``(n, n_genes)``."""
 
     keys: Tensor
     values: Tensor
@@ -242,22 +239,22 @@ class Bank(nn.Module):
         resize_on_load(self, "keys", "values")
 
     def forward(self, images_BE: Tensor) -> Tensor:
-        """Return the mean of the spots nearest to embedded crops, ``(n_spots, n_genes)``."""
+        """Return the mean target of the spots nearest to embedded crops, ``(n_spots, n_genes)``."""
         if not len(self.keys):
             raise RuntimeError(
                 "The reference bank is empty, and BLEEP predicts from the spots in it: train the network, or fill the bank "
-                "by finalize(batches) with targets."
+                "with finalize(batches)."
             )
         with full_precision(images_BE):
             nearest_BK = self.nearest(images_BE)
-            # of the rows that it adds up, a bag makes no copy
+            # an embedding bag adds up rows without copying them
             return F.embedding_bag(
                 nearest_BK, self.values, per_sample_weights=self._weights(images_BE, nearest_BK), mode="sum"
             )
 
     @torch.no_grad()
     def nearest(self, images_BE: Tensor) -> Tensor:
-        """Return the rows of the spots of largest cosine similarity, ``(n_spots, k)``, the nearest first."""
+        """Return the rows of the spots with the largest cosine similarity, ``(n_spots, k)``, nearest first."""
         k, query_BE = min(self.k, len(self.keys)), F.normalize(images_BE)
         cosines, rows = [], []
         for start in range(0, len(self.keys), _BLOCK):
@@ -280,14 +277,14 @@ _LAYERS = {"projection": "first", "fc": "second", "layer_norm": "norm"}
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code (any backbone) into one of :class:`BLEEP`, with an empty reference bank.
+    """Convert a state dict of the published code (any backbone) to :class:`BLEEP`, with an empty reference bank.
 
     Raises
     ------
     ValueError
         If names are missing or unknown.
     """
-    # "well" is what a spot was called in earlier versions
+    # earlier versions of the published code call a spot "well"
     theirs = {name.removeprefix("module.").replace("well_", "spot_"): tensor for name, tensor in state.items()}
     ours = {
         f"{head}.{layer}.{part}": f"{_HEADS[head]}.{_LAYERS[layer]}.{part}"
@@ -304,7 +301,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     return {"dim": len(state["image_head.first.weight"])}
 
 
@@ -332,13 +329,13 @@ SPEC = ModelSpec(
             "epochs": 4,
             "monitor": "loss",
         },
-        hparams={"weights": "a1_in1k"},  # those that timm takes where none are named
+        hparams={"weights": "a1_in1k"},  # timm's default weights
         target=TargetSpec(total=1e4, over="all"),
         panel="hvg",
-        notes="Not reproduced: Harmony over the sections, that to be predicted included; red and blue exchanged; spots "
+        notes="Not reproduced: Harmony over all sections, including the predicted one; red and blue exchanged; spots "
         "scaled to the median total of their section, here to 10,000; the union of the highly variable genes of each "
-        "section; 20 % of the spots of the training sections, drawn at random, for validation; leaving out the last, smaller "
-        "batch of an epoch.",
+        "section; validation on a random 20 % of the spots of the training sections; leaving out the last, smaller batch of "
+        "an epoch.",
     ),
     tiny={
         "size": 32,

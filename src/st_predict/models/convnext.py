@@ -1,8 +1,8 @@
 """ConvNeXt: a convolutional network built like a transformer :cite:p:`Liu2022`, with a linear layer to the genes.
 
-Layers are those of timm, with the stochastic depth of the publication and of torchvision (0.1; none in timm). The
-comparison of M2OST :cite:p:`Wang2025` names ConvNeXt-T and does not say whether it starts from ImageNet weights; here
-it starts from random ones, unless ``weights`` names others (``"fb_in1k"``).
+Layers come from timm, with the stochastic depth of the publication and of torchvision (0.1; none in timm). The M2OST
+paper's comparison :cite:p:`Wang2025` names ConvNeXt-T and does not say whether it starts from ImageNet weights; here it
+starts from random ones, unless ``weights`` names pretrained ones (``"fb_in1k"``).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _TORCHVISION = {
 
 
 class ConvNeXt(TimmRegressor):
-    """The network; see :class:`st_predict.models._timm.TimmRegressor` for the parameters."""
+    """Network of ConvNeXt; for parameters see :class:`st_predict.models._timm.TimmRegressor`."""
 
     def __init__(self, n_genes: int, *, arch: str = "convnext_tiny", **hparams: Any) -> None:
         super().__init__(n_genes, arch=arch, **hparams)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision or timm, of any width and depth, into one of :class:`ConvNeXt`.
+    """Convert a state dict of torchvision or timm, of any width and depth, to :class:`ConvNeXt`.
 
     Raises
     ------

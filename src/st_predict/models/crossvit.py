@@ -1,8 +1,8 @@
 """CrossViT: two vision transformers with patches of two sizes, which exchange their class tokens :cite:p:`Chen2021`.
 
-One branch cuts the crop into small patches and has few channels, the other into large patches and has many. In each of three
-stages both go through blocks of their own; then the class token of each reads the patches of the other. The prediction is the
-mean of those of the two branches.
+One branch has small patches and few channels, the other large patches and many channels. In each of three stages, both go
+through blocks of their own; then each class token reads the patches of the other branch. The prediction is the mean over both
+branches.
 
 =======  ========  =====  =========  =====  ===========
 variant  dims      heads  mlp_ratio  depth  parameters
@@ -15,12 +15,12 @@ small    192, 384      6          4   1, 4   26,422,772
 base     384, 768     12          4   1, 4  104,159,732
 =======  ========  =====  =========  =====  ===========
 
-Parameters are those with 250 genes. ``"small"`` is the variant in the comparison of M2OST :cite:p:`Wang2025`. Written from the
-paper; :func:`convert` reads the weights of the published code (https://github.com/IBM/CrossViT, Apache-2.0) and of timm. As
-there, the branch of small patches sees the crop enlarged from 224 to 240 pixels, so that patches of 12 fit. The published
-variants with three convolutions in front ("dagger") are not here.
+Numbers of parameters are for 250 genes. ``"small"`` is the variant in the M2OST paper's comparison :cite:p:`Wang2025`.
+Written from the paper; :func:`convert` reads the weights of the published code (https://github.com/IBM/CrossViT,
+Apache-2.0) and of timm. As there, the branch of small patches sees the crop enlarged from 224 to 240 pixels, so that patches
+of 12 fit. The published variants with three convolutions in front ("dagger") are not included.
 
-Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of a branch, F channels of the other.
+Shapes: B spots, C colours, S pixels per side, N tokens, D channels of a branch, F channels of the other.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 @validated
 class CrossViTConfig:
-    """Sizes of :class:`CrossViT`; pairs are of the branch of small patches and of that of large ones.
+    """Sizes of :class:`CrossViT`; pairs are for the branches of small and of large patches.
 
     Parameters
     ----------
     dims
-        Channels.
+        Channels per token.
     heads
-        Heads of attention, in both branches.
+        Attention heads, in both branches.
     depths
-        Blocks in a stage.
+        Blocks per stage.
     mlp_ratio
-        Hidden channels of an MLP, in channels of its branch.
+        Hidden channels of the MLPs, in multiples of the branch's channels.
     stages
-        How often the branches exchange their class tokens.
+        Number of stages, each with one exchange of class tokens.
     sizes
-        Sides of the image that each branch sees, in pixels. The second is that of the crop.
+        Sides of the image that each branch sees, in pixels. The second is the side of the crop.
     patches
-        Sides of the patches.
+        Sides of the patches, in pixels.
     """
 
     dims: tuple[Count, Count]
@@ -89,7 +89,7 @@ class CrossViTConfig:
 
     @property
     def crop(self) -> CropSpec:
-        """The crop that the network reads."""
+        """Crop that the network reads."""
         return CropSpec(levels=(LevelSpec(size=self.sizes[1]),))
 
 
@@ -104,7 +104,7 @@ VARIANTS = {
 
 
 class CrossViT(SpotModel):
-    """The network of CrossViT.
+    """Network of CrossViT.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class CrossViT(SpotModel):
     variant
         Key of :data:`VARIANTS`.
     sizes
-        Fields of :class:`CrossViTConfig` that differ from those of the variant.
+        Fields of :class:`CrossViTConfig` that differ from the variant.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class CrossViT(SpotModel):
         Raises
         ------
         ValueError
-            If number or shape of the crops is not that of the hyper-parameters.
+            If number or shape of the crops does not match the hyper-parameters.
         """
         check_crops(batch, self.crop)
         x_BCSS = self.pixels(batch.crops[0])
@@ -151,13 +151,13 @@ class CrossViT(SpotModel):
         return torch.stack([head(norm(x_BND[:, 0])) for head, norm, x_BND in of_branches]).mean(0)
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         for head in self.heads:
             cast("Head", head).start_at(mean_G)
 
 
 class Embedding(nn.Module):
-    """The crop becomes tokens of a branch, with a class token in front and positions added."""
+    """Embedding of the crop as tokens of a branch: class token, patches, positions."""
 
     def __init__(self, dim: int, size: int, patch: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Embedding(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of each branch, then an exchange, for which both class tokens read what the blocks gave."""
+    """Blocks of each branch, then an exchange between their outputs."""
 
     def __init__(self, c: CrossViTConfig) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then an MLP on each token; both are added to their input."""
+    """Self-attention, then an MLP per token, both with a residual connection."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Block(nn.Module):
 
 
 class Exchange(nn.Module):
-    """A class token goes to the other branch, reads the patches there, and comes back in place of what it was."""
+    """Cross-attention of a class token to the patches of the other branch; the result replaces the token."""
 
     def __init__(self, dim: int, other: int, heads: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Exchange(nn.Module):
 
 
 def attend(q_BND: Tensor, k_BND: Tensor, v_BND: Tensor, *, heads: int) -> Tensor:
-    """Softmax attention, in so many heads; there may be fewer queries than keys."""
+    """Multi-head softmax attention; the numbers of queries and keys may differ."""
     q_BHNE, k_BHNE, v_BHNE = (
         x_BND.reshape(*x_BND.shape[:2], heads, -1).transpose(1, 2) for x_BND in (q_BND, k_BND, v_BND)
     )
@@ -236,7 +236,7 @@ def attend(q_BND: Tensor, k_BND: Tensor, v_BND: Tensor, *, heads: int) -> Tensor
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code or of timm, of any variant, into one of :class:`CrossViT`.
+    """Convert a state dict of the published code or of timm, of any variant, to :class:`CrossViT`.
 
     Raises
     ------
@@ -271,7 +271,7 @@ _EXCHANGE = {
 
 
 def _published_names(theirs: Mapping[str, Tensor]) -> dict[str, str]:
-    """The published name for each of ours, for as many blocks as there are."""
+    """Map our names to published ones, for as many blocks as there are."""
     stages = {name.split(".")[1] for name in theirs if name.startswith("blocks.")}
     blocks = {name.split(".norm1")[0] for name in theirs if ".blocks." in name and ".norm1." in name}
     layers = {
@@ -288,7 +288,7 @@ def _published_names(theirs: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Variant that the shapes of converted weights tell, or sizes if it is none that was published."""
+    """Infer the variant from the shapes of converted weights, or sizes if no published variant fits."""
     dims = tuple(state[f"embed.{i}.cls"].shape[-1] for i in (0, 1))
     patches = tuple(state[f"embed.{i}.patches.weight"].shape[-1] for i in (0, 1))
     sides = tuple(isqrt(state[f"embed.{i}.positions"].shape[1] - 1) for i in (0, 1))
@@ -317,9 +317,7 @@ SPEC = ModelSpec(
     pixels=IMAGENET,
     hparams={"variant": "small"},
     tiny={"dims": [12, 24], "heads": 3, "depths": [1, 2], "stages": 2, "sizes": [60, 64]},
-    original=Preset(
-        notes="Published to tell classes of photographs apart, not for expression: the setting is that of the M2OST paper."
-    ),
+    original=Preset(notes="Published for image classification, not for expression: the preset is the M2OST paper's."),
     convert=convert,
     hparams_of=hparams_of,
 )

@@ -1,16 +1,16 @@
 """DeepSpaCE: VGG16 or DenseNet-121 on a crop of a few spot diameters :cite:p:`Monjo2022`.
 
-The networks are those of torchvision :cite:p:`Simonyan2015,Huang2017`, with a linear layer to the genes; VGG16 has its two
-dropouts of one half. By default the crop is one of native pixels, as in the comparison of M2OST :cite:p:`Wang2025`;
-``field`` and ``spot_um`` give that of the publication. There, half of its side is the radius of the spot times 2.5, rounded
-up to a whole pixel (376 px for spots of 150 px), where this is 2.5 diameters exactly.
+The networks are torchvision's :cite:p:`Simonyan2015,Huang2017`, with a linear layer to the genes; VGG16 has its two
+dropouts of one half. By default the crop has native pixels, as in the M2OST paper's comparison :cite:p:`Wang2025`; ``field``
+and ``spot_um`` give the published crop. Its half side is there the spot radius times 2.5, rounded up to a whole pixel (376 px
+for spots of 150 px); here the side is exactly 2.5 diameters.
 
-The publication can also learn from crops without counts, in rounds: that is ``unlabelled`` of :func:`st_predict.tl.train`,
-for any model. It scales the labels of each round to the range from 0 to 1; here they stay as predicted, which is in the units
-of the target already.
+The publication can also learn from crops without counts, by pseudo-labelling in rounds: ``unlabelled`` of
+:func:`st_predict.tl.train` does this for any model. The publication scales the labels of each round to the range from 0 to 1;
+here they stay as predicted, in the units of the target.
 
-On crops of 256 px and more, VGG16 is as timm has it: its linear layers see each place, and the mean over places follows,
-where torchvision pools to 7 by 7 before them.
+On crops of 256 px and more, VGG16 is timm's: its linear layers are applied at each place and then averaged, whereas
+torchvision pools to 7 by 7 before them.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "sm
 
 
 class DeepSpaCE(TimmRegressor):
-    """The network.
+    """Network of DeepSpaCE.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     arch
-        ``"vgg16"``, ``"densenet121"``, or another architecture of timm.
+        Backbone: ``"vgg16"``, ``"densenet121"``, or another architecture of timm.
     weights
-        Tag of the weights in timm that training starts from, ``"tv_in1k"`` say; ``None`` starts from random ones.
+        Tag of the pretrained weights in timm, such as ``"tv_in1k"``; ``None`` for random initial weights.
     size
         Side of the crop that the network sees, in pixels.
     arch_args
-        More arguments of the architecture.
+        Further arguments of the architecture.
     loss
-        ``"mse"``, or ``"smooth_l1"`` as published: half of the square of errors below 1, the absolute value less one half
-        above. Mean over spots and genes.
+        Training objective, mean over spots and genes. ``"mse"``; or ``"smooth_l1"`` as published: half the squared error
+        below 1, the absolute error minus one half above.
     frozen
-        Train the last layer alone (``transfer``, as published). All others keep their weights, batch norms their statistics
-        of ImageNet as well, in training too; dropout stays on.
+        Whether to train only the last layer (``transfer``, as published). All other layers keep their weights, and batch
+        norms their ImageNet statistics, also in training; dropout stays on.
     field, spot_um
-        Of the crop, see :func:`crop_of`.
+        Field of view and spot diameter; see :func:`crop_of`.
 
     Raises
     ------
     ValueError
-        If the architecture or loss does not exist, or there are no weights to be kept.
+        If the architecture or loss does not exist, or ``frozen`` is set without ``weights``.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class DeepSpaCE(TimmRegressor):
         check_choice("loss", loss, _LOSSES)
         if frozen and weights is None:
             raise InvalidValueError(
-                "A frozen backbone keeps its weights, and there are none to keep, as weights is None.",
-                Advice("name them in {}, weights 'tv_in1k' say", "hparams"),
+                "A frozen backbone needs pretrained weights, got weights None.",
+                Advice("name them in {}, such as weights 'tv_in1k'", "hparams"),
                 Advice("name them with {}", "weights", "tv_in1k"),
-                "train all of the network",
+                "train the whole network",
             )
         dropout = {"drop_rate": 0.5} if arch.startswith("vgg") else {}
         super().__init__(n_genes, arch=arch, weights=weights, size=size, arch_args={**dropout, **(arch_args or {})})
@@ -104,7 +104,7 @@ class DeepSpaCE(TimmRegressor):
         return self.objective(self(batch), batch.require("target"))
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # as torch has it
-        """Switch to training, or to evaluation."""
+        """Switch between training and evaluation mode; frozen layers stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             for layer in self.backbone.modules():
@@ -114,35 +114,35 @@ class DeepSpaCE(TimmRegressor):
 
 
 def crop_of(*, size: int = 224, field: float | None = None, spot_um: float | None = None, **_: Any) -> CropSpec:
-    """One crop, of native pixels or of so many spot diameters.
+    """One crop, with native pixels or a field of view in spot diameters.
 
     Parameters
     ----------
     size
         Side of the crop that the network sees, in pixels.
     field
-        Side of the field of view, in diameters of a spot; 2.5 in the publication. ``None`` takes pixels as they are.
+        Side of the field of view, in spot diameters; 2.5 in the publication. ``None`` for native pixels.
     spot_um
-        Diameter of a spot, in um.
+        Spot diameter, in micrometres.
 
     Raises
     ------
     ValueError
-        If one of ``field`` and ``spot_um`` is given without the other.
+        If only one of ``field`` and ``spot_um`` is given.
     """
     if field is None and spot_um is None:
         return CropSpec(levels=(LevelSpec(size=size),))
     if field is None or spot_um is None:
         raise InvalidValueError(
-            "A crop of so many spot diameters needs both field, 2.5 say, and spot_um, the diameter of a spot in um: 55 for "
-            f"Visium, 100 for the older Spatial Transcriptomics; got field {field} and spot_um {spot_um}.",
+            "A crop in spot diameters needs both field, such as 2.5, and spot_um, the spot diameter in um: 55 for Visium, 100 "
+            f"for the older Spatial Transcriptomics; got field {field} and spot_um {spot_um}.",
             Advice("give both in {}", "hparams"),
         )
     return CropSpec(levels=(LevelSpec(size=size),), mpp=field * spot_um / size)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of VGG16 or DenseNet-121, of torchvision or timm, into one of :class:`DeepSpaCE`.
+    """Convert a state dict of VGG16 or DenseNet-121, of torchvision or timm, to :class:`DeepSpaCE`.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"Not a state dict of VGG16 or DenseNet-121: compared with {arch}, by our names, {len(missing)} are missing "
             f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}."
         )
-    # the linear layers on places of VGG16 are convolutions in timm
+    # timm has VGG16's linear layers as convolutions
     return {n: t.reshape(-1, *ours[n].shape[1:]) if n.endswith("weight") else t for n, t in renamed.items()}
 
 
@@ -171,7 +171,7 @@ def _our_name(name: str) -> str:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Architecture that the names of converted weights tell."""
+    """Infer the architecture from the names of converted weights."""
     return {"arch": "densenet121" if any("denseblock" in name for name in state) else "vgg16"}
 
 
@@ -209,10 +209,10 @@ SPEC = ModelSpec(
         hparams={"weights": "tv_in1k", "loss": "smooth_l1", "field": 2.5},
         target=TargetSpec(total=1e4, over="all", scale="minmax"),
         notes="Needs `hparams={'spot_um': ...}`. Counts are scaled to 10,000 instead of by SCTransform (the base of the "
-        "logarithm does not matter before min-max), and limits are those of the training spots alone. Spots of less than "
-        "1,000 UMI or genes, and crops that are mostly bright, are not left out. Crops are turned and mirrored, but neither "
-        "resized nor changed in colour, sharpness or noise. Training stops 5 epochs after the least loss, which is kept, "
-        "instead of after 5 epochs that are each worse than the one before, keeping the highest correlation.",
+        "logarithm does not matter before min-max), and limits come only from the training spots. Spots with fewer than 1,000 "
+        "UMI or genes and mostly bright crops are not left out. Crops are turned and mirrored, but not resized or changed in "
+        "colour, sharpness or noise. Training stops 5 epochs after the least loss and keeps that epoch; the publication "
+        "stops after 5 epochs that are each worse than the one before, and keeps the highest correlation.",
     ),
     convert=convert,
     hparams_of=hparams_of,

@@ -1,31 +1,31 @@
 """Hist2ST: convolutions in each crop, a transformer over the section and a graph of its lattice :cite:p:`Zeng2022`.
 
-ConvMixer turns a crop into a token, to which learned vectors of its row and column are added; the spots of a section attend
-to each other; GraphSAGE layers take means over the nearest spots of the lattice; an LSTM reads the outputs of these layers
-one after another, and its mean is what the prediction is made of. From the same, two more heads learn with it: one that
-tells the distribution of the raw counts (ZINB), and one that weighs predictions for altered crops, to which that for the
-crops as they are is drawn (self-distillation). These define the method, so that its loss is the same in each preset.
+ConvMixer turns a crop into a token, to which learned vectors of its row and column are added. The spots of a section attend
+to each other. GraphSAGE layers average over the nearest spots of the lattice. An LSTM reads the outputs of these layers, and
+the prediction is made from its mean. Two further heads share this input: one models the raw counts (zero-inflated negative
+binomial, ZINB), the other weighs predictions for altered crops, which the prediction for unaltered crops is trained to match
+(self-distillation). These define the method, so its loss is the same in every preset.
 
-Written from the paper and from what the published code computes (https://github.com/biomed-AI/Hist2ST, without a licence);
-:func:`convert` reads its weights. Where they differ, and what to know:
+Written from the paper and from the behaviour of the published code (https://github.com/biomed-AI/Hist2ST, without a licence);
+:func:`convert` reads its weights. Differences and notes:
 
 - Pixels are grey values from 0 to 255, as published; training is faster with ``measure_pixels=True`` in
   :class:`st_predict.tl.TrainConfig`, which normalises them.
-- Published crops are transposed. Here the axes of the kernels are, and the order of the cells in a token.
+- Published crops are transposed. Here the axes of the kernels and the order of the cells in a token are transposed instead.
 - A spot without neighbours reads itself. In the published code it makes all predictions of its section NaN.
-- Neighbours that are equally far are chosen by their place, not by the order in which a sorting algorithm leaves them.
-- The published code fails with an index error on a lattice of more than 64 rows or columns, such as Visium's of 78 x 128;
-  ``n_pos`` says how many there may be.
-- Altered crops are made in training alone; in validation the loss is that of prediction and counts. Five such passes take
-  six times the memory of one: ``regions=`` in the configuration trains on parts of large sections.
-- Batch normalisation runs over the spots of one section, also where a batch has several. The statistics of a section of a
-  single spot are those of the cells of its crop.
+- Ties between neighbours are broken by their position, not by a sorting algorithm.
+- The published code fails with an index error on a lattice of more than 64 rows or columns, such as Visium's 78 x 128;
+  ``n_pos`` sets the limit.
+- Crops are altered only in training; the validation loss covers prediction and counts. Five altered passes take six times the
+  memory of one: ``regions=`` in the configuration trains on parts of large sections.
+- Batch normalisation runs over the spots of one section, also if a batch has several. In a section with a single spot it runs
+  over the cells of the spot's crop.
 - Attention is fused: memory grows with the number of spots, not with its square.
-- There is neither a negative binomial without inflation nor the maximum of the neighbours, both options of the published code.
-- Graph and LSTM are computed in float32, also where the rest is in bfloat16: spots differ too little there.
+- Two options of the published code are left out: a negative binomial without zero inflation, and the maximum over neighbours.
+- Graph and LSTM are computed in float32, also if the rest is in bfloat16: differences between spots are too small for it.
 
-Shapes: B spots, N spots of a section, V altered views, K neighbours, L layers, C colours or channels, S pixels along a side,
-P cells along a side, D channels of a token, H heads, E channels of a head, G genes.
+Shapes: B spots, N spots of a section, V altered views, K neighbours, L layers, C colours or channels, S pixels per side,
+P cells per side, D channels per token, H heads, E channels per head, G genes.
 """
 
 from __future__ import annotations
@@ -63,35 +63,35 @@ if TYPE_CHECKING:
 
 __all__ = ["SPEC", "Hist2ST", "Hist2STConfig", "altered", "convert", "neighbours", "size_factors", "zinb_loss"]
 
-_BLOCK = 128  # spots that convolutions and LSTM work off at a time
+_BLOCK = 128  # spots per step of convolutions and LSTM
 
 
 @validated
 class Hist2STConfig:
-    """Hyper-parameters of :class:`Hist2ST`, by default those of the published code.
+    """Hyper-parameters of :class:`Hist2ST`; the defaults are the published code's.
 
     Parameters
     ----------
     size, patch
-        Side of the crop, and of its cells, in pixels; the crop is 224 in the comparison of M2OST :cite:p:`Wang2025`.
+        Side of the crop, and of its cells, in pixels; the crop is 224 in the M2OST paper's comparison :cite:p:`Wang2025`.
     channels, kernel, mixers
-        Channels, side of the kernels in cells, and number of blocks of ConvMixer. A token has an eighth of the channels for
-        each cell.
+        Channels, side of the kernels in cells, and number of blocks of ConvMixer. A token has an eighth of the channels per
+        cell.
     n_pos
-        How many rows, and how many columns, the lattice may have.
+        Largest number of rows, and of columns, of the lattice.
     depth, heads, head_dim
-        Blocks of the transformer, heads of attention, and channels of each.
+        Transformer blocks, attention heads, and channels per head.
     graph
         Number of GraphSAGE layers.
     k, max_distance
-        How many of the nearest spots of the lattice are neighbours, and how far away they may be, in rows and columns;
-        ``None`` is no matter how far.
+        Number of nearest lattice spots that are neighbours, and their largest distance in rows and columns; ``None`` for no
+        limit.
     drop
         Dropout rate of cells, in MLPs and after attention.
     zinb, distill
-        Weights of the likelihood of the counts and of the self-distillation; that of the squared error is 1.
+        Loss weights of the counts' likelihood and of self-distillation; the squared error has weight 1.
     views
-        How many times crops are altered for each step of training; 0 does without self-distillation.
+        Number of altered views of the crops per training step; 0 turns self-distillation off.
     """
 
     size: Count = 112
@@ -120,7 +120,7 @@ class Hist2STConfig:
 
     @property
     def dim(self) -> int:
-        """Channels of a token."""
+        """Channels per token."""
         return (self.size // self.patch) ** 2 * self.channels // 8
 
     @property
@@ -130,7 +130,7 @@ class Hist2STConfig:
 
 
 class Hist2ST(SpotModel):
-    """The network of Hist2ST.
+    """Network of Hist2ST.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Hist2ST(SpotModel):
     Raises
     ------
     ValueError
-        If the hyper-parameters are unfit.
+        If a hyper-parameter is invalid.
     """
 
     def __init__(self, n_genes: int, **hparams: Any) -> None:
@@ -171,19 +171,19 @@ class Hist2ST(SpotModel):
         Raises
         ------
         ValueError
-            If the batch has no rows and columns, those are not from 0 to ``n_pos - 1``, or the crops have another size.
+            If the batch has no rows and columns, they are not from 0 to ``n_pos - 1``, or the crops have another size.
         """
         return self._predict(self._embed(batch, self._layout(batch)))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted sum of squared error, likelihood of the counts and, in training, self-distillation.
 
-        What a spot counts in all is compared with the median of those spots of its section that are in the batch.
+        Size factors are total counts over the median of the section's spots in the batch.
 
         Raises
         ------
         ValueError
-            If the batch has no targets or no counts, or as in :meth:`forward`.
+            If the batch has no targets or no counts, or :meth:`forward` refuses it.
         """
         c, target_BG, counts_BG = self.config, batch.require("target"), batch.require("counts")
         layout = self._layout(batch)
@@ -197,7 +197,7 @@ class Hist2ST(SpotModel):
         return loss
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _layout(self, batch: Batch) -> Layout:
@@ -207,7 +207,7 @@ class Hist2ST(SpotModel):
         return Layout(sections, torch.cat(sections).argsort(), *nearest)
 
     def _embed(self, batch: Batch, layout: Layout, alter: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
-        """Return what heads read, ``(n_spots, dim)``; perhaps of altered crops."""
+        """Return the input of the heads, ``(n_spots, dim)``, optionally for altered crops."""
         sections = (self.blocks(self._tokens(batch, rows_N, alter)) for rows_N in layout.sections)
         x_BD = torch.cat([*sections])[layout.order]
         with full_precision(x_BD):
@@ -229,16 +229,13 @@ class Hist2ST(SpotModel):
         return self.head(self.norm(h_BD))
 
     def _weighted(self, views_VBD: Tensor) -> Tensor:
-        """Return the mean of the predictions for altered crops, each spot with weights of its own."""
+        """Return the mean of the predictions for altered crops, weighted per spot."""
         with full_precision(views_VBD):
             return (self.weigh(views_VBD).softmax(0) * self._predict(views_VBD)).sum(0)
 
 
 class Layout(NamedTuple):
-    """Where the spots of a batch are.
-
-    Rows of each section, where each spot is in all of these one after another, and what :func:`neighbours` says.
-    """
+    """Layout of the spots of a batch: rows per section, the place of each spot in these rows joined, and :func:`neighbours`."""
 
     sections: list[Tensor]
     order: Tensor
@@ -249,20 +246,20 @@ class Layout(NamedTuple):
 def neighbours(
     grid_B2: Tensor, section_B: Tensor | None, *, k: int, max_distance: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Find which spots each spot reads, and the share of each in their mean.
+    """Find the neighbours of each spot, and their weights in the mean.
 
     Parameters
     ----------
     grid_B2
-        ``(n_spots, 2)`` rows and columns.
+        Rows and columns of the spots, ``(n_spots, 2)``.
     section_B
-        ``(n_spots,)``, as in :class:`st_predict.crops.Batch`.
+        Section of each spot, ``(n_spots,)``, as in :class:`st_predict.crops.Batch`.
     k, max_distance
-        See :class:`Hist2STConfig`.
+        Limits of the neighbourhood; see :class:`Hist2STConfig`.
 
     Returns
     -------
-    Rows and shares, ``(n_spots, k)`` each. Shares are 0 where there is no neighbour; a spot that has none reads itself.
+    Rows and weights, ``(n_spots, k)`` each. Weights of missing neighbours are 0; a spot without neighbours reads itself.
     """
     nearest_BK, there_BK = nearest_spots(grid_B2, k, section_B)
     if max_distance is not None:
@@ -275,16 +272,16 @@ def neighbours(
 
 
 def altered(crops_NCSS: Tensor) -> Tensor:
-    """Draw how to alter crops, all in the same way, and do so.
+    """Alter all crops in the same random way.
 
-    With probability 0.1 they become grey, then they are turned by any angle up to a quarter turn, and with probability 0.2
-    they are turned upside down, as in a mirror. What a turned crop does not cover is black.
+    They become grey with probability 0.1, are rotated by up to 90 degrees, and are flipped vertically with probability 0.2.
+    Corners without pixels are black.
 
     Returns
     -------
     Grey values from 0 to 255, floats of the same shape.
     """
-    grey, turn, mirror = torch.rand(3).tolist()  # of the CPU, so that all devices draw the same
+    grey, turn, mirror = torch.rand(3).tolist()  # on the CPU, so that all devices draw the same
     x_NCSS = crops_NCSS.float()
     if grey < 0.1:
         luma_C11 = x_NCSS.new_tensor([[[0.299]], [[0.587]], [[0.114]]])
@@ -294,7 +291,7 @@ def altered(crops_NCSS: Tensor) -> Tensor:
 
 
 def turned(x_NCSS: Tensor, degrees: float) -> Tensor:
-    """Turn images counter-clockwise; each pixel takes the value of the nearest, and black where there is none."""
+    """Rotate images counter-clockwise, with nearest-neighbour interpolation and black corners."""
     c, s = cos(radians(degrees)), sin(radians(degrees))
     matrix_123 = x_NCSS.new_tensor([[[c, -s, 0], [s, c, 0]]])
     planes_1XSS = x_NCSS.flatten(0, 1)[None]
@@ -303,22 +300,22 @@ def turned(x_NCSS: Tensor, degrees: float) -> Tensor:
 
 
 def size_factors(counts_NG: Tensor) -> Tensor:
-    """Sum of each spot of a section over its median, ``(n_spots,)``."""
+    """Total count of each spot of a section over their median, ``(n_spots,)``."""
     total_N = counts_NG.sum(1)
-    return total_N / total_N.quantile(0.5).clamp(min=1)  # most spots may have no count at all
+    return total_N / total_N.quantile(0.5).clamp(min=1)  # the median is 0 if most spots are empty
 
 
 def zinb_loss(counts_BG: Tensor, mean_BG: Tensor, dispersion_BG: Tensor, zero_BG: Tensor) -> Tensor:
-    """Negative log-likelihood of a zero-inflated negative binomial, a mean over spots and genes.
+    """Negative log-likelihood of a zero-inflated negative binomial, mean over spots and genes.
 
     Parameters
     ----------
     counts_BG
         Raw counts.
     mean_BG, dispersion_BG
-        Mean of what is not inflated, and its number of failures: the variance is ``mean + mean**2 / dispersion``.
+        Mean and inverse dispersion of the negative binomial: the variance is ``mean + mean**2 / dispersion``.
     zero_BG
-        Logit of the probability of a zero beside those of the negative binomial.
+        Logit of the probability of an added zero.
     """
     ratio_BG = (mean_BG / dispersion_BG).clamp(min=1e-20)
     ways_BG = torch.lgamma(counts_BG + dispersion_BG) - torch.lgamma(dispersion_BG) - torch.lgamma(counts_BG + 1)
@@ -329,7 +326,7 @@ def zinb_loss(counts_BG: Tensor, mean_BG: Tensor, dispersion_BG: Tensor, zero_BG
 
 
 class Counts(nn.Module):
-    """What :func:`zinb_loss` reads of each gene, from ``(n_spots, dim)`` and the size factors of the spots."""
+    """Parameters of :func:`zinb_loss` per gene, from ``(n_spots, dim)`` and the size factors of the spots."""
 
     def __init__(self, dim: int, n_genes: int) -> None:
         super().__init__()
@@ -341,7 +338,7 @@ class Counts(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Block of ConvMixer: mixes cells of each channel, added to the input, and then channels of each cell."""
+    """Block of ConvMixer: mixes cells per channel, with a residual connection, and then channels per cell."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -361,7 +358,7 @@ class Mixer(nn.Module):
 
 
 class SAGE(nn.Module):
-    """GraphSAGE layer: the mean of the neighbours, through a linear layer, and of length 1."""
+    """GraphSAGE layer: mean of the neighbours, linear layer, normalisation to length 1."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -374,7 +371,7 @@ class SAGE(nn.Module):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code (any size and depths) into one of :class:`Hist2ST`.
+    """Convert a state dict of the published code (any size and depths) to :class:`Hist2ST`.
 
     Raises
     ------
@@ -432,7 +429,7 @@ def _published_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     channels, _, patch, _ = state["cells.0.weight"].shape
     n_pos, dim = state["positions.rows.weight"].shape
     kernels = {name: x.shape[-1] for name, x in state.items() if name.endswith(".of_cells.0.weight")}
@@ -472,10 +469,10 @@ SPEC = ModelSpec(
         hparams={"zinb": round(0.25 * log(10) ** 2, 4)},
         target=TargetSpec(transform="log10_total", total=1e4),
         panel="hvg",
-        notes="The target has the natural logarithm instead of that of base 10, and so is 2.303 times as large; the weight of the "
+        notes="The target has the natural logarithm instead of base 10, and so is 2.303 times as large; the weight of the "
         "likelihood is 5.302 times as large, so that the loss is the same but for this factor. Not reproduced: the list of 785 "
-        "genes, the learning rate that falls by a tenth every 50 epochs, and that of the last epoch instead of the best. "
-        "Published scores are of sections whose neighbours from the same patient were trained on.",
+        "genes, the learning rate that falls by a tenth every 50 epochs, and keeping the last epoch instead of the best. "
+        "Published scores are for sections whose neighbours from the same patient were in training.",
     ),
     tiny={
         "size": 32,

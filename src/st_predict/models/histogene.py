@@ -3,23 +3,22 @@
 The pixels of a spot's crop are one token, to which learned vectors of its row and column on the lattice of the assay are
 added.
 
-Written from the paper and from what the published code computes (https://github.com/maxpmx/HisToGene, MIT licence,
-© 2021 maxpmx); :func:`convert` reads its weights. Where they differ, and what to know:
+Written from the paper and from the behaviour of the published code (https://github.com/maxpmx/HisToGene, MIT licence,
+© 2021 maxpmx); :func:`convert` reads its weights. Differences and notes:
 
-- Pixels are grey values from 0 to 255, as published. What all crops have in common is then nearly all of a token, and training
-  is slow: at a learning rate of 1e-4 it hardly leaves the mean of each gene. ``measure_pixels=True`` in
+- Pixels are grey values from 0 to 255, as published. The mean over all crops then dominates each token, and training is
+  slow: at a learning rate of 1e-4 it hardly leaves the mean of each gene. ``measure_pixels=True`` in
   :class:`st_predict.tl.TrainConfig` normalises them.
-- The published code fails with an index error on a lattice of more than 64 rows or columns, such as Visium's of 78 x 128;
-  ``n_pos`` says how many there may be.
+- The published code fails with an index error on a lattice of more than 64 rows or columns, such as Visium's 78 x 128;
+  ``n_pos`` sets the limit.
 - Attention is fused: memory grows with the number of spots, not with its square.
-- A batch may hold several sections; spots attend to those of their own.
-- Super-resolution is in the publication a prediction for crops every 56 pixels, half as far apart as they are wide, whose rows
-  and columns are pixels over a thirtieth of the extent of the section: not those of training. It is also averaged with the
-  prediction for the measured spots. Here it is a prediction for the spots of :func:`st_predict.pp.make_grid`, which has rows
-  and columns of its own: with a pitch other than that of the assay, their vectors do not mean what was learned, either. No
-  mean is taken.
+- A batch may hold several sections; spots attend only to their own section.
+- The published super-resolution predicts crops every 56 pixels, half their width apart. Their rows and columns are pixels
+  over a thirtieth of the section's extent, unlike in training. The result is averaged with the prediction for the measured
+  spots. Here super-resolution predicts the spots of :func:`st_predict.pp.make_grid`, without averaging. The grid has rows
+  and columns of its own: with a pitch other than the assay's, their learned vectors do not apply, either.
 
-Shapes: B spots, N spots of a section, C colours, S pixels along a side, D channels, H heads, E channels of a head, G genes.
+Shapes: B spots, N spots of a section, C colours, S pixels per side, D channels, H heads, E channels per head, G genes.
 """
 
 from __future__ import annotations
@@ -52,25 +51,25 @@ if TYPE_CHECKING:
 
 __all__ = ["SPEC", "HisToGene", "HisToGeneConfig", "convert"]
 
-_BLOCK = 256  # spots whose pixels are floats at the same time
+_BLOCK = 256  # spots whose pixels are converted to floats at a time
 
 
 @validated
 class HisToGeneConfig:
-    """Hyper-parameters of :class:`HisToGene`, by default those of the published code.
+    """Hyper-parameters of :class:`HisToGene`; the defaults are the published code's.
 
     Parameters
     ----------
     size
-        Side of the crop, in pixels; 224 in the comparison of M2OST :cite:p:`Wang2025`.
+        Side of the crop, in pixels; 224 in the M2OST paper's comparison :cite:p:`Wang2025`.
     n_pos
-        How many rows, and how many columns, the lattice may have.
+        Largest number of rows, and of columns, of the lattice.
     dim
-        Channels of a token.
+        Channels per token.
     depth
         Number of blocks; 8 in the publication's tutorial.
     heads, head_dim
-        Heads of attention, and channels of each.
+        Attention heads, and channels per head.
     mlp_dim
         Hidden channels of the MLP.
     drop
@@ -93,7 +92,7 @@ class HisToGeneConfig:
 
 
 class HisToGene(SpotModel):
-    """The network of HisToGene.
+    """Network of HisToGene.
 
     Parameters
     ----------
@@ -105,7 +104,7 @@ class HisToGene(SpotModel):
     Raises
     ------
     ValueError
-        If the hyper-parameters are unfit.
+        If a hyper-parameter is invalid.
     """
 
     def __init__(self, n_genes: int, **hparams: Any) -> None:
@@ -126,7 +125,7 @@ class HisToGene(SpotModel):
         Raises
         ------
         ValueError
-            If the batch has no rows and columns, those are not from 0 to ``n_pos - 1``, or the crops have another size.
+            If the batch has no rows and columns, they are not from 0 to ``n_pos - 1``, or the crops have another size.
         """
         check_crops(batch, self.crop)
         sections = rows_of_sections(batch)
@@ -134,7 +133,7 @@ class HisToGene(SpotModel):
         return self.head(self.norm(x_BD))[torch.cat(sections).argsort()]
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _tokens(self, batch: Batch, rows_N: Tensor) -> Tensor:
@@ -145,7 +144,7 @@ class HisToGene(SpotModel):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code (any size and depth) into one of :class:`HisToGene`.
+    """Convert a state dict of the published code (any size and depth) to :class:`HisToGene`.
 
     Raises
     ------
@@ -176,7 +175,7 @@ def _published_names(depth: int) -> dict[str, str]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     dim, n_values = state["embed.weight"].shape
     n_pos, width = len(state["positions.rows.weight"]), len(state["blocks.0.attention.qkv.weight"]) // 3
     return {
@@ -219,8 +218,8 @@ SPEC = ModelSpec(
         target=TargetSpec(transform="log10_total", total=1e4),
         panel="hvg",
         notes="Not reproduced: the "
-        "list of 785 genes, that of the last epoch instead of the best, and the mean with predictions for crops every 56 pixels. "
-        "Published scores are of sections whose neighbours from the same patient were trained on.",
+        "list of 785 genes, keeping the last epoch instead of the best, and the mean with predictions for crops every 56 pixels. "
+        "Published scores are for sections whose neighbours from the same patient were in training.",
     ),
     tiny={"size": 32, "dim": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16, "drop": 0.1},
     convert=convert,

@@ -1,22 +1,22 @@
-"""iStar: expression of each cell of a dense map, of which a spot is the mean :cite:p:`Zhang2024`.
+"""iStar: expression of the cells of a dense map, trained on their mean per spot :cite:p:`Zhang2024`.
 
-Frozen encoders describe square cells of 16 pixels at 0.5 um/px, thus of 8 um. An MLP predicts the expression of each cell by
-itself; of a spot is known only the mean over the cells whose centre lies in its disk, and that is what is compared with its
-measured expression. Afterwards the MLP can be applied to every cell of the tissue (:func:`st_predict.tl.superresolve`). Five of
-them are fitted independently; a cell is predicted by their median.
+Frozen encoders describe square cells of 16 pixels at 0.5 um/px, that is 8 um. An MLP predicts the expression of each cell. It
+is weakly supervised: the mean over the cells whose centre lies in the disk of a spot is compared with the spot's measured
+expression. Afterwards the MLP can be applied to every cell of the tissue (:func:`st_predict.tl.superresolve`). Five MLPs are
+fitted independently; the prediction of a cell is their median.
 
 Written from the paper and from a description of the published code (https://github.com/daviddaiweizhang/istar), which is
-under the GPL. Where this differs:
+under the GPL. Differences:
 
-- The publication describes cells by HIPT :cite:p:`Chen2022`: 192 features of what is around a tile, 384 of the cell, and its mean
-  colour (``encoder="hipt"``, for those who have its weights). By default it is ``"rgb-cells"`` here, which needs none; the patches of any
-  other vision transformer work as well. With HIPT and 250 genes, one MLP has 410,106 parameters.
-- All five MLPs see the same batches, and differ in the weights that they start from; one epoch is the best for all of them.
-- The publication is trained on the section that it then predicts. This works here too, as does predicting other sections: the
-  disk of a spot is then that of its own assay.
+- The publication describes cells by HIPT :cite:p:`Chen2022`: 192 features of the surroundings, 384 of the cell, and its mean
+  colour (``encoder="hipt"``, which needs its weights). The default here is ``"rgb-cells"``, which needs no weights; the patches
+  of any other vision transformer work as well. With HIPT and 250 genes, one MLP has 410,106 parameters.
+- All five MLPs see the same batches and differ in their initial weights; the best epoch is chosen jointly.
+- The publication trains on the section that it then predicts. This works here too. Other sections can be predicted as well;
+  the disk of a spot is then its own assay's.
 - The published code divides a cell by the number of cells in a disk, so that cells add up to a spot. Here their mean is the spot.
 
-Shapes: B spots, K cells of a spot, D features, E fits, M cells of all spots, I and O channels, G genes.
+Shapes: B spots, K cells per spot, D features, E fits, M cells of all spots, I and O channels, G genes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["SPEC", "IStar", "convert"]
 
 _DEPTH = 4
-_SLOPE, _FLOOR = 0.1, 0.01  # of the leaky units; how far the output bends before it would be negative
+_SLOPE, _FLOOR = 0.1, 0.01  # slope of leaky units; value below which the output bends so that it stays positive
 
 
 class IStar(SpotModel):
@@ -57,25 +57,26 @@ class IStar(SpotModel):
     n_genes
         Size of the panel.
     encoder
-        What describes the cells: ``"rgb-cells"``; ``"hipt"``; or an encoder of :func:`st_predict.encoders.list_encoders`, or of timm, that
-        is a vision transformer.
+        Encoder of the cells: ``"rgb-cells"``, ``"hipt"``, or a vision transformer of :func:`st_predict.encoders.list_encoders` or of
+        timm.
     cell
-        Side of a cell, in pixels of the resolution that the encoder is shown; for a vision transformer that of a patch. By default 16.
+        Side of a cell, in pixels at the encoder's resolution, by default 16. For a vision transformer, the side of its patches.
     n_shifts
-        Of ``"hipt"``: shifts of its tiles along each axis, over which is averaged.
+        Number of shifts of HIPT's tiles along each axis, to average features over; only for ``"hipt"``.
     weights, weights_sha256
-        Of ``"hipt"``: a file of :func:`st_predict.encoders.save_hipt_weights`, and its digest, which training adds to the card.
+        File written by :func:`st_predict.encoders.save_hipt_weights`, and its digest, which training adds to the card; only for
+        ``"hipt"``.
     radius_um
-        Radius of the spots, in micrometres. By default that of their shapes, if these are circles.
+        Radius of the spots, in micrometres. By default from their shapes, if these are circles.
     n_fits
-        How many independent MLPs.
+        Number of independent MLPs.
     hidden
-        Channels of their layers.
+        Channels of the hidden layers.
 
     Raises
     ------
     ValueError
-        If there are less than one fit or hidden channel, or the encoder does not describe such cells.
+        If ``n_fits`` or ``hidden`` is below 1, or the encoder does not describe such cells.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class IStar(SpotModel):
         self.head = Fits(hidden, n_genes, n_fits=n_fits)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the prediction, ``(n_spots, n_genes)``: the mean over cells of the median over fits.
+        """Return the prediction, ``(n_spots, n_genes)``: median over fits, then mean over cells.
 
         Raises
         ------
@@ -115,12 +116,12 @@ class IStar(SpotModel):
         return _mean(middle.mean(0), known_BK1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean squared error of all fits, each by itself."""
+        """Return the mean squared error, averaged over fits."""
         target_BG, y_EBG = batch.require("target"), _mean(*self.cells(batch))
         return F.mse_loss(y_EBG, target_BG.expand_as(y_EBG))
 
     def cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return what each fit predicts for each cell, and which of the cells there are."""
+        """Return the prediction of each fit for each cell, and a mask of existing cells."""
         x_BKD = batch.require("features")
         if x_BKD.ndim != 3 or x_BKD.shape[2] != self.n_features:
             raise InvalidValueError(
@@ -135,35 +136,35 @@ class IStar(SpotModel):
         return y_EMG.view(-1, *x_BKD.shape[:2], y_EMG.shape[-1]), ~missing_BK1
 
     def sample(self, batch: Batch, *, seed: int) -> Tensor:
-        """Return what one of the fits predicts, drawn at random, ``(n_spots, n_genes)`` :cite:p:`Lakshminarayanan2017`.
+        """Return the prediction of a randomly drawn fit, ``(n_spots, n_genes)`` :cite:p:`Lakshminarayanan2017`.
 
         Raises
         ------
         ValueError
-            If there is only one.
+            If ``n_fits`` is 1.
         """
         y_EBKG, known_BK1 = self.cells(batch)
         if len(y_EBKG) == 1:
             raise InvalidValueError(
-                "There is a single fit, so all predictions are the same.", "train a network with n_fits above 1"
+                "The network has a single fit, so all samples are the same.", "train a network with n_fits above 1"
             )
         fit = int(torch.randint(len(y_EBKG), (), generator=torch.Generator().manual_seed(seed)))
         return _mean(y_EBKG[fit], known_BK1)
 
     @torch.no_grad()
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
-        low = (mean_G.clamp_min(1e-6) / _FLOOR).log()  # where the output bends
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        low = (mean_G.clamp_min(1e-6) / _FLOOR).log()  # inverse of the bent part of the output
         self.head.bias.copy_(torch.where(mean_G > _FLOOR, mean_G - _FLOOR, low))
 
 
 def _mean(y_BKG: Tensor, known_BK1: Tensor) -> Tensor:
-    """Mean over the cells of a spot."""
+    """Mean over the cells of each spot."""
     return (y_BKG * known_BK1).sum(-2) / known_BK1.sum(-2)
 
 
 class Fits(nn.Module):
-    """A linear layer of each fit; they begin as those of torch do."""
+    """One linear layer per fit, initialised like torch's."""
 
     def __init__(self, n_in: int, n_out: int, *, n_fits: int) -> None:
         super().__init__()
@@ -184,7 +185,7 @@ def reads_of(
     radius_um: float | None = None,
     **_: Any,
 ) -> Reads:
-    """The cells that a spot covers, as the encoder describes them."""
+    """Inputs of the network: features of the cells that each spot covers."""
     load = partial(load_cell_encoder, weights=weights, weights_sha256=weights_sha256)
     return Reads(
         kind="cells",
@@ -195,12 +196,12 @@ def reads_of(
 
 
 def with_digest(*, weights: str | None = None, **_: Any) -> dict[str, Any]:
-    """The SHA-256 of the file of weights, for the card."""
+    """SHA-256 of the weights file, for the card."""
     return {} if weights is None else {"weights_sha256": weights_digest(weights)}
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of one MLP of the published code into one of :class:`IStar` with a single fit.
+    """Convert a state dict of one MLP of the published code to :class:`IStar` with a single fit.
 
     Tensors of several fits are joined along their first axis.
 
@@ -216,7 +217,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     n_fits, n_features, hidden = state["layers.0.weight"].shape
     hipt = n_features == get_cell_encoder("hipt").n_features
     return {"n_fits": n_fits, "hidden": hidden, "encoder": "hipt" if hipt else None}
@@ -224,7 +225,7 @@ def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 SPEC = ModelSpec(
     name="istar",
-    summary="MLP on the cells of a dense map, of which a spot is the mean.",
+    summary="MLP on the cells of a dense map; a spot is the mean of its cells.",
     citation="Zhang2024",
     license="GPL-3.0 (github.com/daviddaiweizhang/istar)",
     family="dense",
@@ -242,9 +243,8 @@ SPEC = ModelSpec(
         hparams={"encoder": "hipt"},
         target=TargetSpec(transform="counts", scale="minmax"),
         panel="hvg",
-        notes="Batches have 128 spots, and not a sixteenth of the spots where that is less. Cells at the edge of the image are "
-        "described like all others. The panel are genes of a high variance that is above what their mean lets expect, not simply of a "
-        "high variance of counts.",
+        notes="Batches have 128 spots, also if a sixteenth of the spots is fewer. Cells at the edge of the image are treated like "
+        "all others. The panel are highly variable genes given their mean, not genes with a high variance of counts.",
     ),
     convert=convert,
     hparams_of=hparams_of,

@@ -1,8 +1,8 @@
 """M2ORT: expression of a spot from one field of view at three resolutions :cite:p:`Wang2024`.
 
-The crop is seen with pixels 1, 2 and 4 times as wide, and cut into patches of 16, 8 and 4 pixels: equally many, of the same
-places. Tokens of a place are joined channel by channel, and each resolution has its part in attention: the finest asks, the
-next one is compared with, and the coarsest is read.
+The crop is read with pixels 1, 2 and 4 times as wide, and cut into patches of 16, 8 and 4 pixels: equally many, at the same
+places. The channels of a place's tokens are joined. In attention, queries come from the finest resolution, keys from the next
+and values from the coarsest.
 
 =======  ===  =====  =====  =======  ==========
 variant  dim  depth  heads  mlp_dim  parameters
@@ -12,15 +12,14 @@ base     256      8     12      512  17,137,946
 large    384     12     18      768  55,485,754
 =======  ===  =====  =====  =======  ==========
 
-Parameters are those with 250 genes. Written from the paper; the published code (https://github.com/Dootmaan/M2ORT) has no
-licence, and only names, shapes and outputs were compared with it. :func:`convert` reads its weights. Where they differ:
+Numbers of parameters are for 250 genes. Written from the paper; the published code (https://github.com/Dootmaan/M2ORT) has no
+licence, and only names, shapes and outputs were compared with it. :func:`convert` reads its weights. Differences:
 
-- The published code shrinks the finest crop to make the others (bilinear, averaging over what it shrinks). Here they are
-  levels of the crop: they come from the level of the image that is stored at that resolution, and are shrunk the same way
-  from a finer one where none is.
-- Its ``dim`` is that of the three resolutions joined, 3 times ours.
+- The published code downsamples the finest crop to make the others (bilinear, with antialiasing). Here they are levels of the
+  crop: read from the image level that is stored at that resolution, else downsampled the same way from a finer one.
+- The published ``dim`` counts the three resolutions joined, 3 times ours.
 
-Shapes: B spots, C colours, S pixels along a side, N tokens, D channels of the three resolutions joined, H heads, E channels of a
+Shapes: B spots, C colours, S pixels per side, N tokens, D channels of the three resolutions joined, H heads, E channels per
 head.
 """
 
@@ -58,11 +57,11 @@ class M2ORTConfig:
     Parameters
     ----------
     dim
-        Channels of a resolution.
+        Channels per resolution.
     depth
         Number of blocks.
     heads, head_dim
-        Heads of attention, and channels a head.
+        Attention heads, and channels per head.
     mlp_dim
         Hidden channels of the MLP.
     size, patch
@@ -90,7 +89,7 @@ class M2ORTConfig:
 
     @property
     def n_tokens(self) -> int:
-        """Patches of a crop, equally many at each resolution; the class token comes on top."""
+        """Number of patches per crop, equal at each resolution, without the class token."""
         return (self.size // self.patch) ** 2
 
 
@@ -102,7 +101,7 @@ VARIANTS = {
 
 
 class M2ORT(SpotModel):
-    """The network of M2ORT.
+    """Network of M2ORT.
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ class M2ORT(SpotModel):
     variant
         Key of :data:`VARIANTS`.
     sizes
-        Fields of :class:`M2ORTConfig` that differ from those of the variant.
+        Fields of :class:`M2ORTConfig` that differ from the variant.
 
     Raises
     ------
@@ -137,7 +136,7 @@ class M2ORT(SpotModel):
         Raises
         ------
         ValueError
-            If number or shape of the crops is not that of the hyper-parameters, or a spot lacks a level.
+            If number or shape of the crops does not match the hyper-parameters, or a spot lacks a level.
         """
         self._check(batch)
         x_BND = self.tokens([self.pixels(crop_BCSS) for crop_BCSS in batch.crops])
@@ -155,7 +154,7 @@ class M2ORT(SpotModel):
         return torch.cat([cls_B1D, torch.cat(levels, -1)], 1) + self.positions
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _check(self, batch: Batch) -> None:
@@ -171,7 +170,7 @@ class M2ORT(SpotModel):
 
 
 class Block(nn.Module):
-    """Attention between the resolutions, then an MLP on each token; both are added to their input."""
+    """Attention between the resolutions, then an MLP per token, both with a residual connection."""
 
     def __init__(self, c: M2ORTConfig) -> None:
         super().__init__()
@@ -185,7 +184,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries from the channels of the finest resolution, keys from those of the next, values from the coarsest."""
+    """Attention with queries from the finest resolution, keys from the next, and values from the coarsest."""
 
     def __init__(self, c: M2ORTConfig) -> None:
         super().__init__()
@@ -206,7 +205,7 @@ class Attention(nn.Module):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code, of any size, into one of :class:`M2ORT`.
+    """Convert a state dict of the published code, of any size, to :class:`M2ORT`.
 
     Raises
     ------
@@ -219,7 +218,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _published_names(depth: int) -> dict[str, str]:
-    """The published name for each of ours."""
+    """Map our names to published ones."""
     layers = {"norm": "transformer.norm", "head": "mlp_head"}
     layers |= {f"embed.{k}.{n}": f"to_patch_embedding{k + 1}.{n + 1}" for k in range(N_LEVELS) for n in (0, 1, 3, 4)}
     names = {"cls": "cls_token", "positions": "pos_embedding"}
@@ -232,7 +231,7 @@ def _published_names(depth: int) -> dict[str, str]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Variant that the shapes of converted weights tell, or sizes if it is none that was published."""
+    """Infer the variant from the shapes of converted weights, or sizes if no published variant fits."""
     patch = isqrt(len(state["embed.0.0.weight"]) // 3)
     sizes = {
         "dim": len(state["embed.0.4.weight"]),
@@ -260,8 +259,8 @@ SPEC = ModelSpec(
     original=Preset(
         training={"epochs": 200, "batch_size": 96, "optimizer": "adam", "lr": 1e-4, "start_at_mean": False},
         target=TargetSpec(),
-        notes="Crops are turned and mirrored, but not by any angle. The best epoch is that of the highest correlation of "
-        "a gene over the spots of a section, not of a spot over the genes.",
+        notes="Crops are mirrored and turned by multiples of 90 degrees, not by any angle. The best epoch has the highest "
+        "correlation per gene over the spots of a section, not per spot over the genes.",
     ),
     convert=convert,
     hparams_of=hparams_of,

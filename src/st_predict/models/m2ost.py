@@ -4,11 +4,11 @@ The embedding (DPE) turns each level into a sequence of tokens; the centre of a 
 Each block then mixes tokens within a level (ITMM), tokens of different levels (CTMM) and channels of all levels (CCMM). A
 linear head reads the class tokens.
 
-Written from the paper and from what the published code computes (https://github.com/Dootmaan/M2OST, MIT licence,
+Written from the paper and from the behaviour of the published code (https://github.com/Dootmaan/M2OST, MIT licence,
 © 2024 Hongyi Wang); :func:`convert` reads its weights. Differences:
 
 - Third level: its finest patches cover the central 3/8 to 5/8. The published code takes 3/8 to 6/8, which does not fit
-  its own table of positions, so that it cannot run.
+  its own table of positions, so it cannot run.
 - CTMM: the paper sums the readings of the other levels with scalar weights (``fusion="omega"``). The published code joins
   their channels and projects them (``fusion="concat"``, the default).
 - CCMM has a residual connection, as in the code; the paper only multiplies.
@@ -17,12 +17,11 @@ Written from the paper and from what the published code computes (https://github
 
 The ablations of the paper are hyper-parameters; their modules are in ``_m2ost_ablations.py``.
 
-The hyper-parameter ``tokens`` is an extension of ours and not part of the published method: feature maps of a backbone,
-frozen or fine-tuned, take the place of pixel patches; ITMM, CTMM, CCMM and head stay as they are. See
-``_m2ost_tokens.py``.
+The hyper-parameter ``tokens`` is an extension of st_predict, not part of the published method: feature maps of a backbone,
+frozen or fine-tuned, replace pixel patches; ITMM, CTMM, CCMM and head stay as they are. See ``_m2ost_tokens.py``.
 
-Shapes: B spots, M levels, C colours, S pixels along a side, N tokens of a level, D channels of a level, W channels of all levels
-joined, H heads, E channels of a head.
+Shapes: B spots, M levels, C colours, S pixels along a side, N tokens per level, D channels per level, W channels of all levels
+joined, H heads, E channels per head.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ __all__ = ["M2OST", "SPEC", "M2OSTConfig", "convert"]
 
 @validated
 class M2OSTConfig(Ablations):
-    """Hyper-parameters of :class:`M2OST`; the defaults are those of the paper.
+    """Hyper-parameters of :class:`M2OST`; the defaults are the paper's.
 
     Parameters
     ----------
@@ -75,11 +74,11 @@ class M2OSTConfig(Ablations):
         Side of a crop and of its coarsest patches, in pixels. The centre of level ``k`` is also read in patches of
         ``patch / 2 ... patch / 2**k``.
     fusion
-        How CTMM combines the readings of the other levels: ``"concat"`` or ``"omega"``.
+        Combination of the other levels' readings in CTMM: ``"concat"`` or ``"omega"``.
     drop
         Dropout rate in MLPs and after attention.
     attn_drop
-        Rate at which ITMM drops keys in training.
+        Dropout rate of keys in ITMM.
     dpe, itmm, ctmm, ccmm, pool
         Ablations of the paper: patches of one size per level (``dpe=False``), attention on joined channels
         (``itmm="joint"``), no attention between levels (``ctmm=False``), an MLP instead of gates (``ccmm="ffn"``), token
@@ -92,13 +91,13 @@ class M2OSTConfig(Ablations):
         through the backbone once; its maps are projected to ``dim`` by layer norm and a linear layer per stride (with
         ``dpe=False`` per level). ``patch`` is not used.
     stage
-        Stride in pixels of the stage whose map replaces the coarsest patches. A level has ``(size / stage)**2`` tokens
-        from it, at 16 as many as from patches of 16 px. The centre of level ``k`` is also read from the stages with
-        strides ``stage / 2 ... stage / 2**k``, each with as many tokens; ``size`` must be a multiple of ``2 * stage``
-        (of ``stage`` with ``dpe=False`` or level 0 only).
+        Stride, in pixels, of the stage whose map replaces the coarsest patches. It gives ``(size / stage)**2`` tokens per
+        level, at 16 as many as patches of 16 px. The centre of level ``k`` is also read from the stages with strides
+        ``stage / 2 ... stage / 2**k``, with as many tokens each. ``size`` must be a multiple of ``2 * stage`` (of ``stage``
+        with ``dpe=False`` or only level 0).
     tune
-        Fine-tune the backbone, at the learning rate of the rest. By default it is frozen: it has no gradients, but its
-        maps are computed anew in each epoch, as augmentation changes the crops. BatchNorm statistics stay fixed in both
+        Whether to fine-tune the backbone, at the learning rate of the rest. A frozen backbone has no gradients, but its maps
+        are computed anew in each epoch because augmentation changes the crops. BatchNorm statistics stay fixed in both
         cases.
     """
 
@@ -135,13 +134,13 @@ class M2OSTConfig(Ablations):
 
     @property
     def n_tokens(self) -> list[int]:
-        """Number of patches, or places of feature maps, per level, without the class token."""
+        """Number of tokens per level, without the class token."""
         width = self.patch if self.tokens is None else self.stage
         return [(self.size // width) ** 2 * (k + 1) for k in self.halvings]
 
     @property
     def halvings(self) -> tuple[int, ...]:
-        """How often patches, or strides, are halved in the centre of each level."""
+        """Number of times patches, or strides, are halved in the centre of each level."""
         return self.levels if self.dpe else (0,) * len(self.levels)
 
 
@@ -178,7 +177,7 @@ class M2OST(SpotModel):
         Raises
         ------
         ValueError
-            If number or shape of the crops is not that of the hyper-parameters, or a spot has no level at all.
+            If number or shape of the crops does not match the hyper-parameters, or a spot has no level.
         """
         check_crops(batch, self.crop)
         present_BM = present_levels(batch, len(self.config.levels))
@@ -191,7 +190,7 @@ class M2OST(SpotModel):
         return self.head(torch.cat(pooled, -1).squeeze(1))
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def load_pretrained(self) -> None:
@@ -206,7 +205,7 @@ class M2OST(SpotModel):
 
     @property
     def _reads_cls_only(self) -> bool:
-        # Dropout acts on single tokens, so a mean cannot stand for them.
+        # Dropout acts on single tokens, so a mean cannot replace them.
         return self.config.pool == "cls" and not (self.training and self.config.drop)
 
     def _pool(self, x_BND: Tensor) -> Tensor:
@@ -214,7 +213,7 @@ class M2OST(SpotModel):
 
 
 def embedding(c: M2OSTConfig) -> nn.Module:
-    """From pixels of each level, ``(B, C, S, S)``, to its tokens, ``(B, N, D)``, class token first."""
+    """Layer from the pixels of each level, ``(B, C, S, S)``, to tokens, ``(B, N, D)``, class token first."""
     if c.tokens is not None:
         return TokenEmbedding(c.tokens, dim=c.dim, size=c.size, stage=c.stage, halvings=c.halvings, tune=c.tune)
     return Embedding(c) if c.dpe else LevelEmbedding(dim=c.dim, patch=c.patch, n_tokens=c.n_tokens)
@@ -235,13 +234,13 @@ class Embedding(nn.Module):
         return [torch.cat(self._tokens(k, x_BCSS), 1) + positions for k, x_BCSS, positions in levels]
 
     def _tokens(self, level: int, x_BCSS: Tensor) -> list[Tensor]:
-        """Class token, then the central region and its patches halved ``level`` times, ..., once and not at all."""
+        """Class token, then tokens from the central region with the smallest patches to the whole crop with the largest."""
         regions = [self.mlps[k](patches(centre(x_BCSS, self.size >> k), self.patch >> k)) for k in range(level, -1, -1)]
         return [self.cls.expand(len(x_BCSS), -1, -1), *regions]
 
 
 class Block(nn.Module):
-    """ITMM with its MLP, CTMM and CCMM, one after another."""
+    """ITMM with its MLP, then CTMM, then CCMM."""
 
     def __init__(self, c: M2OSTConfig) -> None:
         super().__init__()
@@ -253,7 +252,7 @@ class Block(nn.Module):
         self.ccmm = CCMM(c) if c.ccmm == "gate" else Joined(mlp(*wide, drop=c.drop, last=nn.Identity()))
 
     def forward(self, x: Levels, present_BM: Tensor | None, *, digested: bool = False) -> Levels:
-        """Tokens of each level, or only their :func:`digest`."""
+        """Return the tokens of each level, or only their :func:`digest`."""
         x = blank(self.itmm(x), present_BM)
         x = blank(self.mlp(x), present_BM)
         x = blank(self.ctmm(x, present_BM, digested=digested), present_BM)
@@ -310,7 +309,7 @@ class CTMM(nn.Module):
         read = [self._read(i, qkv, present_BM, digested=digested) for i in range(len(x))]
         if present_BM is None:
             return read
-        # A spot with a single level keeps its tokens: there is no other level to read.
+        # A spot with a single level keeps its tokens, as it has no other level to read.
         single_B11 = (present_BM.sum(1) == 1)[:, None, None]
         kept = [digest(x_BND) for x_BND in x] if digested else x
         return [torch.where(single_B11, x_BND, read_BND) for x_BND, read_BND in zip(kept, read, strict=True)]
@@ -341,7 +340,7 @@ class CCMM(nn.Module):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of :class:`M2OST` from one of the published code (three levels, any depth).
+    """Convert a state dict of the published code (three levels, any depth) to :class:`M2OST`.
 
     Raises
     ------
@@ -358,7 +357,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _published_names(depth: int) -> dict[str, list[str]]:
-    """For each of our names, the published ones whose tensors are joined."""
+    """Map our names to the published names whose tensors are joined."""
     names = {"embed.cls": ["cls_token"]} | {f"embed.positions.{i}": [f"pos_embedding{i + 1}"] for i in range(3)}
     layers = {"norm": "transformer.norm", "head": "mlp_head"}
     layers |= {f"embed.mlps.{k}.{n}": f"to_patch_embedding{k + 1}.{n + 1}" for k in range(3) for n in (0, 1, 3, 4)}
@@ -376,7 +375,7 @@ def _published_names(depth: int) -> dict[str, list[str]]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     patch, dim = isqrt(len(state["embed.mlps.0.0.weight"]) // 3), state["embed.cls"].shape[-1]
     width = len(state["blocks.0.itmm.layers.0.qkv.weight"]) // 3
     return {

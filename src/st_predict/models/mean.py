@@ -1,6 +1,6 @@
 """Mean: each gene's mean over the training spots, whatever the image shows.
 
-Published correlations that are taken over the genes of a spot are hardly above those of this constant.
+Published correlations over the genes of a spot are hardly higher than this constant's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SPEC", "Mean"]
 
 
 class Mean(SpotModel):
-    """A constant for each gene."""
+    """One constant per gene."""
 
     mean_G: Tensor
 
@@ -35,7 +35,7 @@ class Mean(SpotModel):
         return self.mean_G.expand(len(batch), -1)
 
     def finalize(self, batches: Iterable[Batch]) -> None:
-        """Take the means of the training spots."""
+        """Compute the means of the training spots."""
         sum_G, n = torch.zeros_like(self.mean_G, dtype=torch.float64), 0
         for batch in batches:
             sum_G, n = sum_G + batch.require("target").double().sum(0).to(sum_G.device), n + len(batch)
@@ -44,7 +44,7 @@ class Mean(SpotModel):
 
 SPEC = ModelSpec(
     name="mean",
-    summary="Mean of each gene over the training spots: what every model has to beat.",
+    summary="Mean of each gene over the training spots: a reference that every model should beat.",
     citation="Jaume2024",
     license="BSD-3-Clause (here)",
     family="baseline",

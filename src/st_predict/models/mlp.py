@@ -1,6 +1,6 @@
 """MLP: a small perceptron on embeddings :cite:p:`Rumelhart1986`, between ridge regression and networks on pixels.
 
-Features are standardised by mean and standard deviation of the training spots, which are part of the checkpoint.
+Features are standardised over the training spots; mean and standard deviation are part of the checkpoint.
 
 Shapes: B spots, D features, H hidden channels, G genes.
 """
@@ -39,22 +39,21 @@ class MLP(FeatureModel):
     n_genes
         Size of the panel.
     reading
-        Fields of :class:`~st_predict.models._features.Reading`: ``encoder``, ``features``, ``fields``, ``neighbours`` and ``standardize``,
-        as in :func:`st_predict.tl.embed`.
+        Arguments of :func:`st_predict.tl.embed`: ``encoder``, ``features``, ``fields``, ``neighbours`` and ``standardize``.
     n_features
-        How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
+        Number of features per spot. ``None`` if the encoder knows it, as encoders of timm and of
         :func:`st_predict.encoders.list_encoders` do.
     hidden
         Channels of each hidden layer.
     depth
         Number of hidden layers.
     drop
-        Dropout rate behind each hidden layer.
+        Dropout rate after each hidden layer.
 
     Raises
     ------
     ValueError
-        If a hyper-parameter is unfit.
+        If a hyper-parameter is invalid.
     """
 
     mean_D: Tensor
@@ -95,7 +94,7 @@ class MLP(FeatureModel):
             return self.head(self.layers(x_BD))
 
     def fit_inputs(self, batches: Iterable[Batch]) -> None:
-        """Take mean and standard deviation of the training features; constant features are only centred."""
+        """Compute mean and standard deviation of the training features; constant features are only centred."""
         scaler = StandardScaler()
         for batch in batches:
             scaler.partial_fit(read_features(batch, self.n_features, self.reading.encoder).double().cpu().numpy())
@@ -103,7 +102,7 @@ class MLP(FeatureModel):
         self.scale_D.copy_(torch.from_numpy(scaler.scale_))
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
 

@@ -1,9 +1,8 @@
 """ResNet50: a residual convolutional network :cite:p:`He2016` on one crop, with a linear layer to the genes.
 
-Layers are those of timm. The comparison of M2OST :cite:p:`Wang2025` does not say whether it starts from ImageNet
-weights; here it starts from random ones, unless ``weights`` names others (``"tv_in1k"``, those of torchvision). With
-random weights, the last normalisation of a block starts at zero; in torchvision at one
-(``arch_args={"zero_init_last": False}``).
+Layers come from timm. The M2OST paper's comparison :cite:p:`Wang2025` does not say whether it starts from ImageNet weights;
+here it starts from random ones, unless ``weights`` names pretrained ones (``"tv_in1k"``, torchvision's). With random weights,
+the last normalisation of a block starts at zero; in torchvision at one (``arch_args={"zero_init_last": False}``).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ __all__ = ["SPEC", "ResNet50", "convert"]
 
 
 class ResNet50(TimmRegressor):
-    """The network; see :class:`st_predict.models._timm.TimmRegressor` for the parameters."""
+    """Network of ResNet50; for parameters see :class:`st_predict.models._timm.TimmRegressor`."""
 
     def __init__(self, n_genes: int, *, arch: str = "resnet50", **hparams: Any) -> None:
         super().__init__(n_genes, arch=arch, **hparams)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision or timm, of 50 layers or more, into one of :class:`ResNet50`.
+    """Convert a state dict of torchvision or timm, of 50 layers or more, to :class:`ResNet50`.
 
     Raises
     ------

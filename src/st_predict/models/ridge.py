@@ -1,10 +1,10 @@
 """Ridge: linear regression on principal components of embeddings, as in the HEST benchmark :cite:p:`Jaume2024`.
 
-Features are standardised, turned into their first 256 principal components and regressed on with a squared penalty, in closed form. The benchmark takes 100 / (n_components * n_genes) as penalty, which is
-hardly any, and no intercept; here there is an intercept, and by default the penalty is the one that is best on training
-sections that are left out, which is what a fair baseline needs. With ``rank``, the first principal components of the
-training targets are fitted, and genes are reconstructed from them. The coefficients then have reduced rank, as in
-:cite:t:`Izenman1975`, which takes the components of the fitted values instead.
+Ridge regression on the first 256 principal components of standardised features, in closed form. The benchmark has no intercept
+and a penalty of 100 / (n_components * n_genes), which is nearly zero. Here the model has an intercept, and by default the
+penalty is chosen by cross-validation over training sections, as a fair baseline needs. With ``rank``, the first principal
+components of the training targets are fitted, and genes are reconstructed from them. The coefficients then have reduced rank,
+as in :cite:t:`Izenman1975`, which takes the components of the fitted values instead.
 
 Shapes: B spots, D features, K components, R components of the targets, G genes.
 """
@@ -45,29 +45,29 @@ _PENALTIES = np.logspace(-6, 4, 41)  # relative to the mean variance of a compon
 
 
 class Ridge(FeatureModel):
-    """A linear function of embeddings.
+    """Ridge regression on embeddings.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     reading
-        Fields of :class:`~st_predict.models._features.Reading`: ``encoder``, ``features``, ``fields``, ``neighbours`` and ``standardize``,
-        as in :func:`st_predict.tl.embed`.
+        Arguments of :func:`st_predict.tl.embed`: ``encoder``, ``features``, ``fields``, ``neighbours`` and ``standardize``.
     n_components
-        Principal components to keep; as many as there are if fewer.
+        Largest number of principal components to keep.
     alpha
-        Penalty: a number; ``"cv"`` for the one that is best on sections that are left out, in up to five parts (on parts of
-        the spots, if there is one section alone); ``"hest"`` for that of the HEST benchmark.
+        Penalty. A number; ``"cv"``, chosen by cross-validation over sections, with up to five folds (over parts of the spots,
+        if only one section is given); or ``"hest"``, the HEST benchmark's.
     rank
-        Number of principal components of the training targets to fit, from which the genes are reconstructed. ``None``, and any
-        number from that of the genes or spots, fits each gene on its own. Components follow the variance of the targets: where
-        genes differ much in scale, as counts do, the loudest take them and quiet ones are predicted by their mean.
+        Number of principal components of the training targets to fit; genes are reconstructed from them. ``None`` fits each
+        gene on its own, as does any number not below the number of genes or spots. Components follow the variance of the
+        targets: if scales differ much, as with counts, they describe only the genes with a large variance, and others are
+        predicted by their mean.
 
     Raises
     ------
     ValueError
-        If a hyper-parameter is unfit.
+        If a hyper-parameter is invalid.
     """
 
     weight_DG: Tensor
@@ -137,18 +137,18 @@ def gather(batches: Iterable[Batch]) -> tuple[Array, Array, NDArray[np.int64]]:
             [x.cpu().numpy() for x in (batch.require("features").double(), batch.require("target").double(), section)]
         )
     if not parts:
-        raise InvalidValueError("There are no training spots.")
+        raise InvalidValueError("Training needs at least one spot, got 0.")
     x_BD, y_BG, section_B = (np.concatenate(part) for part in zip(*parts, strict=True))
     return x_BD, y_BG, section_B
 
 
 def check_finite(values_BD: Array, what: str) -> None:
-    """Refuse spots with NaN or infinity, of which a decomposition makes nothing.
+    """Refuse spots with NaN or infinity, which cannot be decomposed.
 
     Raises
     ------
     ValueError
-        If there are any.
+        If a value is not finite.
     """
     if n := int((~np.isfinite(values_BD)).any(1).sum()):
         raise InvalidValueError(
@@ -158,7 +158,7 @@ def check_finite(values_BD: Array, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """Principal components of standardised features, and targets along them."""
+    """Principal components of standardised features, and targets projected on them."""
 
     scaler: StandardScaler
     axes_KD: Array
@@ -168,7 +168,7 @@ class Components:
 
     @classmethod
     def of(cls, x_BD: Array, y_BG: Array, n_components: int, rank: int | None = None) -> Components:
-        """Find them; those that hardly vary are left out."""
+        """Compute the components; nearly constant ones are left out."""
         scaler, mean_G = StandardScaler().fit(x_BD), y_BG.mean(0)
         try:
             u_BK, spread_K, axes_KD = np.linalg.svd(scaler.transform(x_BD), full_matrices=False)
@@ -187,7 +187,7 @@ class Components:
 
     @property
     def mean_variance(self) -> float:
-        """What penalties are relative to."""
+        """Mean variance of the components, the unit of penalties."""
         return float(np.square(self.spread_K).mean()) if len(self.spread_K) else 1.0
 
     def solve(self, alpha: float) -> tuple[Array, Array]:
@@ -208,10 +208,10 @@ def of_rank(centred_BG: Array, rank: int | None) -> Array:
 def best_penalty(
     x_BD: Array, y_BG: Array, section_B: NDArray[np.int64], *, n_components: int, rank: int | None = None
 ) -> float:
-    """Return the penalty with the least error on sections that are left out in turn; of a single section, on parts of it.
+    """Return the penalty with the least cross-validation error over sections, or over parts of a single section.
 
-    Components of features and targets are found anew without the part that is left out. The error is that of the genes
-    themselves; the share of it outside the components of the targets is the same for all penalties.
+    Components of features and targets are computed anew without the held-out part. The error is measured on the genes; its
+    share outside the components of the targets is the same for all penalties.
     """
     n_sections = len(np.unique(section_B))
     several = n_sections > 1
@@ -245,6 +245,6 @@ SPEC = ModelSpec(
         hparams={"alpha": "hest"},
         target=TargetSpec(transform="log1p"),
         panel="hvg",
-        notes="The benchmark fits no intercept, and takes UNI and other encoders at 0.5 um/px.",
+        notes="The benchmark fits no intercept, and uses UNI and other encoders at 0.5 um/px.",
     ),
 )

@@ -1,28 +1,26 @@
 """STFlow: expression of all spots of a section, by flow matching from random counts :cite:p:`Huang2025`.
 
-Training mixes the measured expression with one drawn from a prior, in a proportion that is drawn as well, and the network
-learns to tell the measured one from the mixture and the embeddings of the crops. Prediction begins with the prior alone and
-goes there in a few steps. Spots attend to those next to them by what they look like, by where these lie (through frame
-averaging :cite:p:`Puny2022`, so that it does not matter how the section is turned, mirrored or shifted) and by how their
-expression differs.
+Training mixes the measured expression with a sample of a prior, in a random proportion. The network learns to denoise the
+mixture, given the embeddings of the crops. Prediction starts from the prior and denoises in a few steps. Spots attend to their
+neighbours by appearance, by relative position (through frame averaging :cite:p:`Puny2022`, which makes the prediction
+invariant to rotation, reflection and translation of the section) and by difference in expression.
 
-Written from the paper and from what the published code computes (https://github.com/Graph-and-Geometric-Learning/STFlow, no
-licence); :func:`convert` reads its weights. Where they differ:
+Written from the paper and from the behaviour of the published code (https://github.com/Graph-and-Geometric-Learning/STFlow, no
+licence); :func:`convert` reads its weights. Differences:
 
-- A section or part of one with fewer spots than neighbours are asked for: those that are missing are left out. The published
-  code lets a spot be its own neighbour, and in training takes the padding of a smaller section for spots of it.
-- Neighbours of equal spread in all directions, as those inside a square lattice, have no axes. The frame is then that of the
-  coordinates; the published code takes whatever rounding gives, so that turning such a section changes its prediction there.
-- Offsets are in pixels of 0.5 um, which are those of the crops that the publication encodes; the published code takes pixels
-  of whatever image there is.
-- The published code learns ``ln(1 + count)``, and draws counts for it. In the setting of the M2OST paper targets are several
-  times as large, and the prior stays as it is: the network sees the time, and with it how much of a mixture was drawn. On
-  her2st, counts in the units of that target made no difference beyond that between seeds.
-- The publication evaluates one draw, here that of seed 0. ``n_samples`` of :func:`st_predict.tl.predict` gives mean and
-  standard deviation of many. As the last thing told is returned, draws differ far less than the prediction errs (on her2st by
-  0.08, with an error of 1.9): intervals need calibration.
+- If a section has fewer spots than ``neighbours``, missing neighbours are left out. The published code lets a spot be its own
+  neighbour, and in training treats the padding of a smaller section as spots.
+- Neighbours with equal spread in all directions, as inside a square lattice, have no principal axes. The frame is then the
+  coordinate axes; in the published code it depends on rounding, so that turning such a section changes the prediction.
+- Offsets are in pixels of 0.5 um, the resolution of the published crops; the published code takes the pixels of any image.
+- The published code learns ``ln(1 + count)`` and draws counts for it. With the M2OST paper's target, values are several times
+  as large and the prior stays as it is: the network sees the time, and so the prior's share of a mixture. On her2st, counts in
+  the units of that target made no difference beyond the differences between seeds.
+- The publication evaluates one sample; here it has seed 0. ``n_samples`` of :func:`st_predict.tl.predict` gives mean and
+  standard deviation of many. The last denoised expression is returned, so samples vary far less than the prediction errs (on
+  her2st by 0.08, with an error of 1.9): intervals need calibration.
 
-Shapes: N spots, K neighbours, F frames, H heads, D channels, E channels of a head, G genes.
+Shapes: N spots, K neighbours, F frames, H heads, D channels, E channels per head, G genes.
 """
 
 from __future__ import annotations
@@ -62,11 +60,11 @@ if TYPE_CHECKING:
 __all__ = ["SPEC", "STFlow", "STFlowConfig", "convert"]
 
 _UM = 0.5  # unit of offsets
-_ROUND = 1e-3  # how much more one axis may vary than the other, relative to their sum, to be called equal
-_FREQUENCIES = 128  # of the time
-_DRAWN = 256  # rows that one generator draws
-_BLOCK = 256  # spots whose neighbours are worked off at a time, few enough to stay in cache
-_KEPT = 1024  # spots of whose neighbours all is kept for the gradients: 0.8 GB in the size of the publication
+_ROUND = 1e-3  # largest difference of the variances along two equal axes, relative to their sum
+_FREQUENCIES = 128  # of the time embedding
+_DRAWN = 256  # rows per random generator
+_BLOCK = 256  # spots whose neighbours are computed at a time, few enough to stay in cache
+_KEPT = 1024  # spots whose activations are kept for gradients: 0.8 GB in the published size
 
 
 @validated
@@ -76,38 +74,37 @@ class STFlowConfig:
     Parameters
     ----------
     encoder
-        Name of the encoder whose features are read (:func:`st_predict.tl.embed`).
+        Name of the encoder (:func:`st_predict.tl.embed`).
     features
-        ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
+        Layer of the encoder: ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
     fields
-        Sides of several fields of view, in pixels at the resolution of the encoder; empty for one field.
+        Sides of several fields of view, in pixels at the encoder's resolution; empty for one field of view.
     standardize
-        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+        Whether each feature is standardised over the spots of a section.
     feature_neighbours
-        What :func:`st_predict.tl.embed` calls ``neighbours``: number of the nearest spots whose mean features are joined to those of a
-        spot.
+        Number of nearest spots whose mean features are appended to a spot's own; ``neighbours`` of :func:`st_predict.tl.embed`.
     n_features
-        How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
+        Number of features per spot. ``None`` if the encoder knows it, as encoders of timm and of
         :func:`st_predict.encoders.list_encoders` do.
     dim, edge_dim
-        Channels of a spot, and of what it knows of a neighbour.
+        Channels per spot, and per pair of neighbours.
     depth
         Number of blocks.
     heads
-        Heads of attention.
+        Attention heads.
     neighbours
-        How many of the nearest spots a spot attends to.
+        Number of nearest spots that a spot attends to.
     drop
         Dropout rate.
     steps
-        Points of time from 0.01 to 1; the network computes at all but the last. May change after training.
+        Number of time points from 0.01 to 1; the network is evaluated at all but the last. May change after training.
     prior
-        What prediction begins with: ``ln(1 + count)`` of negative binomial counts with more zeros (``"zinb"``), normal numbers
+        Starting point of prediction: ``ln(1 + count)`` of zero-inflated negative binomial counts (``"zinb"``), normal numbers
         (``"gaussian"``) or zeros (``"zero"``).
     theta, logit, zero_logit
-        Of ``"zinb"``: inverse dispersion, log of the mean over it, and log odds of the added zeros.
+        Inverse dispersion, log of the mean over it, and log odds of added zeros; for ``prior="zinb"``.
     sd
-        Of ``"gaussian"``.
+        Standard deviation; for ``prior="gaussian"``.
     """
 
     encoder: str = "rgb"
@@ -136,7 +133,7 @@ class STFlowConfig:
 
     @property
     def reading(self) -> Reading:
-        """Which features the network reads."""
+        """Features that the network reads."""
         return Reading(
             encoder=self.encoder,
             features=self.features,
@@ -151,7 +148,7 @@ def _reads_of(*, feature_neighbours: int = 0, **hparams: Any) -> Reads:
 
 
 class STFlow(SpotModel):
-    """The network of STFlow, always in float32.
+    """Network of STFlow, always in float32.
 
     Parameters
     ----------
@@ -163,7 +160,7 @@ class STFlow(SpotModel):
     Raises
     ------
     ValueError
-        If the hyper-parameters are unfit.
+        If a hyper-parameter is invalid.
     """
 
     def __init__(self, n_genes: int, **hparams: Any) -> None:
@@ -179,13 +176,13 @@ class STFlow(SpotModel):
         return self._from_prior(batch, seed=0)
 
     def sample(self, batch: Batch, *, seed: int) -> Tensor:
-        """Draw a prediction at random, ``(n_spots, n_genes)``; what is drawn for a spot depends on its row in the table alone.
+        """Draw a random prediction, ``(n_spots, n_genes)``. A spot's random numbers depend only on its row in the table.
 
         Raises
         ------
         ValueError
-            If the batch has no features or not so many, or does not say where spots are; or if nothing is random, as the prior is
-            zero and there is no dropout.
+            If the batch lacks positions, has no features or another number of them, or if nothing is random: the prior is zero
+            and the network has no dropout.
         """
         if self.config.prior == "zero":
             return super().sample(batch, seed=seed)
@@ -198,7 +195,7 @@ class STFlow(SpotModel):
             return flow(lambda x_NG, t: self.denoise(x_NG, x_NG.new_full((1,), t), seen), x_NG, steps=self.config.steps)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Squared error of what is told from a mixture of target and prior, as much of each as is drawn for a section."""
+        """Squared error of the denoised mixture of target and prior, with one random proportion per section."""
         x1_NG = batch.require("target")
         seed = int(torch.randint(2**31, ()))
         x0_NG = draw(self.config, torch.arange(len(batch), device=x1_NG.device), self.n_genes, seed=seed)
@@ -209,12 +206,12 @@ class STFlow(SpotModel):
             return F.mse_loss(self.denoise(torch.lerp(x0_NG, x1_NG, t_N[:, None]), t_N, self.look(batch)), x1_NG)
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         for block in self.blocks:
             block.genes[4].start_at(mean_G)
 
     def look(self, batch: Batch) -> Seen:
-        """Compute what does not depend on expression, once for all steps."""
+        """Compute everything that does not depend on expression, once for all steps."""
         features_ND = read_features(batch, self.image.in_features, self.config.encoder)
         xy_N2 = batch.require("xy_um").float() / _UM
         near_NK, there_NK = nearest_spots(xy_N2, self.config.neighbours, batch.section)
@@ -223,7 +220,7 @@ class STFlow(SpotModel):
         return Seen(self.image(features_ND), near_NK, there_NK, edges)
 
     def denoise(self, x_NG: Tensor, t: Tensor, seen: Seen) -> Tensor:
-        """Tell expression from a mixture, in which its share is ``t``: one, or one a spot."""
+        """Denoise a mixture in which expression has the share ``t``, one number or one per spot."""
         h_ND = seen.image_ND + self.time(waves(t))
         told = []
         for block, edges_NKD in zip(self.blocks, seen.edges, strict=True):
@@ -235,7 +232,7 @@ class STFlow(SpotModel):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What does not depend on expression: images, neighbours and which of them there are, and edges for each block."""
+    """Inputs that do not depend on expression: images, neighbours with a mask, and edges per block."""
 
     image_ND: Tensor
     near_NK: Tensor
@@ -244,7 +241,7 @@ class Seen:
 
 
 def flow(denoise: Callable[[Tensor, float], Tensor], x_NG: Tensor, *, steps: int) -> Tensor:
-    """Go from a draw of the prior towards what the network tells, step by step, and return what it tells at last."""
+    """Integrate from a sample of the prior towards the denoised expression; return the last denoised expression."""
     times = torch.linspace(0.01, 1, steps).tolist()
     for t, following in pairwise(times[:-1]):
         x_NG = x_NG + (following - t) / (1 - t) * (denoise(x_NG, t) - x_NG)
@@ -252,21 +249,21 @@ def flow(denoise: Callable[[Tensor, float], Tensor], x_NG: Tensor, *, steps: int
 
 
 def waves(t: Tensor) -> Tensor:
-    """Cosines and sines of a time from 0 to 1, at frequencies from 1 down to 1e-4."""
+    """Time embedding: cosines and sines of a time from 0 to 1, at frequencies from 1 down to 1e-4."""
     rates = torch.exp(torch.arange(_FREQUENCIES, device=t.device) * (-log(1e4) / _FREQUENCIES))
     angles = t[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def frames(offsets_NK2: Tensor, there_NK: Tensor) -> Tensor:
-    """Offsets about their mean along the axes in which they vary least and most, whose directions are not known, and lengths.
+    """Centred offsets along their principal axes, for each choice of sign, and their lengths.
 
     Returns
     -------
-    ``(n_spots, n_neighbours, 4, 3)``, for each choice of the two directions.
+    ``(n_spots, n_neighbours, 4, 3)``: four choices of the signs of the axes of least and largest variance.
     """
     length_NK = offsets_NK2.norm(dim=-1)
-    mean_N2 = offsets_NK2.sum(1) / there_NK.sum(1, keepdim=True).clamp_min(1)  # those that are missing are 0
+    mean_N2 = offsets_NK2.sum(1) / there_NK.sum(1, keepdim=True).clamp_min(1)  # missing offsets are 0
     x_NK, y_NK = torch.where(there_NK[..., None], offsets_NK2 - mean_N2[:, None], 0).unbind(-1)
     skew_N, excess_N = 2 * (x_NK * y_NK).sum(1), (x_NK.square() - y_NK.square()).sum(1)
     equal_N = torch.hypot(skew_N, excess_N) <= _ROUND * (x_NK.square() + y_NK.square()).sum(1)
@@ -277,7 +274,7 @@ def frames(offsets_NK2: Tensor, there_NK: Tensor) -> Tensor:
 
 
 def in_blocks(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Work off spots a block at a time; what gradients of many spots need is computed again rather than kept."""
+    """Process spots in blocks; for many spots, activations are recomputed for the gradients (checkpointing)."""
     size = _KEPT if torch.is_grad_enabled() else _BLOCK
     blocks = list(zip(*(torch.split(x, size) for x in tensors), strict=True))
     if torch.is_grad_enabled() and len(blocks) > 1:
@@ -286,7 +283,7 @@ def in_blocks(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 class GatedMLP(nn.Module):
-    """A layer, half of which decides how much of the other half passes, and a layer after it."""
+    """Gated linear unit and a second layer."""
 
     def __init__(self, n_in: int, hidden: int, n_out: int, drop: float) -> None:
         super().__init__()
@@ -307,11 +304,10 @@ class GatedMLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """What a spot reads of those next to it.
+    """Attention of a spot to its neighbours.
 
-    How much of each is told by a small network from a query, a key, the edge and the difference in expression. All of
-    these enter its first layer, which has no bend, so that what it makes of the two spots is computed a spot, and only
-    added an edge.
+    A small network computes logits from query, key, edge and difference in expression. Its first layer is linear, so its terms
+    for the two spots are computed per spot and only added per edge.
     """
 
     def __init__(self, c: STFlowConfig, n_genes: int) -> None:
@@ -328,7 +324,7 @@ class Attention(nn.Module):
     def describe(self, framed_NKF3: Tensor) -> Tensor:
         """Return edges, ``(n_spots, n_neighbours, edge_dim)``, the mean over frames."""
         passed_NKFE = self.edge.gate(self.edge.fc1(framed_NKF3))
-        if not self.training:  # where nothing is dropped, the mean may come before the last layer
+        if not self.training:  # without dropout, the mean may come before the last layer
             passed_NKFE = passed_NKFE.mean(2, keepdim=True)
         return self.edge.project(passed_NKFE).mean(2)
 
@@ -354,7 +350,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, an MLP, and what expression is told after them."""
+    """Attention, an MLP, and a head that predicts expression."""
 
     def __init__(self, c: STFlowConfig, n_genes: int) -> None:
         super().__init__()
@@ -374,14 +370,13 @@ class Block(nn.Module):
         return h_ND + self.mlp(h_ND)
 
 
-# What is drawn before anything is known.
+# Samples of the prior.
 
 
 def draw(c: STFlowConfig, index_N: Tensor, n_genes: int, *, seed: int) -> Tensor:
-    """Draw expression from the prior, ``(n_spots, n_genes)``; that of a spot depends on its row in the table alone.
+    """Draw expression from the prior, ``(n_spots, n_genes)``. A spot's sample depends only on its row in the table.
 
-    Rows are drawn so many at a time, each time by a generator of its own, so that none is drawn that is far from all of
-    ``index_N``.
+    Each part of ``_DRAWN`` rows has its own generator, so only parts with rows of ``index_N`` are drawn.
     """
     rows = index_N.cpu().numpy()
     drawn = np.empty((len(rows), n_genes), dtype=np.float32)
@@ -423,7 +418,7 @@ _OF_A_BLOCK = {
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code into one of :class:`STFlow`.
+    """Convert a state dict of the published code to :class:`STFlow`.
 
     Raises
     ------
@@ -439,7 +434,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     dim, n_features = state["image.weight"].shape
     edge_dim = len(state["blocks.0.attention.edge.fc2.weight"])
     per_head = state["blocks.0.attention.logit.fc1.weight"].shape[1] - len(state["blocks.0.genes.4.weight"])
@@ -448,13 +443,13 @@ def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "dim": dim,
         "edge_dim": edge_dim,
         "depth": count_layers(state, "blocks"),
-        "heads": (2 * dim + edge_dim) // per_head,  # which see query, key and edge
+        "heads": (2 * dim + edge_dim) // per_head,  # heads read query, key and edge
     }
 
 
 SPEC = ModelSpec(
     name="stflow",
-    summary="Flow matching from random counts, with attention to neighbours that does not depend on direction.",
+    summary="Flow matching from random counts, with rotation-invariant attention to neighbours.",
     citation="Huang2025",
     license="none (github.com/Graph-and-Geometric-Learning/STFlow)",
     family="generative",
@@ -489,8 +484,8 @@ SPEC = ModelSpec(
         hparams={"encoder": "uni"},
         target=TargetSpec(transform="log1p"),
         panel="hvg",
-        notes="UNI is gated. Not reproduced: the prior that is best in a search for each data set, and the choice of the best "
-        "epoch on the test sections, which here is made on those for validation.",
+        notes="UNI is gated. Not reproduced: a search for the best prior per data set, and the choice of the best epoch on the "
+        "test sections; here it is chosen on validation sections.",
     ),
     convert=convert,
     hparams_of=hparams_of,

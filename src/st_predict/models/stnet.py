@@ -1,10 +1,10 @@
 """ST-Net: DenseNet-121 :cite:p:`Huang2017` on one crop, with a linear layer to the genes :cite:p:`He2020`.
 
-The linear layer starts with weights of zero and the mean of the training spots, so that only what the image adds to
-the mean is learned; a prediction is the mean over the eight symmetries of the crop.
+The linear layer starts with zero weights and the mean of the training spots as bias, so the network learns deviations from
+the mean. A prediction is the mean over the eight symmetries of the crop (test-time augmentation).
 
-Written from the paper and from what the published code computes. Layers are those of timm. Here, as for all networks
-of the comparison of M2OST :cite:p:`Wang2025`, weights start random and the loss is the mean over spots. ST-Net itself
+Written from the paper and from the behaviour of the published code. Layers come from timm. By default weights start random
+and the loss is the mean over spots, as for all networks in the M2OST paper's comparison :cite:p:`Wang2025`. ST-Net itself
 starts from ImageNet and sums over the spots of a batch (preset ``"original"``).
 """
 
@@ -31,21 +31,21 @@ __all__ = ["SPEC", "STNet", "convert"]
 
 Loss = Literal["mse", "sum"]
 
-_TORCHVISION = {r"(denselayer\d+\.(?:norm|conv))\.(\d)\.": r"\1\2."}  # of its files; else its names are those of timm
+_TORCHVISION = {r"(denselayer\d+\.(?:norm|conv))\.(\d)\.": r"\1\2."}  # the remaining names equal timm's
 
 
 class STNet(TimmRegressor):
-    """The network of ST-Net.
+    """Network of ST-Net.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     loss
-        ``"mse"`` is the mean over spots of their mean squared error over genes, ``"sum"`` the sum over the spots of a
-        batch, which needs a learning rate smaller by the size of the batch.
+        Training objective. ``"mse"``: mean squared error over genes, averaged over spots. ``"sum"``: the same, summed over the
+        spots of a batch; the learning rate must be divided by the batch size.
     arch, hparams
-        See :class:`st_predict.models._timm.TimmRegressor`.
+        Parameters of :class:`st_predict.models._timm.TimmRegressor`.
 
     Raises
     ------
@@ -64,13 +64,13 @@ class STNet(TimmRegressor):
         return mean * len(batch) if self.reduction == "sum" else mean
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Predict the mean of each gene for every image."""
+        """Set weights to zero and the bias to the mean of each gene."""
         super().start_at(mean_G)
         nn.init.zeros_(self.head.weight)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision's or timm's DenseNet, as in ST-Net's checkpoints, into one of :class:`STNet`.
+    """Convert a state dict of torchvision's or timm's DenseNet, as in ST-Net's checkpoints, to :class:`STNet`.
 
     Raises
     ------
@@ -109,8 +109,8 @@ SPEC = ModelSpec(
         panel="mean",
         notes=(
             "ST-Net used only spots with an annotation and a crop inside the image, measured pixels on 12 batches, "
-            "chose genes on all sections, test included, and the epoch by cross-validation before it trained anew on "
-            "all patients."
+            "chose genes on all sections including the test sections, and chose the epoch by cross-validation before "
+            "training anew on all patients."
         ),
     ),
     tiny={"size": 32, "arch_args": {"growth_rate": 4, "block_config": [1, 2, 1, 1]}},

@@ -1,26 +1,26 @@
-"""STPath: a transformer over the spots of a section, which may read the counts of some of them :cite:p:`Huang2025b`.
+"""STPath: a transformer over the spots of a section, which may read the counts of context spots :cite:p:`Huang2025b`.
 
-A spot is a token: the sum of what its image, its expression, the organ and the technology embed to, with a mask in place of
-expression that is not known. Spots attend to all spots of their section, the more or the less the further these are.
+Each spot is a token: the sum of embeddings of image, expression, organ and technology. Unknown expression is replaced by a mask.
+Spots attend to all spots of their section, with a bias by distance.
 
-Written from the paper and from what the published code computes (https://github.com/Graph-and-Geometric-Learning/STPath, no
-licence); :func:`for_panel` and :func:`convert` read its weights. Where they differ:
+Written from the paper and from the behaviour of the published code (https://github.com/Graph-and-Geometric-Learning/STPath, no
+licence); :func:`for_panel` and :func:`convert` read its weights. Differences:
 
-- The published network predicts all genes of its vocabulary, and reads counts of any. One of ours predicts and reads those of
-  a panel; without counts to read it gives for these what the published one gives.
-- What spots attend is biased by a linear layer of their offset and distance, averaged over all ways to mirror the offset
-  (:cite:p:`Puny2022`). The offset cancels out, so that the bias is a slope times the distance; here there is no more to it.
-- Coordinates go from 0 to 100 along each axis, over the spots of a batch that are of one section. In pretraining that was the
-  whole section where a batch had a part of it (``regions`` of :class:`st_predict.tl.TrainConfig`). An axis along which all
-  spots are at one place stays 0; in the published code it is NaN.
-- Names of organs and technologies may be in any case, and those that are unknown are refused. In the published code they
-  count as none was given, and ``"Others"`` does too, which here stands for organs that it knows but lumps together (bladder).
-- Genes of a panel are learned in all spots; in pretraining those with fewer than 3 counts in a section were left out, and four
-  times out of five all but 200 that vary most. The technology is always told, there one time in five.
-- Expression is known as :attr:`STPathConfig.total` says. The published weights take ``ln(1 + count)``, as ``"original"``; in the
-  setting of the M2OST paper it is ``ln(1 + 1e6 * count / sum over panel)``, which is the target there.
+- The published network predicts and reads all genes of its vocabulary. Here a network has a panel; without context counts, its
+  prediction for the panel equals the published network's.
+- The published attention bias is a linear layer of offset and distance, averaged over all mirrored offsets
+  (:cite:p:`Puny2022`). The offset cancels out and leaves a slope times the distance; here it is computed as such.
+- Coordinates run from 0 to 100 along each axis, over a section's spots in the batch. In pretraining they ran over the whole
+  section also if a batch had a part of it (``regions`` of :class:`st_predict.tl.TrainConfig`). A constant axis stays 0; in the
+  published code it is NaN.
+- Names of organs and technologies may have any letter case, and unknown ones are refused. The published code treats unknown
+  ones, and ``"Others"``, as missing; here ``"Others"`` stands for known organs without their own entry (bladder).
+- All genes of a panel are learned in all spots. In pretraining, genes with fewer than 3 counts in a section were left out, and
+  four times out of five all but the 200 most variable. The technology is always given; there one time in five.
+- The unit of context expression is :attr:`STPathConfig.total`. The published weights take ``ln(1 + count)``, as ``"original"``;
+  with the M2OST paper's preset it is ``ln(1 + 1e6 * count / sum over panel)``, the target there.
 
-Shapes: N spots, M spots of a block, H heads, D channels, E channels of a head, G genes.
+Shapes: N spots, M spots of a block, H heads, D channels, E channels per head, G genes.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ ORGANS = (
     *("Spinal cord", "Brain", "Breast", "Bowel", "Skin", "Heart", "Kidney", "Prostate", "Lung", "Liver", "Uterus"),
     *("Bone", "Muscle", "Eye", "Pancreas", "Mouth", "Ovary", "Glioma", "Glioblastoma", "Stomach", "Colon", "Others"),
 )
-_NO_TECHNOLOGIES, _NO_ORGANS = 1, 3  # rows in front of those with a name; the first is for none
-_NO_GENES = 2  # columns in front of those of genes, for nothing and for the mask
+_NO_TECHNOLOGIES, _NO_ORGANS = 1, 3  # rows before the named ones; the first is for a missing name
+_NO_GENES = 2  # columns before the genes, for nothing and for the mask
 _MASK = 1
-_PAIRS = 1 << 22  # of spots that are worked off at a time, for each head
+_PAIRS = 1 << 22  # pairs of spots computed at a time, per head
 
 
 @validated
@@ -72,35 +72,35 @@ class STPathConfig(Reading):
     Parameters
     ----------
     encoder
-        Name of the encoder whose features are read (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
+        Name of the encoder (:func:`st_predict.tl.embed`); ``"gigapath"`` for the published weights.
     features
-        ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
+        Layer of the encoder: ``"head"`` for its output, ``"stages"`` for statistics of its middle layers; ``None`` for its default.
     fields
-        Sides of several fields of view, in pixels at the resolution of the encoder; empty for one field.
+        Sides of several fields of view, in pixels at the encoder's resolution; empty for one field of view.
     neighbours
-        Number of nearest spots whose mean features are joined to those of a spot.
+        Number of nearest spots whose mean features are appended to a spot's own.
     standardize
-        Whether each feature gets mean 0 and standard deviation 1 over the spots of a section.
+        Whether each feature is standardised over the spots of a section.
     n_features
-        How many features describe a spot; ``None`` if the encoder says so, as those of timm and of
+        Number of features per spot. ``None`` if the encoder knows it, as encoders of timm and of
         :func:`st_predict.encoders.list_encoders` do.
     dim
-        Channels of a spot.
+        Channels per spot.
     depth
         Number of blocks.
     heads
-        Heads of attention.
+        Attention heads.
     mlp_ratio
         Hidden channels of the MLP, in multiples of ``dim``.
     drop
         Dropout rate.
     organ
-        One of :data:`ORGANS`; ``None`` if it is none of them, or not known. May change after training.
+        Organ of the section, one of :data:`ORGANS`; ``None`` if it is unknown or not in the list. May change after training.
     technology
-        The same of :data:`TECHNOLOGIES`.
+        Technology of the assay, one of :data:`TECHNOLOGIES`; ``None`` as for ``organ``. May change after training.
     total
-        Counts of spots that are known become ``ln(1 + total * count / sum over panel)``, or ``ln(1 + count)`` if ``None``; as
-        the targets.
+        Unit of context counts, which must match the target: ``ln(1 + total * count / sum over panel)``, or ``ln(1 + count)`` if
+        ``None``.
     """
 
     n_features: Count | None = None
@@ -124,7 +124,7 @@ class STPathConfig(Reading):
 
 
 class STPath(SpotModel):
-    """The network of STPath.
+    """Network of STPath.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class STPath(SpotModel):
     Raises
     ------
     ValueError
-        If the hyper-parameters are unfit.
+        If a hyper-parameter is invalid.
     """
 
     def __init__(self, n_genes: int, **hparams: Any) -> None:
@@ -152,19 +152,19 @@ class STPath(SpotModel):
         self.head = Head(c.dim, n_genes)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the prediction, ``(n_spots, n_genes)``, also of spots whose counts are read.
+        """Return the prediction, ``(n_spots, n_genes)``, also for context spots.
 
         Raises
         ------
         ValueError
-            If the batch has no features or not so many, or does not say where spots are.
+            If the batch lacks positions, has no features or another number of them.
         """
         if batch.counts is None:
             return self.predict(batch, self.mask_D)
         return self.predict(batch, self.tokens(known(batch.counts, self.config.total), batch.counts.isnan().all(1)))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Squared error on spots whose expression is hidden, of which the others are read; of all, and no context, in validation."""
+        """Squared error on spots with hidden expression, given the other spots; in validation on all spots, without context."""
         target_NG = batch.require("target")
         if not self.training:
             return F.mse_loss(self.predict(batch, self.mask_D), target_NG)
@@ -178,11 +178,11 @@ class STPath(SpotModel):
         return F.mse_loss(self.predict(batch, self.tokens(seen_NG, hidden))[rows], target_NG[rows])
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Begin with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def tokens(self, seen_NG: Tensor, hidden_N: Tensor) -> Tensor:
-        """Embed expression, or that it is hidden."""
+        """Embed expression, or the mask where it is hidden."""
         return torch.where(hidden_N[:, None], self.mask_D, self.genes(seen_NG))
 
     def predict(self, batch: Batch, expression_ND: Tensor) -> Tensor:
@@ -197,14 +197,14 @@ class STPath(SpotModel):
         return self.head(self.norm(out_ND))[torch.cat(sections).argsort()]
 
     def attend(self, x_ND: Tensor, xy_N2: Tensor) -> Tensor:
-        """Go through the blocks with the spots of one section."""
+        """Apply the blocks to the spots of one section."""
         for block in self.blocks:
             x_ND = block(x_ND, xy_N2)
         return x_ND
 
 
 def known(counts_NG: Tensor, total: float | None) -> Tensor:
-    """Turn counts into what the network reads; those that are not known into zeros."""
+    """Transform counts into the network's input; unknown counts become zeros."""
     counts_NG = counts_NG.nan_to_num(0.0)
     if total is not None:
         counts_NG = counts_NG * (total / counts_NG.sum(1, keepdim=True).clamp_min(1))
@@ -212,7 +212,7 @@ def known(counts_NG: Tensor, total: float | None) -> Tensor:
 
 
 def number(name: str | None, names: Sequence[str], n_before: int) -> int:
-    """Row of an embedding."""
+    """Row of a name in an embedding."""
     return 0 if name is None else n_before + [n.casefold() for n in names].index(name.casefold())
 
 
@@ -224,12 +224,12 @@ def scaled(xy_N2: Tensor) -> Tensor:
 
 
 def draw_masks(n_spots: int, like_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw what is hidden of a section, by the generator of torch that seeds are set for.
+    """Draw masks of the hidden expression in a section, with torch's global generator.
 
     Returns
     -------
-    Spots that are hidden as a whole, nine tenths of a share that is drawn from Beta(10, 1), but at least one spot; the other
-    spots of this share; and half of the genes, which are hidden there.
+    Spots that are hidden completely: nine tenths of a share drawn from Beta(10, 1), at least one spot. The remaining spots of
+    this share. And half of the genes, which are hidden in the remaining spots.
     """
     share = float(torch.rand(())) ** 0.1  # by the inverse of the distribution function, x**10
     masked = torch.randperm(n_spots, device=like_NG.device)[: max(1, int(share * n_spots))]
@@ -239,7 +239,7 @@ def draw_masks(n_spots: int, like_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Attention(nn.Module):
-    """What a spot reads of all spots of its section."""
+    """Attention of a spot to all spots of its section."""
 
     def __init__(self, c: STPathConfig) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class Attention(nn.Module):
         return self.drop(self.out(torch.cat(read)))
 
     def _read(self, q_HME: Tensor, places: tuple[Tensor, Tensor], kv: list[Tensor]) -> Tensor:
-        """Read for a block of spots; for gradients nothing is kept that is as large as all pairs, but computed again."""
+        """Attend for a block of spots; for gradients, arrays over all pairs are recomputed, not kept."""
         if torch.is_grad_enabled():
             return checkpoint(self._attend, q_HME, places, kv, use_reentrant=False)
         return self._attend(q_HME, places, kv)
@@ -275,7 +275,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, whose norm is behind its first layer."""
+    """Attention and an MLP with its norm after the first layer."""
 
     def __init__(self, c: STPathConfig) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ _OF_A_BLOCK = {
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code into one of :class:`STPath` for all genes of its vocabulary, in its order.
+    """Convert a state dict of the published code to :class:`STPath` for all genes of its vocabulary, in its order.
 
     Raises
     ------
@@ -326,40 +326,40 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
     slopes = {f"blocks.{i}.attention.slope_H": f"model.blks.{i}.attn.edge_bias.0.weight" for i in blocks}
     ours = renamed(state, names | _WEIGHTS | slopes, model="STPath")
-    ours |= {name: ours[name][:, 2] for name in slopes}  # of the distance; those of the offset have no effect
+    ours |= {name: ours[name][:, 2] for name in slopes}  # slope of the distance; the offset's slopes have no effect
     ours |= {"mask_D": ours["genes.weight"][:, _MASK], "genes.weight": ours["genes.weight"][:, _NO_GENES:]}
     return ours | {name: ours[name][_NO_GENES:] for name in ("head.weight", "head.bias")}
 
 
 def for_panel(state: Mapping[str, Tensor], vocabulary: Mapping[str, str], genes: Sequence[str]) -> dict[str, Tensor]:
-    """Turn a state dict of the published code into one of :class:`STPath` for a panel.
+    """Convert a state dict of the published code to :class:`STPath` for a panel.
 
     Parameters
     ----------
     state
-        Tensors by name, of ``stfm.pth``.
+        Tensors by name, from ``stfm.pth``.
     vocabulary
-        Ensembl id of each symbol, of ``symbol2ensembl.json`` of the release.
+        Ensembl id of each symbol, from the release's ``symbol2ensembl.json``.
     genes
-        The panel, symbols or Ensembl ids, written as there.
+        Gene panel, as symbols or Ensembl ids of the vocabulary.
 
     Raises
     ------
     KeyError
         If genes are not in the vocabulary.
     ValueError
-        If names are missing or unknown, the vocabulary is not that of the network, or two names are of one gene.
+        If names are missing or unknown, the vocabulary does not match the network, or two names mean the same gene.
 
     See Also
     --------
-    st_predict.checkpoints.import_published : makes a checkpoint of the published weights.
+    st_predict.checkpoints.import_published : Make a checkpoint of the published weights.
     """
     found = convert(state)
     ids = {gene: row for row, gene in enumerate(sorted(set(vocabulary.values())))}
     if len(ids) != len(found["head.bias"]):
         raise InvalidValueError(
             f"The vocabulary has {len(ids)} genes, the network {len(found['head.bias'])}.",
-            "take the vocabulary of its release",
+            "use the vocabulary of its release",
         )
     kept = torch.tensor(_rows(genes, ids | {symbol: ids[gene] for symbol, gene in vocabulary.items()}))
     found |= {"genes.weight": found["genes.weight"][:, kept]}
@@ -372,21 +372,21 @@ def _rows(genes: Sequence[str], row_of: Mapping[str, int]) -> list[int]:
         near = {gene: [folded[n] for n in get_close_matches(gene.casefold(), folded, n=1)] for gene in missing[:5]}
         raise NotFoundError(
             f"{len(missing)} of {len(genes)} genes are not in the vocabulary, which has human symbols and Ensembl ids without "
-            f"version; the first, and what is near: {near}.",
+            f"version; the first, with the nearest names: {near}.",
             "leave them out of the panel",
-            "call them as there",
+            "use the names of the vocabulary",
         )
     rows = [row_of[gene] for gene in genes]
     times = Counter(rows)
     if twice := [gene for gene, row in zip(genes, rows, strict=True) if times[row] > 1]:
         raise InvalidValueError(
-            f"{twice} are several names of the same genes in the vocabulary.", "keep one of each in the panel"
+            f"{twice} are several names of the same genes in the vocabulary.", "keep one name per gene in the panel"
         )
     return rows
 
 
 def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hyper-parameters that the shapes of converted weights tell."""
+    """Infer hyper-parameters from the shapes of converted weights."""
     dim, n_features = state["image.weight"].shape
     return {
         "n_features": n_features,
@@ -399,7 +399,7 @@ def hparams_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 SPEC = ModelSpec(
     name="stpath",
-    summary="Transformer over all spots of a section, which reads the counts of those that are measured.",
+    summary="Transformer over all spots of a section, which can read the counts of measured spots.",
     citation="Huang2025b",
     license="none (github.com/Graph-and-Geometric-Learning/STPath)",
     family="section",
@@ -427,8 +427,8 @@ SPEC = ModelSpec(
         hparams={"encoder": "gigapath", "total": None},
         target=TargetSpec(transform="log1p"),
         panel="hvg",
-        notes="Begins with random weights, not with the published ones. Parts of a section have any "
-        "number of spots, there 64 to 1,023. What is hidden is drawn as there, and the error taken on the whole panel.",
+        notes="Training starts from random weights, not from the published ones. Parts of a section have any number of spots; in "
+        "the publication 64 to 1,023. Hidden expression is drawn as published, and the error covers the whole panel.",
     ),
     convert=convert,
     hparams_of=hparams_of,

@@ -1,9 +1,9 @@
 """Swin: a transformer in windows that shift from layer to layer :cite:p:`Liu2021`, with a linear layer to the genes.
 
-Layers are those of timm, with the stochastic depth of the publication and of torchvision (0.2; 0.1 in timm). The
-comparison of M2OST :cite:p:`Wang2025` names Swin-T and does not say whether it starts from ImageNet weights; here it
-starts from random ones, unless ``weights`` names others (``"ms_in1k"``). Where a stage has fewer tokens than a window
-(at crops below 224 px), windows shrink to it, while torchvision fills them with zeros.
+Layers come from timm, with the stochastic depth of the publication and of torchvision (0.2; 0.1 in timm). The M2OST paper's
+comparison :cite:p:`Wang2025` names Swin-T and does not say whether it starts from ImageNet weights; here it starts from random
+ones, unless ``weights`` names pretrained ones (``"ms_in1k"``). If a stage has fewer tokens than a window (crops below
+224 px), windows shrink to it; torchvision pads them with zeros.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TORCHVISION = {
 
 
 class Swin(TimmRegressor):
-    """The network; see :class:`st_predict.models._timm.TimmRegressor` for the parameters."""
+    """Network of Swin; for parameters see :class:`st_predict.models._timm.TimmRegressor`."""
 
     sized = True
 
@@ -44,7 +44,7 @@ class Swin(TimmRegressor):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision or timm, of any width and depth, into one of :class:`Swin`.
+    """Convert a state dict of torchvision or timm, of any width and depth, to :class:`Swin`.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """ViT: a transformer on the patches of one crop :cite:p:`Dosovitskiy2021`, with a linear layer to the genes.
 
-Layers are those of timm. The comparison of M2OST :cite:p:`Wang2025` names ViT-B/16 and does not say whether it starts
-from ImageNet weights; here it starts from random ones, unless ``weights`` names others (``"augreg2_in21k_ft_in1k"``).
-For crops of another size than the weights were trained on, timm interpolates their positions.
+Layers come from timm. The M2OST paper's comparison :cite:p:`Wang2025` names ViT-B/16 and does not say whether it starts
+from ImageNet weights; here it starts from random ones, unless ``weights`` names pretrained ones
+(``"augreg2_in21k_ft_in1k"``). If crops and pretraining differ in size, timm interpolates the positions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TORCHVISION = {
     r"\.ln_(\d)\.": r".norm\1.",
     r"\.self_attention\.in_proj_": ".attn.qkv.",
     r"\.self_attention\.out_proj\.": ".attn.proj.",
-    r"\.mlp\.(0|linear_1)\.": ".mlp.fc1.",  # the second is in the files that torchvision publishes
+    r"\.mlp\.(0|linear_1)\.": ".mlp.fc1.",  # torchvision's files have the second
     r"\.mlp\.(3|linear_2)\.": ".mlp.fc2.",
     r"^encoder\.ln\.": "norm.",
     r"^heads\.head\.": "head.",
@@ -37,7 +37,7 @@ _TORCHVISION = {
 
 
 class ViT(TimmRegressor):
-    """The network; see :class:`st_predict.models._timm.TimmRegressor` for the parameters."""
+    """Network of ViT; for parameters see :class:`st_predict.models._timm.TimmRegressor`."""
 
     sized = True
 
@@ -46,7 +46,7 @@ class ViT(TimmRegressor):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision or timm, of any width and depth, into one of :class:`ViT`.
+    """Convert a state dict of torchvision or timm, of any width and depth, to :class:`ViT`.
 
     Raises
     ------
