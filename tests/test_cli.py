@@ -134,8 +134,8 @@ def test_export(folder: Path, model: Path, tmp_path: Path) -> None:
 def test_export_says_what_it_can_write(folder: Path, tmp_path: Path) -> None:
     section = folder / "P1S1.zarr"
     check_refused(run("export", section, "--out", tmp_path / "a.shp"), "must end in one of", ".geojson", ".ome.zarr")
-    check_refused(run("export", section, "--out", tmp_path / "a.csv", "--color", "x"), "another kind of file than .csv")
-    check_refused(run("export", section, "--out", tmp_path / "a.csv"), "There is no prediction yet")
+    check_refused(run("export", section, "--out", tmp_path / "a.csv", "--color", "x"), "does not apply to .csv files")
+    check_refused(run("export", section, "--out", tmp_path / "a.csv"), "No prediction found")
     assert not list(tmp_path.iterdir())
 
 
@@ -186,7 +186,7 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
     section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--panel", "3"]
     check_refused(run("train", section, *out, "--validation", section), "same section")
     check_refused(run("train", section, *out, "--validation", section, "--hold-out", "P1"), "exclude each other")
-    check_refused(run("train", tmp_path / "none.zarr", *out), "There is no", "none.zarr")
+    check_refused(run("train", tmp_path / "none.zarr", *out), "does not exist", "none.zarr")
     check_refused(run("train", section, *out, "--schedule", "step"), "schedule must be 'constant' or 'cosine'")
     check_refused(run("train", section, *out, "--model", "m3ost"), "No model 'm3ost'")
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +195,7 @@ def test_train_refuses(folder: Path, tmp_path: Path) -> None:
             run("train", section, *out, "--model", "vit", "--preset", "paper"), "needs timm", "pip install timm"
         )
     check_refused(run("train", section, *out, "--preset", "mine"), "preset must be one of")
-    check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be JSON", "depth=3")
+    check_refused(run("train", section, *out, "--hparams", "depth=3"), "--hparams must be a JSON object", "depth=3")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,9 +267,9 @@ def test_calibrate_and_predict_with_intervals(folder: Path, model: Path, tmp_pat
     calibration.apply(held_out)
     np.testing.assert_allclose(written.layers["lower"], stp.get.prediction(held_out).layers["lower"], atol=1e-5)
     assert (written.layers["upper"] >= written.layers["lower"]).all()
-    check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "no prediction yet")
+    check_refused(run("calibrate", folder / "P1S1.zarr", "--out", tmp_path / "no.json"), "No prediction found")
     refused = ["predict", folder / "P2S1.zarr", "--out", tmp_path / "no.h5ad", *options]
-    check_refused(run(*refused, "--key", "mine"), "The calibration is of the prediction 'pred_m2ost', not of 'mine'")
+    check_refused(run(*refused, "--key", "mine"), "The calibration is for the prediction 'pred_m2ost', not 'mine'")
 
 
 def test_trust(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_unfit_outputs_are_refused(folder: Path, tmp_path: Path, model: Path) ->
     check_refused(run("predict", section, "--out", tmp_path / "out.csv", "--model", model), "must end in one of")
     check_refused(run("evaluate", section, "--out", tmp_path / "out.txt"), "must end in one of")
     nowhere = tmp_path / "none" / "out.zarr"
-    check_refused(run("predict", section, "--out", nowhere, "--model", model), "Can't write to the folder")
+    check_refused(run("predict", section, "--out", nowhere, "--model", model), "Cannot write to the folder")
     check_refused(run("evaluate", section, "--out", tmp_path / "out.csv"), "Make one with st-predict predict")
     check_refused(run("predict", section, "--out", tmp_path / "out.zarr", "--model", "m3ost"), "'m3ost'")
     assert list(tmp_path.iterdir()) == []
@@ -468,7 +468,9 @@ def test_errors_speak_of_files_and_options(folder: Path, layered: list[Path], mo
     )
     (tmp_path / "broken.zarr").mkdir()
     check_refused(
-        run("evaluate", tmp_path / "broken.zarr", "--out", tmp_path / "s.csv"), "broken.zarr", "not a SpatialData"
+        run("evaluate", tmp_path / "broken.zarr", "--out", tmp_path / "s.csv"),
+        "broken.zarr",
+        "not a readable SpatialData",
     )
     result = run("train", layered[0], *panel, "--table-key", "counted", "--device", "abacus")
     check_refused(result, "Device 'abacus' cannot be used here", "with --device auto")
@@ -477,7 +479,7 @@ def test_errors_speak_of_files_and_options(folder: Path, layered: list[Path], mo
 
 def test_files_of_users_are_no_faults_of_ours(folder: Path, tmp_path: Path) -> None:
     section, out = folder / "P1S1.zarr", ["--out", tmp_path / "out", "--model", "mean"]
-    check_refused(run("train", section, section, "--panel", 4, *out), "Files are given twice")
+    check_refused(run("train", section, section, "--panel", 4, *out), "Files occur twice")
     (tmp_path / "latin.txt").write_bytes("GENE\xe9".encode("latin-1"))
     check_refused(run("train", section, "--panel", tmp_path / "latin.txt", *out), "latin.txt", "UTF-8")
     check_refused(run("train", section, "--panel", "\u00b2", *out), "No such file")
@@ -501,7 +503,7 @@ def test_too_little_memory_is_no_fault_of_ours(
 
     monkeypatch.setattr(place, fail)
     result = run("evaluate", folder / "P1S1.zarr", "--out", tmp_path / "s.csv")
-    check_refused(result, f"There is not enough memory ({error}).")
+    check_refused(result, f"Out of memory ({error}).")
     assert "fault of" not in result.stderr
 
 
@@ -531,7 +533,7 @@ def test_spots_with_few_counts(folder: Path, model: Path, tmp_path: Path) -> Non
     assert set(pd.read_csv(scores)["n_spots"]) == {(sums >= least).sum()}
     calibrated = run("calibrate", predicted, "--out", quantiles, "--coverage", 0.5, *few)
     assert calibrated.exit_code == 0, calibrated.output
-    assert f"of {(sums >= least).sum()} spots" in calibrated.output
+    assert f"on {(sums >= least).sum()} spots" in calibrated.output
     everything = ["--min-counts", int(sums.max()) + 1]
     check_refused(run("evaluate", predicted, "--out", tmp_path / "none.csv", *everything), "--min-counts")
     check_refused(run("calibrate", predicted, "--out", tmp_path / "none.json", *everything), "--min-counts")
@@ -600,15 +602,19 @@ def test_predict_writes_genes_to_trust(folder: Path, model: Path, scored: Path, 
     check_refused(
         run("predict", section, *out, *common, "--model", model, "--reliable"), "genes of an ensemble have no scores"
     )
-    check_refused(run("predict", section, "--out", tmp_path / "c.zarr", *common, "--reliable"), "Only an .h5ad")
-    check_refused(run("predict", section, *out, *common, "--held-out", "patient"), "--held-out is for --reliable")
-    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "none for 'section'")
+    check_refused(
+        run("predict", section, "--out", tmp_path / "c.zarr", *common, "--reliable"), "need an .h5ad as output"
+    )
+    check_refused(
+        run("predict", section, *out, *common, "--held-out", "patient"), "--held-out only applies to --reliable"
+    )
+    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "not for 'section'")
     check_refused(run("predict", section, *out, *common, "--min-score", 0.9), "None of 4 genes", "--min-score")
-    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "foo"), "none for 'foo'")
+    check_refused(run("predict", section, *out, *common, "--reliable", "--held-out", "foo"), "not for 'foo'")
     with pytest.MonkeyPatch.context() as patch:  # all of this before any work
         patch.setattr(stp.tl, "predict", None)
         check_refused(
-            run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "none for 'section'"
+            run("predict", section, *out, *common, "--reliable", "--held-out", "section"), "not for 'section'"
         )
         check_refused(run("predict", section, *out, *common, "--min-score", 0.9), "None of 4 genes")
     assert not (tmp_path / "c.h5ad").exists()
@@ -652,8 +658,8 @@ def test_download_of_all_from_a_mirror(loopback: Any, tmp_path: Path, monkeypatc
     for name in ("one", "two"):
         assert (tmp_path / "weights" / f"{name}.safetensors").read_bytes() == content
         assert f"{name}@1: " in result.output
-    check_refused(run("download"), "Either name what to fetch, or give --all", "['one@1', 'two@1']")
-    check_refused(run("download", "one", "--all"), "Either name what to fetch, or give --all")
+    check_refused(run("download"), "Name the checkpoints to download, or give --all", "['one@1', 'two@1']")
+    check_refused(run("download", "one", "--all"), "Name the checkpoints to download, or give --all")
 
 
 def test_version_and_short_help() -> None:

@@ -85,7 +85,7 @@ def test_hashes(tmp_path: Path) -> None:
 
 def test_space(tmp_path: Path) -> None:
     check_space("crops", tmp_path, 1)
-    with pytest.raises(OSError, match=r"The crops need 1000000000\.0 GB for a while"):
+    with pytest.raises(OSError, match=r"The crops temporarily need 1000000000\.0 GB"):
         check_space("crops", tmp_path, 10**18)
 
 
@@ -101,7 +101,7 @@ def lose_race(path: Path) -> None:
 @pytest.mark.parametrize(("name", "part"), [("result.txt", "."), ("store.zarr", "part")])
 def test_what_another_process_wrote_meanwhile_is_kept(tmp_path: Path, name: str, part: str) -> None:
     path = tmp_path / name
-    with pytest.raises(FileExistsError, match=rf"{name}' exists now, and was kept"):
+    with pytest.raises(FileExistsError, match=rf"{name}' exists by now and was kept"):
         lose_race(path)
     assert (path / part).read_text() == "theirs"
     assert names(tmp_path) == [name]

@@ -99,7 +99,7 @@ def test_reads_obsm(inside: SpatialData, values: np.ndarray) -> None:
 def test_reads_a_dataframe_of_an_earlier_version(older: SpatialData, values: np.ndarray) -> None:
     check(prediction(older), values)
     check(prediction(older["table"], genes=PANEL), values)
-    with pytest.raises(ValueError, match=r"differ from the gene names that are stored .* Leave out genes="):
+    with pytest.raises(ValueError, match=r"differ from the gene names stored .* Leave out genes="):
         prediction(older, genes=["a", "b", "c"])
 
 
@@ -158,7 +158,7 @@ def test_unknown_key_lists_the_others(inside: SpatialData, values: np.ndarray) -
 
 
 def test_no_prediction_says_how_to_make_one(sdata: SpatialData) -> None:
-    with pytest.raises(KeyError, match=r"There is no prediction yet. Make one with st_predict.tl.predict"):
+    with pytest.raises(KeyError, match=r"No prediction found. Make one with st_predict.tl.predict"):
         prediction(sdata)
 
 
@@ -265,9 +265,11 @@ def test_names_that_concatenation_lost_may_be_given(
         pd.testing.assert_frame_equal(frame(joined, genes=genes), result.to_df())
         np.testing.assert_array_equal(result.X, values)
         assert list(result.var_names) == PANEL
-    with pytest.raises(ValueError, match=r"names of 2 genes, and the prediction 'pred_m2ost' has 3 columns"):
+    with pytest.raises(ValueError, match=r"has 2 names, but the prediction 'pred_m2ost' has 3 columns"):
         prediction(joined, genes=PANEL[:2])
-    with pytest.raises(FileNotFoundError, match=r"no file 'ERBB2'; genes must be a list of names or the path"):
+    with pytest.raises(
+        FileNotFoundError, match=r"The file 'ERBB2' does not exist; genes must be a list of names or the path"
+    ):
         prediction(joined, genes="ERBB2")
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"net\.safetensors' is not a complete safetensors file"):
@@ -278,7 +280,7 @@ def test_columns_that_were_taken_away(inside: SpatialData) -> None:
     table = inside["table"]
     table.obsm["pred_m2ost"] = table.obsm["pred_m2ost"][:, :2]
     with pytest.raises(
-        ValueError, match=r"The record names 3 genes, .* has 2 columns. Give a list of 2 names, .* with genes="
+        ValueError, match=r"The record has 3 names, .* has 2 columns. Give a list of 2 names, .* with genes="
     ):
         prediction(inside)
     assert list(prediction(inside, genes=PANEL[:2]).var_names) == PANEL[:2]
@@ -388,7 +390,9 @@ def test_the_only_prediction_is_the_default(inside: SpatialData, values: np.ndar
         assert only_key(data, None) == "mine"
         assert only_key(data, "another") == "another"
     add_linked(inside, "pred_big", values)
-    with pytest.raises(InvalidValueError, match=r"several predictions: \['mine', 'pred_big'\]. Choose one with key=\."):
+    with pytest.raises(
+        InvalidValueError, match=r"Several predictions found: \['mine', 'pred_big'\]. Choose one with key=\."
+    ):
         prediction(inside)
     assert only_key(inside, None, table_key="pred_big") == "pred_big"
 
@@ -402,7 +406,7 @@ def test_predictions_of_cells_and_embeddings_are_not_the_default(linked: Spatial
     del linked.tables["pred_m2ost"]
     assert only_key(linked, None) == "cells"
     del linked.tables["cells"]
-    with pytest.raises(NotFoundError, match=r"There is no prediction yet. Make one with st_predict.tl.predict"):
+    with pytest.raises(NotFoundError, match=r"No prediction found. Make one with st_predict.tl.predict"):
         only_key(linked, None)
 
 
@@ -569,7 +573,7 @@ def test_genes_are_not_selected_without_scores(inside: SpatialData) -> None:
     with_card(inside, replace(CARD, reliability=(ON_SECTION,)))
     assert prediction(inside, reliable=True).var_names.tolist() == ["COL1A1", "ACTB"]  # as there is nothing else
     with pytest.raises(
-        InvalidValueError, match=r"has scores for \['section'\], and none for 'patient'.*leave out held_out="
+        InvalidValueError, match=r"has scores for \['section'\], not for 'patient'.*leave out held_out="
     ):
         prediction(inside, reliable=True, held_out="patient")
     del inside["table"].uns["st_predict"]
@@ -582,7 +586,7 @@ def test_no_gene_passes(scored: SpatialData) -> None:
         InvalidValueError, match=r"None of 3 genes has a partial correlation of at least 0.9 on another patient"
     ) as raised:
         prediction(scored, min_score=0.9)
-    assert "(X1, X2); the best score is 0.50. Ask for less with min_score=" in str(raised.value)
+    assert "(X1, X2); the best score is 0.50. Lower min_score=" in str(raised.value)
     for options, message in (
         ({"min_score": "high"}, "min_score must be"),
         ({"reliable": 1}, "reliable must be True or False"),

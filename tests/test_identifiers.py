@@ -112,7 +112,7 @@ def test_files_are_read_as_they_are_published(tmp_path: Path, compression: str) 
 
 
 def test_unfit_tables(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="with a table of aliases"):
+    with pytest.raises(FileNotFoundError, match="The table of aliases"):
         GeneAliases.of(tmp_path / "nope.txt")
     with pytest.raises(ValueError, match=r"needs the column 'symbol' and at least one of .*it has \['symbol'\]"):
         GeneAliases.of(pd.DataFrame({"symbol": ["A"]}))
@@ -137,12 +137,12 @@ HUMAN, MOUSE = ["ERBB2", "GNAS", "CD74", "C1orf112", "MT-CO1"], ["Erbb2", "Gnas"
     ("panel", "names", "options", "refused"),
     [
         (HUMAN, HUMAN, {"organism": "human"}, None),
-        (MOUSE, HUMAN, {"organism": "mouse"}, "panel is of mouse.*as in human: this is another organism"),
+        (MOUSE, HUMAN, {"organism": "mouse"}, "panel's organism is mouse.*as in human: another organism"),
         (HUMAN, HUMAN, {"organism": "mouse"}, None),  # the same names, whatever the card says
-        (HUMAN, MOUSE, {"organism": "Homo sapiens"}, "panel is of human.*as in mouse and rat"),
+        (HUMAN, MOUSE, {"organism": "Homo sapiens"}, "panel's organism is human.*as in mouse and rat"),
         (MOUSE, MOUSE, {"organism": "Mus musculus"}, None),
         (MOUSE, MOUSE, {"organism": "rat"}, None),
-        (HUMAN, MOUSE, {}, "written as Erbb2.*another organism.*ignore_case=True"),
+        (HUMAN, MOUSE, {}, "symbols like Erbb2.*another organism.*ignore_case=True"),
         (HUMAN, MOUSE, {"ignore_case": True}, None),
         (HUMAN, MOUSE, {"ignore_case": True, "organism": "human"}, "another organism"),
         (HUMAN, HUMAN, {"organism": "axolotl"}, None),
@@ -150,9 +150,9 @@ HUMAN, MOUSE = ["ERBB2", "GNAS", "CD74", "C1orf112", "MT-CO1"], ["Erbb2", "Gnas"
             ["ENSG00000141736"],
             ["ENSMUSG00000062312"],
             {},
-            "of human, and the Ensembl identifiers of the table are of mouse",
+            "is human, but the table has Ensembl identifiers of mouse",
         ),
-        (["ENSG00000141736"], ["ENSG00000141736"], {"organism": "rat"}, "panel is of rat.*of human"),
+        (["ENSG00000141736"], ["ENSG00000141736"], {"organism": "rat"}, "panel's organism is rat.*of human"),
         (["gene1", "gene2"], ["gene1", "gene2"], {"organism": "human"}, None),
     ],
 )

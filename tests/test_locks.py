@@ -83,7 +83,7 @@ def test_a_process_with_a_reused_number_is_not_the_owner(tmp_path: Path) -> None
 def test_locks_of_other_hosts_stay(tmp_path: Path, content: str) -> None:
     path = tmp_path / ".lock"
     path.write_text(content)
-    with pytest.raises(FileExistsError, match=r"has ended there, delete '.*\.lock'"):
+    with pytest.raises(FileExistsError, match=r"has ended, delete '.*\.lock'"):
         lock(path).__enter__()
     assert path.read_text() == content
 

@@ -31,7 +31,7 @@ def test_parts_are_halved_until_they_fit(error: Exception, caplog: pytest.LogCap
         parts = in_parts(32, cut, size=7000)
     assert [row for part in parts for row in part] == list(range(32))
     assert max(map(len, parts)) == 2
-    assert "does not suffice for 32 crops of 7000 x 7000 px; going on with 16" in caplog.text
+    assert "Out of memory for 32 crops of 7000 x 7000 px; continuing with 16" in caplog.text
 
 
 def test_one_that_does_not_fit_says_why() -> None:

@@ -117,7 +117,7 @@ def test_a_store_of_any_name_is_read(measured: SpatialData, checkpoint: Callable
     (tmp_path / "empty").mkdir()
     run = CliRunner().invoke(app, ["predict", str(tmp_path / "empty"), "--out", str(tmp_path / "p.h5ad")])
     assert run.exit_code == 1
-    assert "is not a SpatialData store that can be read" in run.output
+    assert "is not a readable SpatialData store" in run.output
     with pytest.raises(InvalidValueError, match=r"is a folder, and a slide is a file.*spatialdata\.read_zarr"):
         stp.io.read_wsi(tmp_path / "sample1")
 

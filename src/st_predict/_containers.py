@@ -1,4 +1,4 @@
-"""What to do with a first argument of another type."""
+"""Checks of the type of a first argument."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ __all__ = ["check_data", "check_slide", "check_table", "share_arrays"]
 
 
 def check_slide(sdata: Any, *, argument: str = "sdata") -> None:
-    """Refuse anything but a :class:`~spatialdata.SpatialData` object, and say how to make one of it.
+    """Refuse anything but a :class:`~spatialdata.SpatialData` object, with advice on how to make one.
 
     Parameters
     ----------
     sdata
-        What was given.
+        Value of the argument.
     argument
         Name of the argument, for the message.
 
     Raises
     ------
     InvalidTypeError
-        If it is something else.
+        If it has another type.
     """
     if isinstance(sdata, SpatialData):
         return
     found = f"{argument} must be a SpatialData object, got {_described(sdata)}."
     if isinstance(sdata, AnnData):
         raise InvalidTypeError(
-            f"{found} Image and spots are needed as well:",
+            f"{found} Image and spots are needed too:",
             "add them with sdata = st_predict.io.from_anndata(adata, image=...)",
-            "read the sample anew with a reader of spatialdata-io",
+            "read the sample again with a reader of spatialdata-io",
         )
     raise InvalidTypeError(found, *_ways_out(sdata))
 
 
 def check_data(data: Any, *, argument: str = "data") -> None:
-    """Refuse anything but :class:`~anndata.AnnData` or :class:`~spatialdata.SpatialData`, and say how to get either.
+    """Refuse anything but :class:`~anndata.AnnData` or :class:`~spatialdata.SpatialData`, with advice on how to make one.
 
     Parameters
     ----------
     data
-        What was given.
+        Value of the argument.
     argument
         Name of the argument, for the message.
 
     Raises
     ------
     InvalidTypeError
-        If it is something else.
+        If it has another type.
     """
     if not isinstance(data, AnnData | SpatialData):
         raise InvalidTypeError(f"{argument} must be AnnData or SpatialData, got {_described(data)}.", *_ways_out(data))
@@ -65,12 +65,12 @@ def check_table(adata: Any, *, argument: str = "adata") -> None:
     Raises
     ------
     InvalidTypeError
-        If it is something else.
+        If it has another type.
     """
     if isinstance(adata, SpatialData):
         raise InvalidTypeError(
             f"{argument} must be AnnData, got a SpatialData object.",
-            f"take a table of it, one of {sorted(adata.tables)}",
+            f"pass one of its tables: {sorted(adata.tables)}",
         )
     if not isinstance(adata, AnnData):
         raise InvalidTypeError(f"{argument} must be AnnData, got {_described(adata)}.", *_ways_out(adata))
@@ -81,7 +81,7 @@ def _ways_out(value: Any) -> tuple[str, ...]:
         return "read a .zarr store with spatialdata.read_zarr", "read a slide or picture with st_predict.io.read_image"
     if isinstance(value, list | tuple | dict):
         members = "sections.values()" if isinstance(value, dict) else "sections"
-        return (f"call this function once for each of its members, as in: for section in {members}: ...",)
+        return (f"call this function once per member: for section in {members}: ...",)
     return ()
 
 
@@ -94,7 +94,7 @@ def _described(value: Any) -> str:
 
 
 def share_arrays(table: AnnData) -> AnnData:
-    """Return an object with the same arrays, whose columns and keys can be changed."""
+    """Return an object that shares arrays, but whose columns and keys can be changed."""
     shared = AnnData(
         table.X,
         obs=table.obs.copy(),

@@ -1,4 +1,4 @@
-"""Errors of the package: what was found, what is accepted, and the ways out that the called function has."""
+"""Errors of the package: found value, accepted values, and ways out by arguments of the called function."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _WRAPPERS: set[CodeType] = set()
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A way out of an error by an argument of the called function.
+    """Way out of an error by an argument of the called function.
 
     Parameters
     ----------
     text
-        Clause with ``{}`` where the argument is written, such as ``"leave them out with {}"``.
+        Clause with ``{}`` in place of the argument, such as ``"leave them out with {}"``.
     argument
-        Name of the argument. Functions without it do not give this advice.
+        Name of the argument. Advice is left out for functions without it.
     value
-        Value to pass; ``None`` if the caller has to choose one.
+        Value to pass; ``None`` if the user must choose one.
     """
 
     text: str
@@ -37,15 +37,15 @@ class Advice:
 
 
 class StPredictError(Exception):
-    """An error whose message names only arguments of the function that the user called.
+    """Error whose message only names arguments of the function that the user called.
 
-    The function is found in the traceback: it is the outermost one of this package. What raises the error does not need to
-    know which function that is, and no function needs to translate the errors of those that it calls.
+    That function is the outermost one of this package in the traceback. Code that raises errors does not need to know
+    it, and callers do not need to translate errors.
 
     Parameters
     ----------
     found
-        What was found, and what is accepted, in full sentences.
+        Found value and accepted values, in full sentences.
     advice
         Alternative ways out, as clauses: plain text, or :class:`Advice` that depends on an argument.
     """
@@ -54,7 +54,7 @@ class StPredictError(Exception):
         super().__init__(found)
         self.found = found
         self.advice = advice
-        self._called: tuple[str, ...] | None = None  # arguments of the called function, in another process
+        self._called: tuple[str, ...] | None = None  # arguments of the called function, for pickling
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.found, self.advice, self._arguments())
@@ -68,22 +68,22 @@ class StPredictError(Exception):
 
     @property
     def arguments(self) -> frozenset[str]:
-        """Names of the arguments that the advice is about."""
+        """Names of the arguments in the advice."""
         return frozenset(way.argument for way in self.advice if isinstance(way, Advice))
 
     def say(self, write: Callable[[Advice], str | None]) -> str:
-        """Return the message, with each argument written by ``write``; advice for which that is ``None`` is left out."""
+        """Return the message with arguments formatted by ``write``; advice is left out if it returns ``None``."""
         ways = [_clause(way, write) for way in self.advice]
         joined = ", or ".join(way for way in ways if way)
         said = f"{self.found} {joined[0].upper()}{joined[1:]}." if joined else self.found
-        return said.replace("?.", "?")  # where a sentence that asks was quoted in another one
+        return said.replace("?.", "?")  # a question quoted in another sentence
 
     def about(self, what: str) -> Self:
-        """Return the same error with a sentence, or a name with a colon, in front that says what it is about."""
+        """Return the same error with a prefix, a sentence or a name with a colon, that names its subject."""
         return type(self)(f"{what} {self.found}".strip(), *self.advice)
 
     def without(self, arguments: Collection[str]) -> Self:
-        """Return the same error without advice about some arguments, which mean something else to the caller."""
+        """Return the same error without advice about some arguments, which have another meaning for the caller."""
         kept = (way for way in self.advice if not isinstance(way, Advice) or way.argument not in arguments)
         return type(self)(self.found, *kept)
 
@@ -91,22 +91,22 @@ class StPredictError(Exception):
 def _restored(
     kind: type[StPredictError], found: str, advice: tuple[str | Advice, ...], called: tuple[str, ...] | None
 ) -> StPredictError:
-    """Make an error that was pickled; its traceback is gone, or has no names of arguments."""
+    """Restore a pickled error, whose traceback lacks argument names."""
     error = kind(found, *advice)
     error._called = called
     return error
 
 
 class InvalidValueError(StPredictError, ValueError):
-    """A value, an element or a file that cannot be used."""
+    """Invalid value, element or file."""
 
 
 class NotFoundError(StPredictError, KeyError):
-    """A name that does not exist; the message lists those that do."""
+    """Name that does not exist; the message lists the existing ones."""
 
 
 class InvalidTypeError(StPredictError, TypeError):
-    """An object of a type that cannot be used."""
+    """Object of an invalid type."""
 
 
 def _clause(way: str | Advice, write: Callable[[Advice], str | None]) -> str | None:
@@ -123,13 +123,13 @@ def _keyword(way: Advice) -> str:
 
 
 def wrapper(function: Callable[P, T]) -> Callable[P, T]:
-    """Mark what a decorator puts around functions, as users do not call it."""
+    """Mark the inner function of a decorator, which users do not call themselves."""
     _WRAPPERS.add(function.__code__)
     return function
 
 
 def _arguments_of_called(traceback: TracebackType | None) -> tuple[str, ...] | None:
-    """Arguments of the outermost function of this package; ``None`` if the error was not raised by one."""
+    """Return the arguments of the outermost function of this package; ``None`` if another package's code raised the error."""
     while traceback is not None:
         frame = traceback.tb_frame
         code = frame.f_code

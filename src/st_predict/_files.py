@@ -1,4 +1,4 @@
-"""Files: fetched and checked, written whole or not at all, hashed, and room for them on disk."""
+"""Files: checked downloads, atomic writing, hashes, and free disk space."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ __all__ = [
 ]
 
 OFFLINE = "ST_PREDICT_OFFLINE"
-"""Environment variable: nothing is downloaded if it is set, and not to 0."""
+"""Environment variable that forbids downloads if set to anything but 0."""
 
-TIMEOUT_S = 30  # without a byte
-PATIENCE_S, LEAST = 60, 1 << 16  # a body of which fewer bytes come in this time has stalled
-MOST_BYTES = 2 << 30  # of a file whose size is not known
+TIMEOUT_S = 30  # without receiving data
+PATIENCE_S, LEAST = 60, 1 << 16  # a download with fewer bytes in this time has stalled
+MOST_BYTES = 2 << 30  # limit for files of unknown size
 BLOCK = 1 << 20
 _FOLDER_MODE = 0o775
-_FULL = 1 << 16  # free bytes below which a disk is full
+_FULL = 1 << 16  # a disk with fewer free bytes counts as full
 
 
 def cache_dir() -> Path:
-    """Return the folder of everything that is downloaded: ``ST_PREDICT_CACHE`` if set, else the cache of the user."""
+    """Return the folder for downloads: ``ST_PREDICT_CACHE`` if set, else the user's cache."""
     return Path(os.environ.get("ST_PREDICT_CACHE") or user_cache_dir())
 
 
 def is_offline() -> bool:
-    """Whether ``ST_PREDICT_OFFLINE`` forbids downloads."""
+    """Return whether ``ST_PREDICT_OFFLINE`` forbids downloads."""
     return os.environ.get(OFFLINE, "").strip().lower() not in {"", "0", "false", "no"}
 
 
 def user_cache_dir() -> Path:
-    """Return the folder in the user's own cache, whatever ``ST_PREDICT_CACHE`` is."""
+    """Return the folder in the user's own cache, regardless of ``ST_PREDICT_CACHE``."""
     import pooch
 
     return Path(pooch.os_cache("st_predict"))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, with the permissions that the umask leaves, but writable by all in no case."""
+    """Make a folder and its parents with the umask's permissions, but never world-writable."""
     for folder in reversed([parent for parent in path.parents if not parent.exists()]):
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
     path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
@@ -77,20 +77,20 @@ def download(
     git_blob: str | None = None,
     n_bytes: int | None = None,
 ) -> Path:
-    """Return a file whose content is known, from ``path`` if it is there, else from ``url``.
+    """Return a file with known content: ``path`` if it exists, else a download from ``url``.
 
     Parameters
     ----------
     url
-        Where to get it.
+        Address to download from.
     path
-        Where it is, or shall be. A file that is there is never changed.
+        Path of the file. An existing file is never changed.
     sha256
         Expected SHA-256 of the content.
     git_blob
-        Expected identifier of the content in git, if the SHA-256 is not known.
+        Expected git blob identifier of the content, if the SHA-256 is unknown.
     n_bytes
-        Size of the content; no more is read. Where it is not known, at most 2 GiB are.
+        Size of the content, and limit of the download; if unknown, the limit is 2 GiB.
 
     Returns
     -------
@@ -99,30 +99,30 @@ def download(
     Raises
     ------
     ValueError
-        If the content is not the expected one, or no hash is given.
+        If the content differs from the expected one, or a hash is missing.
     ConnectionError
-        If the file cannot be got: no network, no such file, a connection that broke or stalled, or a file that is too large.
+        If the download fails: no network, missing file, broken or stalled connection, or too large a file.
     OSError
-        If it cannot be stored; a :class:`PermissionError` if that is why.
+        If it cannot be stored; :class:`PermissionError` if permissions are missing.
     """
     if (sha256 is None) == (git_blob is None):
-        raise InvalidValueError(f"Exactly one of sha256 and git_blob must say what {url} holds.")
+        raise InvalidValueError(f"Exactly one of sha256 and git_blob must be given for {url}.")
     path = Path(path)
     if path.exists():
-        _check(path, sha256, git_blob, way_out=f"Move it away to get it again from {url}.")
+        _check(path, sha256, git_blob, way_out=f"Move it away to download it again from {url}.")
         return path
     if is_offline():
         known = f"SHA-256 {sha256}" if sha256 else f"git blob {git_blob}"
-        raise ConnectionError(f"{path} ({known}) is not there, and {OFFLINE} forbids to fetch it from {url}.")
+        raise ConnectionError(f"{path} ({known}) does not exist, and {OFFLINE} forbids to download it from {url}.")
     try:
         make_folder(path.parent)
         with whole(path) as fresh:
             _fetch(url, fresh, n_bytes)
             _check(fresh, sha256, git_blob, way_out=f"It came from {url} and was not kept; try again.", name=path)
     except OSError as error:
-        if error.errno is None:  # of the network
+        if error.errno is None:  # network errors
             raise
-        way_out = "Set ST_PREDICT_CACHE to a folder with space that you may write to."
+        way_out = "Set ST_PREDICT_CACHE to a writable folder with free space."
         raise OSError(error.errno, f"Cannot store {path}: {error.strerror}. {way_out}") from error
     return path
 
@@ -136,21 +136,21 @@ def _fetch(url: str, path: Path, n_bytes: int | None) -> None:
             answer.raise_for_status()
             blocks = iter(
                 partial(answer.raw.read1, BLOCK, decode_content=True), b""
-            )  # as they come, not when they are full
+            )  # chunks as received, to notice stalled downloads
             bounded: Iterator[bytes] = _bounded(blocks, MOST_BYTES if n_bytes is None else n_bytes)
             file.writelines(track(bounded, f"Downloading {url.rpartition('/')[2]}", n_bytes, unit="B", size=len))
     except (requests.RequestException, urllib3.exceptions.HTTPError, _UnfitBodyError) as error:
         raise ConnectionError(
-            f"Cannot get {url}: {error}. Check the network, or put the file in place by hand."
+            f"Cannot download {url}: {error}. Check the network, or put the file in place by hand."
         ) from error
 
 
 class _UnfitBodyError(Exception):
-    """A body that does not end."""
+    """Download that is too long or stalled."""
 
 
 def _bounded(blocks: Iterable[bytes], most: int) -> Iterator[bytes]:
-    """Yield blocks as they come; give up on a body that is too long, or of which hardly anything comes."""
+    """Yield blocks as received; raise for a download that is too long or stalled."""
     received, before, since = 0, 0, time.monotonic()
     for block in blocks:
         received += len(block)
@@ -158,7 +158,7 @@ def _bounded(blocks: Iterable[bytes], most: int) -> Iterator[bytes]:
             raise _UnfitBodyError(f"it has more than the expected {most:,} bytes")
         if (now := time.monotonic()) - since > PATIENCE_S:
             if received - before < LEAST:
-                raise _UnfitBodyError(f"only {received - before:,} bytes came in {now - since:.0f} s")
+                raise _UnfitBodyError(f"only {received - before:,} bytes received in {now - since:.0f} s")
             before, since = received, now
         yield block
 
@@ -178,28 +178,28 @@ def _check(path: Path, sha256: str | None, git_blob: str | None, *, way_out: str
 
 @contextmanager
 def whole(path: PathLike[str] | str, *, keep_old: bool = False) -> Iterator[Path]:
-    """Give a place to write a file or a folder to, which is moved to ``path`` when the block ends without an error.
+    """Yield a temporary path for a file or folder, which is moved to ``path`` if the block ends without an error.
 
-    So ``path`` appears whole or not at all, and a file is on disk before it replaces an existing one. An existing folder is
-    replaced only if it is empty. Temporary folders that killed processes left beside ``path`` are removed.
+    ``path`` appears atomically, and a file is on disk before it replaces an existing one. An existing folder is only
+    replaced if it is empty. Temporary folders of killed processes beside ``path`` are removed.
 
     Parameters
     ----------
     path
-        Where the result belongs. Its folder must exist.
+        Path of the result. Its folder must exist.
     keep_old
-        Whether a file that is at ``path`` by then is kept, which is an error; otherwise it is replaced.
+        Whether to keep a file that exists at ``path`` by then, with an error, instead of replacing it.
 
     Yields
     ------
-    A path in a temporary folder beside ``path``. Nothing is there yet.
+    Path in a temporary folder beside ``path``; it does not exist yet.
 
     Raises
     ------
     FileExistsError
-        If a file is kept, or a folder is there that is not empty.
+        If an existing file is kept, or a folder is not empty.
     OSError
-        If the disk is full, whatever the library that writes says then.
+        If the disk is full, whatever error the writing library raises.
     """
     path = Path(path)
     with owned_folder(path.parent, ".st_predict-") as folder:
@@ -212,14 +212,14 @@ def whole(path: PathLike[str] | str, *, keep_old: bool = False) -> Iterator[Path
         if fresh.is_file():
             with fresh.open("rb+") as file:
                 os.fsync(file.fileno())
-            fresh.chmod(mode & ~stat.S_IWOTH)  # some libraries give rights to the owner only, whatever the umask
+            fresh.chmod(mode & ~stat.S_IWOTH)  # some libraries ignore the umask and give permissions to the owner only
         _move(fresh, path, keep_old=keep_old)
         _sync_folder(path.parent)
 
 
 @contextmanager
 def _naming_full_disk(path: Path) -> Iterator[None]:
-    """Say that a disk is full where a library that writes to it says something else."""
+    """Raise a disk-full error where the writing library raises another one."""
     try:
         yield
     except Exception as error:
@@ -229,7 +229,7 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def _move(fresh: Path, path: Path, *, keep_old: bool) -> None:
-    """Move a result to its place, where another process may have put one meanwhile."""
+    """Move a result to its place; another process may have written there meanwhile."""
     try:
         if keep_old and fresh.is_file():
             _rename_new(fresh, path)
@@ -238,23 +238,23 @@ def _move(fresh: Path, path: Path, *, keep_old: bool) -> None:
     except OSError as error:
         if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
             raise
-        raise FileExistsError(f"{str(path)!r} exists now, and was kept. Choose another name.") from error
+        raise FileExistsError(f"{str(path)!r} exists by now and was kept. Choose another name.") from error
 
 
 def _rename_new(fresh: Path, path: Path) -> None:
-    """Give a file a name that is new; only links are refused by the system if there is a file."""
+    """Rename a file to a new name, by a link because linking fails if the name exists."""
     try:
         os.link(fresh, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # file systems without links
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
         fresh.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk, where the file system can."""
+    """Flush a folder's entries to disk, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -264,7 +264,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256(*parts: bytes | memoryview | str) -> str:
-    """SHA-256 of parts that follow each other, as hexadecimal digits."""
+    """Return the SHA-256 of concatenated parts, as hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -272,23 +272,23 @@ def sha256(*parts: bytes | memoryview | str) -> str:
 
 
 def sha256_of_file(path: PathLike[str] | str) -> str:
-    """SHA-256 of the content of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_space(what: str, folder: PathLike[str] | str, needed: int) -> None:
-    """Refuse what would not fit: a full disk kills whoever writes to a memory map.
+    """Refuse to write without enough space: on a full disk, writing to a memory map kills the process.
 
     Raises
     ------
     OSError
-        If ``folder`` has less free space than the bytes that are ``needed``.
+        If ``folder`` has less free space than ``needed`` bytes.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"The {what} need {needed / 1e9:.1f} GB for a while, {str(folder)!r} has {free / 1e9:.1f} GB free. For what is "
-            "temporary, TMPDIR names another folder",
+            f"The {what} temporarily need {needed / 1e9:.1f} GB, but {str(folder)!r} has {free / 1e9:.1f} GB free. "
+            "Set TMPDIR to another folder for temporary files",
         )

@@ -1,4 +1,4 @@
-"""Identifiers of genes: symbols, Ensembl identifiers, and other names from a table that the caller gives."""
+"""Gene identifiers: symbols, Ensembl identifiers, and aliases from a user's table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ENSEMBL = re.compile(r"(?P<stem>(?P<prefix>ENS[A-Z]{0,4}G)\d{11})(?P<version>\.\
 """Ensembl identifier of a gene, with or without version."""
 
 _OLD = ("prev_symbol", "alias_symbol")
-"""Columns of the complete set of HGNC with other names of genes; a current symbol is never one of these."""
+"""Columns of HGNC's complete set with other names of genes, which never include current symbols."""
 
 _IDS = "ensembl_gene_id"
 
 
 def unversioned(name: str) -> str:
-    """Return an identifier without its version; only those of Ensembl have one, clones such as ``RP11-34P13.7`` do not."""
+    """Return an identifier without its version, for Ensembl only: clones such as ``RP11-34P13.7`` do not have one."""
     parts = ENSEMBL.fullmatch(name)
     return name if parts is None else parts["stem"]
 
@@ -41,7 +41,7 @@ def gene_id_type_of(ids: Collection[str]) -> GeneIdType:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneAliases:
-    """Which names belong to the same gene.
+    """Names that belong to the same gene.
 
     Parameters
     ----------
@@ -54,16 +54,16 @@ class GeneAliases:
 
     @classmethod
     def of(cls, table: Any) -> GeneAliases | None:
-        """Read a table in the form of HGNC's complete set: a data frame, or the path of a tab-separated file.
+        """Read a table in the format of HGNC's complete set: a data frame, or the path of a tab-separated file.
 
         Raises
         ------
         FileNotFoundError
             If the file does not exist.
         InvalidTypeError
-            If ``table`` is something else.
+            If ``table`` has another type.
         InvalidValueError
-            If it has no column ``symbol``, or neither old symbols nor Ensembl identifiers.
+            If it lacks the column ``symbol``, or has neither previous symbols nor Ensembl identifiers.
         """
         if table is None or isinstance(table, cls):
             return table
@@ -77,7 +77,7 @@ class GeneAliases:
         return cls(genes=_genes(table, source))
 
     def gene(self, name: str) -> int | None:
-        """Return the number of a gene; ``None`` if the table does not know the name, or several genes have it."""
+        """Return the number of a gene; ``None`` if the name is unknown or ambiguous."""
         return self.genes.get(unversioned(name))
 
 
@@ -85,7 +85,7 @@ def _read(path: PathLike[str] | str) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"There is no file {str(path)!r} with a table of aliases.") from error
+        raise FileNotFoundError(f"The table of aliases {str(path)!r} does not exist.") from error
     except (ValueError, UnicodeDecodeError, EOFError) as error:
         raise InvalidValueError(f"{str(path)!r} is not a tab-separated table: {error}") from error
 
@@ -93,7 +93,7 @@ def _read(path: PathLike[str] | str) -> pd.DataFrame:
 def _genes(table: pd.DataFrame, source: str) -> dict[str, int]:
     if "symbol" not in table or not {*_OLD, _IDS} & set(table):
         raise InvalidValueError(
-            f"{source} is not in the form of HGNC's complete set: it needs the column 'symbol' and at least one of "
+            f"{source} does not have the format of HGNC's complete set: it needs the column 'symbol' and at least one of "
             f"{[*_OLD, _IDS]}; it has {list(table)[:10]}.",
             Advice("give another table with {}, or leave it out", "aliases"),
         )
@@ -106,7 +106,7 @@ def _genes(table: pd.DataFrame, source: str) -> dict[str, int]:
 
 
 def _unique(columns: Iterable[Iterable[Any]]) -> dict[str, int]:
-    """Names in some columns that belong to one gene; several names of a gene are separated by ``|``."""
+    """Return the names in some columns that belong to a single gene; several names of a gene are separated by ``|``."""
     genes: dict[str, set[int]] = {}
     for column in columns:
         for gene, cell in enumerate(column):

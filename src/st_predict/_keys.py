@@ -1,4 +1,4 @@
-"""Every string under which st_predict writes into AnnData or SpatialData."""
+"""All names under which st_predict writes into AnnData or SpatialData."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Keys:
     """Names of the slots that st_predict reads and writes."""
 
     UNS = "st_predict"
-    """``table.uns``: a mapping from the key of a prediction to where it came from."""
+    """``table.uns``: mapping from the key of a result to its record."""
 
     TABLE = "table"
     """Default name of the table of a :class:`~spatialdata.SpatialData` object."""
 
     ARRAY_ROW = "array_row"
     ARRAY_COL = "array_col"
-    """``table.obs``: place of a spot on the lattice of its assay."""
+    """``table.obs``: row and column of a spot on the assay's lattice."""
 
     IN_TISSUE = "in_tissue"
-    """``table.obs``: 1 for spots on tissue and 0 for spots beside it, as Space Ranger writes it."""
+    """``table.obs``: 1 for spots on tissue and 0 for spots off it, as written by Space Ranger."""
 
     REGION, SPOT = "stp_region", "stp_spot"
     """``table.obs``: columns of :func:`st_predict.io.from_anndata` that link rows to spots."""
@@ -33,19 +33,19 @@ class Keys:
     PATIENT = "patient"
     SECTION = "section"
     LABEL = "pathologist_label"
-    """``table.obs``: whose tissue, which section, and what a pathologist saw."""
+    """``table.obs``: patient, section, and a pathologist's annotation."""
 
     ASSAY = "assay"
-    """``table.uns``: ``"visium"``, ``"legacy_st"``...; says the pitch of the lattice."""
+    """``table.uns``: assay (``"visium"``, ``"legacy_st"``...), which sets the pitch of the lattice."""
 
     BIN_UM = "bin_um"
-    """``table.uns``: side of the bins of Visium HD, in micrometres."""
+    """``table.uns``: bin size of Visium HD in micrometres."""
 
     MPP = "mpp"
     """Attribute of an image: micrometres per pixel of its finest level."""
 
     MPP_SOURCE = "mpp_source"
-    """``table.uns``: where the mpp of the image comes from, in words."""
+    """``table.uns``: source of the image's mpp, in words."""
 
     SPATIAL = "spatial"
     """``table.obsm``: ``(n_obs, 2)`` spot centres ``x, y`` in level-0 pixels of the image."""
@@ -57,7 +57,7 @@ class Keys:
     """Shapes of :func:`st_predict.pp.make_grid`."""
 
     STD, LOWER, UPPER = "std", "lower", "upper"
-    """Layers of a table that is a prediction: its standard deviations, and the bounds of its intervals."""
+    """Layers of a prediction's table: standard deviations and interval bounds."""
 
     @staticmethod
     def prediction(model: str) -> str:
@@ -66,12 +66,12 @@ class Keys:
 
     @staticmethod
     def joint_prediction(models: Collection[str]) -> str:
-        """Default key of what checkpoints of these models predict together."""
+        """Default key of an ensemble prediction by these models."""
         return Keys.prediction(next(iter(models)) if len(models) == 1 else "ensemble")
 
     @staticmethod
     def embedding(encoder: str) -> str:
-        """Default key of an embedding in ``.obsm`` and ``.uns``, of characters that SpatialData can store."""
+        """Default key of an embedding in ``.obsm`` and ``.uns``, with characters that SpatialData can store."""
         return f"X_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
 
     @staticmethod
@@ -101,5 +101,5 @@ class Keys:
 
     @staticmethod
     def score(key: str, metric: str) -> str:
-        """Column of ``table.var`` with a score a gene."""
+        """Column of ``table.var`` with scores per gene."""
         return f"{key}_{metric}"

@@ -1,4 +1,4 @@
-"""Locks and temporary folders that name their owner: the remains of a killed process are told from files in use."""
+"""Locks and temporary folders with an owner, to distinguish files in use from remains of killed processes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = ["locked", "owned_folder", "remove_abandoned"]
 logger = logging.getLogger(__name__)
 
 OWNER = ".owner"
-"""File in a temporary folder: process, host and start time of the process that made it."""
+"""File in a temporary folder with process, host and start time of its owner."""
 
-_WRITTEN_S = 0.1  # in which a lock that was made gets the name of its owner
+_WRITTEN_S = 0.1  # time for a new lock to get the name of its owner
 _ATTEMPTS = 3  # the first one removes the lock of a dead process
 
 
 @contextmanager
 def locked(path: Path, *, folder: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock: a file that names this process and host, and the time in its modification time.
+    """Hold an exclusive lock: a file with process and host, and the start time as its modification time.
 
-    The lock of a process of this host that has ended is replaced; processes are compared by number and start time. The lock
-    of another host is never replaced. The file is created exclusively, which local file systems and NFS of version 3 and
-    later do atomically.
+    Locks of ended processes of this host are replaced; processes are compared by number and start time. Locks of other
+    hosts are never replaced. The file is created exclusively, which local file systems and NFS of version 3 and later
+    do atomically.
 
     Parameters
     ----------
     path
-        File of the lock. It is removed at the end.
+        File of the lock, removed at the end.
     folder
-        Folder that the lock is for, to be named in errors.
+        Locked folder, named in errors.
     what
-        Noun for the work that needs the lock, to be named in errors.
+        Noun for the work that holds the lock, for errors.
 
     Raises
     ------
@@ -53,8 +53,8 @@ def locked(path: Path, *, folder: Path, what: str) -> Iterator[None]:
     lock = _take(path)
     if lock is None:
         raise FileExistsError(
-            f"{str(folder)!r} is in use by another {what}: {_holder(path)}. Wait for it to end, or name another folder. "
-            f"If that process ran on another host and has ended there, delete {str(path)!r}."
+            f"{str(folder)!r} is in use by another {what}: {_holder(path)}. Wait for it to end, or choose another folder. "
+            f"If that process ran on another host and has ended, delete {str(path)!r}."
         )
     try:
         yield
@@ -64,35 +64,35 @@ def locked(path: Path, *, folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a temporary folder, and remove it at the end; folders of dead processes with the same prefix are removed first.
+    """Make a temporary folder and remove it at the end; folders of dead processes with the same prefix are removed first.
 
     Parameters
     ----------
     parent
-        Existing folder for it.
+        Existing parent folder.
     prefix
         Beginning of its name; the rest is random.
 
     Yields
     ------
-    The folder, which holds only the file :data:`OWNER`.
+    Folder, with only the file :data:`OWNER` in it.
     """
     remove_abandoned(parent, prefix)
     folder, lock = _make_owned(parent, prefix)
     try:
         yield folder
     finally:
-        with suppress(FileNotFoundError):  # whoever removed it has done the work
+        with suppress(FileNotFoundError):  # another process removed it
             _remove(folder, lock)
 
 
 def _make_owned(parent: Path, prefix: str) -> tuple[Path, SoftFileLock]:
-    """Make a folder with an owner; as long as it is empty, another process may take it for abandoned and remove it."""
+    """Make a folder with an owner; while it is empty, another process may consider it abandoned and remove it."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         try:
             lock = _take(folder / OWNER)
-        except (FileNotFoundError, FileExistsError):  # from making the folder of the lock again
+        except (FileNotFoundError, FileExistsError):  # the lock's folder was removed or made again
             if parent.is_dir():
                 continue
             raise
@@ -100,7 +100,7 @@ def _make_owned(parent: Path, prefix: str) -> tuple[Path, SoftFileLock]:
             with suppress(OSError):
                 folder.rmdir()
             raise
-        assert lock is not None  # nobody else knows the name
+        assert lock is not None  # the random name is unknown to other processes
         return folder, lock
 
 
@@ -111,21 +111,21 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             if not _is_own(folder):
                 continue
             if not (folder / OWNER).is_file():
-                folder.rmdir()  # only if it is empty: the process was killed before it could name itself
+                folder.rmdir()  # only empty ones, whose process was killed before it wrote the owner
                 logger.info("Removed %s, which was empty.", folder)
             elif (lock := _take(folder / OWNER)) is not None:
                 _remove(folder, lock)
-                logger.info("Removed %s, which a process that was killed had left.", folder)
+                logger.info("Removed %s, left by a killed process.", folder)
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether this is a folder, not a link to one, and of the user: nobody else may have exchanged it."""
+    """Return whether this is the user's own folder and not a link, so that other users cannot have replaced it."""
     mine = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
     return mine and folder.is_dir() and not folder.is_symlink()
 
 
 def _remove(folder: Path, lock: SoftFileLock | None) -> None:
-    """Remove a folder, its owner last: if this is interrupted, the rest is still known to be abandoned."""
+    """Remove a folder, the owner file last, so that the rest still counts as abandoned after an interruption."""
     for path in folder.iterdir():
         if path.name == OWNER:
             continue
@@ -135,7 +135,7 @@ def _remove(folder: Path, lock: SoftFileLock | None) -> None:
             path.unlink()
     if lock is not None:
         lock.release()
-    with suppress(OSError):  # another process has taken it for abandoned in this moment, and removes it
+    with suppress(OSError):  # another process considers it abandoned and removes it right now
         folder.rmdir()
 
 
@@ -152,13 +152,13 @@ def _take(path: Path) -> SoftFileLock | None:
 
 
 def _holder(path: Path) -> str:
-    """Say who holds a lock."""
+    """Return the holder of a lock, for messages."""
     with suppress(OSError):
-        if not path.stat().st_size:  # made, and not yet written
+        if not path.stat().st_size:  # created, but not yet written
             time.sleep(_WRITTEN_S)
     try:
         since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(sep=" ", timespec="seconds")
         process, host, *_ = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
-        return "a process that left no name"
+        return "an unknown process"
     return f"process {process} on host {host!r}, since {since}"

@@ -1,4 +1,4 @@
-"""Fewer spots at a time where memory does not suffice for all."""
+"""Smaller batches when out of memory."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "St
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice, or that a size is beyond all memory."""
+    """Return whether an error means out of memory, or a size beyond all memory."""
     text = str(error)
-    named = isinstance(error, MemoryError | OverflowError) or type(error).__name__ == "OutOfMemoryError"  # of torch
+    named = (
+        isinstance(error, MemoryError | OverflowError) or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's class
     return named or any(sign in text for sign in _NO_MEMORY)
 
 
 def in_parts(n: int, cut: Callable[[slice], T], *, size: int, together: int | None = None) -> list[T]:
-    """Cut spots together, and half as many at a time whenever memory does not suffice.
+    """Cut spots together, halving their number whenever out of memory.
 
     Parameters
     ----------
     n
         Number of spots, at least 1.
     cut
-        Cuts the spots of a slice.
+        Function that cuts the spots of a slice.
     size
-        Side of the squares that are read, in pixels, for messages.
+        Side of the squares to read, in pixels, for messages.
     together
-        Spots to begin with; all by default.
+        Number of spots to start with; by default all.
 
     Returns
     -------
-    What ``cut`` returned for each slice, in order.
+    Results of ``cut`` per slice, in order.
 
     Raises
     ------
     MemoryError
-        If memory does not suffice for one spot.
+        If memory is too small for one spot.
     """
     done: list[T] = []
     start, step = 0, n if together is None else max(1, min(n, together))
@@ -61,13 +63,13 @@ def in_parts(n: int, cut: Callable[[slice], T], *, size: int, together: int | No
 
 
 def _smaller(error: Exception, n: int, *, size: int) -> int:
-    """Return how many spots to try after ``n`` were too many."""
+    """Return the number of spots to try after ``n`` were too many."""
     if not is_out_of_memory(error):
         raise error
     if n == 1:
         raise MemoryError(
-            f"Memory does not suffice for one crop of {size} x {size} px, {3e-9 * size**2:.3g} GB. So large a crop may come "
+            f"Out of memory for one crop of {size} x {size} px, {3e-9 * size**2:.3g} GB. Such large crops may come "
             "from a wrong mpp, or from an image without coarser levels."
         ) from error
-    logger.warning("Memory does not suffice for %d crops of %d x %d px; going on with %d.", n, size, size, n // 2)
+    logger.warning("Out of memory for %d crops of %d x %d px; continuing with %d.", n, size, size, n // 2)
     return n // 2

@@ -1,4 +1,4 @@
-"""An image element of SpatialData from levels that are already there."""
+"""Image elements of SpatialData from existing levels."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["halve", "image_of_levels", "transformations"]
 
 STRIP = 512
-"""Rows of a level that are made at a time, so that sums in 16 bits never exist for a whole image."""
+"""Rows per step, so that 16-bit sums never exist for a whole image."""
 
 
 def image_of_levels(levels: Sequence[da.Array], *, mpp: float | None) -> DataArray | DataTree:
-    """Make an image of its levels, as they are.
+    """Make an image from its levels, unchanged.
 
     Parameters
     ----------
     levels
-        ``(3, height, width)`` each, finest first. A single one gives a single-scale image.
+        Levels ``(3, height, width)``, finest first. One level gives a single-scale image.
     mpp
-        Micrometres per pixel of the finest level; if known, the image is in the coordinate system ``"um"`` too.
+        Micrometres per pixel of the finest level; if known, the image gets the coordinate system ``"um"`` too.
     """
     arrays = [_array(level, levels[0].shape) for level in levels]
     image: Any = arrays[0]
@@ -46,7 +46,7 @@ def image_of_levels(levels: Sequence[da.Array], *, mpp: float | None) -> DataArr
 def _array(level: da.Array, full: tuple[int, ...]) -> DataArray:
     array: DataArray = Image2DModel.parse(level, dims=("c", "y", "x"), c_coords=["r", "g", "b"])
     del array.attrs["transform"]
-    # as in spatialdata, coordinates of a coarser level are those of the finest one, at the centres of its pixels
+    # as in spatialdata, coarser levels have the finest level's coordinates at their pixel centres
     sizes = {"y": full[1], "x": full[2]}
     return array.assign_coords(
         {axis: (np.arange(array.sizes[axis]) + 0.5) * (size / array.sizes[axis]) for axis, size in sizes.items()}
@@ -54,7 +54,7 @@ def _array(level: da.Array, full: tuple[int, ...]) -> DataArray:
 
 
 def transformations(mpp: float | None) -> dict[str, Identity | Scale]:
-    """Coordinate systems of whatever is stored in level-0 pixels: ``"global"`` is pixels, ``"um"`` micrometres."""
+    """Return coordinate systems of an element in level-0 pixels: ``"global"`` is pixels, ``"um"`` micrometres."""
     systems: dict[str, Identity | Scale] = {"global": Identity()}
     if mpp is not None:
         systems[Keys.UM] = Scale([mpp, mpp], axes=("x", "y"))
@@ -62,12 +62,12 @@ def transformations(mpp: float | None) -> dict[str, Identity | Scale]:
 
 
 def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Means of blocks of 2 x 2 pixels, rounded; an odd last row or column is left out.
+    """Return rounded means of blocks of 2 x 2 pixels; an odd last row or column is left out.
 
     Parameters
     ----------
     image
-        ``(height, width, 3)``.
+        Image, ``(height, width, 3)``.
 
     Returns
     -------

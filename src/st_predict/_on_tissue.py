@@ -1,4 +1,4 @@
-"""Spots that the assay found to lie beside the tissue."""
+"""Spots off the tissue, as detected by the assay."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _WORDS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false
 
 
 def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = logging.WARNING) -> NDArray[np.bool_]:
-    """Which spots count: those that the column ``in_tissue`` says to lie on tissue, or all.
+    """Return the spots to use: spots on tissue by the column ``in_tissue``, or all.
 
     Parameters
     ----------
     obs
-        ``.obs`` of some spots. Without the column, or without a value in it, all of them count: a table of several sections
-        may have it for some only.
+        ``.obs`` of the spots. Spots without the column or without a value count as on tissue, because a table of
+        several sections may only have it for some.
     only
-        Whether spots beside the tissue are left out; how many is logged.
+        Whether to leave out spots off the tissue; their number is logged.
     label
         Name of the section, for the message.
     level
-        Level of the message.
+        Log level of the message.
 
     Returns
     -------
@@ -43,12 +43,12 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
     Raises
     ------
     ValueError
-        If a value is neither 0 nor 1, or no spot lies on tissue.
+        If a value is neither 0 nor 1, or all spots are off the tissue.
     """
     if not only or Keys.IN_TISSUE not in obs or obs[Keys.IN_TISSUE].isna().all():
         return np.ones(len(obs), dtype=bool)
     words = _words(obs)
-    keep_all = Advice("count every spot with {}", "tissue_only", value=False)
+    keep_all = Advice("keep all spots with {}", "tissue_only", value=False)
     if len(unknown := words[~words.isin(_WORDS)]):
         raise InvalidValueError(
             f".obs[{Keys.IN_TISSUE!r}] must be 0 or 1 for every spot; {len(unknown)} of {len(words)} are not, the first is "
@@ -62,14 +62,14 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
     if not on.all():
         logger.log(
             level,
-            "%s%d of %d spots lie beside the tissue (%s is 0) and are left out; tissue_only=False keeps them.",
+            "%s%d of %d spots are off the tissue (%s is 0) and left out; tissue_only=False keeps them.",
             *(f"{label}: " if label else "", (~on).sum(), len(on), Keys.IN_TISSUE),
         )
     return on
 
 
 def beside_tissue(obs: pd.DataFrame) -> NDArray[np.bool_]:
-    """Spots that the column ``in_tissue`` says to lie beside the tissue, ``(n_spots,)``; none without the column or a value."""
+    """Return the spots off the tissue by the column ``in_tissue``, ``(n_spots,)``; none without the column or a value."""
     if Keys.IN_TISSUE not in obs:
         return np.zeros(len(obs), dtype=bool)
     return np.array([_WORDS.get(word, True) is False for word in _words(obs)], dtype=bool)

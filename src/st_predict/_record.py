@@ -1,4 +1,4 @@
-"""The record of a result: what ``.uns["st_predict"][key]`` says of where its values come from."""
+"""Record of a result in ``.uns["st_predict"][key]``: the origin of its values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def warnings_into(said: list[str]) -> Iterator[None]:
-    """Add the warnings that this package logs to a list, for the record of the result."""
+    """Collect the package's logged warnings, for the record of the result."""
     listener, package = _Listener(said), logging.getLogger(__package__)
     package.addHandler(listener)
     try:
@@ -54,7 +54,7 @@ def warnings_into(said: list[str]) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """Where the values under a key come from.
+    """Origin of the values under a key.
 
     Parameters
     ----------
@@ -63,15 +63,15 @@ class Record:
     encoder
         Description of the encoder, for an embedding.
     params
-        How the values were made: sections, device, precision, checkpoints.
+        Settings of the result: sections, device, precision, checkpoints.
     derived
-        Keys of ``.obsm`` that belong to the same prediction: standard deviations and bounds of intervals.
+        Further keys of ``.obsm`` of the prediction: standard deviations and interval bounds.
     calibration
-        Coverage and sections of the calibration, once intervals were added.
+        Coverage and sections of the calibration, after intervals were added.
     version
         Version of st_predict that wrote the values.
     others
-        Further fields that are stored, which are kept as they are.
+        Other stored fields, kept unchanged.
     """
 
     card: ModelCard | None = None
@@ -84,7 +84,7 @@ class Record:
 
     @property
     def kind(self) -> Kind | None:
-        """What the values are; ``None`` if the record does not say so."""
+        """Kind of result; ``None`` if the record does not have it."""
         return "prediction" if self.card is not None else "embedding" if self.encoder is not None else None
 
     @property
@@ -94,12 +94,12 @@ class Record:
 
     @property
     def context(self) -> tuple[str, ...]:
-        """Names of the spots whose counts the network has read."""
+        """Names of the context spots."""
         return tuple((self.params.get("context") or {}).get("spots", ()))
 
     @property
     def context_regions(self) -> tuple[str, ...]:
-        """Region of each of these spots; empty if their names are unique in the table."""
+        """Region of each context spot; empty if names are unique in the table."""
         return tuple((self.params.get("context") or {}).get("regions", ()))
 
     @classmethod
@@ -126,17 +126,17 @@ class Record:
 
     @staticmethod
     def keys(uns: Mapping[str, Any]) -> list[str]:
-        """Keys that have a record."""
+        """Return the keys with a record."""
         return sorted(_stored(uns))
 
     @staticmethod
     def derived_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        """Keys of ``.obsm`` that belong to the result under a key, without reading the card."""
+        """Return the further keys of ``.obsm`` of a result, without reading the card."""
         return tuple(_parsed(_fields(uns, key), "derived", key) or ())
 
     @staticmethod
     def genes_of(uns: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-        """Names of the columns of a prediction, without reading the card; ``None`` if they are not stored."""
+        """Return gene names of a prediction, without reading the card; ``None`` if not stored."""
         genes = _fields(uns, key).get("genes")
         if genes is None:
             return None
@@ -146,40 +146,40 @@ class Record:
 
     @staticmethod
     def copy(source: Mapping[str, Any], target: MutableMapping[str, Any], key: str) -> None:
-        """Copy the record of a key, as it is stored, from one ``.uns`` to another; nothing if there is none."""
+        """Copy the stored record of a key, if there is one, from one ``.uns`` to another."""
         if key in _stored(source):
             target[Keys.UNS] = {**_stored(target), key: deepcopy(dict(_fields(source, key)))}
 
     @staticmethod
     def mark_copy(uns: MutableMapping[str, Any], key: str, units: str | None) -> None:
-        """Note that the values of a key are ``.X`` of this table, made of another one, and units that are not the network's."""
+        """Mark this table as a copy of a prediction in ``.X``, and note units that are not the network's."""
         noted = {} if units is None else {"units": units}
         uns[Keys.UNS] = {**_stored(uns), key: {**_fields(uns, key), "values": _COPY, **noted}}
 
     @staticmethod
     def units_of(uns: Mapping[str, Any], key: str) -> str | None:
-        """Units of a prediction that was copied out of another table; ``None`` for those of its network."""
+        """Return the units of a copied prediction; ``None`` for the network's units."""
         units = _fields(uns, key).get("units")
         return None if units is None else str(units)
 
     @staticmethod
     def is_copy(uns: Mapping[str, Any]) -> bool:
-        """Whether a table is a prediction that was copied out of another one."""
+        """Return whether a table is a copy of a prediction."""
         return any(isinstance(stored, Mapping) and stored.get("values") == _COPY for stored in _stored(uns).values())
 
     @staticmethod
     def is_result(uns: Mapping[str, Any], name: str) -> bool:
-        """Whether a table of this name is a result of st_predict, and not a table of spots."""
+        """Return whether a table of this name is a result of st_predict, not a table of spots."""
         return name in _stored(uns) or Record.is_copy(uns)
 
     @staticmethod
     def kind_of(uns: Mapping[str, Any], key: str) -> Kind | None:
-        """What the values under a key are, without reading the card; ``None`` if st_predict did not write them."""
+        """Return the kind of a result, without reading the card; ``None`` if st_predict did not write it."""
         stored = _fields(uns, key)
         return "prediction" if "card" in stored else "embedding" if "encoder" in stored else None
 
     def write(self, uns: MutableMapping[str, Any], key: str) -> None:
-        """Store the record under a key; those of other keys stay."""
+        """Store the record under a key; records of other keys are kept."""
         stored = {**self.others, "version": self.version, "params": json.dumps(dict(self.params))}
         if self.card is not None:
             stored["card"] = self.card.to_json()
@@ -194,7 +194,7 @@ class Record:
 
     @staticmethod
     def remove(uns: MutableMapping[str, Any], key: str) -> None:
-        """Delete the record of a key, and the whole slot with the last one."""
+        """Delete the record of a key; the last one with the whole slot."""
         rest = {name: stored for name, stored in _stored(uns).items() if name != key}
         if rest:
             uns[Keys.UNS] = rest
@@ -207,7 +207,7 @@ def _place(key: str) -> str:
 
 
 def _parsed(stored: Mapping[str, Any], name: str, key: str) -> Any:
-    """A field that is stored as JSON, a mapping or a list; ``None`` if it is not there."""
+    """Return a field stored as JSON, a mapping or a list; ``None`` if missing."""
     if name not in stored:
         return None
     try:
@@ -232,7 +232,7 @@ def _card(stored: Mapping[str, Any], key: str) -> ModelCard | None:
 
 
 def _fields(uns: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The record of a key as it is stored; empty if there is none."""
+    """Return the stored record of a key; empty if there is none."""
     found = _stored(uns).get(key)
     return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 

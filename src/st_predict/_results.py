@@ -1,4 +1,4 @@
-"""The only code that writes results into a SpatialData object: predictions, embeddings, and tables of cells."""
+"""Writing of results into SpatialData objects: predictions, embeddings and tables of cells; nothing else writes."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["Lattice", "Slot", "check_cells", "write_bounds", "write_cells"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1024  # cells of a chunk on disk
+_CHUNK = 1024  # cells per chunk on disk
 
 LARGEST_LAYER = 1 << 30
-"""Bytes of a layer that is written without being asked for: 100,000 bins of 18,000 genes would be 7 GB, twice over."""
+"""Maximum bytes of an additional layer: 100,000 bins of 18,000 genes would take another 7 GB."""
 
-_LONGEST_KEY = 200  # file systems allow names of 255 bytes; some are left for suffixes
+_LONGEST_KEY = 200  # file systems allow names of 255 bytes; the rest is for suffixes
 _ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 _OTHER_NAME = Advice("choose another name with {}", "key_added")
@@ -53,12 +53,12 @@ _A = {"prediction": "a prediction", "embedding": "an embedding"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A key under which the result of some spots may be written.
+    """Slot for the result of some spots: a key and its table.
 
     Parameters
     ----------
     sdata
-        Where to write.
+        Object to write to.
     key
         Key of the result.
     table_key
@@ -66,7 +66,7 @@ class Slot:
     regions
         Shapes of the spots.
     xy
-        ``(n_spots, 2)``: centres in level-0 pixels; needed for a slide without a table.
+        ``(n_spots, 2)``: centres in level-0 pixels; required for a slide without a table.
     """
 
     sdata: SpatialData
@@ -76,20 +76,20 @@ class Slot:
     xy: NDArray[np.float64] | None = None
 
     def check_free(self, kind: Kind, *, derived: Sequence[str] = ()) -> None:
-        """Refuse a key that holds something else than an earlier result of this kind for these spots.
+        """Refuse a key that holds anything but an earlier result of this kind for these spots.
 
         Parameters
         ----------
         kind
-            What will be written.
+            Kind of result to write.
         derived
-            Keys of ``.obsm`` that will be written as well.
+            Further keys of ``.obsm`` to write.
 
         Raises
         ------
         ValueError
-            If the key cannot be stored, or ``.obsm``, ``.layers``, a table or another element of that name belongs to the user,
-            or is a result for other spots.
+            If the key cannot be stored, or ``.obsm``, ``.layers``, a table or another element of this name is the
+            user's or a result for other spots.
         """
         _check_name(self.key)
         if self.table_key is not None:
@@ -103,16 +103,16 @@ class Slot:
     ) -> None:
         """Write a prediction and its record.
 
-        The values go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table and the
-        layer takes at most 1 GiB; standard deviations go to ``.obsm[key + "_std"]``. The record names the genes. A slide without a table gets a linked
-        table ``sdata.tables[key]``, with ``.layers["std"]``.
+        Values go to ``.obsm[key]`` of the table, and to ``.layers[key]`` if the panel covers all genes of the table and
+        the layer takes at most 1 GiB; standard deviations go to ``.obsm[key + "_std"]``. The record has the genes. A
+        slide without a table gets a linked table ``sdata.tables[key]``, with ``.layers["std"]``.
 
         Parameters
         ----------
         values
-            ``(n_spots, n_genes)``, in the order of the table.
+            ``(n_spots, n_genes)``: predictions in the order of the table.
         record
-            Where they come from.
+            Record of the result.
         std
             ``(n_spots, n_genes)``: standard deviations.
         """
@@ -133,14 +133,14 @@ class Slot:
         record.write(table.uns, self.key)
 
     def _write_layer(self, table: AnnData, values: NDArray[np.float32], genes: Sequence[str]) -> None:
-        """Write the genes of the table as a layer, if the panel has them all and the layer is not large."""
+        """Write the prediction as a layer, if the panel has all genes of the table and the layer is not too large."""
         places = {gene: column for column, gene in enumerate(genes)}
         if not table.n_vars or not set(table.var_names) <= places.keys():
             return
         if (size := table.n_obs * table.n_vars * values.itemsize) > LARGEST_LAYER:
             logger.info(
-                "%r is not also written as a layer, which would take %.3g GB; st_predict.get.prediction(sdata, %r) has the genes "
-                "as .var.",
+                "%r is not also written as a layer, which would take %.3g GB; st_predict.get.prediction(sdata, %r) returns it with "
+                "gene names.",
                 *(self.key, size / 1e9, self.key),
             )
             return
@@ -159,7 +159,7 @@ class Slot:
         record.write(table.uns, self.key)
 
     def _link(self, values: NDArray[np.float32], names: Sequence[str]) -> AnnData:
-        """Make a table whose rows are the shapes of the region."""
+        """Make a table that annotates the shapes of the region."""
         assert self.xy is not None  # known for a slide without a table
         region, shapes = self.regions[0], self.sdata.shapes[self.regions[0]]
         obs = pd.DataFrame({"region": pd.Categorical([region] * len(shapes)), "instance": shapes.index.to_numpy()})
@@ -172,7 +172,7 @@ class Slot:
         return TableModel.parse(adata, region=region, region_key="region", instance_key="instance")
 
     def _remove_prediction(self) -> None:
-        """Remove an earlier prediction, which may have gone elsewhere: its panel may have been another one."""
+        """Remove an earlier prediction, whose panel and slots may differ."""
         if self.key in self.sdata.tables:
             del self.sdata.tables[self.key]
         if self.table_key is None:
@@ -201,23 +201,23 @@ def write_bounds(
     *,
     calibration: Mapping[str, Any],
 ) -> None:
-    """Write the bounds of intervals beside a prediction, in ``.obsm`` or, for one in a table of its own, in ``.layers``.
+    """Write interval bounds of a prediction, to ``.obsm`` or, for a prediction with its own table, to ``.layers``.
 
     Parameters
     ----------
     table
-        Table that holds the prediction.
+        Table with the prediction.
     key
         Key of the prediction.
     lower, upper
         ``(n_spots, n_genes)``: bounds.
     calibration
-        What they were calibrated on.
+        Record of the calibration.
 
     Raises
     ------
     ValueError
-        If something else has the name of a bound.
+        If the name of a bound is taken.
     """
     record = Record.read(table.uns, key)
     assert record is not None  # the prediction was read
@@ -239,7 +239,7 @@ def _check_name(key: str) -> None:
     """Refuse a key that SpatialData cannot store."""
     if not re.fullmatch(r"[\w.-]+", check("key_added", key, Text)):
         raise InvalidValueError(
-            f"key_added may have only letters, digits, _, - and ., else it could not be stored; got {key!r}.",
+            f"key_added must consist of letters, digits, _, - and ., to be storable; got {key!r}.",
             _OTHER_NAME,
         )
     if key in {".", ".."} or key.startswith("__") or key in _ZARR_FILES:
@@ -249,7 +249,7 @@ def _check_name(key: str) -> None:
         )
     if len(key.encode()) > _LONGEST_KEY:
         raise InvalidValueError(
-            f"key_added must have at most {_LONGEST_KEY} characters (bytes in UTF-8), else it cannot be stored; got "
+            f"key_added must have at most {_LONGEST_KEY} characters (bytes in UTF-8), to be storable; got "
             f"{len(key.encode())}: {key[:20]!r}...",
             Advice("choose a shorter name with {}", "key_added"),
         )
@@ -267,7 +267,7 @@ def _check_slots(table: AnnData, key: str, kind: Kind, derived: Sequence[str]) -
 
 
 def _check_elements(sdata: SpatialData, key: str, kind: Kind, regions: Sequence[str]) -> None:
-    """Refuse a key that is the name of an element which holds something else."""
+    """Refuse a key that is the name of another element."""
     if key not in sdata.tables:
         if key in sdata:
             raise InvalidValueError(f"{key!r} is the name of another element of sdata.", _OTHER_NAME)
@@ -287,7 +287,7 @@ class Lattice:
     Parameters
     ----------
     rows, columns
-        ``(n_cells,)``: place of each cell on the lattice, which begins at the corner of the image.
+        ``(n_cells,)``: position of each cell on the lattice, counted from the corner of the image.
     centres
         ``(n_cells, 2)``: x and y in level-0 pixels.
     width
@@ -301,14 +301,14 @@ class Lattice:
 
 
 def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -> None:
-    """Refuse the name of a table of cells that is taken by something else.
+    """Refuse a name that is taken by anything but a table of cells.
 
     Raises
     ------
     FileExistsError
         If ``out`` exists.
     ValueError
-        If an element that is not an earlier table of cells has the name, or that of its shapes.
+        If another element has the name of the table or of its shapes.
     """
     shapes_key = Keys.cell_grid(key)
     _check_name(key)
@@ -316,7 +316,7 @@ def check_cells(sdata: SpatialData, key: str, out: PathLike[str] | str | None) -
     if shapes_key in sdata and key not in sdata.tables:
         raise InvalidValueError(f"{shapes_key!r} is the name of another element of sdata.", _OTHER_NAME)
     if out is not None and Path(out).exists():
-        raise FileExistsError(f"{str(out)!r} exists; name another folder.")
+        raise FileExistsError(f"{str(out)!r} exists; choose another folder.")
 
 
 def write_cells(
@@ -329,25 +329,24 @@ def write_cells(
     image_key: str,
     out: PathLike[str] | str | None = None,
 ) -> None:
-    """Write a table of cells and the circles that it is linked to; both replace those of an earlier call.
+    """Write a table of cells and the circles that it annotates; both replace an earlier result.
 
     Parameters
     ----------
     sdata
-        Where to write.
+        Object to write to.
     key
         Name of the table.
     parts
-        Places among the cells, and ``(n, n_genes)`` for these; every cell once.
+        Indices of cells, and their predictions ``(n, n_genes)``; every cell once.
     record
-        Where the values come from.
+        Record of the result.
     lattice
-        Where the cells are.
+        Positions of the cells.
     image_key
-        Image whose coordinate systems the circles get.
+        Image; the circles get its coordinate systems.
     out
-        Folder in which the table is stored part by part; it appears whole or not at all. By default the values are kept in
-        memory.
+        New folder to store the table part by part, atomically. By default values are kept in memory.
     """
     table = _empty_table(lattice, record, key=key)
     shapes = _circles(lattice, sdata.images[image_key])
@@ -386,13 +385,13 @@ def _empty_table(lattice: Lattice, record: Record, *, key: str) -> AnnData:
 
 
 def _fill(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> AnnData:
-    """Put the values into memory."""
+    """Fill the table in memory."""
     try:
         values = np.empty(table.shape, dtype=np.float32)
     except MemoryError as error:
         size = table.n_obs * table.n_vars * 4 / 1e9
         raise MemoryError(
-            f"{table.n_obs} cells of {table.n_vars} genes need {size:.3g} GB, which do not fit into memory. "
+            f"{table.n_obs} cells of {table.n_vars} genes need {size:.3g} GB, more than memory. "
             "Store them part by part, with st_predict.tl.superresolve(..., out=)."
         ) from error
     for places, part in parts:
@@ -408,7 +407,7 @@ def _store(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.f
         group = zarr.open_group(fresh, mode="w", zarr_format=3)
         write_elem(group, "/", table)
         zeros = da.zeros(table.shape, dtype=np.float32, chunks=chunks)
-        # a shard is written as a whole
+        # shards are only written whole
         write_elem(group, "X", zeros, dataset_kwargs={"chunks": chunks, "shards": None})
         values: Any = group["X"]
         for run, block in _runs(parts):
@@ -420,7 +419,7 @@ def _store(table: AnnData, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.f
 def _runs(
     parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Split parts where their places do not follow each other."""
+    """Split parts into runs of consecutive indices."""
     for places, part in parts:
         ends = np.flatnonzero(np.diff(places) != 1) + 1
         for run, block in zip(np.split(places, ends), np.split(part, ends), strict=True):

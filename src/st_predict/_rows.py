@@ -1,4 +1,4 @@
-"""Rows of tables of the same spots: joined by region and name, as names are unique within a region only."""
+"""Rows of tables of the same spots, joined by region and name because names are unique only within a region."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_in(source: AnnData, target: AnnData) -> NDArray[np.int64]:
 
     Returns
     -------
-    ``(source.n_obs,)``: rows of ``target``; -1 for spots that it does not have.
+    ``(source.n_obs,)``: rows of ``target``, -1 for missing spots.
 
     Raises
     ------
@@ -54,21 +54,21 @@ def rows_in(source: AnnData, target: AnnData) -> NDArray[np.int64]:
     there = _identities(regions_of(target), target.obs_names)
     if not there.is_unique:
         raise InvalidValueError(
-            f"Names of spots are not unique, the first is {there[there.duplicated()][0]} (region, name).",
+            f"Spot names are not unique; the first repeated one is {there[there.duplicated()][0]} (region, name).",
             "make them unique with .obs_names_make_unique()",
         )
     return np.asarray(there.get_indexer(_identities(regions_of(source), source.obs_names)), dtype=np.int64)
 
 
 def rows_called(table: AnnData, names: Sequence[str], regions: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows have these names, ``(n_obs,)``.
+    """Return the rows with these names, ``(n_obs,)``.
 
     Parameters
     ----------
     table
         Table of the spots.
     names
-        Names of some of them.
+        Names of spots.
     regions
         Region of each name; empty if names are unique in the table.
     """

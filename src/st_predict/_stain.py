@@ -1,4 +1,4 @@
-"""How a slide is stained, and the map of its colours to those of another one."""
+"""Stain of a slide, and stain normalisation of its colours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Method = Literal["macenko", "reinhard"]
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
 
-# RGB to the responses of cones (LMS), and their logarithms to lightness and two colours: Ruderman, Cronin and Chiao 1998, as Reinhard
-# et al. 2001 use them.
+# RGB to the responses of cones (LMS), and their logarithms to lightness and two colours: Ruderman, Cronin and Chiao 1998, used by
+# Reinhard et al. 2001.
 _TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]])
 
@@ -31,16 +31,24 @@ _WHITE = 256.0  # of 255, plus 1, so that black has a logarithm
 
 @validated
 class Stain:
-    """How the tissue of a slide is stained, as :func:`st_predict.pp.fit_stain` measures it.
+    """Stain of a slide's tissue, measured by :func:`st_predict.pp.fit_stain`.
 
     Parameters
     ----------
     method
-        ``"macenko"`` or ``"reinhard"``.
+        Method of normalisation: ``"macenko"`` or ``"reinhard"``.
     matrix
-        For Macenko: optical density of red, green and blue (rows) of haematoxylin, eosin and a rest at right angles (columns).
+        Macenko: ``(3, 3)`` optical densities of red, green and blue (rows) of haematoxylin, eosin and an orthogonal
+        residual (columns).
     mean, sd
-        For Reinhard: of lightness and two colours over the tissue, in the space of Ruderman.
+        Reinhard: mean and standard deviation of lightness and two colours over the tissue, in Ruderman's colour space.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stain = stp.pp.Stain(method="reinhard", mean=(8.6, -0.1, 0.05), sd=(0.6, 0.1, 0.02))
+    >>> stain.to_dict()["method"]
+    'reinhard'
     """
 
     method: Method
@@ -53,18 +61,18 @@ class Stain:
         others = (self.mean, self.sd) if self.method == "macenko" else (self.matrix,)
         if any(part is None for part in needed) or any(part is not None for part in others):
             raise InvalidValueError(
-                f"A stain by {self.method!r} has {'matrix' if self.method == 'macenko' else 'mean and sd'}, and no other numbers."
+                f"A stain by {self.method!r} needs {'matrix' if self.method == 'macenko' else 'mean and sd'} only."
             )
         if self.sd is not None and min(self.sd) <= 0:
             raise InvalidValueError(f"sd must be positive, got {self.sd}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers that are set, for a card."""
+        """Return the fields that are set, for a card."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def average(cls, stains: Sequence[Stain]) -> Self:
-        """Return the mean of several slides, all by the same method."""
+        """Return the mean stain of several slides, measured by the same method."""
         if stains[0].method == "macenko":
             matrix = np.mean([np.array(stain.matrix) for stain in stains], axis=0)
             return cls.of_macenko(matrix / np.linalg.norm(matrix, axis=0))
@@ -78,7 +86,7 @@ class Stain:
 
     @classmethod
     def of_reinhard(cls, mean: NDArray[np.float64], sd: NDArray[np.float64]) -> Self:
-        """Return the stain with mean and spread, ``(3,)`` each."""
+        """Return the stain with mean and standard deviation, ``(3,)`` each."""
         return cls(
             method="reinhard",
             mean=cast("Triple", tuple(np.asarray(mean).tolist())),
@@ -88,19 +96,20 @@ class Stain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StainMap:
-    """Maps the colours of a slide to those of another one.
+    """Map from a slide's colours to a reference stain.
 
-    Macenko: optical density is divided into stains by the matrix of the slide, and put together by the other matrix, so that hues change
-    and amounts do not; white stays white. Reinhard: lightness and colours get the mean and the spread of the other slide.
+    Macenko: optical density is decomposed into stains by the slide's matrix and recomposed by the reference's, so that
+    hues change, but amounts and white do not. Reinhard: lightness and colours get the reference's mean and standard
+    deviation.
 
     Parameters
     ----------
     before
-        255 logarithms of 8-bit values for Macenko; none for Reinhard.
+        Lookup table of logarithms of 8-bit values, Macenko only.
     linear
-        ``(3, 3)``: acts on logarithms.
+        ``(3, 3)``: matrix applied to logarithms.
     shift
-        ``(3,)``: is added to them.
+        ``(3,)``: added after the matrix.
     """
 
     before: NDArray[np.float32] | None
@@ -109,7 +118,7 @@ class StainMap:
 
     @classmethod
     def between(cls, source: Stain, target: Stain) -> StainMap:
-        """Return the map from the colours of ``source`` to those of ``target``, which are by the same method."""
+        """Return the map from ``source`` to ``target``, two stains of the same method."""
         if source.method == "macenko":
             linear = np.array(target.matrix) @ np.linalg.pinv(np.array(source.matrix))
             logs = np.log((np.arange(256) + 1) / _WHITE).astype(np.float32)
@@ -120,7 +129,7 @@ class StainMap:
         return cls(None, (back @ np.diag(ratio) @ _TO_LAB).astype(np.float32), shift.astype(np.float32))
 
     def __call__(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Map pixels, ``(..., 3)``; what would be brighter than white or darker than black is cut off."""
+        """Map pixels, ``(..., 3)``; values are clipped to 0-255."""
         if self.before is not None:
             mapped = _WHITE * np.exp(self.before[rgb] @ self.linear.T) - 1
         else:

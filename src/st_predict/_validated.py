@@ -1,4 +1,4 @@
-"""Frozen data whose fields are checked when it is made, by pydantic."""
+"""Frozen dataclasses with fields checked by pydantic at construction."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowe
 
 
 def _whole(value: Any) -> Any:
-    """Integers of numpy become those of Python; truth values and texts are not numbers."""
+    """Turn integers of numpy into integers of Python; refuse booleans and strings."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError("must be a whole number")
     return int(value)
@@ -60,7 +60,7 @@ def _real(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
-    if value == "":  # which would be the working directory
+    if value == "":  # Path would make it the working directory
         raise ValueError("must be a path that is not empty")
     if isinstance(value, str | PathLike) and isinstance(fspath(value), str):
         return Path(value)
@@ -99,13 +99,15 @@ def _texts(value: Any) -> Any:
 
 
 def _few(value: Any) -> Any:
-    if isinstance(value, Sized) and len(value) > _MANY:  # before each of a million is found to be wrong
+    if isinstance(value, Sized) and len(value) > _MANY:  # otherwise a million values would each be checked
         raise ValueError(f"must be at most {_MANY} values")
     return value
 
 
 def _device(value: Any) -> Any:
-    if isinstance(value, str) or type(value).__name__ == "device":  # of torch, which is slow to import
+    if (
+        isinstance(value, str) or type(value).__name__ == "device"
+    ):  # torch.device, without importing torch, which is slow
         return str(value)
     raise ValueError("must be the name of a device")
 
@@ -117,7 +119,7 @@ def _fields(value: Any) -> Any:
 
 
 Few = BeforeValidator(_few)
-"""Marks the type of a short list."""
+"""Type of a short list."""
 
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[str], BeforeValidator(_texts)]
@@ -135,14 +137,14 @@ Byte = Annotated[Natural, Field(le=255)]
 Device = Annotated[str, BeforeValidator(_device)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Name = Annotated[Any, BeforeValidator(_name)]
-"""Name of an element that SpatialData can store."""
+"""Element name that SpatialData can store."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
 def validated(cls: type[T]) -> type[T]:
     """Make a frozen keyword-only dataclass that refuses unknown fields, wrong types, NaN and infinity.
 
-    Types of the annotations have to be imported at run time, as pydantic reads them.
+    Types of annotations must be imported at run time, because pydantic reads them.
     """
     made: Any = dataclass(
         cls, frozen=True, kw_only=True, slots=True, repr=not issubclass(cls, ShortRepr), config=_CONFIG
@@ -156,9 +158,9 @@ def validated(cls: type[T]) -> type[T]:
             return
         except ValidationError as error:
             translated = _translated(error, made)
-        raise translated  # outside, so that it can be pickled: what pydantic raised cannot
+        raise translated  # outside the handler, because pydantic's error cannot be pickled
 
-    # what pydantic wrote has annotations of its own, which nobody else can resolve
+    # pydantic's __init__ has annotations that other code cannot resolve
     del init.__wrapped__
     init.__module__ = __name__
     init.__annotations__ = {name: info.annotation for name, info in made.__pydantic_fields__.items()}
@@ -167,12 +169,12 @@ def validated(cls: type[T]) -> type[T]:
 
 
 def check(argument: str, value: Any, kind: Any) -> Any:
-    """Return an argument of a function as ``kind``, one of the types above.
+    """Validate an argument of a function as ``kind``, one of the types above, and return it.
 
     Raises
     ------
     InvalidValueError
-        If it is not of this kind; the message names the argument.
+        If it is not valid; the message names the argument.
     """
     try:
         return _adapter(kind).validate_python(value)
@@ -183,12 +185,12 @@ def check(argument: str, value: Any, kind: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Validator of a type; making one takes a millisecond, which is long for a call that checks dozens."""
+    """Return the cached validator of a type; making one takes a millisecond, and a call checks dozens."""
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
 def _translated(error: ValidationError, cls: Any) -> StPredictError:
-    """Turn what pydantic found into one sentence per field."""
+    """Turn pydantic's errors into one sentence per field."""
     found = error.errors()
     own = found[0].get("ctx", {}).get("error")
     if isinstance(own, StPredictError):
@@ -196,7 +198,7 @@ def _translated(error: ValidationError, cls: Any) -> StPredictError:
     names = [f.name for f in fields(cls)]
     if unknown := [one["loc"][0] for one in found if one["loc"][0] not in names]:
         return InvalidValueError(f"{cls.__name__} has no fields {sorted(map(str, unknown))}; there are {names}.")
-    # of a union, pydantic reports each member
+    # for unions, pydantic reports each member
     places = {str(one["loc"][0]): [other for other in found if other["loc"][0] == one["loc"][0]] for one in found}
     return InvalidValueError("; ".join(_sentence(place, errors) for place, errors in places.items()) + ".")
 

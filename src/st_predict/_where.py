@@ -1,8 +1,8 @@
-"""Where the data of a slide is: elements, counts, genes, patients, resolution."""
+"""Location of a slide's data: elements, counts, genes, patients, resolution."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # read by pydantic
+from collections.abc import Mapping  # pydantic needs it at run time
 from dataclasses import field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -21,20 +21,20 @@ Missing: TypeAlias = Literal["error", "drop"]
 
 @validated
 class GeneMatching:
-    """How the genes of a panel are found in a table; see :func:`st_predict.pp.align_panel`.
+    """Options to match panel genes to a table; see :func:`st_predict.pp.align_panel`.
 
     Parameters
     ----------
     missing
-        Whether genes that a table lacks are an error or are dropped.
+        Handling of genes that a table lacks: error, or drop.
     duplicates
-        What to do with a gene that several columns of a table carry.
+        Handling of genes with several columns in a table.
     ignore_case
-        Whether symbols that differ in case are the same.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with the identifiers; ``None`` finds it.
+        Column of ``.var`` with the identifiers; ``None`` to find it.
     aliases
-        Other names of genes, as :class:`~st_predict._identifiers.GeneAliases`; a table or a file is read.
+        Other names of genes, as :class:`~st_predict._identifiers.GeneAliases`, a table or a file.
     """
 
     missing: Missing = "error"
@@ -46,30 +46,30 @@ class GeneMatching:
 
 @validated
 class Where:
-    """Which elements of a slide are meant.
+    """Elements of a slide to use.
 
     Parameters
     ----------
     image_key
-        Image, or a mapping from region to image.
+        Key of the image, or a mapping from region to key.
     table_key
-        Table of the spots.
+        Key of the spots' table.
     bin_um
-        Side of the bins of Visium HD, in micrometres, instead of ``table_key``.
+        Bin size of Visium HD in micrometres; alternative to ``table_key``.
     shapes_key
-        Shapes of the spots.
+        Key of the spots' shapes.
     layer
-        Layer of the table with the raw counts; ``None`` for ``.X``.
+        Layer with the raw counts; ``None`` for ``.X``.
     mpp
-        Micrometres per pixel of level 0 of the image, if the caller knows, or a mapping from region to it.
+        Micrometres per pixel of the image at level 0, if given, or a mapping from region to mpp.
     group_key
         Column of ``.obs`` that names the patient.
     tissue_only
-        Whether spots whose ``in_tissue`` in ``.obs`` is 0 are left out.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0).
     genes
-        How the genes of a panel are found in the table.
+        Options to match panel genes to the table.
     stain
-        Stain in whose colours images are read; ``None`` for their own.
+        Reference stain for normalisation; ``None`` for none.
     """
 
     image_key: Text | Mapping[str, str] | None = None

@@ -38,13 +38,13 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Says what was wrong with the input in a line, and how to report what is a fault of the program."""
+    """Command group that prints input errors in one line, and advice to report faults of the program."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # typer shows its own: wrong options, exits
+            # typer handles its own errors: wrong options, exits
             if os.environ.get("ST_PREDICT_DEBUG") or type(error).__module__.partition(".")[0] in {"typer", "click"}:
                 raise
             typer.secho(f"Error: {self._explain(error, ctx.invoked_subcommand)}", fg="red", err=True)
@@ -61,11 +61,11 @@ class _Commands(TyperGroup):
         if isinstance(error, OSError | ImportError):
             return " ".join(str(error).split())
         if _lacks_memory(error):
-            return f"There is not enough memory ({' '.join(str(error).split())})."
+            return f"Out of memory ({' '.join(str(error).split())})."
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return (
-            f"This is a fault of st_predict {__version__} ({what}). Please report it to the developers, with the command and what "
-            "it prints with ST_PREDICT_DEBUG=1 in front."
+            f"This is a fault of st_predict {__version__} ({what}). Please report it to the developers, with the command and its "
+            "output with ST_PREDICT_DEBUG=1 in front."
         )
 
 
@@ -82,17 +82,17 @@ _CALL = re.compile(
 )
 
 _NOT = "not "
-"""Begins the name of the option that switches another one off."""
+"""Prefix of the name of an option that switches another option off."""
 
 _EXPORTS = (".geojson", ".parquet", ".csv", ".ome.tif", ".ome.zarr")
-"""Files that a prediction is written to for other programs."""
+"""File types of exported predictions."""
 
 _NAMES = {"key_added": "key", "checkpoints": "model", "sdatas": "sections"}
-"""Options that have another name than the argument of the function."""
+"""Options with another name than the function's argument."""
 
 
 def _in_files(error: StPredictError) -> StPredictError:
-    """Speak of files instead of objects; what only Python can do is said to be so."""
+    """Name files instead of objects, and mark advice that only works in Python."""
     ways = [_in_shell(way) if isinstance(way, str) else way for way in error.advice]
     return type(error)(re.sub(r"\bsdata\b", "the file", _commands(error.found)), *ways)
 
@@ -132,7 +132,7 @@ app = typer.Typer(
 
 Sections = Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr), one per section.")]
 Out = Annotated[Path, typer.Option(help="New folder for the results.")]
-Key = Annotated[str | None, typer.Option(help="Key of the prediction; may be left out if there is only one.")]
+Key = Annotated[str | None, typer.Option(help="Key of the prediction; needed if there are several.")]
 Preset = Annotated[
     str,
     typer.Option(
@@ -164,7 +164,7 @@ MissingGenes = Annotated[
 DuplicateGenes = Annotated[
     str, typer.Option("--duplicates", help="How to treat genes in several columns: error, sum or first.")
 ]
-IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Match gene symbols without regard to case.")]
+IgnoreCase = Annotated[bool, typer.Option("--ignore-case", help="Ignore case when gene symbols are matched.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of .var with gene identifiers.")]
 Aliases = Annotated[
     Path | None, typer.Option(help="Table of former gene symbols, in the format of the HGNC complete set.")
@@ -179,9 +179,10 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Accept everything that the card of a checkpoint asks for: encoders of any source, paths of files.",
+        help="Accept everything that the checkpoint's card names: encoders from any source, paths of files.",
     ),
 ]
+Device = Annotated[str, typer.Option(help="Device: auto (first GPU, if any), cpu, cuda, cuda:1 or mps.")]
 Samples = Annotated[
     int | None, typer.Option(help="Number of stochastic predictions per spot; adds their standard deviation.")
 ]
@@ -208,7 +209,7 @@ def _start(
     context.with_resource(shown(progress=progress))
     logging.basicConfig(level="WARNING", format="%(message)s")
     logging.getLogger("st_predict").setLevel("INFO" if verbose else "WARNING")
-    if not verbose:  # of libraries, to their developers
+    if not verbose:  # library warnings for developers
         for about in ("zarr v3 autosharding", "Call to deprecated class", "The '.*' option is deprecated"):
             warnings.filterwarnings("ignore", message=about)
 
@@ -218,11 +219,11 @@ def demo(
     out: Out = Path("st-predict-demo"),
     seed: Annotated[int, typer.Option(help="Random seed for simulation and training.")] = 0,
 ) -> None:
-    """Simulate sections, train a small M2OST, predict an unseen patient, score it beside the baselines. Offline."""
+    """Simulate sections, train a small M2OST, predict an unseen patient and score it against baselines. Works offline."""
     folder = _new_folder(out)
-    typer.echo("Simulating a section of each of six patients ...")
+    typer.echo("Simulating one section per patient, for six patients ...")
     *train, choose, held_out = stp.datasets.simulate(6, 1, n_genes=40, seed=seed).sections.values()
-    typer.echo("Training a small M2OST on four patients; a fifth chooses the epoch ...")
+    typer.echo("Training a small M2OST on four patients, with a fifth for validation ...")
     result = stp.tl.train(
         train,
         "m2ost",
@@ -282,20 +283,24 @@ def train(  # noqa: PLR0913  # options of a command line
         list[Path] | None, typer.Option(help="Slides without counts, for semi-supervised training.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Number of rounds of pseudo-labelling of the --unlabelled slides.")] = 5,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs; by default that of the preset.")] = None,
-    batch_size: int | None = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; by default the preset's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Number of spots per step, for spot-level models.")] = None,
     regions: Regions = None,
-    regions_per_step: int | None = None,
-    lr: float | None = None,
-    schedule: str | None = None,
-    patience: int | None = None,
-    seed: int | None = None,
-    device: str = "auto",
+    regions_per_step: Annotated[
+        int | None, typer.Option(help="Section-level models: number of sections or regions per step.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Schedule of the learning rate: constant or cosine.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this number of epochs without a better validation score.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for initial weights, order and augmentation.")] = None,
+    device: Device = "auto",
     resume: Resume = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
     if validation and hold_out:
-        raise InvalidValueError("Both --validation and --hold-out are given; they exclude each other.")
+        raise InvalidValueError("--validation and --hold-out exclude each other; leave out one of them.")
     sizes = {"epochs": epochs, "batch_size": batch_size, "regions": regions, "regions_per_step": regions_per_step}
     config = {**sizes, "lr": lr, "schedule": schedule, "patience": patience, "seed": seed, "device": device}
     result = stp.tl.train(
@@ -317,7 +322,7 @@ def train(  # noqa: PLR0913  # options of a command line
         id_column=id_column,
         aliases=aliases,
         mpp=mpp,
-        preset=preset,
+        preset=preset,  # type: ignore[arg-type]  # checked by the function
         min_counts=min_counts,
         tissue_only=tissue_only,
         stain=stain,  # type: ignore[arg-type]  # checked by the function
@@ -346,7 +351,7 @@ def predict(  # noqa: PLR0913  # options of a command line
     pitch_um: Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")] = 100.0,
     shapes_key: Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")] = None,
     key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")] = None,
-    device: str = "auto",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")] = "auto",
     cut_tissue: Annotated[
         str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
@@ -388,7 +393,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         str | None, typer.Option(help="Held-out sections behind --reliable and --min-score: patient or section.")
     ] = None,
 ) -> None:
-    """Predict expression for the spots of a slide; on a slide without spots, on a grid over its tissue."""
+    """Predict gene expression of a slide's spots; for slides without spots, of a grid over the tissue."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     intervals = None if calibration is None else stp.tl.Calibration.load(calibration)
     if intervals is not None:
@@ -412,7 +417,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         mpp=mpp,
         key_added=key,
         device=device,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]  # checked by the function
         cut_tissue=cut_tissue,  # type: ignore[arg-type]  # checked by the function
         tissue_only=tissue_only,
         stain=False if ignore_stain else None,
@@ -437,13 +442,13 @@ def predict(  # noqa: PLR0913  # options of a command line
 def embed(  # noqa: PLR0913  # every one is an option
     slide: Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with spots.")],
     out: Annotated[Path, typer.Option(help="New .zarr with the slide and the features.")],
-    encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or a name of timm.")] = "rgb",
+    encoder: Annotated[str, typer.Option(help="Encoder: rgb, uni, ..., or the name of a timm model.")] = "rgb",
     image_key: ImageKey = None,
     mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel; needed if the file does not state it.")
     ] = None,
     at_mpp: Annotated[
-        float | None, typer.Option(help="Resolution of the crops in um/px; by default that of the encoder.")
+        float | None, typer.Option(help="Resolution of the crops in um/px; by default the encoder's.")
     ] = None,
     features: Annotated[
         str | None, typer.Option(help="Features to use: head, or stages (the middle layers of a timm network).")
@@ -455,9 +460,9 @@ def embed(  # noqa: PLR0913  # every one is an option
     standardize: Annotated[
         bool | None, typer.Option("--standardize", help="Standardise each feature over the spots of each section.")
     ] = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Describe the image around each spot by the features of an encoder."""
+    """Compute encoder features of the image around each spot."""
     _check_new(out, suffixes=(".zarr",))
     sdata = _read_one(slide)
     stp.tl.embed(
@@ -496,12 +501,12 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     mpp: Annotated[
-        float | None, typer.Option(help="Micrometres per pixel of the images; read by the baselines.")
+        float | None, typer.Option(help="Micrometres per pixel of the images, for the baseline ridge.")
     ] = None,
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
 ) -> None:
-    """Score the predictions that sections hold, beside the baselines."""
+    """Score stored predictions and baselines against measured counts."""
     _check_new(out, suffixes=(".csv",))
     evaluation = stp.tl.evaluate(
         _read(sections),
@@ -533,7 +538,7 @@ def export(  # noqa: PLR0913  # options of a command line
     out: Annotated[Path, typer.Option(help="New .geojson (QuPath), .parquet, .csv, .ome.tif, or folder .ome.zarr.")],
     key: Key = None,
     genes: Annotated[
-        list[str] | None, typer.Option("--gene", help="Gene to write; may be given several times; by default all.")
+        list[str] | None, typer.Option("--gene", help="Gene to write; repeat for several. By default all.")
     ] = None,
     color: Annotated[
         str | None, typer.Option(help="Gene, or column of .obs, that colours the spots of a .geojson.")
@@ -548,12 +553,12 @@ def export(  # noqa: PLR0913  # options of a command line
     bin_um: BinUm = None,
     region: Annotated[str | None, typer.Option(help="Section of a table that annotates several.")] = None,
 ) -> None:
-    """Write a prediction for other programs: QuPath, R, napari, viewers of images."""
+    """Export a prediction for other programs: QuPath, R, napari, image viewers."""
     kind = next((ending for ending in _EXPORTS if out.name.endswith(ending)), None)
     _check_new(out, suffixes=_EXPORTS if kind is None else (out.suffix,))
     raster, outline = kind in {".ome.tif", ".ome.zarr"}, "square" if square else None
     if (color and kind != ".geojson") or (downsample and not raster) or (square and kind in {".parquet", ".csv"}):
-        raise InvalidValueError(f"An option is for another kind of file than {kind}; see st-predict export --help.")
+        raise InvalidValueError(f"An option does not apply to {kind} files; see st-predict export --help.")
     sdata = _read_one(section)
     prediction = stp.get.prediction(sdata, key, table_key=table_key, bin_um=bin_um)
     write: Callable[..., Path] = stp.io.write_table
@@ -577,7 +582,9 @@ def calibrate(  # noqa: PLR0913  # options of a command line
     scaled: Annotated[  # noqa: FBT002
         bool, typer.Option(help="Scale interval widths by standard deviations where available.")
     ] = True,
-    train: Annotated[list[Path] | None, typer.Option(help="Training sections; needed if the card names none.")] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="Training sections; needed if the card does not name them.")
+    ] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs with the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
@@ -592,7 +599,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
 ) -> None:
-    """Find intervals that cover a share of what was measured, on sections that hold a prediction and were not trained on."""
+    """Calibrate prediction intervals on held-out sections with a prediction."""
     _check_new(out, suffixes=(".json",))
     calibration = stp.tl.calibrate(
         _read(sections),
@@ -616,7 +623,7 @@ def calibrate(  # noqa: PLR0913  # options of a command line
         tissue_only=tissue_only,
     )
     calibration.save(out)
-    typer.echo(f"Wrote {out}, of {calibration.n_spots} spots")
+    typer.echo(f"Wrote {out}, calibrated on {calibration.n_spots} spots")
 
 
 @app.command()
@@ -638,9 +645,9 @@ def superresolve(
         ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Predict every cell of the tissue of a slide, squares of 8 um unless the network was trained with others."""
+    """Predict every cell of the tissue: squares of 8 um, unless the network was trained with another size."""
     _check_new(out, suffixes=(".zarr", ".h5ad"))
     sdata = _read_one(slide)
     checkpoint = stp.checkpoints.find_weights(model)
@@ -672,18 +679,18 @@ def report(  # noqa: PLR0913  # options of a command line
     id_column: IdColumn = None,
     aliases: Aliases = None,
     gene: Annotated[
-        list[str] | None, typer.Option(help="Gene to map; repeat for several. By default, genes to trust.")
+        list[str] | None, typer.Option(help="Gene to map; repeat for several. By default reliable genes.")
     ] = None,
-    n_genes: Annotated[int, typer.Option(min=1, help="Number of genes to map, at most.")] = 12,
+    n_genes: Annotated[int, typer.Option(min=1, help="Maximum number of genes to map.")] = 12,
     held_out: Annotated[
-        str | None, typer.Option(help="Held-out sections behind the trust: patient or section.")
+        str | None, typer.Option(help="Held-out sections behind the reliable genes: patient or section.")
     ] = None,
     train: Annotated[
         list[Path] | None, typer.Option(help="Training sections, to which the baselines are fitted.")
     ] = None,
     score: Annotated[bool, typer.Option("--score/--no-score", help="Score the prediction if there are counts.")] = True,  # noqa: FBT002
 ) -> None:
-    """Write a page about a prediction: weights, maps of genes to trust, scores and warnings."""
+    """Write a report of a prediction: weights, maps of reliable genes, scores and warnings."""
     _check_new(out, suffixes=(".html",) if len(slides) == 1 else ("",))
     read = {path.stem: sdata for path, sdata in zip(slides, _read(slides).values(), strict=True)}
     evaluate = partial(
@@ -724,15 +731,15 @@ def report(  # noqa: PLR0913  # options of a command line
 
 @app.command()
 def models() -> None:
-    """List the models that can be trained, what they cost and see, and the checkpoints that are released."""
+    """List trainable models with cost and field of view, and released checkpoints."""
     specs = stp.models.table()
-    what = Table("model", "family", "what it is", title="Models", box=SIMPLE_HEAD)
+    what = Table("model", "family", "description", title="Models", box=SIMPLE_HEAD)
     what.add_column("DOI or address of the paper", overflow="fold")
-    cost = Table("model", title="With 250 genes, a spot", box=SIMPLE_HEAD)
-    for heading in ("M params", "GMAC", "sees"):
+    cost = Table("model", title="Cost per spot, with 250 genes", box=SIMPLE_HEAD)
+    for heading in ("M params", "GMAC", "FOV"):
         cost.add_column(heading, justify="right")
     cost.add_column("levels (px at downsample)")
-    cost.add_column("licence of its code", overflow="fold")
+    cost.add_column("licence of the code", overflow="fold")
     for name, spec in specs.astype(object).where(specs.notna(), None).iterrows():
         what.add_row(str(name), spec["family"], spec["summary"], spec["doi"])
         params = "-" if spec["params"] is None else f"{spec['params'] / 1e6:.2f}"
@@ -747,7 +754,7 @@ def models() -> None:
 
 
 @app.command()
-def cite(model: Annotated[str, typer.Argument(help="Name of a model: st-predict models lists them.")]) -> None:
+def cite(model: Annotated[str, typer.Argument(help="Name of a model; st-predict models lists them.")]) -> None:
     """Print the BibTeX entry of the paper of a model."""
     typer.echo(stp.models.cite(model))
 
@@ -760,25 +767,25 @@ def import_(  # noqa: PLR0913  # options of a command line
     ],
     out: Annotated[Path, typer.Option(help="New .safetensors file.")],
     genes: Annotated[
-        Path | None, typer.Option(help="Genes in the order of the outputs: a text with a gene per line, or .npy.")
+        Path | None, typer.Option(help="Genes in the order of the outputs: text file with one gene per line, or .npy.")
     ] = None,
     mpp: Annotated[
-        str | None, typer.Option(help="um/px of the images of training; native: pixels of any image as they are.")
+        str | None, typer.Option(help="Resolution of the training images in um/px; native: pixels are not resampled.")
     ] = None,
     hparams: Annotated[str | None, typer.Option(help='Hyper-parameters as JSON: \'{"organ": "Breast"}\'.')] = None,
     target: Annotated[
-        str | None, typer.Option(help="Units of the predictions as JSON, if not those of the publication.")
+        str | None, typer.Option(help="Units of the predictions as JSON; by default the publication's.")
     ] = None,
     pixels: Annotated[
-        str | None, typer.Option(help="Mean and std of the pixels of training as JSON, if not as published.")
+        str | None, typer.Option(help="Mean and std of the training pixels as JSON; by default the publication's.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Where the files come from, for the card.")] = None,
+    source: Annotated[str | None, typer.Option(help="Source of the files, for the card.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, for the card.")] = None,
     citation: Annotated[str | None, typer.Option(help="Publication of the weights, for the card.")] = None,
     organism: Annotated[str | None, typer.Option(help="Organism of the genes, for the card.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,  # noqa: FBT002
 ) -> None:
-    """Make a checkpoint of weights that published code wrote. Nothing is downloaded."""
+    """Convert published weights to a checkpoint. Nothing is downloaded."""
     card = {"license": license, "citation": citation, "organism": organism}
     written = stp.checkpoints.import_published(
         model,
@@ -797,7 +804,7 @@ def import_(  # noqa: PLR0913  # options of a command line
 
 
 def _number_or_native(mpp: str | None) -> Any:
-    """Read a number; other words are left to the library, which refuses them."""
+    """Return a number, or the text itself for the library to refuse."""
     try:
         return None if mpp is None else float(mpp)
     except ValueError:
@@ -806,10 +813,12 @@ def _number_or_native(mpp: str | None) -> Any:
 
 @app.command()
 def card(
-    weights: Annotated[str, typer.Argument(help="Released checkpoint, .safetensors file, or folder of a training.")],
+    weights: Annotated[
+        str, typer.Argument(help="Released checkpoint, .safetensors file, or output folder of a training.")
+    ],
     n_genes: Annotated[int, typer.Option("--genes", min=1, help="Number of best and worst genes to list.")] = 10,
 ) -> None:
-    """Print what weights predict, what they were trained on, and which genes to trust."""
+    """Print the card of weights: predicted genes, training data, and reliable genes."""
     path = _weights_in(weights)
     about, notice = stp.specs.ModelCard.of_file(path), stp.checkpoints.notice_of(path)
     facts = Table(title=f"Card of {weights}", box=SIMPLE_HEAD, show_header=False)
@@ -824,30 +833,30 @@ def card(
     for scores in about.reliability:
         parts += [f"{stp.checkpoints.score_sentence(scores)}", _gene_table(about, scores, n_genes)]
     if gaps := stp.checkpoints.card_gaps(about):
-        parts += ["Not known:", *(f"- {gap}" for gap in gaps)]
+        parts += ["Unknown:", *(f"- {gap}" for gap in gaps)]
     Console().print(*parts, sep="\n", markup=False, highlight=False)
 
 
 @app.command()
 def download(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Checkpoints (st-predict models), or her2st:C2 for a section.")
+        list[str] | None, typer.Argument(help="Checkpoints (listed by st-predict models), or her2st:C2 for a section.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All released checkpoints.")] = False,  # noqa: FBT002
+    everything: Annotated[bool, typer.Option("--all", help="Download all released checkpoints.")] = False,  # noqa: FBT002
     mirror: Annotated[
         str | None, typer.Option(help="Address of a folder with the released files; their hashes are checked.")
     ] = None,
 ) -> None:
-    """Fetch checkpoints and data into the cache, so that everything works offline later."""
+    """Download checkpoints and data to the cache, for later work offline."""
     released = [f"{weights.name}@{weights.version}" for weights in stp.checkpoints.list_weights()]
     if bool(names) == everything:
-        raise InvalidValueError(f"Either name what to fetch, or give --all; the checkpoints are {released}.")
+        raise InvalidValueError(f"Name the checkpoints to download, or give --all; the released ones are {released}.")
     for name in released if everything else names or []:
         kind, _, section = name.partition(":")
         if kind == "her2st":
             if mirror is not None:
                 raise InvalidValueError(
-                    f"--mirror is for checkpoints, and {name!r} is a section.", "leave out --mirror"
+                    f"--mirror only applies to checkpoints, but {name!r} is a section.", "leave out --mirror"
                 )
             stp.datasets.her2st(section)
             typer.echo(f"{name}: in the cache")
@@ -856,7 +865,7 @@ def download(
 
 
 def _weights_in(text: str) -> Path:
-    """Path of a checkpoint: of a name, a file, or the folder of a training."""
+    """Return the path of a checkpoint, given by name, file, or output folder of a training."""
     folder = Path(text)
     released = {name for w in stp.checkpoints.list_weights() for name in (w.name, f"{w.name}@{w.version}")}
     if text in released or not folder.is_dir():
@@ -870,7 +879,7 @@ def _weights_in(text: str) -> Path:
 
 
 def _gene_table(about: ModelCard, scores: Reliability, n_genes: int) -> Table:
-    """Table of the best and the worst genes."""
+    """Return a table of the best and worst genes."""
     ranked = [one for one in stp.checkpoints.rank_genes(about, scores) if one.partial is not None]
     table = Table("gene", box=SIMPLE_HEAD)
     for heading in ("partial correlation", "95 % interval", "noise ceiling"):
@@ -898,7 +907,7 @@ def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:
     """Read slides; errors name their files."""
     paths = list(paths)
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
-        raise InvalidValueError(f"Files are given twice: {twice}.", "name each once")
+        raise InvalidValueError(f"Files occur twice: {twice}.", "name each once")
     return {str(path): _read_one(path) for path in paths}
 
 
@@ -906,24 +915,24 @@ def _read_one(path: Path) -> SpatialData:
     import spatialdata
 
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        raise FileNotFoundError(f"The file {str(path)!r} does not exist; name a SpatialData store, slide or image.")
     if path.suffix != ".zarr" and not path.is_dir():
         return stp.io.read_image(path)
     try:
         return spatialdata.read_zarr(path)
-    except Exception as error:  # whatever zarr and the elements raise
+    except Exception as error:  # zarr and elements raise many types
         if _lacks_memory(error):
             raise
         raise OSError(
-            f"{str(path)!r} is not a SpatialData store that can be read ({error}). Name a store or a slide."
+            f"{str(path)!r} is not a readable SpatialData store ({error}). Name a store or a slide."
         ) from error
 
 
 def _check_intervals(calibration: stp.tl.Calibration, key: str, *, spreads: bool) -> None:
-    """Refuse, before any work is done, intervals that could not be added to the prediction."""
+    """Refuse intervals that do not fit the prediction, before any computation."""
     if key != calibration.key:
         raise InvalidValueError(
-            f"The calibration is of the prediction {calibration.key!r}, not of {key!r}: leave out --key."
+            f"The calibration is for the prediction {calibration.key!r}, not {key!r}: leave out --key."
         )
     if calibration.scaled and not spreads:
         raise InvalidValueError(
@@ -938,12 +947,12 @@ def _parse(text: str | None, option: str = "--hparams", *, example: str = '{"dep
         return None if text is None else dict(json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValueError(
-            f"{option} must be JSON of an object, '{example}' say; got {text!r} ({error})."
+            f"{option} must be a JSON object such as '{example}'; got {text!r} ({error})."
         ) from error
 
 
 def _check_new(path: Path, *, suffixes: tuple[str, ...]) -> None:
-    """Refuse, before any work is done, a result that could not be written."""
+    """Refuse a result that cannot be written, before any computation."""
     if path.suffix not in suffixes:
         raise InvalidValueError(f"{str(path)!r} must end in one of {suffixes}.")
     if path.exists():
@@ -952,11 +961,11 @@ def _check_new(path: Path, *, suffixes: tuple[str, ...]) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent):
             pass
     except OSError as error:
-        raise type(error)(error.errno, f"Can't write to the folder {str(path.parent)!r}: {error.strerror}") from error
+        raise type(error)(error.errno, f"Cannot write to the folder {str(path.parent)!r}: {error.strerror}") from error
 
 
 def _new_folder(path: Path) -> Path:
-    """Make ``path``, or ``path-2``, ``path-3`` ... if there is one."""
+    """Make ``path``, or ``path-2``, ``path-3`` ... if it exists."""
     names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 1000))
     folder = next(p for p in names if not p.exists())
     folder.mkdir(parents=True)
@@ -965,20 +974,20 @@ def _new_folder(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Genes:
-    """Genes of a prediction to write; all by default."""
+    """Genes of a prediction to write; by default all."""
 
     min_score: float | None = None
     reliable: bool = False
     held_out: str | None = None
 
     def check(self, out: Path, checkpoints: list[Path]) -> None:
-        """Refuse, before any work is done, a selection of genes that cannot be made."""
+        """Refuse an impossible selection of genes, before any computation."""
         if not self.reliable and self.min_score is None:
             if self.held_out is not None:
-                raise InvalidValueError("--held-out is for --reliable and --min-score, and neither is given.")
+                raise InvalidValueError("--held-out only applies to --reliable and --min-score; give one of them.")
             return
         if out.suffix != ".h5ad":
-            raise InvalidValueError(f"Only an .h5ad can have some of the genes, and {str(out)!r} has all.")
+            raise InvalidValueError(f"--reliable and --min-score need an .h5ad as output, got {str(out)!r}.")
         cards = [stp.specs.ModelCard.of_file(path) for path in checkpoints]
         if len(cards) > 1 or not cards[0].reliability:
             raise InvalidValueError(
@@ -991,7 +1000,7 @@ class _Genes:
         if scores is None:
             there = [one.held_out for one in cards[0].reliability]
             raise InvalidValueError(
-                f"The card has scores for {there}, and none for {self.held_out!r}.", "leave out --held-out"
+                f"The card has scores for {there}, not for {self.held_out!r}.", "leave out --held-out"
             )
         if not scores.trusted(min_score=self.min_score, reliable=self.reliable):
             raise InvalidValueError(
@@ -1000,20 +1009,20 @@ class _Genes:
             )
 
     def write(self, sdata: SpatialData, key: str, path: Path) -> None:
-        """Write the prediction of these genes to an ``.h5ad``."""
+        """Write the prediction of the selected genes to an ``.h5ad``."""
         held_out: Any = self.held_out  # checked by the function
         found = stp.get.prediction(sdata, key, min_score=self.min_score, reliable=self.reliable, held_out=held_out)
         found.write_h5ad(path)
 
 
 def _write_result(out: Path, sdata: SpatialData, key: str, genes: _Genes | None = None) -> None:
-    """Write everything to a ``.zarr``, or only the prediction to an ``.h5ad``."""
+    """Write the slide to a ``.zarr``, or only the prediction to an ``.h5ad``."""
     chosen = genes or _Genes()
     _write_whole(out, sdata.write if out.suffix == ".zarr" else lambda path: chosen.write(sdata, key, path))
     typer.echo(f"Wrote {out}")
 
 
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a result that appears whole or not at all."""
+    """Write a result atomically."""
     with whole(path, keep_old=True) as fresh:
         write(fresh)

@@ -1,4 +1,4 @@
-"""Take results out of AnnData and SpatialData."""
+"""Results as AnnData and data frames."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Units: TypeAlias = Literal["log1p_10k", "model"]
 MODEL: Literal["model"] = "model"
 
 _BY_CHANCE = 0.2
-"""Share of the genes to trust that may be so by chance without a warning."""
+"""Maximum share of reliable genes expected by chance without a warning."""
 
 _TABLE_ATTRS = "spatialdata_attrs"
 
@@ -60,72 +60,81 @@ def prediction(
 ) -> AnnData:
     """Return a prediction as a separate object, with the gene panel as variables.
 
-    Predictions in ``.obsm`` of the spot table and in a linked table are read the same way, including DataFrames written
-    by earlier versions. Nothing is shared with ``data``: changing the result does not change it. The result keeps the
-    links to the spots, so ``sdata["name"] = prediction`` adds it as a table that can be plotted and written.
+    Reads predictions in ``.obsm`` of the spot table, also as DataFrames of earlier versions, and in a linked table. The
+    result is a copy: changing it does not change ``data``. It keeps the links to the spots, so ``sdata["name"] =
+    prediction`` adds a table that can be plotted and written.
 
     Parameters
     ----------
     data
-        What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
+        Object with the result of :func:`st_predict.tl.predict`, or its table if the prediction is in ``.obsm``.
     key
-        Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
+        Key of the prediction, by default ``pred_{model}``; optional if there is only one.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     genes
-        Gene names of a prediction in ``.obsm`` whose record was lost: a list, or the ``.safetensors`` checkpoint that
-        made the prediction. :func:`anndata.concat` drops the record unless it is given ``uns_merge="same"``.
+        Gene names of a prediction in ``.obsm`` without a record: a list, or the ``.safetensors`` checkpoint of the
+        prediction. :func:`anndata.concat` drops the record unless ``uns_merge="same"``.
     units
-        ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
-        (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
-        such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
+        Units of the result. ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, scanpy's usual normalisation. ``"model"``:
+        the network's units (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` if the network's units
+        can be inverted, such as Pearson residuals, else ``"model"``. Standard deviations are converted to first order.
     min_score
-        Least partial correlation of a gene on held-out sections; other genes are left out.
+        Minimum partial correlation of a gene on held-out sections; other genes are left out.
     reliable
-        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
-        pass by chance; a warning says so if these are more than a fifth.
+        Whether to return only reliable genes: the lower end of the partial correlation's 95 % interval is above 0. Some
+        genes pass by chance; a warning is logged if these are more than a fifth.
     held_out
-        Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
-        default other patients if the card has them, else other sections.
+        Held-out sections behind the scores: other patients (``"patient"``) or other sections of training patients
+        (``"section"``). By default other patients if the card has them, else other sections.
 
     Returns
     -------
     ``.X`` : ``(n_obs, n_genes)``, float32
-        The prediction; rows of spots that could not be predicted are NaN.
+        Prediction; rows of spots that could not be predicted are NaN.
     ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
-        Standard deviations, if the prediction has any.
+        Standard deviations, if the prediction has them.
     ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
-        Bounds of its intervals, if :func:`st_predict.tl.calibrate` was applied.
+        Bounds of prediction intervals, if added by :meth:`st_predict.tl.Calibration.apply`.
     ``.var["partial"]``, ``.var["partial_low"]``, ``.var["partial_high"]``, ``.var["ceiling_partial"]`` : float64
-        Score of each gene on held-out sections, the ends of its interval and its noise ceiling, if the card has them; see
-        :func:`reliability`.
+        Score of each gene on held-out sections, the ends of its interval and its noise ceiling, if the card has them;
+        see :func:`reliability`.
     ``.obs``, ``.obsm["spatial"]``
         Copied from the spot table where present.
     ``.uns["st_predict"][key]``
-        Card and version of the model, if they are known, and a note that the values are ``.X``, so that a table made of
-        this result is not taken for the table of the spots; ``"units"`` says so if they are not those of the network.
+        Card and version of the model, if known, and a note that the values are ``.X``, so that this result is not
+        mistaken for a table of spots. ``"units"`` has the units if they are not the network's.
     ``.uns["spatialdata_attrs"]``
         Links to the spots, copied from the spot table.
 
     Raises
     ------
     KeyError
-        If the prediction or table does not exist; the message lists those that there are.
+        If the prediction or table does not exist; the message lists the existing ones.
     ValueError
-        If ``key`` is not given and there are several predictions, several tables have a prediction of this key, the gene
-        names are unknown, ``genes`` does not fit, or the prediction cannot be converted to ``units``; if genes are to be
-        selected, and the card has no scores or no gene passes.
+        If ``key`` is missing although there are several predictions, several tables have a prediction of this key, gene
+        names are unknown, ``genes`` does not fit, the prediction cannot be converted to ``units``, or genes are to be
+        selected but the card lacks scores or none passes.
     FileNotFoundError
-        If ``genes`` is the path of a file that does not exist.
+        If ``genes`` is a path that does not exist.
     TypeError
         If ``data`` is neither AnnData nor SpatialData, or ``key`` holds an embedding.
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata, "pred_m2ost")  # doctest: +SKIP
-    >>> scanpy.pp.pca(prediction)  # doctest: +SKIP
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> prediction = stp.get.prediction(sdata, "pred_ridge")
+    >>> prediction.shape  # spots, genes
+    (19, 3)
+    >>> list(prediction.var_names)
+    ['GENE1', 'GENE2', 'GENE3']
     """
     units, held_out = check("units", units, Units | None), check("held_out", held_out, HeldOut | None)
     min_score, reliable = check("min_score", min_score, Number | None), check("reliable", reliable, Flag)
@@ -138,9 +147,9 @@ def prediction(
         written = _convert(result, key, units)
     elif units not in {None, written}:
         raise InvalidValueError(
-            f"This copy of {key!r} is in the units {written!r} and cannot be converted.",
+            f"This copy of {key!r} has the units {written!r} and cannot be converted.",
             Advice("leave out {}", "units"),
-            "take the prediction that it was copied from",
+            "use the original prediction",
         )
     if kept is not None:
         result = _only(result, key, kept)
@@ -152,14 +161,14 @@ def prediction(
 def _kept(
     result: AnnData, key: str, *, min_score: float | None, reliable: bool, held_out: HeldOut | None
 ) -> list[int] | None:
-    """Places of the genes that pass; ``None`` if all do because none are selected."""
+    """Return indices of the genes that pass; ``None`` without selection."""
     if min_score is None and not reliable:
         return None
     found = _scores(result.uns, key, held_out, others=("min_score", "reliable"))
     if kept := found.trusted(min_score=min_score, reliable=reliable):
         if found.n_by_chance > _BY_CHANCE * len(found.trusted()):
             logger.warning(
-                "On %s (%s), the interval is above 0 for %d genes of %r, about %d of them by chance: as many have it below 0.",
+                "On %s (%s), the interval is above 0 for %d genes of %r, about %d of them by chance (as many have it below 0).",
                 *(found.where, ", ".join(found.sections), len(found.trusted()), key, found.n_by_chance),
             )
         return kept
@@ -169,16 +178,16 @@ def _kept(
     raise InvalidValueError(
         f"None of {len(found.partial)} genes has {' and '.join(asked)} on {found.where} ({', '.join(found.sections)}); the best "
         f"score is {best:z.2f}.",
-        *([Advice("ask for less with {}", "min_score")] if min_score is not None else []),
-        "take all genes",
+        *([Advice("lower {}", "min_score")] if min_score is not None else []),
+        "use all genes",
     )
 
 
 def _only(result: AnnData, key: str, kept: list[int]) -> AnnData:
-    """Return some of the genes, with the card of these."""
+    """Return a subset of the genes, with their card."""
     result = result[:, kept].copy()
     record = Record.read(result.uns, key)
-    assert record is not None and record.card is not None  # it has scores
+    assert record is not None and record.card is not None  # because it has scores
     replace(record, card=record.card.only(kept)).write(result.uns, key)
     return result
 
@@ -205,7 +214,7 @@ def _columns(found: Reliability) -> dict[str, NDArray[np.float64]]:
 
 
 def _scores(uns: Mapping[str, Any], key: str, held_out: HeldOut | None, *, others: Sequence[str] = ()) -> Reliability:
-    """Scores of the card of a prediction; errors advise to leave out ``others``."""
+    """Return the scores from a prediction's card; errors advise to leave out ``others``."""
     card = _card(uns, key)
     found = None if card is None else card.reliability_on(held_out)
     if found is not None:
@@ -213,14 +222,14 @@ def _scores(uns: Mapping[str, Any], key: str, held_out: HeldOut | None, *, other
     ways = [Advice("leave out {}", name) for name in others]
     if card is None or not card.reliability:
         raise InvalidValueError(
-            f"The card of {key!r} has no scores of its genes, so it is not known which of them to trust.",
+            f"The card of {key!r} has no scores of its genes, so it is unknown which are reliable.",
             "measure them on held-out sections with st_predict.tl.evaluate, write them to the checkpoint with "
             "st_predict.checkpoints.add_reliability and predict again",
             *ways,
         )
     there = [one.held_out for one in card.reliability]
     raise InvalidValueError(
-        f"The card of {key!r} has scores for {there}, and none for {held_out!r}.",
+        f"The card of {key!r} has scores for {there}, not for {held_out!r}.",
         "measure them and predict again",
         Advice("leave out {}", "held_out"),
     )
@@ -234,32 +243,51 @@ def reliability(
     bin_um: float | None = None,
     held_out: HeldOut | None = None,
 ) -> pd.DataFrame:
-    """Return how well each gene of a prediction was predicted on held-out sections, from the card of its model.
+    """Return scores of each gene on held-out sections, from the card of the prediction's model.
 
     Parameters
     ----------
     data
-        What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
+        Object with the result of :func:`st_predict.tl.predict`, or its table if the prediction is in ``.obsm``.
     key
-        Key of the prediction; may be left out if there is only one.
+        Key of the prediction; optional if there is only one.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     held_out
-        Other patients (``"patient"``), or other sections of training patients (``"section"``). By default other patients if
-        the card has them, else other sections.
+        Held-out sections behind the scores: other patients (``"patient"``) or other sections of training patients
+        (``"section"``). By default other patients if the card has them, else other sections.
 
     Returns
     -------
-    One row per gene: ``partial``, the partial correlation given sequencing depth; ``partial_low`` and ``partial_high``, its 95 %
-    interval; ``ceiling_partial``, its noise ceiling; ``n_spots``, number of spots; ``held_out``; ``sections``, names of the
-    sections; ``trusted``, whether the interval is above 0.
+    One row per gene: ``partial``, the partial correlation given sequencing depth; ``partial_low`` and ``partial_high``,
+    its 95 % interval; ``ceiling_partial``, its noise ceiling; ``n_spots``, number of spots; ``held_out``; ``sections``,
+    names of the sections; ``trusted``, whether the interval is above 0.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If the prediction does not exist, or its card has no scores.
+        If the prediction does not exist, or its card lacks scores.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> panel = list(train["table"].var_names)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=panel, out=out)
+    ...     stp.tl.predict(test, result)
+    ...     evaluation = stp.tl.evaluate(test)
+    ...     path = stp.checkpoints.add_reliability(result, evaluation, overwrite=True)
+    ...     stp.tl.predict(test, path)
+    >>> scores = stp.get.reliability(test)
+    >>> scores.columns.tolist()
+    ['partial', 'partial_low', 'partial_high', 'ceiling_partial', 'n_spots', 'held_out', 'sections', 'trusted']
+    >>> scores["held_out"].unique().tolist()
+    ['patient']
     """
     held_out = check("held_out", held_out, HeldOut | None)
     table_key = _asked_table(data, table_key, bin_um)
@@ -268,7 +296,7 @@ def reliability(
     if key not in Record.keys(holder.uns):
         raise _unknown(key, _listed(holder))
     found, card = _scores(holder.uns, key, held_out), _card(holder.uns, key)
-    assert card is not None  # it has scores
+    assert card is not None  # because it has scores
     table = pd.DataFrame(_columns(found), index=pd.Index(card.genes, name="gene"))
     table["n_spots"], table["held_out"], table["sections"] = found.n_spots, found.held_out, ", ".join(found.sections)
     table["trusted"] = np.isin(np.arange(len(table)), found.trusted())
@@ -282,7 +310,7 @@ def stored_prediction(
     table_key: str | None = None,
     genes: Sequence[str] | PathLike[str] | str | None = None,
 ) -> AnnData:
-    """Return a prediction as it is stored, in the units of the network, with the card of its genes; see :func:`prediction`."""
+    """Return a stored prediction in the network's units, with the card of its genes; see :func:`prediction`."""
     key = only_key(data, key, table_key=table_key)
     result = _as_stored(data, key, table_key=table_key, genes=genes)
     _align_card(result, key)
@@ -306,19 +334,19 @@ def _as_stored(
 
 
 def _align_card(result: AnnData, key: str) -> None:
-    """Give a prediction whose genes were selected or ordered anew the card of these genes; names of other genes are left as they are."""
+    """Align the card with a prediction whose genes were selected or reordered; unknown gene names are kept."""
     card, names = _card(result.uns, key), list(result.var_names)
     if card is None or names == list(card.genes):
         return
     places = {gene: place for place, gene in enumerate(card.genes)}
     if set(names) <= set(places):
         record = Record.read(result.uns, key)
-        assert record is not None  # it has a card
+        assert record is not None  # because it has a card
         replace(record, card=card.only([places[gene] for gene in names])).write(result.uns, key)
 
 
 def _convert(result: AnnData, key: str, units: Units | None) -> Units:
-    """Convert values, standard deviations and bounds; return the units that they are in."""
+    """Convert values, standard deviations and bounds; return their units."""
     if units == MODEL:
         return MODEL
     spec = _units(result, key)
@@ -328,7 +356,7 @@ def _convert(result: AnnData, key: str, units: Units | None) -> Units:
         raise InvalidValueError(
             f"The prediction {key!r} cannot be converted to {units!r}: "
             + ("its card is unknown." if spec is None else f"its units are {spec.units}."),
-            Advice("take those of the network with {}", "units", MODEL),
+            Advice("keep the network's units with {}", "units", MODEL),
         )
     if Keys.STD in result.layers:
         step = np.float32(1e-3)
@@ -342,17 +370,17 @@ def _convert(result: AnnData, key: str, units: Units | None) -> Units:
 
 
 def _units(result: AnnData, key: str) -> TargetSpec | None:
-    """Units of the network; ``None`` if its card is lost or cannot be read."""
+    """Return the network's units; ``None`` if its card is missing or unreadable."""
     try:
         record = Record.read(result.uns, key)
     except InvalidValueError as error:
-        logger.warning("%s The prediction is given as it is stored.", error)
+        logger.warning("%s The prediction is not converted.", error)
         return None
     return None if record is None or record.card is None else record.card.target
 
 
 def _card(uns: Mapping[str, Any], key: str) -> ModelCard | None:
-    """Card of the network; ``None`` if it is lost or cannot be read."""
+    """Return the network's card; ``None`` if it is missing or unreadable."""
     try:
         record = Record.read(uns, key)
     except InvalidValueError:
@@ -377,41 +405,52 @@ def frame(
     Parameters
     ----------
     data
-        What :func:`st_predict.tl.predict` has written to, or its table if the prediction is in ``.obsm``.
+        Object with the result of :func:`st_predict.tl.predict`, or its table if the prediction is in ``.obsm``.
     key
-        Key of the prediction, ``pred_{model}`` unless it was given another one; may be left out if there is only one.
+        Key of the prediction, by default ``pred_{model}``; optional if there is only one.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     genes
-        Gene names, or the checkpoint that made the prediction, if its record was lost; see :func:`prediction`.
+        Gene names, or the checkpoint of the prediction, if its record is missing; see :func:`prediction`.
     units
-        ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, expression as scanpy normalises it; ``"model"``: units of the network
-        (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` where the units of the network can be inverted,
-        such as Pearson residuals, and else those of the network. Standard deviations are converted to first order.
+        Units of the result. ``"log1p_10k"``: ``ln(1 + counts per 10,000)``, scanpy's usual normalisation. ``"model"``:
+        the network's units (:class:`~st_predict.specs.TargetSpec`). By default ``"log1p_10k"`` if the network's units
+        can be inverted, such as Pearson residuals, else ``"model"``. Standard deviations are converted to first order.
     min_score
-        Least partial correlation of a gene on held-out sections; other genes are left out.
+        Minimum partial correlation of a gene on held-out sections; other genes are left out.
     reliable
-        Whether to return only genes to trust: the lower end of the 95 % interval of the partial correlation is above 0. Some
-        pass by chance; a warning says so if these are more than a fifth.
+        Whether to return only reliable genes: the lower end of the partial correlation's 95 % interval is above 0. Some
+        genes pass by chance; a warning is logged if these are more than a fifth.
     held_out
-        Held-out sections that decide: other patients (``"patient"``), or other sections of training patients (``"section"``). By
-        default other patients if the card has them, else other sections.
+        Held-out sections behind the scores: other patients (``"patient"``) or other sections of training patients
+        (``"section"``). By default other patients if the card has them, else other sections.
 
     Returns
     -------
-    ``(n_obs, n_genes)``, float32: one row per spot with its name as index, one column per gene. Rows of spots that could
-    not be predicted are NaN. Changing the result does not change ``data``. Scores of the genes are in :func:`reliability`.
+    ``(n_obs, n_genes)``, float32: one row per spot, indexed by name, and one column per gene. Rows of spots that could
+    not be predicted are NaN. The result is a copy. :func:`reliability` has scores of the genes.
 
     Raises
     ------
     FileNotFoundError, KeyError, TypeError, ValueError
-        If the prediction does not exist, its gene names are unknown, or no gene passes; see :func:`prediction`.
+        If the prediction does not exist, its gene names are unknown, or none of its genes passes; see
+        :func:`prediction`.
 
     Examples
     --------
-    >>> st_predict.get.frame(sdata, "pred_m2ost")["ERBB2"]  # doctest: +SKIP
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> frame = stp.get.frame(sdata, "pred_ridge")
+    >>> frame.columns.tolist()
+    ['GENE1', 'GENE2', 'GENE3']
+    >>> frame["GENE1"].idxmax()  # spot with the highest prediction
+    'P1S1_2x4'
     """
     return prediction(
         data,
@@ -441,13 +480,13 @@ def _from_obsm(table: AnnData, key: str, genes: Sequence[str] | PathLike[str] | 
     result = _build(values, names, key=key, stored=table, spots=table)
     derived = Record.derived_of(table.uns, key)
     for layer, name in ((Keys.STD, Keys.std(key)), (Keys.LOWER, Keys.lower(key)), (Keys.UPPER, Keys.upper(key))):
-        if name in derived and name in table.obsm:  # else it was deleted
+        if name in derived and name in table.obsm:  # otherwise it was deleted
             result.layers[layer] = _as_array(table.obsm[name], f".obsm[{name!r}]")
     return result
 
 
 def _as_array(values: Any, what: str) -> NDArray[np.float32]:
-    """Copy of ``(n_obs, n_genes)``."""
+    """Return a copy, ``(n_obs, n_genes)``."""
     try:
         # np.asarray first: np.array of a DataFrame of pandas 2.2 shares its memory
         array = np.array(np.asarray(values.toarray() if sparse.issparse(values) else values), np.float32)
@@ -461,32 +500,32 @@ def _as_array(values: Any, what: str) -> NDArray[np.float32]:
 def _names(
     key: str, n_genes: int, *, stored: Sequence[str] | None, given: Sequence[str] | PathLike[str] | str | None
 ) -> list[str]:
-    """Gene names of a prediction with ``n_genes`` columns: those that are stored, else those that the caller gives."""
+    """Return gene names of a prediction with ``n_genes`` columns: stored ones, else the caller's."""
     if stored is None and given is None:
         raise InvalidValueError(
-            f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold them.",
+            f"The gene names of {key!r} are unknown: .uns[{Keys.UNS!r}] lacks them.",
             'concatenate with anndata.concat(..., uns_merge="same") to keep them',
             _give_names(n_genes),
         )
     known = None if stored is None else [str(gene) for gene in stored]
     names = known if given is None else _read_names(given)
     if names is None or len(names) != n_genes:
-        source = "The record names" if given is None else "There are names of"
+        source = "The record has" if given is None else "The given list has"
         raise InvalidValueError(
-            f"{source} {len(names or [])} genes, and the prediction {key!r} has {n_genes} columns.",
+            f"{source} {len(names or [])} names, but the prediction {key!r} has {n_genes} columns.",
             _give_names(n_genes),
             "predict again",
         )
     if known is not None and len(known) == n_genes and names != known:
         raise InvalidValueError(
-            f"The names that are given differ from the gene names that are stored with {key!r}.",
+            f"The given names differ from the gene names stored with {key!r}.",
             Advice("leave out {}", "genes"),
         )
     return names
 
 
 def _give_names(n_genes: int) -> Advice:
-    return Advice(f"give a list of {n_genes} names, or the checkpoint that made the prediction, with {{}}", "genes")
+    return Advice(f"give a list of {n_genes} names, or the checkpoint of the prediction, with {{}}", "genes")
 
 
 def _read_names(genes: Sequence[str] | PathLike[str] | str) -> list[str]:
@@ -498,7 +537,7 @@ def _read_names(genes: Sequence[str] | PathLike[str] | str) -> list[str]:
         return list(ModelCard.of_file(genes).genes)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no file {str(genes)!r}; genes must be a list of names or the path of a .safetensors checkpoint."
+            f"The file {str(genes)!r} does not exist; genes must be a list of names or the path of a .safetensors checkpoint."
         ) from error
 
 
@@ -509,7 +548,7 @@ def _from_table(
     *,
     spots: AnnData | None,
 ) -> AnnData:
-    # what is known of the spots is in their own table, if the prediction has another one
+    # annotations of the spots are in another table, if the prediction has its own table
     described = table if spots is None else spots[rows_in(table, spots)]
     names = _names(key, table.n_vars, stored=table.var_names, given=genes)
     result = _build(_as_array(table.X, f".X of table {key!r}"), names, key=key, stored=table, spots=described)
@@ -529,34 +568,44 @@ def _build(values: NDArray[np.float32], genes: list[str], *, key: str, stored: A
 
 
 def to_anndata(sdata: SpatialData, *, table_key: str | None = None, bin_um: float | None = None) -> AnnData:
-    """Return the table of the spots with all results, without links to the image, as :func:`st_predict.io.from_anndata` was given it.
+    """Return the spots' table with all results, without links to the image.
+
+    Inverse of :func:`st_predict.io.from_anndata`.
 
     Parameters
     ----------
     sdata
-        What results were written to.
+        Object with the results.
     table_key
-        Table of the spots; may be left out if there is one.
+        Key of the spots' table; optional if there is only one.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
 
     Returns
     -------
-    The table with everything that was added to ``.obsm``, ``.layers`` and ``.uns``. Arrays are shared, not copied.
+    Table with all additions to ``.obsm``, ``.layers`` and ``.uns``. Arrays are shared, not copied.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If the table does not exist or is ambiguous, or ``sdata`` is something else.
+        If the table does not exist or is ambiguous, or ``sdata`` has another type.
 
     Examples
     --------
-    >>> adata = st_predict.get.to_anndata(sdata)  # doctest: +SKIP
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> adata = stp.get.to_anndata(sdata)
+    >>> list(adata.obsm)
+    ['spatial', 'pred_ridge']
     """
     name = find_table(sdata, table_key, bin_um=bin_um)
     if name is None:
-        raise NotFoundError(f"There is no table of spots in sdata; there are {sorted(sdata.tables)}.")
+        raise NotFoundError(f"sdata has no table of spots; its tables are {sorted(sdata.tables)}.")
     table = sdata.tables[name]
     taken = share_arrays(table)
     taken.obs = taken.obs.drop(columns=[Keys.REGION, Keys.SPOT], errors="ignore")
@@ -565,7 +614,7 @@ def to_anndata(sdata: SpatialData, *, table_key: str | None = None, bin_um: floa
 
 
 def _links(table: AnnData) -> dict[str, Any]:
-    """Return what a SpatialData object needs to link the rows of a table to shapes: only regions that have rows."""
+    """Return the attributes that link a table's rows to shapes, limited to regions with rows."""
     attrs = deepcopy(dict(table.uns[_TABLE_ATTRS]))
     if not isinstance(attrs["region"], str) and attrs["region_key"] in table.obs:
         there = set(table.obs[attrs["region_key"]])
@@ -574,15 +623,15 @@ def _links(table: AnnData) -> dict[str, Any]:
 
 
 def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | None = None) -> str:
-    """Key of the prediction that is meant.
+    """Return the key of the requested or only prediction.
 
     Parameters
     ----------
     data
-        Holds the prediction.
+        Object with the prediction.
     key
-        Key of the prediction; ``None`` takes the only one. Embeddings do not count; cells, and then predictions whose record
-        was lost, only if there is nothing else.
+        Key of the prediction; ``None`` for the only one. Embeddings do not count. Cells, and then predictions without a
+        record, only count if there are none other.
     table_key
         Table of the spots; by default all are searched.
 
@@ -593,7 +642,7 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
     Raises
     ------
     KeyError
-        If there is no prediction, or no such table.
+        If a prediction or the table does not exist.
     TypeError
         If ``data`` is neither AnnData nor SpatialData.
     ValueError
@@ -609,17 +658,17 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
         there = sorted({name for table in tables for name in _without_record(table)})
     if not there:
         raise NotFoundError(
-            "There is no prediction yet.",
+            "No prediction found.",
             "make one with st_predict.tl.predict",
-            Advice("name one whose record was lost with {}", "key"),
+            Advice("name a prediction without a record with {}", "key"),
         )
     if len(there) > 1:
-        raise InvalidValueError(f"There are several predictions: {there}.", Advice("choose one with {}", "key"))
+        raise InvalidValueError(f"Several predictions found: {there}.", Advice("choose one with {}", "key"))
     return there[0]
 
 
 def _asked_table(data: AnnData | SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
-    """Return the table that is named by itself or by the size of its bins; ``None`` if neither is given."""
+    """Return the table given by name or bin size; ``None`` if neither is given."""
     check_data(data)
     if not isinstance(data, AnnData):
         return named_table(data, table_key, bin_um)
@@ -638,7 +687,7 @@ def _check_table(data: AnnData | SpatialData, table_key: str | None) -> None:
 
 
 def _listed_of(sdata: SpatialData, table_key: str | None) -> list[str]:
-    """Keys of the predictions for the spots of a table, or of all; those of cells if there are no others."""
+    """Return keys of the predictions for the spots of a table, or of all tables; cells only count without others."""
     inside = {key for table in _searched(sdata, table_key) for key in _listed(table)}
     linked = {
         key for key in _linked(sdata) if table_key is None or table_key == key or _same_spots(sdata, key, table_key)
@@ -652,18 +701,18 @@ def _searched(sdata: SpatialData, table_key: str | None) -> list[AnnData]:
 
 
 def _without_record(table: AnnData) -> list[str]:
-    """Keys of ``.obsm`` that are called like predictions, whose record was lost."""
+    """Return keys of ``.obsm`` with the name of a prediction, but without a record."""
     names = {k for k in table.obsm if k.startswith(Keys.prediction("")) and k not in Record.keys(table.uns)}
     return sorted(names - {derived(k) for k in names for derived in (Keys.std, Keys.lower, Keys.upper)})
 
 
 def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> str:
-    """Name of the table that holds a prediction, in ``.obsm`` or as itself.
+    """Return the key of the table that holds a prediction, in ``.obsm`` or as ``.X``.
 
     Parameters
     ----------
     sdata
-        Holds the tables.
+        Object with the tables.
     key
         Key of the prediction.
     table_key
@@ -671,7 +720,7 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
 
     Returns
     -------
-    A key of ``sdata.tables``.
+    Key of ``sdata.tables``.
 
     Raises
     ------
@@ -681,6 +730,17 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
         If ``sdata`` is not a SpatialData object.
     ValueError
         If several tables have a prediction of this key.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> stp.get.table_of(sdata, "pred_ridge")
+    'table'
     """
     check_slide(sdata)
     _check_table(sdata, table_key)
@@ -695,32 +755,31 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
         raise InvalidValueError(
             f"Several tables have a prediction {key!r}: {sorted(holders)}.",
             Advice("choose one with {}", "table_key"),
-            Advice("say which bins of Visium HD with {}", "bin_um"),
+            Advice("give the bin size of Visium HD with {}", "bin_um"),
         )
-    return holders[0]  # table_key, if it is one of them
+    return holders[0]  # table_key, if it is among them
 
 
 def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = None) -> str | None:
-    """Name of the table with the counts and annotations of the spots of a prediction.
+    """Return the table with counts and annotations of a prediction's spots.
 
     Parameters
     ----------
     sdata
-        Holds the tables.
+        Object with the tables.
     holder
         Table that holds the prediction, from :func:`table_of`.
     table_key
-        Table of the spots, if it is known.
+        Key of the spots' table, if known.
 
     Returns
     -------
-    ``holder``, or for a prediction that is a table of its own the one other table of the same spots; ``None`` if there
-    is none.
+    ``holder``, or for a prediction with its own table the other table of the same spots; ``None`` if there is none.
 
     Raises
     ------
     ValueError
-        If several tables could be meant.
+        If it is ambiguous.
     """
     if not _is_linked(sdata, holder):
         return holder
@@ -729,7 +788,7 @@ def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = N
     others = [name for name in sdata.tables if not _is_linked(sdata, name) and _same_spots(sdata, holder, name)]
     if len(others) > 1:
         raise InvalidValueError(
-            f"Several tables are of the spots of {holder!r}: {sorted(others)}.",
+            f"Several tables annotate the spots of {holder!r}: {sorted(others)}.",
             Advice("choose one with {}", "table_key"),
         )
     return others[0] if others else None
@@ -746,7 +805,7 @@ def _same_spots(sdata: SpatialData, key: str, table_key: str) -> bool:
 
 
 def _linked(sdata: SpatialData) -> list[str]:
-    """Keys of the predictions that are tables of their own."""
+    """Keys of the predictions with their own tables."""
     return [k for k in sdata.tables if _is_linked(sdata, k) and Record.kind_of(sdata.tables[k].uns, k) != "embedding"]
 
 
@@ -761,5 +820,5 @@ def _listed_everywhere(sdata: SpatialData) -> list[str]:
 
 def _unknown(key: str, there: list[str]) -> KeyError:
     if not there:
-        return NotFoundError(f"No prediction {key!r}; there are none yet.", "make one with st_predict.tl.predict")
+        return NotFoundError(f"No prediction {key!r}; sdata has none yet.", "make one with st_predict.tl.predict")
     return NotFoundError(f"No prediction {key!r}; there are {there}.")

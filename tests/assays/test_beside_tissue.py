@@ -120,7 +120,7 @@ def test_a_section_of_nothing_but_them_is_refused(section, decoder):
     cut = np.moveaxis(folder.image[:, : middle - 10], -1, 0)
     sdata.images["cut"] = Image2DModel.parse(cut, dims=("c", "y", "x"), transformations={"V1": Identity()})
     with pytest.raises(
-        ValueError, match=r"No spot of 'V1' lies both inside the image 'cut' and on tissue.*tissue_only=False"
+        ValueError, match=r"No spot of 'V1' is both inside the image 'cut' and on tissue.*tissue_only=False"
     ):
         stp.tl.predict(sdata, decoder(1.0), image_key="cut")
 

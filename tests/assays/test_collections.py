@@ -121,7 +121,7 @@ def test_patients_are_known_or_not(hest_folder, decoder, caplog, patient, expect
     assert list(table.obs["patient"].cat.categories) == ([expected] if expected else [])
     assert ("does not say whose tissue" in caplog.text) == (expected is None)
     if expected is None:
-        with pytest.raises(InvalidValueError, match="spots have no 'patient', so it is unknown whose tissue"):
+        with pytest.raises(InvalidValueError, match="spots have no 'patient', so their patient is unknown"):
             stp.tl.train([sdata], "mean", panel=["ENSG01", "ENSG02"], out=root / "out")
 
 

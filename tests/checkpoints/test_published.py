@@ -771,7 +771,7 @@ def test_command_says_what_is_wrong(file: Path, tmp_path: Path) -> None:
     refused(run("m2ost", file, *options), "--mpp", "with --mpp native")
     refused(run("m2ost", file, *options, "--mpp", "fine"), "--mpp must be a number, got 'fine'")
     refused(run("m2ost", file, *options, "--mpp", "native"), "for 4 genes, got the names of 3", "--genes")
-    refused(run("m2ost", file, *options, "--target", "log1p"), "--target must be JSON of an object")
+    refused(run("m2ost", file, *options, "--target", "log1p"), "--target must be a JSON object")
     refused(run("m2ort", file, *options), "is not a file of 'm2ort', but of ['m2ost']", "Import it as 'm2ost'")
     refused(run("m2ost", tmp_path / "none", *options), "Found no file")
     assert not (tmp_path / "o.safetensors").exists()

@@ -686,7 +686,7 @@ def spot_cases() -> Iterator[Case]:
         name="in_tissue: some 0",
         spoil=set_column("in_tissue", [0, 1] * 6),
         call=train,
-        says="6 of 12 spots lie beside the tissue",
+        says="6 of 12 spots are off the tissue",
         function=stp.tl.train,
         twin="mean",
     )

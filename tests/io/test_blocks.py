@@ -257,7 +257,7 @@ def test_a_full_disk_is_named(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000, 1000, 5))
     reader = open_pyramid(SpatialData(images={"he": image(Source((3, 480, 640)).array.rechunk((3, 64, 64)))}))
-    with pytest.raises(OSError, match=r"pixels of image 'he' need 0.0 GB .* TMPDIR names another folder"):
+    with pytest.raises(OSError, match=r"pixels of image 'he' temporarily need 0.0 GB.* Set TMPDIR to another folder"):
         reader.read(0, 0, 64, 64, level=0)
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_drawn(sdata: SpatialData) -> None:
         crops(sdata, CropSpec(levels=(LevelSpec(size=20, downsample=0.5),)))
     with pytest.raises(KeyError, match=r"No spot 's77' among 12, which are named like \['s7'"):
         crops(sdata, THREE, spot="s77")
-    with pytest.raises(ValueError, match=re.escape("x 600, y 10 lies outside its 600 x 400 px")):
+    with pytest.raises(ValueError, match=re.escape("is outside the image of 600 x 400 px, at x 600, y 10")):
         crops(sdata, THREE, spot=(600.0, 10.0))
     del sdata.images["he"]
     with pytest.raises(ValueError, match="There is no image"):

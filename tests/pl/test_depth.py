@@ -104,7 +104,7 @@ def test_an_evaluation_without_the_total_count(frame: pd.DataFrame) -> None:
         match=r"no rows of the predictor 'log_total'.*it has \['pred_x', 'ridge'\]\. Score .*tl.evaluate",
     ):
         depth(frame[frame["predictor"] != "log_total"])
-    with pytest.raises(InvalidValueError, match=r"only rows of 'log_total'"):
+    with pytest.raises(InvalidValueError, match=r"only has rows of 'log_total'"):
         depth(frame[frame["predictor"] == "log_total"])
     for name in ("log_total", "pred_x"):
         lacking = frame[(frame["section"] == "C6") | (frame["predictor"] != name)]

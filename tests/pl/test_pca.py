@@ -84,7 +84,7 @@ def test_genes_that_the_units_need_are_missing(without_krt8: SpatialData, caplog
     axes = pca_map(without_krt8)
     assert [one.get_title().split("\n")[0] for one in axes[0]] == ["H&E", "predicted"]
     assert "1 of 5 panel genes are not in the table" in caplog.text
-    assert "the prediction is drawn alone" in caplog.text
+    assert "only the prediction is drawn" in caplog.text
 
 
 def test_titles_say_how_much_the_components_explain(predicted: SpatialData, observed: pd.DataFrame) -> None:
@@ -108,7 +108,7 @@ def test_a_constant_prediction_has_one_colour(predicted: SpatialData) -> None:
 
 def test_too_little_to_fit(predicted: SpatialData) -> None:
     predicted["table"].X[3:] = 0
-    with pytest.raises(ValueError, match="need 4 spots and 3 genes with values, there are 3 and 5"):
+    with pytest.raises(ValueError, match="need at least 4 spots and 3 genes with values, got 3 and 5"):
         pca_map(predicted)
     with pytest.raises(ValueError, match="colours must be 'shared' or 'each', got 'both'"):
         pca_map(predicted, colours="both")

@@ -64,7 +64,7 @@ def test_a_page_says_what_was_predicted_and_how(predicted, tmp_path):
         "0.5 um per pixel, from argument",
         "SHA-256",
         "not stated by the card",
-        "it is not known which genes to trust",
+        "it is unknown which genes are reliable",
         "key_added='pred', mpp=0.5",
         "These values were not measured",
         "ceiling",
@@ -159,7 +159,7 @@ def test_scores_of_an_evaluation_beside_fitted_baselines(trusted, tmp_path):
     page = read(stp.pl.report(slide, "known", tmp_path / "s.html", n_genes=1, evaluation=evaluation))
     value = evaluation.summary.set_index("predictor").loc["position", "gene_partial"]
     assert f"position {value:z.2f}" in page.text
-    assert "Baselines that are fitted" not in page.text
+    assert "Baselines fitted" not in page.text
 
 
 def test_a_slide_without_counts_says_why_there_are_no_scores(sdata, checkpoint, tmp_path):
@@ -183,7 +183,7 @@ def test_a_cohort_has_an_index(predicted, tmp_path):
     ("changes", "error", "words"),
     [
         ({"path": "slide.pdf"}, ValueError, "html file"),
-        ({"path": "none/slide.html"}, FileNotFoundError, "no folder"),
+        ({"path": "none/slide.html"}, FileNotFoundError, "does not exist"),
         ({"genes": ["z"]}, KeyError, "'z'"),
         ({"n_genes": 0}, ValueError, "n_genes"),
         ({"key": "nope"}, KeyError, "nope"),

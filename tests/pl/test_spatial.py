@@ -284,7 +284,7 @@ def test_other_units_are_not_drawn_beside_the_prediction(
     assert [one.get_title() for one in axes[0]] == ["H&E", "VIM, predicted"]
     assert "same scale" not in spots(axes[0, 1]).colorbar.ax.get_ylabel()
     assert "1 of 5 panel genes are not in the table" in caplog.text
-    assert "the prediction is drawn alone" in caplog.text
+    assert "only the prediction is drawn" in caplog.text
 
 
 def test_counts_need_no_other_gene(without_krt8: SpatialData) -> None:
@@ -495,7 +495,7 @@ def test_a_figure_that_cannot_be_saved_leaves_nothing(predicted: SpatialData, tm
     path.write_text("older")
     with pytest.raises(ValueError, match=r"'map.xyz': its name must end in one of .*'.png'"):
         spatial(predicted, "VIM", save=path)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         spatial(predicted, "VIM", save=tmp_path / "nope" / "map.png")
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
@@ -518,7 +518,9 @@ def test_the_only_prediction_is_the_default(predicted: SpatialData) -> None:
         slots["mine"] = slots.pop("pred_m2ost")
     assert spatial(predicted, "VIM").shape == (1, 3)
     table.obsm["pred_b"], table.uns["st_predict"]["pred_b"] = table.obsm["mine"], table.uns["st_predict"]["mine"]
-    with pytest.raises(InvalidValueError, match=r"several predictions: \['mine', 'pred_b'\]. Choose one with key="):
+    with pytest.raises(
+        InvalidValueError, match=r"Several predictions found: \['mine', 'pred_b'\]. Choose one with key="
+    ):
         spatial(predicted, "VIM")
 
 
@@ -580,7 +582,9 @@ def test_arguments_of_another_type_are_named(predicted: SpatialData, argument: s
 
 
 def test_a_colour_map_that_does_not_exist(predicted: SpatialData) -> None:
-    with pytest.raises(InvalidValueError, match=r"no colour map 'virdis'; there are \['viridis'"):
+    with pytest.raises(
+        InvalidValueError, match=r"Unknown colour map 'virdis'; similar ones of matplotlib are \['viridis'"
+    ):
         spatial(predicted, "VIM", cmap="virdis")
     assert not plt.get_fignums()
 

@@ -118,7 +118,7 @@ def test_nothing_is_overwritten(taken):
     sdata = make_sdata()
     pp.make_grid(sdata, mpp=1)
     first = sdata.shapes["grid"].copy()
-    with pytest.raises(ValueError, match=f"'{taken}' is in sdata already.*key_added="):
+    with pytest.raises(ValueError, match=f"'{taken}' already exists in sdata.*key_added="):
         pp.make_grid(sdata, mpp=2, key_added=taken)
     assert sdata.shapes["grid"].equals(first)
 
@@ -192,7 +192,7 @@ def test_patterns_of_assays(sdata, pattern, pitch, diameter, layout):
 
 
 def test_a_pattern_or_numbers(sdata):
-    with pytest.raises(InvalidValueError, match=r"pattern 'visium' has a pitch.*\['pitch_um'\] are given too"):
+    with pytest.raises(InvalidValueError, match=r"pattern 'visium' sets pitch.*\['pitch_um'\] are given too"):
         pp.make_grid(sdata, mpp=2, pattern="visium", pitch_um=50)
     with pytest.raises(InvalidValueError, match="pattern must be 'visium'"):
         pp.make_grid(sdata, mpp=2, pattern="xenium")

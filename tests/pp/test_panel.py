@@ -64,7 +64,7 @@ def test_ids_of_the_other_type_are_found_in_var():
 
 
 def test_ids_of_the_other_type_only():
-    with pytest.raises(ValueError, match=r"'ensembl' \(ENSG00000141510\), var_names hold another \(TP53, ESR1\)"):
+    with pytest.raises(ValueError, match=r"'ensembl' \(ENSG00000141510\), var_names have another \(TP53, ESR1\)"):
         pp.align_panel(table(["TP53", "ESR1"]), [TP53])
     with pytest.raises(ValueError, match="'symbol'"):
         pp.align_panel(table([TP53, ESR1]), ["TP53"])
@@ -88,7 +88,7 @@ def test_the_one_column_with_panel_genes_is_found(gene_id_type):
 def test_case_is_only_ignored_on_request():
     adata = table(["TP53", "Esr1", "C1orf159"])
     with pytest.raises(
-        KeyError, match=r"lacks 2 of the 3 panel genes: ESR1, C1ORF159\. .*the 2 that .*ignore_case=True"
+        KeyError, match=r"lacks 2 of the 3 panel genes: ESR1, C1ORF159\. .*the 2 genes that .*ignore_case=True"
     ):
         pp.align_panel(adata, ["TP53", "ESR1", "C1ORF159"])
     match = pp.align_panel(adata, ["TP53", "ESR1", "C1ORF159"], ignore_case=True)
@@ -160,8 +160,8 @@ def test_read_panel(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no gene"),
-        ("\n \n", "holds no gene"),
+        ("", "has no genes"),
+        ("\n \n", "has no genes"),
         ("TP53\nESR1\nTP53\n", "has 1 of its genes more than once: TP53"),
         ("TP53\nESR1\tENSG1\n", r"Line 2 of .* is not one gene: 'ESR1\\tENSG1'"),
         ("TP53, ESR1", "Line 1 of .* is not one gene"),

@@ -93,7 +93,7 @@ def test_rates_at_the_median_total(counts: np.ndarray) -> None:
 
 
 def test_what_training_has_to_set_is_asked_for(counts: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"no statistics of training spots.*fit_target"):
+    with pytest.raises(ValueError, match=r"lacks statistics of training spots.*fit_target"):
         pp.to_target(counts, RESIDUALS)
     spec = pp.fit_target(counts, counts.sum(axis=1), RESIDUALS)
     with pytest.raises(ValueError, match="proportions of 40 genes, for a panel of 3"):

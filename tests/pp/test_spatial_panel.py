@@ -247,9 +247,9 @@ def test_bad_input():
     adata = section(1)
     without = adata.copy()
     del without.obsm["spatial"]
-    with pytest.raises(ValueError, match=r"Table 1 has no positions .*\.obsm has \[\].*method="):
+    with pytest.raises(ValueError, match=r"Table 1 has no spot positions.*\.obsm has \[\].*method="):
         pp.select_panel([adata, without], method="spatial")
-    for xy, found in ((np.zeros((250, 3)), r"of shape \(250, 3\)"), (np.full((250, 2), np.nan), "NaN or infinite")):
+    for xy, found in ((np.zeros((250, 3)), r"got \(250, 3\)"), (np.full((250, 2), np.nan), "NaN or infinite")):
         bad = adata.copy()
         bad.obsm["spatial"] = xy
         with pytest.raises(ValueError, match=found):
@@ -259,7 +259,7 @@ def test_bad_input():
         var=adata.var,
         obsm={"spatial": pd.DataFrame({"x": ["a"] * 250, "y": ["b"] * 250}, index=[str(i) for i in range(250)])},
     )
-    with pytest.raises(ValueError, match="not numbers"):
+    with pytest.raises(ValueError, match="must be numbers"):
         pp.select_panel([words], method="spatial")
     with pytest.raises(ValueError, match=r"Table 0 has 6 spots with counts; .* at least 7"):
         pp.select_panel([adata[:6].copy()], method="spatial")

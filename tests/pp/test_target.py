@@ -156,7 +156,7 @@ def test_bad_shapes_and_types():
 def test_a_zero_sum_has_no_target():
     counts = random_counts()
     counts[[2, 5]] = 0
-    with pytest.raises(ValueError, match=r"2 of 30 spots have a sum of zero \(rows \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"2 of 30 spots have a total of zero \(rows \[2, 5\]"):
         pp.to_target(counts, TargetSpec())
     proportion = pp.to_target(counts, TargetSpec(transform="log_proportion"))
     np.testing.assert_allclose(proportion[2], np.log(1 / 8), rtol=1e-6)
@@ -216,7 +216,7 @@ def test_make_target_sums_duplicates_of_a_match():
     match = pp.align_panel(adata, ["b", "a"], duplicates="sum")
     got = pp.make_target(adata, match, TargetSpec(transform="counts"))
     np.testing.assert_array_equal(got.values, np.column_stack([counts[:, 1], counts[:, 0] + counts[:, 2]])[got.rows])
-    with pytest.raises(ValueError, match="made with a table of other genes"):
+    with pytest.raises(ValueError, match="belongs to a table with other genes"):
         pp.make_target(table(counts), match, TargetSpec())
 
 

@@ -96,9 +96,9 @@ def test_counts_are_in_the_order_of_the_panel_and_nan_elsewhere(slide: SpatialDa
 @pytest.mark.parametrize(
     ("column", "values", "error", "message"),
     [
-        ("there is none", None, KeyError, "no column 'there is none'"),
+        ("there is none", None, KeyError, "No column 'there is none'"),
         ("x", np.arange(12.0), ValueError, r"must be true or false .* float64\. Convert it"),
-        ("x", np.zeros(12, bool), ValueError, "true for no spot"),
+        ("x", np.zeros(12, bool), ValueError, "is false for all spots"),
     ],
 )
 def test_unfit_columns(slide: SpatialData, path: Path, column: str, values: Any, error: Any, message: str) -> None:
@@ -110,7 +110,7 @@ def test_unfit_columns(slide: SpatialData, path: Path, column: str, values: Any,
 
 def test_a_slide_without_a_table_has_no_context(slide: SpatialData, path: Path) -> None:
     del slide.tables["table"]
-    with pytest.raises(ValueError, match=r"There is no table, .*'known'\. Leave out context="):
+    with pytest.raises(ValueError, match=r"'known' is not found: the slide has no table\. Leave out context="):
         stp.tl.predict(slide, path, context="known", **HOW)
 
 

@@ -149,7 +149,7 @@ def test_pixels_are_compared_where_they_are_read_as_they_are(
     tl.predict(sections["P1S1"], model)
     assert WARNED not in caplog.text
     tl.predict(sections["P1S1"], model, mpp=0.6)
-    assert "its pixels are 0.6 um wide, not 1.2 um, and are read as they are" in caplog.text
+    assert "its pixels are 0.6 um wide, not 1.2 um, and are not resampled" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -78,4 +78,4 @@ def test_a_constant_is_drawn_without_what_was_measured(
 ) -> None:
     tl.predict(measured, checkpoint(("a",)))
     assert len(pl.spatial(measured, "a", show=False).ravel()) == 2  # tissue and prediction
-    assert "are a constant for one gene: it is drawn alone" in caplog.text
+    assert "are constant for a single gene: only the prediction is drawn" in caplog.text

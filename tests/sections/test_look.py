@@ -130,7 +130,7 @@ def test_a_lattice_of_other_spots(checkpoint: Callable[..., Path], said: Callabl
 
 def test_spots_of_one_place(checkpoint: Callable[..., Path], said: Callable[[], str]) -> None:
     stp.tl.predict(slide(tissue_image(), [(200, 300)] * 9), checkpoint())
-    assert "The 9 spots of 'spots' lie at 1 places only" in said()
+    assert "The 9 spots of 'spots' have only 1 distinct positions" in said()
 
 
 def test_spots_on_glass(checkpoint: Callable[..., Path], said: Callable[[], str]) -> None:
@@ -140,7 +140,7 @@ def test_spots_on_glass(checkpoint: Callable[..., Path], said: Callable[[], str]
     stp.tl.predict(sdata, checkpoint())
     places = (xy, xy[:, ::-1], [1200, 0] + xy * [-1, 1])
     on, exchanged, mirrored = (find_tissue(sdata).at(np.asarray(place)).sum() for place in places)
-    assert f"{len(xy) - on} of {len(xy)} spots of 'spots' lie on bare glass" in said()
+    assert f"{len(xy) - on} of {len(xy)} spots of 'spots' are on bare glass" in said()
     assert f"of {len(xy)}: {on} as they are, {exchanged} with x and y exchanged, {mirrored} with x mirrored" in said()
 
 
@@ -206,7 +206,7 @@ def test_distances_of_spots(checkpoint: Callable[..., Path], said: Callable[[], 
 
 def test_all_outside_says_what_exchange_would_do(checkpoint: Callable[..., Path]) -> None:
     xy = np.column_stack([np.linspace(10, 900, 7), np.linspace(970, 1190, 7)])
-    with pytest.raises(ValueError, match=r"All 7 spots .* With x and y exchanged, 7 would lie inside"):
+    with pytest.raises(ValueError, match=r"All 7 spots .* With x and y exchanged, 7 would be inside"):
         stp.tl.predict(slide(tissue_image(), xy), checkpoint())
 
 

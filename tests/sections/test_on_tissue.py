@@ -58,7 +58,7 @@ def without(sdata: SpatialData) -> SpatialData:
 def test_flags_of_all_types(flags: object, caplog: pytest.LogCaptureFixture) -> None:
     obs = pd.DataFrame({"in_tissue": flags}, index=["a", "b", "c"])
     assert on_tissue(obs, only=True, label="S1").tolist() == [True, False, True]
-    assert "S1: 1 of 3 spots lie beside the tissue (in_tissue is 0)" in caplog.text
+    assert "S1: 1 of 3 spots are off the tissue (in_tissue is 0)" in caplog.text
     assert on_tissue(obs, only=False).all()
     assert on_tissue(obs[[]], only=True).all()
 

@@ -54,7 +54,7 @@ def test_rows_are_found_by_region_and_name(barcodes: SpatialData) -> None:
     np.testing.assert_array_equal(np.flatnonzero(rows_called(table, ["s0"], [])), [0, 1])
     twice = table.copy()
     twice.obs_names = ["s0"] * 24
-    with pytest.raises(InvalidValueError, match=r"the first is \('spots', 's0'\).*obs_names_make_unique"):
+    with pytest.raises(InvalidValueError, match=r"the first repeated one is \('spots', 's0'\).*obs_names_make_unique"):
         rows_in(table, twice)
 
 

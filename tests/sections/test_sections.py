@@ -53,7 +53,7 @@ def test_a_slide_without_a_table_has_its_shapes(measured: SpatialData) -> None:
 
 def test_one_or_several_sections(measured: SpatialData) -> None:
     assert as_list(measured) == as_list([measured]) == as_list({"a": measured}) == [measured]
-    with pytest.raises(ValueError, match="sdatas is empty: no section"):
+    with pytest.raises(ValueError, match="sdatas is empty; give at least one section"):
         as_list([])
     with pytest.raises(TypeError, match="member of sdatas must be a SpatialData object, got an AnnData"):
         as_list([measured.tables["table"]])

@@ -87,8 +87,8 @@ def test_patients_are_held_out_by_name(measured: SpatialData, other: Make) -> No
     ("validation", "message"),
     [
         (["P2", "P7"], r"No patient \['P7'\] in the sections; there are \['P1', 'P2'\]"),
-        (["P1", "P2"], "leaves nothing to train on"),
-        ([], "validation is empty: no section"),
+        (["P1", "P2"], "leaves no training sections"),
+        ([], "validation is empty; give at least one section"),
     ],
 )
 def test_unfit_names(measured: SpatialData, other: Make, validation: list[str], message: str) -> None:
@@ -97,7 +97,7 @@ def test_unfit_names(measured: SpatialData, other: Make, validation: list[str], 
 
 
 def test_a_table_of_several_patients_cannot_be_held_out_in_part(two_regions: SpatialData, other: Make) -> None:
-    with pytest.raises(ValueError, match=r"patients to train on and to hold out: \[\['P1', 'P2'\]\]"):
+    with pytest.raises(ValueError, match=r"both training and held-out patients: \[\['P1', 'P2'\]\]"):
         split([two_regions, other("P3")], ["P2"])
 
 

@@ -104,7 +104,7 @@ def test_half_width_is_the_error_of_the_rank(n: int, coverage: float, rank: int)
 def test_too_few_spots(n: int, coverage: float, needed: int) -> None:
     sdata = off_by(mixed(100), n_chosen=n)
     with pytest.raises(
-        ValueError, match=rf"cover {coverage:g} need at least {needed} spots .* there are {n}\. .*coverage="
+        ValueError, match=rf"coverage of {coverage:g} needs at least {needed} calibration spots, got {n}\. .*coverage="
     ):
         stp.tl.calibrate(sdata, coverage=coverage, spots="chosen")
 
@@ -195,7 +195,7 @@ def test_some_have_standard_deviations() -> None:
     with_sd, without = off_by(mixed(12), sd=1), off_by(mixed(12), name="S2")
     with pytest.raises(ValueError, match="1 of 2 objects have standard deviations"):
         stp.tl.calibrate([with_sd, without])
-    with pytest.raises(KeyError, match=r"no standard deviations of 'pred_m2ost'.*n_samples="):
+    with pytest.raises(KeyError, match=r"'pred_m2ost' has no standard deviations.*n_samples="):
         stp.tl.calibrate(without, scaled=True)
     with pytest.raises(KeyError, match="no standard deviations"):
         stp.tl.calibrate(with_sd).apply(without)
@@ -301,7 +301,7 @@ def test_linked_table(
     assert f"{KEY}_lower" not in measured.tables["table"].obsm
     assert json.loads(linked.uns[Keys.UNS][KEY]["calibration"])["scaled"]
     measured.tables["table"].obs_names = [f"other{i}" for i in range(12)]
-    with pytest.raises(ValueError, match="not of the spots whose counts were measured"):
+    with pytest.raises(ValueError, match="is for other spots than the table with the counts"):
         stp.tl.calibrate(measured)
 
 
@@ -364,7 +364,9 @@ def test_another_network_is_refused() -> None:
     calibration, sdata = stp.tl.calibrate(off_by(mixed(12))), section(1000 + mixed(12), name="S2")
     card = card_of(["g0", "g1"])
     predict(sdata, 1000, replace(card, hparams={"depth": 3}, training={}))
-    with pytest.raises(ValueError, match=r"not all of one network.*differ in \['hparams', 'training'\]"):
+    with pytest.raises(
+        ValueError, match=r"come from different networks or settings.*differ in \['hparams', 'training'\]"
+    ):
         calibration.apply(sdata)
     predict(sdata, 1000, card, context={"column": "c", "spots": ["S2-0"]})
     with pytest.raises(ValueError, match=r"differ in \['context'\]"):
@@ -399,7 +401,7 @@ def test_what_was_trained_on_is_refused() -> None:
     with pytest.raises(LeakageError, match=r"trained on \[\('P1', 'S2'\)\]"):
         stp.tl.calibrate(sdata, train=other).report(other)  # nor is it reported on
     unnamed = off_by(mixed(12), name=None)
-    with pytest.raises(LeakageError, match=r"\('P1', 'spots'\).*names of their own in .obs\['section'\]"):
+    with pytest.raises(LeakageError, match=r"\('P1', 'spots'\).*their own names in .obs\['section'\]"):
         stp.tl.calibrate(unnamed, train=off_by(mixed(12), name=None))
 
 
@@ -414,7 +416,7 @@ def test_unknown_training_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     predict(sdata, 1000, card_of(["g0", "g1"], training={}))
     stp.tl.calibrate(sdata)
-    assert "card does not say what the network was trained on" in caplog.text
+    assert "card does not list training sections" in caplog.text
 
 
 def test_so_they_are_if_a_later_member_of_an_ensemble_had_an_epoch_chosen(caplog: pytest.LogCaptureFixture) -> None:
@@ -423,7 +425,7 @@ def test_so_they_are_if_a_later_member_of_an_ensemble_had_an_epoch_chosen(caplog
     ensemble = [{"model": "ridge", **TRAINED}, {"model": "m2ost", **chose}]
     predict(sdata, 1000, card_of(["g0", "g1"], model="ridge", training={"ensemble": ensemble}))
     stp.tl.calibrate(sdata)
-    assert "[('P1', 'S1')] (patient, section) chose the epoch" in caplog.text
+    assert "epoch of the network was chosen on [('P1', 'S1')]" in caplog.text
 
 
 @pytest.mark.parametrize(("model", "said"), [("m2ost", True), ("ridge", False)])
@@ -432,7 +434,7 @@ def test_sections_that_chose_the_epoch_are_named(caplog: pytest.LogCaptureFixtur
     training = {**TRAINED, "validation": [{"section": "S1", "patients": ["P1"]}]}
     predict(sdata, 1000, card_of(["g0", "g1"], model=model, training=training))
     stp.tl.calibrate(sdata)
-    assert ("[('P1', 'S1')] (patient, section) chose the epoch" in caplog.text) == said
+    assert ("epoch of the network was chosen on [('P1', 'S1')]" in caplog.text) == said
 
 
 def test_report_leaves_out_what_was_calibrated_on() -> None:
@@ -452,7 +454,7 @@ def test_report_leaves_out_what_was_calibrated_on() -> None:
     assert report["n_spots"].tolist() == [4, 4, 4, 4, 3, 3]
     assert report["coverage"].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 2 / 3, 2 / 3])
     assert report["width"].tolist() == pytest.approx([36] * 6, rel=1e-4)
-    with pytest.raises(LeakageError, match="No spot of section 'S1' is left to report on"):
+    with pytest.raises(LeakageError, match="Section 'S1' has no spots left to report on"):
         stp.tl.calibrate(sdata).report([same, sdata])
     with pytest.raises(ValueError, match=r"Several sections are called \[\('P1', 'S1'\)\]"):
         calibration.report([sdata, off_by(errors)])
@@ -481,7 +483,7 @@ def test_unfit_input() -> None:
         stp.tl.calibrate([sdata, off_by(mixed(12))])
     with pytest.raises(KeyError, match=r"No prediction 'pred'; there are \['pred_m2ost'\]"):
         stp.tl.calibrate(sdata, key="pred")
-    with pytest.raises(KeyError, match="no column 'mine'"):
+    with pytest.raises(KeyError, match="No column 'mine'"):
         stp.tl.calibrate(sdata, spots="mine")
     sdata.tables["table"].obs["mine"] = "True"
     with pytest.raises(ValueError, match=r"'mine'\] must be true or false"):

@@ -154,7 +154,7 @@ def test_spots_outside_the_image_are_nan(measured: SpatialData, caplog: pytest.L
         embed(measured, weighted()[0], device="cpu")
         missing = np.isnan(measured.tables["table"].obsm["X_weighted"])
         assert np.flatnonzero(missing.all(1)).tolist() == [2, 7] and missing.sum() == 6
-    assert "2 of 12 spots of 'spots' lie outside the image" in caplog.text
+    assert "2 of 12 spots of 'spots' are outside the image" in caplog.text
 
 
 def test_resolution(measured: SpatialData) -> None:
@@ -247,8 +247,8 @@ def test_survives_storage(measured: SpatialData, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"encoder": lambda x: x.mean((2, 3)), **OPTIONS}, "is a lambda.*key_added="),
-        ({"encoder": means, "key_added": "X means", **OPTIONS}, "could not be stored; got 'X means'"),
-        ({"encoder": means, "key_added": "a/b", **OPTIONS}, "could not be stored; got 'a/b'"),
+        ({"encoder": means, "key_added": "X means", **OPTIONS}, "to be storable; got 'X means'"),
+        ({"encoder": means, "key_added": "a/b", **OPTIONS}, "to be storable; got 'a/b'"),
         ({"encoder": "rgb", "mpp": 0.5, "precision": "fp16", "device": "cpu"}, "precision must be"),
     ],
 )
@@ -335,14 +335,14 @@ def test_damaged_files_are_replaced(
         embed(measured, encoder, device="cpu", precision="float32")
         assert network.seen == seen
         np.testing.assert_array_equal(measured.tables["table"].obsm["X_weighted"], expected)
-    assert caplog.text.count("computed anew") == 1
+    assert caplog.text.count("computed again") == 1
 
 
 def test_a_cache_that_cannot_be_written(measured: SpatialData, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept.write_text("a file where the folder must be")
     embed(measured, weighted()[0], device="cpu")
     assert np.isfinite(measured.tables["table"].obsm["X_weighted"]).all()
-    assert "can't be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
@@ -376,7 +376,7 @@ def test_a_cache_that_may_only_be_read(
     assert seen(3.0) == 12
     (mine,) = own.rglob("*.safetensors")
     assert list(kept.rglob("*.safetensors")) == [shared]
-    assert f"{shared.parent} can't be written to" in caplog.text and f"are kept in {mine}." in caplog.text
+    assert f"Cannot write to {shared.parent}" in caplog.text and f"are cached in {mine}." in caplog.text
     caplog.clear()
     expected = measured.tables["table"].obsm["X_weighted"]
     assert seen(3.0) == 0
@@ -532,8 +532,8 @@ def test_few_spots_are_named(measured: SpatialData, caplog: pytest.LogCaptureFix
         embed(measured, means, key_added="b", neighbours=12, **OPTIONS)
         embed(measured, means, key_added="c", standardize=True, **OPTIONS)
     assert [record.getMessage() for record in caplog.records] == [
-        "'spots' has 12 spots, so that no spot has 12 neighbours; those that there are stand in.",
-        "'spots' has 12 spots; features that are standardized over so few say little.",
+        "'spots' has 12 spots, fewer than a spot and its 12 neighbours; the available ones are used.",
+        "'spots' has only 12 spots; features standardised over so few are unreliable.",
     ]
 
 

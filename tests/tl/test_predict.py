@@ -176,13 +176,13 @@ def test_spots_outside_the_image_are_nan_and_are_reported(
     missing = stp.get.frame(measured).isna()
     assert missing.index[missing.all(axis=1)].tolist() == ["s2", "s7"]
     assert missing.to_numpy().sum() == 8
-    assert "2 of 12 spots of 'spots' lie outside the image" in caplog.text
+    assert "2 of 12 spots of 'spots' are outside the image" in caplog.text
     assert "['s2', 's7']" in caplog.text
 
 
 def test_all_spots_outside_is_an_error(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
     move(measured, -50, list(measured.shapes["spots"].index))
-    with pytest.raises(ValueError, match="All 12 spots of 'spots' lie outside the image"):
+    with pytest.raises(ValueError, match="All 12 spots of 'spots' are outside the image"):
         stp.tl.predict(measured, checkpoint())
     assert KEY not in measured.tables["table"].obsm
 
@@ -242,7 +242,7 @@ def test_what_is_the_users_is_refused_before_any_work(
     ("options", "message"),
     [
         ({"symmetries": 0}, "symmetries must be 1 or 8, got 0"),
-        ({"key_added": "a/b"}, "could not be stored; got 'a/b'"),
+        ({"key_added": "a/b"}, "to be storable; got 'a/b'"),
         ({"hparams": {"depth": 2}}, r"\['depth'\] of 'm2ost' are fixed by training"),
     ],
 )
@@ -496,7 +496,7 @@ def test_unfit_data(
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "half"}, ValueError, "precision must be .auto. or one of .*got .half."),
         ({"mpp": -1.0}, ValueError, "mpp must be above 0 or a mapping or 'spots', got -1"),
-        ({"layer": "raw", "ignore_case": True}, ValueError, r"\['ignore_case', 'layer'\] are only for .*context="),
+        ({"layer": "raw", "ignore_case": True}, ValueError, r"\['ignore_case', 'layer'\] only concern .*context="),
         ({"mpp": "spot"}, ValueError, "mpp must be a number or a mapping or 'spots', got 'spot'"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_large_section_is_streamed(slide, checkpoint, tmp_path):
     np.testing.assert_array_equal(stp.get.prediction(slide, "stored").X, expected.X)
     slide.write(tmp_path / "slide.zarr")
     np.testing.assert_array_equal(SpatialData.read(tmp_path / "slide.zarr")["stored"].X, expected.X)
-    with pytest.raises(FileExistsError, match=r"cells.zarr' exists; name another folder"):
+    with pytest.raises(FileExistsError, match=r"cells.zarr' exists; choose another folder"):
         stp.tl.superresolve(slide, checkpoint, out=out, **how)
 
 
@@ -189,7 +189,7 @@ def test_other_networks_are_shown_another_way(slide, tmp_path):
     tiny = dict(get_spec("m2ost").tiny)
     card = ModelCard(model="m2ost", genes=GENES, crop=get_spec("m2ost").crop_for(tiny), hparams=tiny)
     checkpoints.save(tmp_path / "m2ost.safetensors", checkpoints.build(card), card)
-    with pytest.raises(ValueError, match=r"'m2ost' predicts spots .*pp.make_grid\(sdata, pitch_um=...\)"):
+    with pytest.raises(ValueError, match=r"'m2ost' predicts spots, not cells.*pp.make_grid\(sdata, pitch_um=...\)"):
         stp.tl.superresolve(slide, tmp_path / "m2ost.safetensors")
 
 
@@ -442,7 +442,7 @@ def test_several_sections(slide, checkpoint, tmp_path, kind):
     other = SpatialData.init_from_elements({"he": slide["he"].copy(), "spots": slide["spots"].copy()})
     pair = {"A": slide, "B": other}
     sections = pair if kind is dict else kind(pair.values())
-    with pytest.raises(ValueError, match=r"cells.zarr' is one folder, and there are 2 sections.*out="):
+    with pytest.raises(ValueError, match=r"cells.zarr' is a single folder, got 2 sections.*out="):
         stp.tl.superresolve(sections, checkpoint, tissue_only=False, device="cpu", out=tmp_path / "cells.zarr")
     stp.tl.superresolve(sections, checkpoint, tissue_only=False, device="cpu", precision="float32")
     for one in pair.values():

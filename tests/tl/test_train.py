@@ -324,7 +324,7 @@ def test_spots_without_counts_and_outside_the_image_are_left_out(
         result = train(measured, tmp_path / "out", quick(level_drop=0.5))
     assert result.card.training["sections"][0]["n_spots"] == 9
     assert "Dropped 2 of 12 spots" in caplog.text
-    assert "2 of 12 spots of 'spots' lie outside the image" in caplog.text
+    assert "2 of 12 spots of 'spots' are outside the image" in caplog.text
     assert np.isfinite(result.history["train_loss"]).all()
 
 
@@ -411,7 +411,7 @@ def no_table(s: SpatialData) -> None:
         (negative, "1 count is negative.*layer="),
         (fractions, "1 count is not a whole number"),
         (all_zero, "All 12 spots have a sum of zero"),
-        (no_table, "There is no table with counts"),
+        (no_table, "No table with counts found"),
     ],
 )
 def test_unfit_data(
@@ -434,7 +434,7 @@ def test_unfit_data(
         ({"validation": ["P7"]}, ValueError, "No patient"),
         ({"hparams": {"size": 65}}, ValueError, "size must be a multiple of"),
         ({"hparams": {"width": 65}}, ValueError, "'m2ost' has no hyper-parameters .*'width'.*; there are"),
-        ({"hparams": {"size": object()}}, TypeError, "which a card can keep"),
+        ({"hparams": {"size": object()}}, TypeError, "to be stored in the card"),
     ],
 )
 def test_unfit_arguments(
@@ -513,7 +513,7 @@ def test_training_that_ended_before_its_first_epoch_is_begun_anew(
 ) -> None:
     with monkeypatch.context() as full:
         full.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-        with pytest.raises(OSError, match="crops need"):
+        with pytest.raises(OSError, match="crops temporarily need"):
             train(measured, tmp_path, quick(lr=0.1))
     result = train(measured, tmp_path, quick(lr=0.2, epochs=1))
     assert result.card.training["config"]["lr"] == 0.2
@@ -524,6 +524,6 @@ def test_crops_that_do_not_fit_are_refused(
     measured: SpatialData, tmp_path: Path, quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"crops need 0\.0 GB"):
+    with pytest.raises(OSError, match=r"crops temporarily need 0\.0 GB"):
         train(measured, tmp_path / "out", quick())
     assert not list((tmp_path / "out").glob(".crops-*"))

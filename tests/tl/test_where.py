@@ -260,16 +260,16 @@ def test_another_organism_is_refused(pair: tuple[SpatialData, SpatialData], tmp_
     stp.tl.predict(pair[1], result)
     pair[1].tables["table"].var_names = ["Erbb2", "Gnas", "Actb", "Cd74"]
     for ignore_case in (False, True):
-        with pytest.raises(ValueError, match=r"The panel is of human.*Erbb2.*another organism"):
+        with pytest.raises(ValueError, match=r"The panel's organism is human.*Erbb2.*another organism"):
             stp.tl.evaluate(pair[1], ignore_case=ignore_case)
     pair[1].tables["table"].var_names = [f"ENSMUSG0000000000{i}" for i in range(4)]
     pair[1].tables["table"].var["symbol"] = human
-    with pytest.raises(ValueError, match="of human, and the Ensembl identifiers of the table are of mouse"):
+    with pytest.raises(ValueError, match="is human, but the table has Ensembl identifiers of mouse"):
         stp.tl.evaluate(pair[1])
 
 
 def test_what_nobody_reads_is_refused(measured: SpatialData, checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match=r"\['layer'\] are only for the counts of context spots.*context=, or leave"):
+    with pytest.raises(ValueError, match=r"\['layer'\] only concern counts of context spots.*context=, or leave"):
         stp.tl.predict(measured, checkpoint(), layer="mine")
 
 

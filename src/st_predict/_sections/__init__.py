@@ -1,4 +1,4 @@
-"""Slides as networks need them: sections with spots and image, what was measured of them, and what a network reads."""
+"""Sections for networks: spots and image, measured values, and network inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Square cells of an image: where they are, and which of them a spot covers."""
+"""Square cells of an image, their positions, and the cells of each spot."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CellGrid", "cells_of_spots"]
 
-_SPOTS = 4096  # whose cells are looked for at a time
+_SPOTS = 4096  # spots per step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellGrid:
-    """Cells over an image, from its corner, numbered tile by tile and in reading order in each tile.
+    """Cells of an image, from its corner, numbered tile by tile and in reading order within a tile.
 
     Parameters
     ----------
     width
-        Side of a cell, in pixels of level 0.
+        Side of a cell in level-0 pixels.
     shape
-        Rows and columns of cells whose centre lies in the image.
+        Number of rows and columns of cells with their centre in the image.
     n
-        Cells along a side of a tile.
+        Number of cells along a side of a tile.
     """
 
     width: float
@@ -43,7 +43,7 @@ class CellGrid:
 
     @classmethod
     def of(cls, reader: PyramidReader, encoder: CellEncoder, crop: CropSpec, *, mpp: float | None) -> CellGrid:
-        """Lay the cells that an encoder describes over an image, as tiles of ``crop`` are cut from it."""
+        """Make the grid of an encoder's cells on an image, for tiles cut by ``crop``."""
         (plan,) = plan_crops(np.zeros((1, 2)), crop, downsamples=reader.downsamples, mpp=mpp)
         width = encoder.cells.cell * plan.read_size / plan.size * reader.downsamples[plan.level]
         rows, columns = (max(1, int(np.ceil(side / width + 0.5)) - 1) for side in reader.level_shapes[0])
@@ -77,7 +77,7 @@ class CellGrid:
         return (np.stack([column, row], axis=1) + 0.5) * self.n * self.width
 
     def bands(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the numbers of the cells of a row of tiles after another, rising."""
+        """Yield the cell numbers of each row of tiles, in ascending order."""
         size = self.tiles[1] * self.n**2
         for start in range(0, self.tiles[0] * size, size):
             cells = np.arange(start, start + size)
@@ -86,18 +86,18 @@ class CellGrid:
 
 
 def cells_of_spots(grid: CellGrid, xy: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Find the cells whose centre lies in the disk of a spot; the nearest one where none does.
+    """Find the cells with their centre in a spot's disk; the nearest cell if there is none.
 
     Parameters
     ----------
     grid
-        The cells.
+        Grid of cells.
     xy, radius
-        ``(n_spots, 2)`` and ``(n_spots,)``: disks, in level-0 pixels.
+        ``(n_spots, 2)`` and ``(n_spots,)``: disks in level-0 pixels.
 
     Returns
     -------
-    ``(n_spots, n_cells)``: numbers of cells, -1 where a spot has fewer than others.
+    ``(n_spots, n_cells)``: cell numbers, padded with -1.
     """
     parts = [_in_disks(grid, xy[i : i + _SPOTS], radius[i : i + _SPOTS]) for i in range(0, len(xy), _SPOTS)]
     most = max(part.shape[1] for part in parts)
@@ -105,7 +105,7 @@ def cells_of_spots(grid: CellGrid, xy: NDArray[np.float64], radius: NDArray[np.f
 
 
 def _in_disks(grid: CellGrid, xy: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.int64]:
-    place = xy[:, ::-1] / grid.width - 0.5  # row and column, where the centre of a cell is whole
+    place = xy[:, ::-1] / grid.width - 0.5  # row and column; whole numbers at cell centres
     nearest = np.clip(np.rint(place), 0, np.array(grid.shape) - 1).astype(np.int64)
     reach = int(np.ceil(radius.max() / grid.width))
     steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)

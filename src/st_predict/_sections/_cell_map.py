@@ -1,14 +1,15 @@
-"""Cells described by an encoder that sees a section as a whole: HIPT, as in iStar :cite:p:`Zhang2024`.
+"""Cell features of an encoder that sees the whole section: HIPT, as in iStar :cite:p:`Zhang2024`.
 
-Tiles are shifted, and a cell is described by the mean over all shifts that cover it: by what is around its tile, by its own
-token, and by its colour. The first two are then averaged over 16 and 4 cells along a side, the even windows reaching one cell
-further up and left, at borders over mirrored cells.
+Tiles are shifted; a cell's features are the means over all shifts that cover it of three parts: its tile's token in the
+section, its own token, and its colour. The first two are then averaged over windows of 16 and 4 cells; these even
+windows extend one cell further up and left, and cells are mirrored at borders.
 
-The published code divides by the number of shifts also where fewer cover a cell, sets the last 16 rows and columns to zero,
-pads sections to a multiple of 4096 pixels before it looks at all tiles together, and moves spots by half a cell down and right.
-None of this is reproduced.
+Differences from the published code: it divides by the number of all shifts even where fewer cover a cell, sets the last
+16 rows and columns to zero, pads sections to a multiple of 4096 pixels before the section-level network, and moves
+spots by half a cell down and right.
 
-Shapes: R C rows and columns of cells, P Q those of tiles, D channels of a token and of colours, E channels of the section.
+Shapes: R, C rows and columns of cells; P, Q rows and columns of tiles; D channels of a token and colours; E channels of
+the section.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _COLOURS = 3
 
 
 class SectionNetwork(Protocol):
-    """A network that describes tiles, and all tiles of a section together."""
+    """Network for tiles, and for all tiles of a section together."""
 
     narrow: torch.nn.Linear
-    """From the channels of a tile to those of a section."""
+    """Layer from tile channels to section channels."""
 
     def of_section(self, cls_PQD: torch.Tensor) -> torch.Tensor:
-        """Describe every tile of a section by what is around it, ``(P, Q, E)``, from the class tokens of its tiles."""
+        """Return features of every tile in its section, ``(P, Q, E)``, from the tiles' class tokens."""
 
 
 def section_tiles(spec: CellSpec, grid: CellGrid) -> Iterator[tuple[tuple[int, int], NDArray[np.float64]]]:
@@ -73,24 +74,25 @@ def describe_section(
     network: SectionNetwork,
     read: Callable[[NDArray[np.float64]], Tiles],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Describe some cells of a section, whose numbers rise.
+    """Compute the features of some cells of a section, in ascending order of cell numbers.
 
-    What tiles say is summed up in a temporary file.
+    Sums over tiles are kept in a temporary file.
 
     Parameters
     ----------
     cells
-        Their numbers.
+        Numbers of the cells.
     grid
         All cells of the section.
     spec, network
-        Of the encoder.
+        Specification and network of the encoder.
     read
-        Gives what ``network`` says of tiles with these centres, in any order: their index, and ``(n, 1 + n_cells, D)``.
+        Function that yields the network's output for tiles with given centres, in any order: index, and ``(n, 1 +
+        n_cells, D)``.
 
     Yields
     ------
-    Places in ``cells``, and ``(n, n_features)`` for these.
+    Indices into ``cells``, and their features ``(n, n_features)``.
     """
     n_channels = network.narrow.in_features + _COLOURS
     with owned_folder(Path(tempfile.gettempdir()), "st_predict-cells-") as folder:
@@ -113,7 +115,7 @@ def describe_section(
 
 
 def _add(sum_RCD: NDArray[np.float32], grid: CellGrid, shift: tuple[int, int], tiles: Tiles) -> NDArray[np.float32]:
-    """Add the tokens of the tiles of a shift to those of its cells; return the class token of each tile."""
+    """Add the cell tokens of a shift's tiles to the sums; return the class token of each tile."""
     n_rows, n_columns = _tiles(grid, shift)
     cls_PQD = np.empty((n_rows, n_columns, sum_RCD.shape[2] - _COLOURS), dtype=np.float32)
     for index, maps in tiles:
@@ -145,14 +147,14 @@ def _band(
 
 
 def _mirrored(rows: NDArray[np.int64], window: int, n: int) -> NDArray[np.int64]:
-    """Rows with those that a window around them needs: beyond the border they are mirrored."""
+    """Return the rows that windows around ``rows`` need, mirrored at the borders."""
     reach = np.arange(rows[0] - window // 2, rows[-1] + window - window // 2)
     folded = reach % (2 * n)
     return np.minimum(folded, 2 * n - 1 - folded)
 
 
 def _smooth(x_RCD: NDArray[np.float32], window: int) -> NDArray[np.float32]:
-    """Mean over windows; rows come with their surroundings, which are used up."""
+    """Return means over windows; surrounding rows are consumed."""
     before = window // 2
     means = uniform_filter1d(x_RCD, window, axis=0)[before : len(x_RCD) - (window - 1 - before)]
     smooth: NDArray[np.float32] = uniform_filter1d(means, window, axis=1, mode="reflect")
@@ -162,7 +164,7 @@ def _smooth(x_RCD: NDArray[np.float32], window: int) -> NDArray[np.float32]:
 def _around(
     around: dict[tuple[int, int], NDArray[np.float32]], grid: CellGrid, rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Mean over shifts of what is said of the tile of each cell."""
+    """Return the mean over shifts of the tile features of each cell."""
     columns = np.arange(grid.shape[1])
     total = np.zeros((len(rows), len(columns), next(iter(around.values())).shape[2]), dtype=np.float32)
     for shift, of_tile_PQE in around.items():
@@ -173,7 +175,7 @@ def _around(
 
 
 def _coverage(shifts: Iterable[tuple[int, int]], grid: CellGrid, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """``(R, C, 1)``: how many shifts cover a cell."""
+    """Return the number of shifts that cover each cell, ``(R, C, 1)``."""
     columns = np.arange(grid.shape[1])
     covered = sum(np.multiply.outer(rows >= shift[0], columns >= shift[1]).astype(np.float32) for shift in shifts)
     return np.asarray(covered, dtype=np.float32)[..., None]

@@ -1,4 +1,4 @@
-"""What an encoder says of the cells of an image, and of those that each spot covers."""
+"""Features of the cells of an image, and of the cells of each spot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CellReader", "join_cells", "spot_cells"]
 
-_PIXELS = 1 << 22  # of the tiles that are read together, about
+_PIXELS = 1 << 22  # approximate number of pixels read together
 
 
 def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64]:
@@ -43,7 +43,7 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
     Raises
     ------
     ValueError
-        If it is not known, or not positive and finite for every spot.
+        If it is unknown, or not positive and finite for every spot.
     """
     if radius_um is not None:
         if not 0 < radius_um < np.inf:
@@ -66,18 +66,19 @@ def spot_radius(section: Section, radius_um: float | None) -> NDArray[np.float64
 
 
 class CellReader:
-    """Describes cells of an image, a few tiles at a time.
+    """Reader of cell features, a few tiles at a time.
 
     Parameters
     ----------
     reader
-        The image.
+        Image.
     encoder
-        What describes its cells.
+        Encoder of the cells.
     crop
-        Tiles that it is shown.
+        Tiles of the encoder.
+
     mpp
-        Micrometres per pixel of level 0; ``None`` if unknown.
+        Micrometres per pixel at level 0; ``None`` if unknown.
     compute
         Device and precision.
     """
@@ -102,14 +103,14 @@ class CellReader:
         )
 
     def describe(self, cells: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Describe cells, whose numbers rise.
+        """Compute the features of cells, in ascending order of cell numbers.
 
         Yields
         ------
-        Places in ``cells``, and ``(n, n_features)`` for these; every cell once.
+        Indices into ``cells``, and their features ``(n, n_features)``; every cell once.
         """
         if self.encoder.cells.shifts:
-            network = cast("SectionNetwork", self.encoder.backbone)  # one with shifts sees sections
+            network = cast("SectionNetwork", self.encoder.backbone)  # encoders with shifts are section networks
             yield from describe_section(cells, self.grid, spec=self.encoder.cells, network=network, read=self._tiles)
             return
         n_inside = self.grid.n**2
@@ -124,7 +125,7 @@ class CellReader:
             )
 
     def digest(self, cells: NDArray[np.int64]) -> str:
-        """SHA-256 of these cells and of all pixels that the encoder will see of them."""
+        """Return the SHA-256 of these cells and of all pixels that the encoder reads for them."""
         if self.encoder.cells.shifts:
             centres = np.concatenate([centres for _, centres in section_tiles(self.encoder.cells, self.grid)])
         else:
@@ -151,31 +152,31 @@ def spot_cells(
     radius_um: float | None,
     compute: Compute,
 ) -> NDArray[np.float32]:
-    """Describe the cells of every spot.
+    """Compute the features of the cells of every spot.
 
-    What was computed is kept on disk, and taken from there, as by :func:`st_predict._sections._features.section_features`.
+    Results are cached on disk, as by :func:`st_predict._sections._features.section_features`.
 
     Parameters
     ----------
     section
-        Where the spots are, and the image.
+        Section with spots and image.
     encoder
-        What describes the cells.
+        Encoder of the cells.
     crop
-        Tiles that it is shown.
+        Tiles of the encoder.
     radius_um
-        Radius of the spots in micrometres, if it is not to be that of their circles.
+        Radius of the spots in micrometres; by default the radius of their circles.
     compute
         Device and precision.
 
     Returns
     -------
-    ``(n_spots, n_cells, n_features)``; NaN where a spot has fewer cells than others, and for spots outside the image.
+    ``(n_spots, n_cells, n_features)``, padded with NaN; NaN for spots outside the image.
 
     Raises
     ------
     ValueError
-        If the radius of the spots is not known.
+        If the radius of the spots is unknown.
     """
     radius = spot_radius(section, radius_um)
     mpp = None if section.mpp is None else section.mpp.value
@@ -203,7 +204,7 @@ def spot_cells(
 
 
 def join_cells(sections: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Pad the cells of the spots of several sections with NaN to the same number; features of whole spots stay as they are."""
+    """Pad the cells per spot of several sections with NaN to the same number; features of whole spots are not changed."""
     if sections[0].ndim == 2:
         return list(sections)
     most = max(features.shape[1] for features in sections)

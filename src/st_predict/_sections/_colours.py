@@ -1,4 +1,4 @@
-"""Colours of the crops that a network was trained on, to compare slides with later."""
+"""Colours of training crops, to compare other slides with."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["describe_colours", "sample_crops"]
 
 _PER_SECTION = 32
-"""Crops that are cut of each section for a network that reads features, unless they are large."""
+"""Number of crops per section, unless they are large, for a network that reads features."""
 
 _PIXELS = 2**24
-"""Most pixels that are cut of each section."""
+"""Maximum number of pixels per section."""
 
 
 def describe_colours(sections: Sequence[Observed], card: ModelCard, store: CropStore) -> dict[str, Any] | None:
-    """Return what a card says of the colours of the training crops; ``None`` for a model that reads nothing of the image.
+    """Return the card's entry about the colours of the training crops; ``None`` for a model that does not read the image.
 
     Parameters
     ----------
     sections
-        Sections of training.
+        Training sections.
     card
-        Crops of the network, or of the encoder whose features it reads.
+        Card with the crops of the network or of its encoder.
     store
-        What the network reads of these sections.
+        Network inputs of these sections.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def describe_colours(sections: Sequence[Observed], card: ModelCard, store: CropS
 
 
 def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8], ...]:
-    """Cut crops of spots that are drawn at random from each section, one array ``(n, 3, size, size)`` per level."""
+    """Read crops of randomly drawn spots of each section, one array ``(n, 3, size, size)`` per level."""
     generator = np.random.default_rng(0)
     levels = [sample_crops(one.section, one.rows, crop, generator) for one in sections]
     return tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))
@@ -61,18 +61,18 @@ def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8
 def sample_crops(
     section: Section, rows: NDArray[np.int64], crop: CropSpec, generator: np.random.Generator | None = None
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Cut crops of spots that are drawn at random, one array ``(n, 3, size, size)`` per level.
+    """Read crops of randomly drawn spots, one array ``(n, 3, size, size)`` per level.
 
     Parameters
     ----------
     section
         Image and spots.
     rows
-        Spots to draw from.
+        Rows of the spots to draw from.
     crop
-        What to cut.
+        Crop to read.
     generator
-        Source of random numbers; by default one with the seed 0.
+        Random generator; by default with seed 0.
     """
     n_crops = min(_PER_SECTION, max(1, _PIXELS // sum(level.size**2 for level in crop.levels)))
     drawn = rows[np.sort((generator or np.random.default_rng(0)).permutation(len(rows))[:n_crops])]

@@ -1,4 +1,4 @@
-"""Counts of some spots that a network may read when it predicts the others."""
+"""Counts of context spots, which a network may read to predict the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Context", "read_context", "spots_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Counts that networks may read.
+    """Context spots and their counts.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Context:
     counts: NDArray[np.float32]
 
     def describe(self) -> dict[str, Any]:
-        """Return what a reader of a result needs to know."""
+        """Return the entries for the record of a result."""
         return {"column": self.column, "spots": list(self.spots)} | (
             {"regions": list(self.regions)} if self.regions else {}
         )
@@ -58,16 +58,17 @@ class Context:
 def read_context(
     sdata: SpatialData, column: str | None, cards: Sequence[ModelCard], where: Where, *, table_key: str | None
 ) -> Context | None:
-    """Read raw counts of the panel that networks, of one panel, may read; ``None`` if none are to be read.
+    """Read the context counts for networks with the same panel; ``None`` without context.
 
-    Genes that the table has not are 0, as for a spot in which none was counted.
+    Genes that the table lacks are 0.
 
     Raises
     ------
     KeyError
-        If the column does not exist, or the table has no gene of the panel.
+        If the column does not exist, or the table lacks all panel genes.
     ValueError
-        If a network reads no counts, there is no table, the column is not of true and false, or no spot is to be read.
+        If a network does not read counts, the slide lacks a table, or the column is not boolean or does not select any
+        spots.
     """
     if column is None:
         return None
@@ -78,12 +79,12 @@ def read_context(
         )
     if table_key is None:
         raise InvalidValueError(
-            f"There is no table, so there is no column {column!r}.", Advice("leave out {}", "context")
+            f"The column {column!r} is not found: the slide has no table.", Advice("leave out {}", "context")
         )
     table = sdata.tables[table_key]
     rows = np.flatnonzero(spots_of(table, column))
     if not len(rows):
-        raise InvalidValueError(f".obs[{column!r}] is true for no spot, so there is no context.")
+        raise InvalidValueError(f".obs[{column!r}] is false for all spots; context must select at least one.")
     genes = cards[0].genes
     match = match_genes(table, cards[0], where, drop=True)
     target = make_target(table[rows], match, TargetSpec(transform="counts"), layer=where.layer, tissue_only=False)
@@ -98,15 +99,15 @@ def read_context(
 
 
 def spots_of(table: AnnData, column: str) -> NDArray[np.bool_]:
-    """Return ``(n_obs,)``: for which spots a column is true.
+    """Return the spots for which a column is true, ``(n_obs,)``.
 
     Raises
     ------
     KeyError, ValueError
-        If the column does not exist, or it is not of true and false.
+        If the column does not exist or is not boolean.
     """
     if column not in table.obs:
-        raise NotFoundError(f"There is no column {column!r} in .obs; there are {sorted(table.obs.columns)}.")
+        raise NotFoundError(f"No column {column!r} in .obs; it has {sorted(table.obs.columns)}.")
     values = table.obs[column]
     if values.dtype not in (bool, "boolean") or values.isna().any():
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""Spots whose field of view leaves the image where tissue goes on."""
+"""Spots whose field of view is cut by the image border within tissue."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["fields_cut"]
 
 BAND = 2
-"""Pixels of the mask along an edge in which tissue is taken to touch it."""
+"""Width of the border, in pixels of the mask, in which tissue counts as touching the edge."""
 
 
 def fields_cut(xy: NDArray[np.float64], field: float, tissue: Tissue, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which fields of view leave the image at a part of its edge that tissue touches.
+    """Return the fields of view that leave the image at a part of its edge touched by tissue.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def fields_cut(xy: NDArray[np.float64], field: float, tissue: Tissue, *, shape: 
 
     Returns
     -------
-    ``(n_spots,)``. What lies outside such a field may be tissue that the image does not show.
+    ``(n_spots,)``, true where the missing part may be tissue.
     """
     mask, (height, width) = tissue.mask, shape
     low, high = xy - field / 2, xy + field / 2

@@ -1,4 +1,4 @@
-"""Compare a slide with those that a network was trained on, and warn where they differ."""
+"""Comparison of a slide with a network's training slides."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["warn_of_unfamiliar"]
 logger = logging.getLogger(__name__)
 
 SHIFT = 0.5
-"""Difference of the mean colour, in standard deviations of the pixels of training, from which on a slide looks different."""
+"""Difference of the mean colour that triggers a warning, in standard deviations of the training pixels."""
 
 CONTRAST = 1.5
-"""Ratio of the standard deviations of colours from which on a slide looks different."""
+"""Ratio of colour standard deviations that triggers a warning."""
 
 STAIN = 0.3
-"""Difference of the optical density of a stain from which on a slide looks different."""
+"""Difference of a stain's optical density that triggers a warning."""
 
 PITCH = 1.2
-"""Ratio of distances of spots, or of sizes of pixels, from which on neighbours or pixels are others."""
+"""Ratio of spot distances or pixel sizes that triggers a warning."""
 
 
 def warn_of_unfamiliar(section: Section, card: ModelCard) -> None:
-    """Warn, with numbers, of a section that differs from those of training.
+    """Warn, with numbers, of a section that differs from the training sections.
 
-    Compared are colours and stains, as far as the card has them; the size of pixels, for a network that reads them as they are;
-    and the distance of spots, for a network that reads the spots next to each.
+    Compares colours and stains, if the card has them; the pixel size, for networks without a fixed resolution; and the
+    spot distance, for networks that read neighbouring spots.
 
     Parameters
     ----------
@@ -83,14 +83,14 @@ def _pixels(section: Section, card: ModelCard) -> list[str]:
     known = _of_sections(card, "mpp")
     if section.mpp is None or not len(known) or _outside(section.mpp.value, known) <= PITCH:
         return []
-    return [f"its pixels are {section.mpp.value:.3g} um wide, not {_range(known)} um, and are read as they are"]
+    return [f"its pixels are {section.mpp.value:.3g} um wide, not {_range(known)} um, and are not resampled"]
 
 
 def _distances(section: Section, card: ModelCard) -> list[str]:
     known, here = _of_sections(card, "spot_distance_um"), spot_distance(section)
     if here is None or not len(known) or _outside(here, known) <= PITCH:
         return []
-    return [f"its spots are {here:.3g} um apart, not {_range(known)} um, and the network reads the spots next to each"]
+    return [f"its spots are {here:.3g} um apart, not {_range(known)} um, and the network reads neighbouring spots"]
 
 
 def _reads_neighbours(card: ModelCard) -> bool:
@@ -118,13 +118,13 @@ def _numbers(notes: object, name: str, n: int) -> np.ndarray[Any, np.dtype[np.fl
 
 
 def _ratio(values: Any, known: Any) -> float:
-    """Largest factor between values and those of training."""
+    """Return the largest factor between values and training values."""
     ratio = np.maximum(values, 1e-6) / known
     return float(np.maximum(ratio, 1 / ratio).max())
 
 
 def _outside(value: float, known: Any) -> float:
-    """Factor by which a value is outside the range of training."""
+    """Return the factor by which a value is outside the training range."""
     return float(max(value / known.max(), known.min() / value))
 
 

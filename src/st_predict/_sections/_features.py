@@ -1,4 +1,4 @@
-"""Features of the spots of a section, computed once and kept on disk."""
+"""Features of the spots of a section, cached on disk."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _HEADER, _DIGEST, _NAME = "st_predict.features", "sha256", "features"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-_READ = 64  # spots whose crops are read together, at least, unless their crops are large
-_READ_PIXELS = 2**26  # most pixels that are read together, 200 MB; three batches are held at a time
-_FEW = 20  # spots of a section, of which mean and standard deviation are not to be trusted
-_PREFIX = 12  # letters of a file name that tell the encoder and the first crops
+_READ = 64  # minimum number of crops read together, unless they are large
+_READ_PIXELS = 2**26  # maximum number of pixels read together, 200 MB; three batches are held at a time
+_FEW = 20  # spots per section; statistics of fewer are unreliable
+_PREFIX = 12  # characters of a file name that identify the encoder and the first crops
 
 
 def section_features(
@@ -54,32 +54,32 @@ def section_features(
     compute: Compute,
     cache: bool = True,
 ) -> NDArray[np.float32]:
-    """Describe the crop of every spot inside the image and on tissue.
+    """Compute encoder features of every spot inside the image and on tissue.
 
-    Crops are read once, and described while it is found out which they are; they are read twice only if the first of them are in the
-    cache and others have changed.
+    Crops are read once: features are computed while crops are hashed. They are read twice only if the first crops are
+    cached and others have changed.
 
-    What was computed is kept in the folder ``embeddings`` of the cache, and taken from there if all of this is the same:
-    the pixels of every crop, the encoder with its weights, its resolution and normalisation, and the precision. An encoder of the
-    user's own is computed anew each time.
+    Features are cached in the folder ``embeddings`` of the cache, and reused if all of these are the same: the pixels
+    of every crop, the encoder with its weights, its resolution and normalisation, and the precision. Features of a
+    user's own encoder are never cached.
 
     Parameters
     ----------
     section
-        Where the spots are, and the image.
+        Section with spots and image.
     encoder
-        What describes them.
+        Encoder.
     crop
-        What it is shown, if that is not what it was trained with.
+        Crops of the encoder; by default its training crops.
     compute
-        Device, precision and number of spots at a time.
+        Device, precision and number of spots per batch.
     cache
-        Whether to look in the cache, and to keep the result there.
+        Whether to read from and write to the cache.
 
     Returns
     -------
-    ``(n_spots, n_features)``; NaN for spots outside the image. Standardized, and with those of the neighbours, as ``encoder.spec``
-    says.
+    ``(n_spots, n_features)``; NaN for spots outside the image. Standardised and joined with neighbour features if
+    ``encoder.spec`` says so.
     """
     features = _described(section, encoder, crop=crop, compute=compute, cache=cache)
     features[section.outside] = np.nan
@@ -92,15 +92,15 @@ def section_features(
 
 
 def _warn_of_few(section: Section, encoder: Encoder) -> None:
-    """Say where too few spots stand for the statistics of a section, or for the neighbours of a spot."""
+    """Warn of too few spots for a section's statistics, or for the neighbours of a spot."""
     n_spots, spec = int((~section.outside).sum()), encoder.spec
     if spec.standardize and n_spots < _FEW:
         logger.warning(
-            "%r has %d spots; features that are standardized over so few say little.", section.region, n_spots
+            "%r has only %d spots; features standardised over so few are unreliable.", section.region, n_spots
         )
     if n_spots <= spec.neighbours:
         logger.warning(
-            "%r has %d spots, so that no spot has %d neighbours; those that there are stand in.",
+            "%r has %d spots, fewer than a spot and its %d neighbours; the available ones are used.",
             *(section.region, n_spots, spec.neighbours),
         )
 
@@ -108,7 +108,7 @@ def _warn_of_few(section: Section, encoder: Encoder) -> None:
 def _described(
     section: Section, encoder: Encoder, *, crop: CropSpec | None, compute: Compute, cache: bool
 ) -> NDArray[np.float32]:
-    """Describe the crops, or take from the cache what describes them."""
+    """Return the features of the crops, computed or from the cache."""
     crop = crop or encoder.spec.crop
     inference = Inference(
         encoder,
@@ -125,7 +125,7 @@ def _described(
     digests = np.zeros((len(section.rows), 32), dtype=np.uint8)
     digested = _digested(chain([first], batches), digests)
     features: NDArray[np.float32] | None = None
-    if is_kept(encoder, prefix):  # so all of them very likely are
+    if is_kept(encoder, prefix):  # then very likely all are
         deque(track(digested, "Reading crops", len(section.rows), unit="spot", size=len), maxlen=0)
     else:
         features = _compute(section, digested, inference)
@@ -137,7 +137,7 @@ def _described(
 
 
 def _read_together(crop: CropSpec, working_batch: int = 0) -> int:
-    """Return the number of spots whose crops are read at a time."""
+    """Return the number of crops to read at a time."""
     pixels = sum(level.size**2 for level in crop.levels)
     return min(max(working_batch, _READ), max(1, _READ_PIXELS // pixels))
 
@@ -167,21 +167,21 @@ def _n_spots(done: tuple[torch.Tensor, torch.Tensor]) -> int:
 def kept_features(
     encoder: Encoder, header: Mapping[str, Any], compute: Callable[[], NDArray[np.float32]], *, prefix: str = ""
 ) -> NDArray[np.float32]:
-    """Take features from the folder ``embeddings`` of the cache, or compute and keep them there.
+    """Return features from the folder ``embeddings`` of the cache, or compute and store them there.
 
-    A cache that the user may only read, as one that is shared by a group, is read; new features are kept in, and read from,
-    the user's own cache.
+    A read-only cache, such as one shared by a group, is only read; new features are written to and read from the user's
+    own cache.
 
     Parameters
     ----------
     encoder
-        What makes them.
+        Encoder of the features.
     header
-        All that they depend on, to be written as JSON.
+        Everything that the features depend on, written as JSON.
     compute
-        Returns them, ``(n, n_features)``.
+        Function that returns the features, ``(n, n_features)``.
     prefix
-        Beginning of the name of the file, by which :func:`is_kept` finds it.
+        Beginning of the file name, for :func:`is_kept`.
     """
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True)
     paths = [folder / f"{prefix}{sha256(text)[:32]}.safetensors" for folder in _folders(encoder)]
@@ -194,14 +194,14 @@ def kept_features(
 
 
 def is_kept(encoder: Encoder, prefix: str) -> bool:
-    """Whether a file of features of this encoder has a name that begins so."""
+    """Return whether a feature file of this encoder has this prefix."""
     return any(next(folder.glob(f"{prefix}*.safetensors"), None) is not None for folder in _folders(encoder))
 
 
 def _folders(encoder: Encoder) -> list[Path]:
-    """Return where features of an encoder are looked for; the first one is where they are written."""
+    """Return the folders to search for an encoder's features; the first one is written to."""
     name = re.sub(r"[^\w.-]+", "_", encoder.spec.name)
-    # without ST_PREDICT_CACHE, both are the same folder
+    # both folders are the same without ST_PREDICT_CACHE
     return [folder / "embeddings" / name for folder in dict.fromkeys([cache_dir(), user_cache_dir()])]
 
 
@@ -213,7 +213,7 @@ def digests_of_crops(batches: Iterable[Batch], n_crops: int) -> NDArray[np.uint8
 
 
 def _digested(batches: Iterable[Batch], digests: NDArray[np.uint8]) -> Iterator[Batch]:
-    """Pass batches on, and put the SHA-256 of each crop into its row of ``digests``."""
+    """Yield batches unchanged, and write the SHA-256 of each crop to its row of ``digests``."""
     for batch in batches:
         for i, row in enumerate(batch.index.tolist()):
             digest = sha256(*(np.ascontiguousarray(level[i]).data for level in batch.crops))
@@ -222,12 +222,12 @@ def _digested(batches: Iterable[Batch], digests: NDArray[np.uint8]) -> Iterator[
 
 
 def _bytes_of(batch: Batch, n: int) -> list[Any]:
-    """Rows and pixels of the first ``n`` spots of a batch; the order of spots doesn't depend on the size of batches."""
+    """Return rows and pixels of the first ``n`` spots of a batch; the order of spots does not depend on the batch size."""
     return [np.ascontiguousarray(x[:n]).data for x in (batch.index, *batch.crops)]
 
 
 def _read(path: Path, header: str) -> NDArray[np.float32] | None:
-    """Return what is kept; ``None`` if nothing is, or if it is damaged, which a message says."""
+    """Return cached features; ``None`` if there are none or, with a warning, if the file is damaged."""
     try:
         if not path.exists():
             return None
@@ -235,17 +235,17 @@ def _read(path: Path, header: str) -> NDArray[np.float32] | None:
             metadata: dict[str, Any] = file.metadata() or {}
             features: NDArray[np.float32] = file.get_tensor(_NAME)
     except (SafetensorError, OSError) as error:
-        logger.warning("The features kept in %s can't be read (%s); they are computed anew.", path, error)
+        logger.warning("Cached features in %s cannot be read (%s); they are computed again.", path, error)
         return None
     if metadata.get(_HEADER) != header or metadata.get(_DIGEST) != sha256(features.data):
-        logger.warning("The features kept in %s are damaged; they are computed anew.", path)
+        logger.warning("Cached features in %s are damaged; they are computed again.", path)
         return None
     logger.info("Features of %d places taken from %s.", len(features), path)
     return features
 
 
 def _keep(paths: Sequence[Path], header: str, features: NDArray[np.float32]) -> None:
-    """Write the first path, or the next one where writing is not permitted; a cache that is full must not fail."""
+    """Write to the first path, or to the next one if writing is not permitted; a full cache must not raise."""
     path, *others = paths
     try:
         make_folder(path.parent)
@@ -253,9 +253,9 @@ def _keep(paths: Sequence[Path], header: str, features: NDArray[np.float32]) -> 
             save_file({_NAME: features}, fresh, metadata={_HEADER: header, _DIGEST: sha256(features.data)})
     except (SafetensorError, OSError) as error:
         if others and getattr(error, "errno", None) in _READ_ONLY:
-            logger.info("%s can't be written to (%s); the features are kept in %s.", path.parent, error, others[0])
+            logger.info("Cannot write to %s (%s); features are cached in %s.", path.parent, error, others[0])
             _keep(others, header, features)
             return
         logger.warning(
-            "The features can't be kept in %s (%s). Set ST_PREDICT_CACHE to a folder with space.", path, error
+            "Features cannot be cached in %s (%s). Set ST_PREDICT_CACHE to a folder with free space.", path, error
         )

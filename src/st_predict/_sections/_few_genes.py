@@ -1,4 +1,4 @@
-"""Checks of the number of genes in the sum that a target is relative to."""
+"""Checks of the number of genes in a target's total count."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["check_sums", "warn_of_constant"]
 logger = logging.getLogger(__name__)
 
 FEW = 12
-"""Number of genes from which on their sum is a measure of depth, and not of single genes."""
+"""Minimum number of genes whose sum measures depth rather than single genes."""
 
 
 def check_sums(card: ModelCard, slides: Sequence[Measured]) -> None:
-    """Refuse a target that is relative to the sum over a single gene, and warn if the sum runs over a few.
+    """Refuse a target relative to the sum over a single gene; warn if the sum includes only a few.
 
     Parameters
     ----------
     card
         Panel and units.
     slides
-        Slides to learn from.
+        Training slides.
 
     Raises
     ------
     ValueError
-        If the target is the same in every spot.
+        If the target is constant over all spots.
     """
     target, of_panel = card.target, card.target.over == "panel"
     fewest = min(slides, key=lambda slide: slide.table.n_vars)
@@ -55,7 +55,7 @@ def check_sums(card: ModelCard, slides: Sequence[Measured]) -> None:
 
 
 def warn_of_constant(card: ModelCard) -> None:
-    """Warn of a network whose target was the same in every spot, so that it predicts a constant."""
+    """Warn of a network with a constant target, which predicts a constant."""
     if card.target.is_relative and card.target.over == "panel" and len(card.genes) == 1:
         logger.warning(
             "The prediction of %s is a constant: its units, %s, are relative to a sum over this gene only.",

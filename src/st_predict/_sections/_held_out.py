@@ -1,4 +1,4 @@
-"""Held-out spots: stored predictions beside measured values, and checks that no network was trained on them."""
+"""Held-out spots: stored predictions with measured values, and leakage checks."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_FREE = {"checkpoint", "precision", "seed"}  # settings that do not change how large errors are
+_FREE = {"checkpoint", "precision", "seed"}  # settings that do not change the size of errors
 Relation: TypeAlias = Literal["patient", "section", "training", "context", "unknown"]
-"""A section that is scored, to the training of a network."""
+"""Relation of a scored section to a network's training."""
 
 _ANY_PATIENT = ""  # the patient is unknown: training used another group_key
 
@@ -75,19 +75,19 @@ class StoredPrediction:
     holder
         Name of the table that holds it.
     table_key
-        Name of the table of the spots; ``None`` if there is none but ``holder``.
+        Name of the spots' table; ``None`` if only ``holder`` exists.
     mean
         ``(n_spots, n_genes)``: predicted values, in the order of ``holder``.
     sd
-        ``(n_spots, n_genes)``: standard deviations; ``None`` if there are none, or intervals are not scaled.
+        ``(n_spots, n_genes)``: standard deviations; ``None`` if missing, or if intervals are not scaled.
     card
         Card of the network.
     settings
         Prediction settings that do not follow from the card.
     context
-        Names of the spots whose counts the network has read.
+        Names of the context spots.
     context_regions
-        Their regions, for a table whose names are not unique.
+        Regions of the context spots, for a table whose names are not unique.
     """
 
     key: str
@@ -101,7 +101,7 @@ class StoredPrediction:
     context_regions: tuple[str, ...]
 
     def only(self, genes: Sequence[str]) -> StoredPrediction:
-        """Return the prediction of some of the genes."""
+        """Return the prediction of a subset of the genes."""
         if tuple(genes) == self.card.genes:
             return self
         places = {gene: i for i, gene in enumerate(self.card.genes)}
@@ -111,12 +111,12 @@ class StoredPrediction:
 
 
 def common_key(slides: Sequence[SpatialData], key: str | None, where: Where, *, named: Sections) -> str:
-    """Return the key of the prediction, which by default is the only one that all slides have.
+    """Return the key of the prediction; by default the only one, common to all slides.
 
     Raises
     ------
     KeyError, ValueError
-        If a slide has no prediction, or several, or slides have different ones.
+        If a slide lacks a prediction or has several, or keys differ between slides.
     """
     found = each(slides, lambda sdata: only_key(sdata, key, table_key=table_key_of(sdata, where)), named=named)
     keys = list(dict.fromkeys(found))
@@ -126,18 +126,18 @@ def common_key(slides: Sequence[SpatialData], key: str | None, where: Where, *, 
 
 
 def table_key_of(sdata: SpatialData, where: Where) -> str | None:
-    """Return the table that is named, by itself or by shapes that it annotates; ``None`` if neither is."""
+    """Return the table named directly or by the shapes it annotates; ``None`` if neither is given."""
     named = any(given is not None for given in (where.table_key, where.bin_um, where.shapes_key))
     return measured_table_key(sdata, where) if named else None
 
 
 def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | None) -> StoredPrediction:
-    """Read a prediction; ``scaled`` requires its standard deviations, ignores them (false) or takes any (``None``).
+    """Read a prediction; ``scaled`` requires standard deviations (true), ignores them (false) or reads them if present (``None``).
 
     Raises
     ------
     KeyError
-        If the prediction or its card does not exist, or there are no standard deviations although ``scaled`` is true.
+        If the prediction, its card or, with ``scaled=True``, its standard deviations do not exist.
     ValueError
         If the gene names of the prediction are unknown.
     """
@@ -146,16 +146,16 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
     record = Record.read(result.uns, key)
     if record is None or record.card is None:
         raise NotFoundError(
-            f"The prediction {key!r} has no card, so its units and its network are unknown.",
+            f"The prediction {key!r} has no card, so its units and network are unknown.",
             'concatenate tables with uns_merge="same"',
             "predict again",
         )
     sd = None if scaled is False else result.layers.get(Keys.STD)
     if scaled and sd is None:
         raise NotFoundError(
-            f"There are no standard deviations of {key!r} to scale intervals by.",
+            f"{key!r} has no standard deviations to scale intervals by.",
             "predict with several checkpoints or samples: st_predict.tl.predict(..., n_samples=...)",
-            Advice("take intervals of one width with {}", "scaled", value=False),
+            Advice("use intervals of constant width with {}", "scaled", value=False),
         )
     members = [{k: v for k, v in member.items() if k not in _FREE} for member in record.params.get("members", [])]
     holder = table_of(sdata, key, table_key=table_key)
@@ -173,29 +173,29 @@ def read_stored(sdata: SpatialData, key: str, where: Where, *, scaled: bool | No
 
 
 def refuse_other_networks(found: StoredPrediction, card: ModelCard, settings: Mapping[str, Any]) -> None:
-    """Refuse a prediction by another network or with other settings, whose errors may be larger or smaller."""
+    """Refuse a prediction by another network or with other settings, whose errors may differ."""
     theirs, ours = {**asdict(found.card), **found.settings}, {**asdict(card), **settings}
     if differing := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
         raise InvalidValueError(
-            f"The predictions {found.key!r} are not all of one network, made in one way: they differ in {differing}.",
-            "calibrate each on its own",
+            f"The predictions {found.key!r} come from different networks or settings: they differ in {differing}.",
+            "calibrate each separately",
         )
 
 
 def all_have_sd(found: Sequence[StoredPrediction]) -> bool:
-    """Whether all predictions have standard deviations.
+    """Return whether all predictions have standard deviations.
 
     Raises
     ------
     ValueError
-        If only some have.
+        If only some have them.
     """
     there = [one.sd is not None for one in found]
     if any(there) and not all(there):
         raise InvalidValueError(
             f"{sum(there)} of {len(there)} objects have standard deviations of {found[0].key!r}.",
-            "predict all in one way",
-            Advice("take intervals of one width with {}", "scaled", value=False),
+            "predict all with the same settings",
+            Advice("use intervals of constant width with {}", "scaled", value=False),
         )
     return all(there)
 
@@ -207,15 +207,15 @@ class HeldOutSection:
     Parameters
     ----------
     observed
-        What was measured of them.
+        Measured values of the section.
     rows
-        ``(n_spots,)``: their rows in the table of the counts.
+        ``(n_spots,)``: rows of the spots in the table with the counts.
     spots
         Names of the spots.
     mean
         ``(n_spots, n_genes)``: predicted values.
     sd
-        ``(n_spots, n_genes)``: standard deviations, if they were read.
+        ``(n_spots, n_genes)``: standard deviations, if read.
     """
 
     observed: Observed
@@ -231,7 +231,7 @@ class HeldOutSection:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Patients whose spots it holds."""
+        """Patients of its spots."""
         return self.observed.patients
 
     @property
@@ -245,7 +245,7 @@ class HeldOutSection:
         return pairs_of([self.describe()])
 
     def take(self, which: NDArray[np.bool_]) -> HeldOutSection:
-        """Return some of the spots."""
+        """Return a subset of the spots."""
         sd = None if self.sd is None else self.sd[which]
         return HeldOutSection(
             observed=self.observed.take(which),
@@ -263,7 +263,7 @@ class HeldOutSection:
 def measure_held_out(
     slides: Sequence[SpatialData], stored: Sequence[StoredPrediction], where: Where, *, named: Sections
 ) -> list[Measured]:
-    """Open the slides of predictions for their counts, in the tables of the predicted spots."""
+    """Open the predicted slides to read counts from the predicted spots' tables."""
     opened = []
     for sdata, found in zip(slides, stored, strict=True):
         own = at_table(sdata, where)
@@ -275,7 +275,7 @@ def measure_held_out(
 def measure_training(
     slides: Sequence[SpatialData], card: ModelCard, where: Where, *, table_key: str | None, named: Sections | None
 ) -> list[Measured]:
-    """Open training slides; their counts are in a table of the same name as those of the predicted spots, if there is one."""
+    """Open training slides; counts come from the table with the name of the predicted spots' table, if it exists."""
     opened = []
     for sdata in slides:
         own = _same_table(sdata, where, table_key)
@@ -284,14 +284,14 @@ def measure_training(
 
 
 def _same_table(sdata: SpatialData, where: Where, table_key: str | None) -> Where:
-    """Say that the table is called like that of other slides, unless it is named or there is none of that name."""
+    """Use the table name of other slides, unless a table is named or this one does not exist."""
     own = at_table(sdata, where)
     same = table_key if own.shapes_key is None and table_key in sdata.tables else None
     return replace(own, table_key=own.table_key or same)
 
 
 def refuse_scored_in_training(scored: Sequence[Measured], training: Sequence[Measured], group_key: str) -> None:
-    """Raise :class:`LeakageError` if a section is to be scored and was trained on."""
+    """Raise :class:`LeakageError` if a scored section was trained on."""
     known = [[(slide.slide.sdata, slide.obs) for slide in side] for side in (scored, training)]
     refuse_same_sections(known[0], known[1], group_key=group_key, what="in train and to be scored")
 
@@ -304,12 +304,12 @@ def join_held_out(
     spots: str | None = None,
     min_counts: int | None = 0,
 ) -> list[HeldOutSection]:
-    """Join a prediction and the measured values per section, without spots whose counts the network has read.
+    """Join a prediction and measured values per section, without context spots.
 
     Parameters
     ----------
     measured
-        Slide that holds the prediction.
+        Slide with the prediction.
     found
         The prediction.
     card
@@ -317,12 +317,12 @@ def join_held_out(
     spots
         Boolean column of ``.obs`` that selects the spots; all by default.
     min_counts
-        Least sum of the counts of the panel in a spot; ``None`` for what suits the size of the spots.
+        Minimum panel counts per spot; ``None`` for the default of the spot size.
 
     Raises
     ------
     KeyError, ValueError
-        If counts or columns are unfit, or a section has no spot with both counts and a prediction.
+        If counts or columns are invalid, or a section lacks spots with both counts and a prediction.
     """
     table = measured.table
     use = np.ones(table.n_obs, dtype=bool) if spots is None else spots_of(table, spots)
@@ -350,8 +350,8 @@ def warn_of_missing(found: Sequence[StoredPrediction], card: ModelCard) -> None:
     counts = np.maximum(from_target(mean, everything.target, np.full(len(mean), 1e4)), 0)
     share = float(counts[:, missing].sum() / counts.sum()) if counts.sum() else 0.0
     logger.warning(
-        "Measured values are relative to the sum over the %d panel genes that every table has, predictions to that over all %d. "
-        "The missing genes make up %.2g %% of the predicted counts.",
+        "Measured values are relative to the sum over the %d panel genes that every table has, predictions to the sum over all "
+        "%d. The missing genes make up %.2g %% of the predicted counts.",
         *(len(card.genes), len(everything.genes), 100 * share),
     )
 
@@ -359,24 +359,24 @@ def warn_of_missing(found: Sequence[StoredPrediction], card: ModelCard) -> None:
 def _join(
     section: Observed, names: pd.Index, found: StoredPrediction, *, predicted: NDArray[np.int64]
 ) -> HeldOutSection:
-    """Join the measured values of a section and its predictions, where these are finite.
+    """Join the measured values of a section and its finite predictions.
 
     Parameters
     ----------
     section
-        What was measured.
+        Measured values.
     names
-        Names of all rows of the table of the counts.
+        Names of all rows of the table with the counts.
     found
         Prediction.
     predicted
-        ``(n_obs,)``: row of the prediction for each row of the table of the counts, -1 without one.
+        ``(n_obs,)``: row of the prediction for each row of the table with the counts, -1 without a prediction.
     """
     measured = section.section.rows[section.rows]
     rows = predicted[measured]
     if (rows < 0).any():
         raise InvalidValueError(
-            f"The prediction {found.key!r} is not of the spots whose counts were measured.",
+            f"The prediction {found.key!r} is for other spots than the table with the counts.",
             Advice("name the table of its spots with {}", "table_key"),
         )
     sd = None if found.sd is None else found.sd[rows]
@@ -399,8 +399,8 @@ def trained_pairs(
     """Patient and name of the sections that a network was trained on, from its card and from ``train``."""
     if not train and not all("sections" in training for training in _trainings(card)):
         logger.warning(
-            "The card does not say what the network was trained on, so calibration on the same sections would not be noticed. "
-            "Name them as train."
+            "The card does not list training sections, so calibration on the same sections would not be noticed. "
+            "Pass the training sections as train."
         )
     known: set[tuple[str, str]] = set()
     for sdata in train:
@@ -419,7 +419,7 @@ class TrainingSections:
     Parameters
     ----------
     trained
-        Patient and name of each; ``None`` if they are unknown.
+        Patient and name of each training section; ``None`` if unknown.
     validated
         Patient and name of the sections that chose the epoch.
     """
@@ -429,9 +429,9 @@ class TrainingSections:
 
     @classmethod
     def of(cls, card: ModelCard, known: Sequence[Measured], group_key: str) -> TrainingSections:
-        """Read the sections of a card, and add slides that are known to be of training.
+        """Read the sections of a card, and add known training slides.
 
-        Patients of another column than ``group_key`` are other names, so that the sections of such a card are unknown.
+        Sections are unknown if the card's patients come from another column than ``group_key``.
         """
         trained = {
             (patient, name)
@@ -446,7 +446,7 @@ class TrainingSections:
         return cls(trained=frozenset(trained) if told or known else None, validated=frozenset(_validated(card)))
 
     def relation(self, section: HeldOutSection) -> Relation:
-        """Return what a section is to the training."""
+        """Return a section's relation to the training."""
         if self.trained is None:
             return "unknown"
         if section.pairs & self.trained:
@@ -454,7 +454,7 @@ class TrainingSections:
         return "section" if set(section.patients) & {patient for patient, _ in self.trained} else "patient"
 
     def chose(self, section: HeldOutSection) -> bool:
-        """Whether a section chose the epoch of the network."""
+        """Return whether a section was used to choose the epoch."""
         return bool(section.pairs & self.validated)
 
 
@@ -466,7 +466,7 @@ def refuse_trained(sections: Sequence[HeldOutSection], trained: Iterable[tuple[s
         raise LeakageError(
             f"The network was trained on {known} (patient, section), where its errors are smaller than elsewhere.",
             "take other sections",
-            f"if these are others, give them names of their own in .obs[{Keys.SECTION!r}]",
+            f"if these are other sections, give them their own names in .obs[{Keys.SECTION!r}]",
         )
 
 
@@ -476,7 +476,7 @@ def refuse_duplicates(sections: Sequence[HeldOutSection]) -> None:
     if twice := sorted({pair for pair in pairs if pairs.count(pair) > 1}):
         raise InvalidValueError(
             f"Several sections are called {twice} (patient, section).",
-            f"give each once, and a name of its own in .obs[{Keys.SECTION!r}]",
+            f"pass each once, with its own name in .obs[{Keys.SECTION!r}]",
         )
 
 
@@ -485,7 +485,7 @@ def warn_of_validation(sections: Sequence[HeldOutSection], card: ModelCard) -> N
     chose = _validated(card)
     if used := sorted({pair for section in sections for pair in section.pairs & chose}):
         logger.warning(
-            "%s (patient, section) chose the epoch of the network, so that its errors there may be a little smaller "
+            "The epoch of the network was chosen on %s (patient, section), where its errors may be slightly smaller "
             "than elsewhere.",
             used,
         )

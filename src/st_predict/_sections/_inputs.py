@@ -1,4 +1,4 @@
-"""What a network reads of a section: its crops, or features of them."""
+"""Network inputs of a section: crops, or features of crops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["encoder_of", "features_of", "inputs_of"]
 
 
 def encoder_of(card: ModelCard) -> Encoder | None:
-    """Load the encoder whose features a network to be trained reads; ``None`` for one that reads none."""
+    """Load the encoder for a network to be trained; ``None`` if it does not read features."""
     load = get_spec(card.model).reads(card.hparams).load_encoder
     return None if load is None else load()
 
@@ -40,9 +40,9 @@ def inputs_of(
     compute: Compute,
     batch_size: int | None,
 ) -> Iterator[Batch]:
-    """Give what the network of ``card`` reads of a section, ``batch_size`` spots at a time; ``None`` for all at once.
+    """Yield the network inputs of a section, ``batch_size`` spots at a time; ``None`` for all at once.
 
-    Crops of spots outside the image or beside the tissue are not read; their features are NaN.
+    Crops of spots outside the image or off the tissue are not read; their features are NaN.
     """
     if encoder is not None:
         features = features_of(section, card, encoder, compute=compute)
@@ -64,7 +64,7 @@ def _split(section: Section, batch_size: int | None, features: NDArray[np.float3
 
 
 def features_of(section: Section, card: ModelCard, encoder: Encoder, *, compute: Compute) -> NDArray[np.float32]:
-    """Return the features of each spot, ``(n_spots, n_features)``, or of its cells, ``(n_spots, n_cells, n_features)``."""
+    """Return features per spot, ``(n_spots, n_features)``, or per cell, ``(n_spots, n_cells, n_features)``."""
     if isinstance(encoder, CellEncoder):
         radius_um = get_spec(card.model).reads(card.hparams).radius_um
         return spot_cells(section, encoder, crop=card.crop, radius_um=radius_um, compute=compute)

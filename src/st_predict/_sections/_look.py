@@ -1,4 +1,4 @@
-"""Look over a slide before its crops are read: what is impossible is refused, and what is unlikely is said."""
+"""Plausibility checks of a slide before crops are read: errors for the impossible, warnings for the unlikely."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["look_over", "look_over_for"]
 logger = logging.getLogger(__name__)
 
 LARGEST = 500_000_000
-"""Pixels that are read at most to find the tissue: a slide without coarse levels would take minutes."""
+"""Maximum number of pixels to read to find the tissue: slides without coarse levels would take minutes."""
 
-MASK = 2000  # longest side of the mask of tissue, as find_tissue has it
+MASK = 2000  # longer side of the tissue mask, the default of find_tissue
 
 
 def look_over_for(slide: Slide, cards: Sequence[ModelCard]) -> list[NDArray[np.bool_]]:
-    """Look over a slide for networks; see :func:`look_over`."""
+    """Check a slide for several networks; see :func:`look_over`."""
     kinds = [(get_spec(card.model).reads(card.hparams).kind, card.crop) for card in cards]
     if all(kind == "nothing" for kind, _ in kinds):
         return [np.zeros(len(section.rows), dtype=bool) for section in slide.sections]
@@ -42,23 +42,23 @@ def look_over_for(slide: Slide, cards: Sequence[ModelCard]) -> list[NDArray[np.b
 
 
 def look_over(slide: Slide, crops: Sequence[CropSpec]) -> list[NDArray[np.bool_]]:
-    """Compare spots and fields of view of each section with its image.
+    """Check spots and fields of view of each section against its image.
 
     Parameters
     ----------
     slide
-        The sections.
+        Slide to check.
     crops
-        Crops around spots that will be read.
+        Crops to be read around spots.
 
     Returns
     -------
-    Of each section ``(n_spots,)``: spots with a field of view that leaves the image at an edge that tissue touches.
+    Per section, ``(n_spots,)``: spots with a field of view that leaves the image at an edge that tissue touches.
 
     Raises
     ------
     ValueError
-        If a field of view is far wider than the image, or the image holds nothing.
+        If a field of view is far wider than the image, or the image is empty.
     """
     return [_look(slide, section, crops) for section in slide.sections]
 
@@ -78,20 +78,20 @@ def _look(slide: Slide, section: Section, crops: Sequence[CropSpec]) -> NDArray[
     cut &= ~section.outside
     if cut.any():
         logger.warning(
-            "%d of %d spots of %r have a field of view that leaves the image at an edge that tissue touches: what was cut off is "
-            'padded. A network may be misled by that; st_predict.tl.predict(..., cut_tissue="nan") leaves them NaN.',
+            "%d of %d spots of %r have a field of view that leaves the image at an edge that tissue touches: the missing part is "
+            'padded, which may mislead a network. st_predict.tl.predict(..., cut_tissue="nan") leaves these spots NaN.',
             *(cut.sum(), len(cut), section.region),
         )
     return cut
 
 
 def _tissue(slide: Slide, section: Section) -> Tissue | None:
-    """Tissue of the image, unless it takes long to find."""
+    """Return the tissue of the image; ``None`` if finding it takes long."""
     shapes = section.reader.level_shapes
     height, width = [shape for i, shape in enumerate(shapes) if i == 0 or max(shape) >= MASK][-1]
     if height * width > LARGEST:
         logger.warning(
-            "Image %r has no level between %d px and %d x %d px, so that it was not checked whether the spots lie on tissue.",
+            "Image %r lacks a level between %d px and %d x %d px, so spots were not checked to be on tissue.",
             *(section.image_key, MASK, width, height),
         )
         return None
@@ -99,6 +99,6 @@ def _tissue(slide: Slide, section: Section) -> Tissue | None:
 
 
 def _expected(slide: Slide, section: Section) -> NDArray[np.bool_]:
-    """Which spots should lie on tissue: those that the table does not say to lie beside it."""
+    """Return the spots that should be on tissue: all that the table does not mark as off the tissue."""
     obs = None if slide.table_key is None else slide.sdata.tables[slide.table_key].obs
     return np.ones(len(section.rows), dtype=bool) if obs is None else ~beside_tissue(obs.iloc[section.rows])

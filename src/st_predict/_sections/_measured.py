@@ -1,4 +1,4 @@
-"""Measured slides: where their counts are, and where the genes of a panel are among these."""
+"""Measured slides: tables with counts, and panel genes in them."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class Measured:
     Parameters
     ----------
     slide
-        Its sections.
+        Slide with its sections.
     match
-        Where the genes of a panel are in its table.
+        Columns of the panel genes in its table.
     where
         Elements, layer and gene matching.
     patients
         ``(n_obs,)``: patient of each row of the table.
     name
-        How messages about it begin; empty if there is only one slide.
+        Beginning of messages about the slide; empty if there is only one.
     """
 
     slide: Slide
@@ -77,19 +77,19 @@ class Measured:
 
     @property
     def obs(self) -> pd.DataFrame:
-        """``.obs`` of the spots of its sections."""
+        """``.obs`` of the sections' spots."""
         return self.table.obs.iloc[np.sort(np.concatenate([section.rows for section in self.slide.sections]))]
 
     @property
     def table(self) -> AnnData:
-        """The table of the counts."""
+        """Table with the counts."""
         return self.slide.sdata.tables[self.slide.table_key]
 
 
 def measure_each(
     slides: Sequence[SpatialData], card: ModelCard, where: Where, *, named: Sections | None, crops: bool = True
 ) -> list[Measured]:
-    """Open measured slides; errors say which one it was, by its name or place in ``named``."""
+    """Open measured slides; errors name the slide by its key or position in ``named``."""
 
     def one(sdata: SpatialData) -> Measured:
         return replace(measure(sdata, card, where, crops=crops), name=name_of(sdata, named))
@@ -98,23 +98,23 @@ def measure_each(
 
 
 def measure(sdata: SpatialData, card: ModelCard, where: Where, *, crops: bool = True) -> Measured:
-    """Open a measured slide, and find the genes of a card in its table.
+    """Open a measured slide, and match the genes of a card to its table.
 
     Parameters
     ----------
     sdata
-        Holds images, shapes and tables.
+        Object with images, shapes and tables.
     card
-        Panel to be found, and what its network needs of a section.
+        Card with the panel and the network's requirements.
     where
-        Elements, layer, column of the patients and gene matching.
+        Elements, layer, patient column and gene matching.
     crops
-        Whether crops will be cut; if not, it does not matter what is known of the image and of places.
+        Whether crops will be read; if not, image and lattice are not checked.
 
     Raises
     ------
     KeyError, ValueError
-        If there is no table, no column of patients, or genes of the panel are missing.
+        If the table, the patient column or panel genes are missing.
     """
     table_key = measured_table_key(sdata, where)
     slide = open_table(sdata, table_key, where, need_mpp=crops and needs_mpp(card), region=where.shapes_key)
@@ -131,7 +131,7 @@ def measure(sdata: SpatialData, card: ModelCard, where: Where, *, crops: bool = 
 
 
 def match_genes(table: AnnData, card: ModelCard, where: Where, *, drop: bool = False) -> PanelMatch:
-    """Find the genes of a card in a table; ``drop`` leaves out missing ones, whatever ``where`` says."""
+    """Match the genes of a card to a table; ``drop`` always leaves out missing ones."""
     return align_panel(
         table,
         card.genes,
@@ -145,7 +145,7 @@ def match_genes(table: AnnData, card: ModelCard, where: Where, *, drop: bool = F
 
 
 def keep_common(card: ModelCard, slides: Sequence[Measured]) -> ModelCard:
-    """Return a card without the genes that a slide lacks; only where missing genes are to be dropped is there any."""
+    """Return a card without genes that a slide lacks (only with ``missing="drop"``)."""
     there = [set(slide.match.matched) for slide in slides]
     kept = [i for i, gene in enumerate(card.genes) if all(gene in genes for genes in there)]
     if len(kept) == len(card.genes):
@@ -160,17 +160,17 @@ def keep_common(card: ModelCard, slides: Sequence[Measured]) -> ModelCard:
 
 
 def select_genes(card: ModelCard, kept: Sequence[int]) -> ModelCard:
-    """Return a card with some of the genes."""
+    """Return a card with a subset of the genes."""
     return card.only(kept)
 
 
 def measured_table_key(sdata: SpatialData, where: Where) -> str:
-    """Return the name of the table of the counts: the one that is named, or that annotates the shapes that are named.
+    """Return the name of the table with the counts: the named one, or the one that annotates the named shapes.
 
     Raises
     ------
     KeyError, ValueError
-        If there is none, or several could be meant.
+        If it does not exist or is ambiguous.
     """
     check_slide(sdata)
     where = at_table(sdata, where)
@@ -178,13 +178,13 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
         table_key = find_table(sdata, where.table_key)
         if table_key is None:
             raise InvalidValueError(
-                "There is no table with counts: training and evaluation need measured spots.",
+                "No table with counts found: training and evaluation need measured spots.",
                 "add one to sdata.tables, linked to the shapes of the spots",
             )
         if where.shapes_key is not None and where.shapes_key not in _annotated(sdata, table_key):
             raise NotFoundError(
-                f"Table {table_key!r} annotates {sorted(_annotated(sdata, table_key))}, and not {where.shapes_key!r}.",
-                Advice("name shapes that it annotates with {}", "shapes_key"),
+                f"Table {table_key!r} annotates {sorted(_annotated(sdata, table_key))}, not {where.shapes_key!r}.",
+                Advice("name shapes of this table with {}", "shapes_key"),
             )
         return table_key
     there = [name for name in sdata.tables if where.shapes_key in _annotated(sdata, name)]
@@ -194,7 +194,7 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
     if not counted:
         raise NotFoundError(
             f"No table annotates the shapes {where.shapes_key!r}; the shapes are {sorted(sdata.shapes)}.",
-            Advice("name others with {}", "shapes_key"),
+            Advice("name other shapes with {}", "shapes_key"),
             Advice("name the table instead with {}", "table_key"),
         )
     raise InvalidValueError(
@@ -204,7 +204,7 @@ def measured_table_key(sdata: SpatialData, where: Where) -> str:
 
 
 def measured_table(sdata: SpatialData, where: Where) -> AnnData:
-    """Return the table of the counts, or the rows of the shapes that are meant."""
+    """Return the table with the counts, or only the rows of the named shapes."""
     table_key = measured_table_key(sdata, where)
     table = sdata.tables[table_key]
     if where.shapes_key is None:
@@ -213,7 +213,7 @@ def measured_table(sdata: SpatialData, where: Where) -> AnnData:
 
 
 def placed_table(sdata: SpatialData, where: Where) -> AnnData:
-    """Return the measured rows with the places of their spots in ``.obsm["spatial"]``, without changing the table."""
+    """Return the measured rows with spot positions in ``.obsm["spatial"]``, without changing the table."""
     table = measured_table(sdata, where)
     if Keys.SPATIAL in table.obsm:
         return table
@@ -228,12 +228,12 @@ def placed_table(sdata: SpatialData, where: Where) -> AnnData:
 
 
 def measured_obs(sdata: SpatialData, where: Where) -> pd.DataFrame:
-    """Return ``.obs`` of the measured spots that are meant."""
+    """Return ``.obs`` of the selected measured spots."""
     return measured_table(sdata, where).obs
 
 
 def patients_of(sdata: SpatialData, where: Where) -> set[str]:
-    """Return the patients whose spots a slide holds."""
+    """Return the patients of a slide's spots."""
     obs = measured_obs(sdata, where)
     return set(_patients(obs, where.group_key, rows=np.arange(len(obs))))
 
@@ -260,18 +260,18 @@ def describe_measured(sdata: SpatialData, where: Where) -> list[dict[str, Any]]:
 
 
 def _patients(obs: pd.DataFrame, group_key: str, *, rows: NDArray[np.int64]) -> pd.Series:
-    """Patient of each spot; only some rows have to have one."""
+    """Return the patient of each spot; required only for ``rows``."""
     if group_key not in obs:
         raise NotFoundError(
-            f"The table has no column {group_key!r} that says whose tissue each spot is; it has {sorted(obs.columns)}.",
-            Advice("name the right one with {}", "group_key"),
+            f"The table has no column {group_key!r} with the patient of each spot; it has {sorted(obs.columns)}.",
+            Advice("name the right column with {}", "group_key"),
             "add it to .obs",
         )
     if n_unknown := int(obs[group_key].iloc[rows].isna().sum()):
         raise InvalidValueError(
-            f"{n_unknown} of {len(rows)} spots have no {group_key!r}, so it is unknown whose tissue they are.",
+            f"{n_unknown} of {len(rows)} spots have no {group_key!r}, so their patient is unknown.",
             "fill the column of .obs",
-            Advice("name another one with {}", "group_key"),
+            Advice("name another column with {}", "group_key"),
         )
     return obs[group_key].astype(str)
 

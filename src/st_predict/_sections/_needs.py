@@ -1,4 +1,4 @@
-"""What a network needs to know of a section before any crop is read."""
+"""Requirements of a network for a section, checked before crops are read."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["check_needs", "needs_mpp"]
 
 
 def needs_mpp(card: ModelCard) -> bool:
-    """Whether the mpp of an image has to be known."""
+    """Return whether the mpp of an image is required."""
     return card.crop.mpp is not None or "xy_um" in get_spec(card.model).needs
 
 
 def check_needs(sections: Sequence[Section], card: ModelCard) -> None:
-    """Refuse sections that lack what the network reads.
+    """Refuse sections that lack a network input.
 
     Raises
     ------
     ValueError
-        If it reads the lattice of the assay and a section has none, or has one that the network refuses.
+        If the network reads the assay's lattice and a section lacks it, or has one that the network refuses.
     """
     spec = get_spec(card.model)
     grids = {section.region: section.spots.grid for section in sections if section.spots.grid is not None}
     spec.check(grids, card.hparams)
     if "grid" in spec.needs and (without := [s.region for s in sections if s.region not in grids]):
         raise InvalidValueError(
-            f"{card.model!r} reads the row and column of each spot on the lattice of the assay, of which nothing is known for "
+            f"{card.model!r} reads the row and column of each spot on the assay's lattice, which are unknown for "
             f"{without}.",
             f"add the columns {Keys.ARRAY_ROW!r} and {Keys.ARRAY_COL!r} to .obs of the table",
-            "predict a lattice of st_predict.pp.make_grid",
+            "predict a lattice made by st_predict.pp.make_grid",
         )

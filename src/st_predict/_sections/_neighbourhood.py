@@ -1,4 +1,4 @@
-"""Features of a spot relative to its slide, and beside those of the spots next to it."""
+"""Standardised features, and features of neighbouring spots."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = ["join_neighbours", "standardize"]
 
-_TIE = 1.001  # centres on a lattice are equally far up to rounding
+_TIE = 1.001  # tolerance for rounding, as distances on a lattice are equal
 
 
 def standardize(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give each feature mean 0 and standard deviation 1 over the spots of a slide; one that is constant becomes 0.
+    """Standardise each feature over the spots of a slide (mean 0, standard deviation 1); constant features become 0.
 
     Parameters
     ----------
     features
-        ``(n_spots, n_features)``; spots with NaN are left out of the statistics.
+        ``(n_spots, n_features)``: features; spots with NaN are left out of the statistics.
 
     Returns
     -------
-    As ``features``.
+    ``(n_spots, n_features)``.
     """
     known = features[np.isfinite(features).all(axis=1)].astype(np.float64)
     if not len(known):
@@ -38,17 +38,17 @@ def standardize(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def join_neighbours(features: NDArray[np.float32], xy: NDArray[np.float64], n: int) -> NDArray[np.float32]:
-    """Join to the features of each spot the mean of those of the spots nearest to it.
+    """Append the mean features of the nearest spots to the features of each spot.
 
     Parameters
     ----------
     features
-        ``(n_spots, n_features)``; spots with NaN are nobody's neighbours.
+        ``(n_spots, n_features)``: features; spots with NaN do not count as neighbours.
     xy
         ``(n_spots, 2)``: centres.
     n
-        Number of neighbours; all others, where there are fewer. Spots that are as far as the last of them count too, so that the
-        result does not depend on the order of the spots. A spot without neighbours stands in for them itself.
+        Number of neighbours, or fewer if there are not enough spots. Ties with the last neighbour are included, so that
+        the result does not depend on the order of spots. A spot without neighbours is its own neighbour.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Measured sections: spots with what they have to be predicted as."""
+"""Measured sections: spots with targets."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 __all__ = ["Observed", "observe"]
 
 SPOT_UM, SPOT_COUNTS = 50.0, 50
-"""Diameter from which on an observation is a spot of several cells, and the least counts of the panel that it then has."""
+"""Minimum diameter in um of spots (larger than bins and cells), and their default minimum panel counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """A section and what was measured of it.
+    """A section and its measured values.
 
     Parameters
     ----------
     name
         Name of the section.
     patients
-        Patients whose spots it holds.
+        Patients of its spots.
     section
-        Its image and all of its spots.
+        Image and all spots.
     rows
-        ``(n_spots,)``: rows of the section with a target, that is with counts and inside the image.
+        ``(n_spots,)``: rows of the section with a target (with counts and inside the image).
     target
-        ``(n_spots, n_genes)`` float32.
+        ``(n_spots, n_genes)`` float32: targets.
     totals
-        ``(n_spots,)`` float64: sums of counts over all genes of the table.
+        ``(n_spots,)`` float64: total counts over all genes of the table.
     counts
-        ``(n_spots, n_genes)``: raw counts, for a model whose loss reads them, and for scores.
+        ``(n_spots, n_genes)``: raw counts, for losses that read them, and for scores.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Observed:
     counts: NDArray[np.float32] | None = None
 
     def take(self, which: NDArray[np.bool_]) -> Observed:
-        """Return some of the measured spots."""
+        """Return a subset of the measured spots."""
         counts = None if self.counts is None else self.counts[which]
         return replace(self, rows=self.rows[which], target=self.target[which], totals=self.totals[which], counts=counts)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a card says of a section."""
+        """Return the card's entry about the section."""
         mpp, distance = self.section.mpp, spot_distance(self.section)
         return {
             "section": self.name,
@@ -80,18 +80,18 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False, min_co
     Parameters
     ----------
     measured
-        The slide, in whose table the genes of the card were found.
+        Slide with the card's genes matched.
     card
         Panel and units.
     counts
         Whether to keep the raw counts of the panel beside the targets.
     min_counts
-        Least sum of the counts of the panel in a spot; ``None`` for what suits the size of the spots.
+        Minimum panel counts per spot; ``None`` for the default of the spot size.
 
     Raises
     ------
     KeyError, ValueError
-        If the layer does not exist, or counts are unfit.
+        If the layer does not exist, or counts are invalid.
     """
     with about(measured.name):
         return [
@@ -101,7 +101,7 @@ def observe(measured: Measured, card: ModelCard, *, counts: bool = False, min_co
 
 
 def _least_counts(section: Section, asked: int | None) -> int:
-    """Spots hold many cells, and too few counts say that something failed; bins and cells have few counts."""
+    """Return the minimum counts: spots of many cells with few counts are failures, but bins and cells always have few."""
     if asked is not None:
         return asked
     radius, mpp = section.spots.radius, section.mpp

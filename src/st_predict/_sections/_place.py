@@ -1,4 +1,4 @@
-"""Whether spots lie where their image shows them."""
+"""Checks that spots are at the right place of the image."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ __all__ = ["check_place"]
 logger = logging.getLogger(__name__)
 
 MOST_ON_GLASS = 0.5
-"""Share of the spots that may lie on bare glass without a warning."""
+"""Maximum share of spots on bare glass without a warning."""
 
 DISTINCT = 0.5
-"""Share of the spots that have a place of their own, at least."""
+"""Minimum share of distinct positions among the spots."""
 
 
 def check_place(section: Section, tissue: Tissue | None, expected: NDArray[np.bool_]) -> None:
-    """Warn of spots on bare glass, and of a lattice that is mirrored or that the spots do not lie on.
+    """Warn of spots on bare glass, and of a lattice that is mirrored or does not fit the spots.
 
     Parameters
     ----------
     section
         Spots and image.
     tissue
-        Tissue of the image, if it was looked for.
+        Tissue of the image, if searched.
     expected
-        ``(n_spots,)``: spots that should lie on tissue.
+        ``(n_spots,)``: spots that should be on tissue.
     """
     seen = expected & ~section.outside
     if not seen.any():
         return
     xy = section.spots.xy
     if (places := len(np.unique(xy @ [1, 1j]))) < DISTINCT * len(xy):
-        logger.warning("The %d spots of %r lie at %d places only.", len(xy), section.region, places)
+        logger.warning("The %d spots of %r have only %d distinct positions.", len(xy), section.region, places)
     _check_lattice(section, tissue, seen)
     if tissue is None:
         return
     on = tissue.at(section.spots.xy[seen])
     if (~on).mean() > MOST_ON_GLASS:
         logger.warning(
-            "%d of %d spots of %r lie on bare glass, while %.2g %% of the image %r is tissue%s. Check the image, its resolution "
+            "%d of %d spots of %r are on bare glass, while %.2g %% of the image %r is tissue%s. Check the image, its resolution "
             "and the transformations.",
             *((~on).sum(), len(on), section.region, 100 * tissue.mask.mean(), section.image_key),
             _elsewhere(section, tissue, seen),
@@ -58,7 +58,7 @@ def check_place(section: Section, tissue: Tissue | None, expected: NDArray[np.bo
 
 
 def _check_lattice(section: Section, tissue: Tissue | None, seen: NDArray[np.bool_]) -> None:
-    """Compare the places of spots on the lattice of their assay with their centres."""
+    """Compare the spots' positions on the assay's lattice with their centres."""
     grid, xy = section.spots.grid, section.spots.xy
     if grid is None or np.linalg.matrix_rank(grid - grid.mean(axis=0)) < 2:
         return
@@ -69,19 +69,19 @@ def _check_lattice(section: Section, tissue: Tissue | None, seen: NDArray[np.boo
     if off > distance:
         logger.warning(
             "The centres of the spots of %r are %.3g px (median) off the lattice of array_row and array_col, and %.3g px apart: "
-            "the columns may belong to other spots.",
+            "these columns may belong to other spots.",
             *(section.region, off, distance),
         )
-    elif np.linalg.det(steps[:2]) > 0:  # rows run along y and columns along x, so it is negative
+    elif np.linalg.det(steps[:2]) > 0:  # negative by default, as rows run along y and columns along x
         logger.warning(
-            "The lattice of the spots of %r is mirrored on the image %r: array_row and array_col turn the other way round than y and x. "
+            "The lattice of the spots of %r is mirrored on the image %r: array_row and array_col have another orientation than y and x. "
             "Either x and y are exchanged, or the image or its transformation is mirrored%s.",
             *(section.region, section.image_key, "" if tissue is None else _elsewhere(section, tissue, seen)),
         )
 
 
 def _elsewhere(section: Section, tissue: Tissue, seen: NDArray[np.bool_]) -> str:
-    """Say how many spots would lie on tissue in other places."""
+    """Return how many spots would be on tissue with other orientations."""
     xy = section.spots.xy[seen]
     height, width = section.reader.level_shapes[0]
     places = {

@@ -1,4 +1,4 @@
-"""Check that fields of view and spots have a size that fits the image."""
+"""Checks that the sizes of fields of view and spots fit the image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["check_field", "check_sizes", "field_px", "spacing"]
 logger = logging.getLogger(__name__)
 
 LEAST, FEW = 1 / 8, 1 / 2
-"""Share of the widest field of view that the whole image fills: less than the first is refused, than the second is warned of."""
+"""Share of the widest field of view filled by the whole image: below the first it is refused, below the second a warning is logged."""
 
 DIAMETER_UM, SPACING_UM = (1.0, 1000.0), (1.0, 3000.0)
-"""From the bins of Visium HD to spots of early arrays with a wide pitch."""
+"""Range of assays, from bins of Visium HD to early arrays with a wide pitch."""
 
 SPACING_PX = 3.0
 
@@ -32,7 +32,7 @@ _SAMPLED = 2000
 
 
 def field_px(section: Section, crop: CropSpec) -> float:
-    """Side of the widest field of view, in level-0 pixels."""
+    """Return the side of the widest field of view in level-0 pixels."""
     widest = max(level.size * level.downsample for level in crop.levels)
     return widest if crop.mpp is None or section.mpp is None else widest * crop.mpp / section.mpp.value
 
@@ -43,7 +43,7 @@ def check_field(section: Section, crop: CropSpec) -> None:
     Raises
     ------
     ValueError
-        If at most an eighth of it could be filled by the image; the rest would be padding.
+        If the image could fill at most an eighth of it; the rest would be padding.
     """
     field = field_px(section, crop)
     height, width = section.reader.level_shapes[0]
@@ -56,13 +56,13 @@ def check_field(section: Section, crop: CropSpec) -> None:
     )
     if share < LEAST:
         raise InvalidValueError(
-            text, Advice("correct the resolution of the image with {}", "mpp"), "take an image that shows more tissue"
+            text, Advice("correct the resolution of the image with {}", "mpp"), "use an image of a larger area"
         )
     logger.warning(text)
 
 
 def check_sizes(section: Section) -> None:
-    """Warn of spots whose diameter or distance no assay has, in micrometres or, without mpp, in pixels."""
+    """Warn of spot diameters and distances beyond all assays, in micrometres or, without mpp, in pixels."""
     xy = section.spots.xy
     distance = spacing(xy) if len(xy) > 1 else None
     if section.mpp is None:
@@ -77,7 +77,7 @@ def check_sizes(section: Section) -> None:
 
 
 def spacing(xy: NDArray[np.float64]) -> float:
-    """Median distance of spots, at least two, from the nearest other one."""
+    """Return the median distance between nearest neighbours among at least two spots."""
     some = xy[:: max(1, len(xy) // _SAMPLED)]
     return float(np.median(cKDTree(xy).query(some, k=2)[0][:, 1]))
 
@@ -86,7 +86,7 @@ def _warn(section: Section, size_um: float, bounds: tuple[float, float], *, what
     low, high = bounds
     if not low <= size_um <= high:
         logger.warning(
-            "The spots of %r are %.3g um %s%s; those of all assays have %g to %g um. Check the resolution and the transformations.",
+            "The spots of %r are %.3g um %s%s; the range of all assays is %g to %g um. Check the resolution and the transformations.",
             *(section.region, size_um, what, _resolution(section), low, high),
         )
 

@@ -1,4 +1,4 @@
-"""A slide and its sections: of each an image, its spots, its mpp."""
+"""Slides and their sections: image, spots and mpp."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ class Section:
     region
         Name of its shapes.
     rows
-        ``(n_spots,)``: rows of the table (of the shapes, where there is no table).
+        ``(n_spots,)``: rows of the table, or of the shapes of a slide without table.
     spots
         Centres in level-0 pixels.
     outside
-        ``(n_spots,)``: true for spots whose centre lies outside the image, or beside the tissue by ``in_tissue``.
+        ``(n_spots,)``: true for spots with their centre outside the image, or off the tissue by ``in_tissue``.
     image_key
-        Name of its image.
+        Key of its image.
     reader
-        Its image.
+        Reader of its image.
     mpp
-        Micrometres per pixel of level 0, and where that came from; ``None`` if unknown.
+        Micrometres per pixel at level 0, with its source; ``None`` if unknown.
     stain
-        How the image is stained, if it is read in the colours of another one.
+        Stain of the image, if colours are normalised to a reference.
     """
 
     region: str
@@ -113,16 +113,16 @@ class Section:
             raise error.about(f"Image {self.image_key!r}{source}:") from None
 
     def batches(self, crop: CropSpec, *, batch_size: int | None, device: torch.device | None = None) -> Iterator[Batch]:
-        """Read the crops of the spots that count: those ``outside`` are not read.
+        """Read the crops of all spots except those ``outside``.
 
         Parameters
         ----------
         crop
-            What is read around a spot.
+            Crop to read around each spot.
         batch_size
-            Spots per batch; ``None`` for all at once.
+            Number of spots per batch; ``None`` for all at once.
         device
-            GPU that cuts the crops; ``None`` for the host.
+            GPU to cut crops on; ``None`` for the host.
 
         Yields
         ------
@@ -140,14 +140,14 @@ class Section:
         return None if self.mpp is None else (self.spots.xy * self.mpp.value).astype(np.float32)
 
     def place(self, batch: Batch) -> Batch:
-        """Add to a batch where its spots are, as far as that is known."""
+        """Add known spot positions to a batch."""
         rows = batch.index.numpy()
         grid = None if self.spots.grid is None else torch.from_numpy(self.spots.grid[rows])
         xy_um = None if self.xy_um is None else torch.from_numpy(self.xy_um[rows])
         return replace(batch, grid=grid, xy_um=xy_um)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a reader of a result needs to know of how the section was read."""
+        """Return the section's entries for the record of a result."""
         return {
             "region": self.region,
             "image": self.image_key,
@@ -160,16 +160,16 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slide:
-    """The spots of a table, or of shapes without a table, section by section.
+    """Spots of a table, or of shapes without a table, by section.
 
     Parameters
     ----------
     sdata
-        Holds the elements.
+        Object with the elements.
     table_key
         Name of the table; ``None`` for a slide without one.
     sections
-        A section for each region that the table annotates.
+        One section per region that the table annotates.
     """
 
     sdata: SpatialData
@@ -177,7 +177,7 @@ class Slide:
     sections: tuple[Section, ...]
 
     def slot(self, key: str) -> Slot:
-        """Return the place where a result of these spots may be written."""
+        """Return the slot for a result of these spots."""
         return Slot(
             sdata=self.sdata,
             key=key,
@@ -187,17 +187,17 @@ class Slide:
         )
 
     def gather(self, parts: Iterable[NDArray[T]]) -> NDArray[T]:
-        """Put the rows of each section, ``(n_spots, ...)``, where its spots are in the table."""
+        """Gather the rows of each section, ``(n_spots, ...)``, in the order of the table."""
         whole: NDArray[T] | None = None
         for section, part in zip(self.sections, parts, strict=True):
             if whole is None:
                 whole = np.empty((sum(len(s.rows) for s in self.sections), *part.shape[1:]), dtype=part.dtype)
             whole[section.rows] = part
-        assert whole is not None  # a slide has a section
+        assert whole is not None  # a slide has at least one section
         return whole
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what a reader of a result needs to know of how each section was read."""
+        """Return each section's entries for the record of a result."""
         return [section.describe() for section in self.sections]
 
 
@@ -207,17 +207,17 @@ def open_sdata(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
     Parameters
     ----------
     sdata
-        Holds images, shapes and tables.
+        Object with images, shapes and tables.
     where
-        Elements that are meant; shapes are the spots of a slide without a table, or without regard to it.
+        Elements to use; shapes are the spots of a slide without a table, or replace its table.
     need_mpp
         Whether an unknown mpp is an error.
 
     Raises
     ------
     KeyError, ValueError
-        If an element does not exist or is ambiguous, the table is empty, all spots of a section lie outside its image, or
-        ``need_mpp`` and mpp is unknown.
+        If an element does not exist or is ambiguous, the table is empty, all spots of a section are outside its image,
+        or the mpp is required and unknown.
     """
     check_slide(sdata)
     _refuse_two_kinds(where)
@@ -232,12 +232,12 @@ def open_sdata(sdata: SpatialData, where: Where, *, need_mpp: bool = False) -> S
 
 
 def at_table(sdata: SpatialData, where: Where) -> Where:
-    """Return the same place with the table by its name, where it was asked for by the size of its bins.
+    """Return ``where`` with the table by name, if it was given by bin size.
 
     Raises
     ------
     KeyError, ValueError
-        If no table, or several, have such bins.
+        If no table, or several, have bins of this size.
     """
     if where.bin_um is None:
         return where
@@ -245,7 +245,7 @@ def at_table(sdata: SpatialData, where: Where) -> Where:
 
 
 def _refuse_two_kinds(where: Where) -> None:
-    """Refuse to be given a table and shapes that are the spots without regard to tables."""
+    """Refuse a table together with shapes that replace the table."""
     if where.shapes_key is None or (where.table_key is None and where.bin_um is None):
         return
     given = "table_key" if where.bin_um is None else "bin_um"
@@ -258,13 +258,13 @@ def _refuse_two_kinds(where: Where) -> None:
 
 
 def open_table(sdata: SpatialData, table_key: str, where: Where, *, need_mpp: bool, region: str | None = None) -> Slide:
-    """Open the sections of a table, or the one of a region."""
+    """Open the sections of a table, or a single region."""
     sections, regions = [], _regions(sdata, table_key, region)
     if isinstance(where.mpp, Mapping) and (unknown := sorted(set(where.mpp) - _elements(sdata))):
         raise NotFoundError(
-            f"The mapping from region to mpp has {unknown}, which are no spots of sdata; table {table_key!r} has {list(regions)}.",
+            f"The mapping from region to mpp has {unknown}, which are not elements of sdata; table {table_key!r} has {list(regions)}.",
             Advice("correct {}", "mpp"),
-            "take names of shapes, points or labels",
+            "use names of shapes, points or labels",
         )
     for name, rows in regions.items():
         image_key = _image_of(sdata, name, where.image_key)
@@ -293,9 +293,9 @@ def _open_section(
     outside = _outside(region, spots, reader.level_shapes[0]) | ~_on_tissue(sdata, table_key, rows, where)
     if outside.all():
         raise InvalidValueError(
-            f"No spot of {region!r} lies both inside the image {image_key!r} and on tissue by .obs[{Keys.IN_TISSUE!r}].",
+            f"No spot of {region!r} is both inside the image {image_key!r} and on tissue by .obs[{Keys.IN_TISSUE!r}].",
             "check the transformations of image and shapes",
-            Advice("count every spot with {}", "tissue_only", value=False),
+            Advice("keep all spots with {}", "tissue_only", value=False),
         )
     stain = None
     if where.stain is not None:
@@ -327,19 +327,19 @@ def _on_tissue(sdata: SpatialData, table_key: str | None, rows: NDArray[np.int64
 
 
 def _outside(region: str, spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which spots have their centre outside the image; a message says how many, an error if they all have."""
+    """Return the spots with their centre outside the image; their number is logged. Refuse if all are outside."""
     outside = spots_outside(spots, shape)
     if outside.all():
         exchanged = spots_outside(replace(spots, xy=spots.xy[:, ::-1]), shape)
         raise InvalidValueError(
-            f"All {len(outside)} spots of {region!r} lie outside the image of {shape} (height, width) px: they go from "
+            f"All {len(outside)} spots of {region!r} are outside the image of {shape} (height, width) px: they extend from "
             f"{spots.xy.min(axis=0).round(1).tolist()} to {spots.xy.max(axis=0).round(1).tolist()} (x, y). With x and y exchanged, "
-            f"{(~exchanged).sum()} would lie inside.",
+            f"{(~exchanged).sum()} would be inside.",
             "check the transformations of image and shapes",
         )
     if outside.any():
         logger.warning(
-            "%d of %d spots of %r lie outside the image and are left out: %s.",
+            "%d of %d spots of %r are outside the image and left out: %s.",
             *(outside.sum(), len(outside), region, spots.names[outside][:5].tolist()),
         )
     return outside
@@ -357,7 +357,7 @@ def _image_of(sdata: SpatialData, region: str, image_key: str | Mapping[str, str
 
 
 def _regions(sdata: SpatialData, table_key: str, region: str | None) -> dict[str, NDArray[np.int64]]:
-    """Rows of the table for each region that it annotates, or for one of them."""
+    """Return the table's rows of each annotated region, or of one of them."""
     table = sdata.tables[table_key]
     if table.n_obs == 0:
         raise InvalidValueError(
@@ -371,20 +371,20 @@ def _regions(sdata: SpatialData, table_key: str, region: str | None) -> dict[str
 
 
 def region_key_of(table: AnnData, table_key: str) -> str:
-    """Return the column of ``.obs`` that names the shapes of each row."""
+    """Return the column of ``.obs`` with the region of each row."""
     try:
         regions, region_key, _ = get_table_keys(table)
     except ValueError:
         regions = None
     if not regions:
         raise InvalidValueError(
-            f"Table {table_key!r} does not say which shapes its rows are.",
-            "say so with sdata.set_table_annotates_spatialelement",
+            f"Table {table_key!r} does not name the shapes that it annotates.",
+            "link it with sdata.set_table_annotates_spatialelement",
             Advice("name another table with {}", "table_key"),
         )
     if region_key not in table.obs:
         raise NotFoundError(
-            f"Table {table_key!r} has no column {region_key!r} in .obs, which says of which shapes each row is; it has "
+            f"Table {table_key!r} has no column {region_key!r} in .obs, the region of each row; it has "
             f"{sorted(table.obs.columns)}.",
             "add it",
             "name another one with sdata.set_table_annotates_spatialelement",
@@ -393,7 +393,7 @@ def region_key_of(table: AnnData, table_key: str) -> str:
 
 
 def _given(region: str, mpp: Any) -> float | Literal["spots"] | None:
-    """Return the mpp that the caller has given for a region."""
+    """Return the caller's mpp of a region."""
     return mpp.get(region) if isinstance(mpp, Mapping) else mpp
 
 
@@ -406,25 +406,25 @@ def _mpp_of(
     mpp: float | Literal["spots"] | None,
     need_mpp: bool,
 ) -> Mpp | None:
-    """Find mpp; where it is neither needed nor given, what is odd about it is no reason to stop."""
+    """Find the mpp; errors are only logged if it is neither required nor given."""
     try:
         return find_mpp(sdata, image_key=image_key, table_key=table_key, shapes_key=region, mpp=mpp, required=need_mpp)
     except ValueError as error:
         if need_mpp or mpp is not None:
             raise
-        logger.info("The mpp is not known, and not needed: %s", error)
+        logger.info("The mpp is unknown, but not required: %s", error)
         return None
 
 
 def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
-    """One section, some, or a mapping from their names: as a list.
+    """Return one section, several, or a mapping from names to sections, as a list.
 
     Raises
     ------
     TypeError
-        If anything among them is not a :class:`~spatialdata.SpatialData`.
+        If a member is not a :class:`~spatialdata.SpatialData`.
     ValueError
-        If there is none.
+        If the list is empty.
     """
     if isinstance(sdatas, SpatialData):
         return [sdatas]
@@ -432,7 +432,7 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
         check_slide(sdatas, argument=f"{argument}, or each of several in a list or a mapping,")
     found = list(sdatas.values()) if isinstance(sdatas, Mapping) else list(sdatas)
     if not found:
-        raise InvalidValueError(f"{argument} is empty: no section was given, and there must be one.")
+        raise InvalidValueError(f"{argument} is empty; give at least one section.")
     for sdata in found:
         check_slide(sdata, argument=f"Each member of {argument}")
     return found
@@ -440,7 +440,7 @@ def as_list(sdatas: Sections, argument: str = "sdatas") -> list[SpatialData]:
 
 @contextmanager
 def naming(section: Section) -> Iterator[None]:
-    """Say which section it was where memory does not suffice."""
+    """Name the section in out-of-memory errors."""
     try:
         yield
     except MemoryError as error:
@@ -450,7 +450,7 @@ def naming(section: Section) -> Iterator[None]:
 
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Say which of several slides it was where something is unfit."""
+    """Name the slide in errors, if there are several."""
     try:
         yield
     except StPredictError as error:
@@ -460,7 +460,7 @@ def about(name: str) -> Iterator[None]:
 
 
 def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named: Sections | None) -> list[R]:
-    """Apply a function to each slide; errors say which slide it was, by its name or place in ``named``."""
+    """Apply a function to each slide; errors name the slide by its key or position in ``named``."""
     results = []
     for slide in slides:
         with about(name_of(slide, named)):
@@ -469,7 +469,7 @@ def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named
 
 
 def name_of(slide: SpatialData, *named: Sections | Sequence[str] | None) -> str:
-    """Return how a message begins that is about one of several slides; empty if there is only one."""
+    """Return the beginning of a message about one of several slides; empty if there is only one."""
     for slides in named:
         if isinstance(slides, Mapping):
             found = [f"{name}:" for name, value in slides.items() if value is slide]

@@ -1,4 +1,4 @@
-"""Open everything that a verb was given: one object, a list or a mapping, with one table of spots or several."""
+"""Open all slides of an argument: one object, a list or a mapping, each with one or several tables of spots."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["open_slides"]
 def open_slides(sdatas: Sections, where: Where, *, need_mpp: bool) -> list[Slide]:
     """Open one slide per table of spots, before anything is computed.
 
-    Several tables of an object are taken together if ``spatialdata.concatenate`` put them there: each annotates other spots.
+    All tables of an object are used if ``spatialdata.concatenate`` made it: each annotates other spots.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        As :func:`open_sdata`, with the name or place of the object if there are several.
+        See :func:`open_sdata`; messages name the object if there are several.
     """
 
     def of_one(sdata: SpatialData) -> list[Slide]:

@@ -1,4 +1,4 @@
-"""How far apart the spots of a section are."""
+"""Spot distance of a section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["spot_distance"]
 
 
 def spot_distance(section: Section) -> float | None:
-    """Median distance of the spots inside the image to the nearest other one, in micrometres; ``None`` if not known."""
+    """Return the median nearest-neighbour distance of spots inside the image, in micrometres; ``None`` if unknown."""
     xy = section.spots.xy[~section.outside]
     if section.mpp is None or len(xy) < 2:
         return None

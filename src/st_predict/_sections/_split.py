@@ -1,4 +1,4 @@
-"""Keep patients apart."""
+"""Separation of patients in training and validation."""
 
 from __future__ import annotations
 
@@ -22,35 +22,46 @@ __all__ = ["Known", "LeakageError", "refuse_same_sections", "split_patients"]
 
 
 Known: TypeAlias = "tuple[SpatialData, pd.DataFrame]"
-"""A slide, and ``.obs`` of its spots."""
+"""A slide and ``.obs`` of its spots."""
 
 
 class LeakageError(InvalidValueError):
-    """The same patient is in training and in validation."""
+    """The same patient or section is in training and in validation, scoring or calibration.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> try:
+    ...     stp.tl.train(sdata, "mean", panel=["GENE1"], out="run", validation=sdata)
+    ... except stp.tl.LeakageError:
+    ...     print("validation must use other patients")
+    validation must use other patients
+    """
 
 
 def split_patients(
     sdatas: Sections, validation: Any, *, where: Where, allow_shared: Sequence[str]
 ) -> tuple[list[SpatialData], list[SpatialData]]:
-    """Return training and validation sections, which share no patient but those that may be shared.
+    """Return training and validation sections; only patients in ``allow_shared`` may be in both.
 
     Parameters
     ----------
     sdatas
-        Sections to train on.
+        Training sections.
     validation
-        Sections, or names of patients among ``sdatas`` to hold out, or nothing.
+        Validation sections, names of patients among ``sdatas`` to hold out, or ``None``.
     where
-        Table of each section, and column of the patients.
+        Table of each section, and patient column.
     allow_shared
-        Patients that may be on both sides.
+        Patients allowed on both sides.
 
     Raises
     ------
     LeakageError
         If another patient is on both sides.
     KeyError, ValueError
-        If a section does not say whose it is, or there is no such patient.
+        If a section does not name its patient, or a patient does not exist.
     """
     slides = as_list(sdatas)
     groups = each(slides, lambda sdata: patients_of(sdata, where), named=sdatas)
@@ -68,10 +79,10 @@ def split_patients(
     )
     if leaking := sorted(shared - set(allow_shared)):
         raise LeakageError(
-            f"Patients {leaking} are in training and in validation, so the validation would not show how the network "
-            "does on new patients.",
-            "validate on others",
-            Advice("say that this is meant with {}", "allow_shared", leaking),
+            f"Patients {leaking} are in training and in validation, so validation would not measure the network "
+            "on new patients.",
+            "validate on other patients",
+            Advice("allow this with {}", "allow_shared", leaking),
         )
     return slides, held_out
 
@@ -79,7 +90,7 @@ def split_patients(
 def refuse_same_sections(slides: Sequence[Known], others: Sequence[Known], *, group_key: str, what: str) -> None:
     """Raise :class:`LeakageError` if a section is on both sides, as the same object or by patient and name.
 
-    Slides are given with ``.obs`` of their spots.
+    Slides come with ``.obs`` of their spots.
     """
     twice = _names(slides, group_key) & _names(others, group_key)
     if twice or any(one is other for one, _ in slides for other, _ in others):
@@ -89,11 +100,11 @@ def refuse_same_sections(slides: Sequence[Known], others: Sequence[Known], *, gr
 
 
 def _patient_names(validation: Any) -> set[str]:
-    """Names of patients, if that is what ``validation`` holds."""
+    """Return names of patients, if ``validation`` holds names."""
     given = [validation] if isinstance(validation, str) else validation
     if isinstance(given, SpatialData | Mapping) or not isinstance(given, Iterable):
         return set()
-    names = list(given) if isinstance(given, Sized) else []  # an iterator is of sections
+    names = list(given) if isinstance(given, Sized) else []  # iterators hold sections
     return set(names) if names and all(isinstance(name, str) for name in names) else set()
 
 
@@ -105,16 +116,16 @@ def _hold_out(
         raise InvalidValueError(f"No patient {unknown} in the sections; there are {sorted(known)}.")
     if mixed := [sorted(g) for g in groups if g & patients and g - patients]:
         raise InvalidValueError(
-            f"A section holds spots of patients to train on and to hold out: {mixed}.", "hold out all of these, or none"
+            f"A section has spots of both training and held-out patients: {mixed}.", "hold out all of these, or none"
         )
     training = [s for s, g in zip(sdatas, groups, strict=True) if not g & patients]
     if not training:
-        raise InvalidValueError(f"Holding out {sorted(patients)} leaves nothing to train on.")
+        raise InvalidValueError(f"Holding out {sorted(patients)} leaves no training sections.")
     return training, [s for s, g in zip(sdatas, groups, strict=True) if g & patients]
 
 
 def _names(slides: Iterable[Known], group_key: str) -> set[tuple[str, str]]:
-    """Which sections of which patients these are, as far as the tables say so."""
+    """Return patient and section names, as far as the tables have them."""
     found: set[tuple[str, str]] = set()
     for _, obs in slides:
         if {group_key, Keys.SECTION} <= set(obs):

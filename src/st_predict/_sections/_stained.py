@@ -1,4 +1,4 @@
-"""Images in the colours of another slide."""
+"""Stain normalisation of images."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StainedPyramid:
-    """Reads an image in the colours of another slide.
+    """Reader of an image with colours normalised to a reference stain.
 
     Parameters
     ----------
     reader
-        The image.
+        Reader of the image.
     colours
         Map of its colours.
     """
@@ -64,31 +64,31 @@ class StainedPyramid:
 
 
 def stained(sdata: SpatialData, image_key: str, reader: PyramidReader, target: Stain) -> tuple[StainedPyramid, Stain]:
-    """Return a reader of an image in the colours of ``target``, and how the image itself is stained.
+    """Return a reader that normalises an image to the stain ``target``, and the image's own stain.
 
     Raises
     ------
     ValueError
-        If its stain cannot be measured.
+        If the image's stain cannot be measured.
     """
     source = fit_stain(sdata, target.method, image_key=image_key)
-    logger.info("Image %r is read in the colours of training, by %s.", image_key, target.method)
+    logger.info("The stain of image %r is normalised to the training's, by %s.", image_key, target.method)
     return StainedPyramid(reader, StainMap.between(source, target)), source
 
 
 def stain_of(card: ModelCard) -> Stain | None:
-    """Return the stain in whose colours a network was trained; ``None`` if images were read as they are.
+    """Return the reference stain of a network's training; ``None`` without stain normalisation.
 
     Raises
     ------
     ValueError
-        If the card has one that is damaged.
+        If the card's stain is damaged.
     """
     note = card.training.get("stain")
     if note is None:
         return None
     if not isinstance(note, Mapping):
-        raise InvalidValueError(f"The card of {card.model!r} has a stain that is not a mapping: {note!r}.")
+        raise InvalidValueError(f"The stain in the card of {card.model!r} must be a mapping, got {note!r}.")
     return Stain(**{str(name): _tuple(value) for name, value in note.items()})
 
 
@@ -97,6 +97,6 @@ def _tuple(value: Any) -> Any:
 
 
 def mean_stain(images: Sequence[tuple[SpatialData, str]], method: Method) -> Stain:
-    """Measure the mean stain of images, each by its object and name."""
+    """Measure the mean stain of images, given as object and key."""
     once = {(id(sdata), key): (sdata, key) for sdata, key in images}
     return Stain.average([fit_stain(sdata, method, image_key=key) for sdata, key in once.values()])

@@ -1,4 +1,4 @@
-"""Fill what a network learns from: cut the crops of measured sections, or keep the features of their spots."""
+"""Training stores: crops of measured sections, or features of their spots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store_of(
     folder: Path,
     compute: Compute,
 ) -> CropStore:
-    """Gather what a network learns from: the crops of measured sections in ``folder``, or features by ``encoder``."""
+    """Collect the training inputs: crops of measured sections in ``folder``, or features by ``encoder``."""
     if encoder is None:
         nothing = get_spec(card.model).reads(card.hparams).kind == "nothing"
         return keep_targets(observed) if nothing else cut_crops(observed, card.crop, folder=folder)
@@ -49,7 +49,7 @@ def store_of(
 
 
 def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> CropStore:
-    """Cut the crops of every spot that has a target, into files in ``folder``, which is made."""
+    """Cut the crops of every spot with a target, into files in the new ``folder``."""
     folder.mkdir()
     lengths = [len(s.rows) for s in sections]
     check_space("crops", folder.parent, sum(lengths) * sum(3 * level.size**2 for level in crop.levels))
@@ -64,12 +64,12 @@ def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> 
 
 
 def keep_features(sections: Sequence[Observed], features: Sequence[NDArray[np.float32]]) -> CropStore:
-    """Keep the features of every spot of each section that has a target."""
+    """Keep the features of every spot with a target."""
     return _store(sections, features=np.concatenate([f[s.rows] for s, f in zip(sections, features, strict=True)]))
 
 
 def keep_targets(sections: Sequence[Observed]) -> CropStore:
-    """Keep only what was measured, for a network that reads nothing of the image."""
+    """Keep only targets, for a network that does not read the image."""
     return _store(sections)
 
 
@@ -79,7 +79,7 @@ def _store(
     crops: tuple[NDArray[np.uint8], ...] = (),
     features: NDArray[np.float32] | None = None,
 ) -> CropStore:
-    """Add what is known of the spots apart from the image."""
+    """Add targets, counts and positions of the spots."""
     return CropStore(
         crops=crops,
         features=features,
@@ -97,13 +97,13 @@ def _counts(sections: Sequence[Observed]) -> NDArray[np.float32] | None:
 
 
 def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
-    """Places of the spots that have a target; ``None`` where those of a section are not known."""
+    """Return the positions of the spots with a target; ``None`` if unknown in a section."""
     known = [place[section.rows] for section, place in zip(sections, places, strict=True) if place is not None]
     return np.concatenate(known) if len(known) == len(sections) else None
 
 
 def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
-    """Cut the crops of the spots that have a target; others are not read."""
+    """Cut the crops of the spots with a target; other crops are not read."""
     section = observed.section
     plan = section.plan(crop, observed.rows)
     batches = iter_batches(section.reader, plan, pad_value=crop.pad_value)

@@ -1,4 +1,4 @@
-"""Open slides whose spots are to be labelled by a network."""
+"""Slides for pseudo-labelling."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def open_unlabelled(
     where: Where,
     allow_shared: Sequence[str] = (),
 ) -> list[Observed]:
-    """Open slides only for their spots; counts are not read, and need not exist.
+    """Open slides for their spots only; counts are not read and need not exist.
 
     Parameters
     ----------
     slides
         Slides with spots to label.
     card
-        What the network needs.
+        Card with the network's requirements.
     training
-        Slides of training: their spots have a measured target, and get no other.
+        Training slides, whose spots must not be pseudo-labelled.
     held_out
-        Slides of validation: none of their sections, images or patients may be labelled, as far as the same objects and
-        the tables tell; an image that was read twice is not recognised.
+        Validation slides, whose sections, images and patients must not be pseudo-labelled. They are recognised as the
+        same object and by tables; an image read twice is not recognised.
     where
-        Elements and column of the patients, where a slide has them.
+        Elements and patient column, where a slide has them.
     allow_shared
-        Patients of validation of whom other sections may be labelled.
+        Validation patients with other sections that may be pseudo-labelled.
 
     Returns
     -------
-    Sections whose targets are ``(n_spots, 0)``, with the spots that lie in the image and on tissue.
+    Sections with the spots inside the image and on tissue; targets are ``(n_spots, 0)``.
 
     Raises
     ------
     LeakageError
-        If spots of validation, or of training, would be labelled.
+        If validation or training spots would be pseudo-labelled.
     KeyError, ValueError
-        If an element does not exist or is ambiguous, or mpp is needed and not known.
+        If an element does not exist or is ambiguous, or the mpp is required and unknown.
     """
     group_key = where.group_key
     sides = {
@@ -76,7 +76,7 @@ def open_unlabelled(
     images = [image for slide in held_out for image in slide.images.values()]
     opened = []
     for number, slide in enumerate(slides):
-        # whichever table has the spots, others may tell whose they are
+        # other tables than the spots' own may name the patients
         known = [(slide, table.obs) for table in spot_tables(slide) if _patients(table.obs, group_key)]
         for role, side in sides.items():
             refuse_same_sections(known, side, group_key=group_key, what=f"in {role} and to be labelled")
@@ -84,7 +84,7 @@ def open_unlabelled(
         if shared or any(image is other for image in slide.images.values() for other in images):
             raise LeakageError(
                 f"Unlabelled slide {number} shows {f'patients {shared}' if shared else 'an image'} of validation, which would "
-                "then not show how the network does on new tissue.",
+                "then not measure the network on new tissue.",
                 Advice("leave it out of {}", "unlabelled"),
             )
         opened.append(_open(slide, _own(slide, where), need_mpp=card.crop.mpp is not None))
@@ -93,7 +93,7 @@ def open_unlabelled(
 
 
 def _own(slide: SpatialData, where: Where) -> Where:
-    """Where the data of a slide is that need not have the elements of the others."""
+    """Return ``where`` without elements that this slide lacks."""
     shapes_key = where.shapes_key if where.shapes_key in slide.shapes else None
     bin_um = where.bin_um if spot_tables(slide) else None  # a slide without spots has no bins
     table_key = where.table_key if where.table_key in slide.tables else None
@@ -108,7 +108,7 @@ def _open(slide: SpatialData, own: Where, *, need_mpp: bool) -> Slide:
 
 
 def _table_key(slide: SpatialData, own: Where) -> str | None:
-    """Table of the spots, if there is one."""
+    """Return the spots' table, if there is one."""
     if find_table(slide, own.table_key, bin_um=own.bin_um) is None:
         return None
     try:
@@ -118,7 +118,7 @@ def _table_key(slide: SpatialData, own: Where) -> str | None:
 
 
 def _patients(obs: pd.DataFrame, group_key: str) -> set[str]:
-    """Patients whose spots a table holds, as far as it says so."""
+    """Return the patients of a table's spots, as far as they are named."""
     return set(obs[group_key].dropna().astype(str)) if group_key in obs else set()
 
 

@@ -1,4 +1,4 @@
-"""What a network sees of a spot."""
+"""Plot of the crops that a network reads."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["crops"]
 
 COLOURS = ("#ffe119", "#42d4f4", "#3cff5a", "#ff9f1c", "#ffffff")
-"""Bright ones, which H&E has not."""
+"""Colours that do not occur in H&E."""
 
 AROUND = 1.4
-"""Side of the image that is shown, in fields of the largest level."""
+"""Side of the image shown, relative to the largest field of view."""
 
 
-def crops(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+def crops(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     crop: CropSpec,
     *,
@@ -52,36 +52,36 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
-    """Draw the fields of view of a crop around a spot: on the image, and each as the network sees it.
+    """Draw a network's fields of view around a spot: as squares on the image, and as the network's inputs.
 
-    Fields are scaled to the image as for a prediction: one pixel of the finest level is ``crop.mpp`` wide, or one pixel
-    of the image if ``crop.mpp`` is ``None``.
+    Fields have the size that a prediction uses: a pixel of the finest level is ``crop.mpp`` um wide, or one image pixel
+    if ``crop.mpp`` is ``None``.
 
     Parameters
     ----------
     sdata
-        Holds the image and the spots.
+        Object with the image and the spots.
     crop
-        What a network sees, for instance ``st_predict.models.get_spec("m2ost").crop``.
+        Crop of a network, such as ``st_predict.models.get_spec("m2ost").crop``.
     spot
-        Name of a spot, or ``(x, y)`` in level-0 pixels of the image. By default the spot nearest to the middle of all.
+        Name of a spot, or ``(x, y)`` in level-0 pixels of the image. By default the most central spot.
     mpp
-        Micrometres per level-0 pixel of the image, if the image does not say its own.
+        Micrometres per pixel (mpp) of the image at level 0; by default found by :func:`st_predict.io.find_mpp`.
     table_key
-        Table of the spots; may be left out if there is only one.
+        Key of the spots' table; optional if there is only one.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     image_key
-        Image to read; may be left out if there is only one.
+        Key of the image; optional if there is only one.
     region
-        Section that the spot is in, if the table annotates several.
+        Section of the spot, if the table annotates several.
     ax
-        Axes to draw on: one for the image and one a level; by default a new figure.
+        Axes to draw on: one for the image and one per level; by default a new figure.
     figsize
         Size of a new figure in inches.
     save
-        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
     show
         Whether to show all open figures now. Notebooks show them anyway.
@@ -93,11 +93,22 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     Raises
     ------
     KeyError
-        If the spot, table or image does not exist; the message lists what there is.
+        If the spot, table or image does not exist; the message lists the existing ones.
     TypeError
-        If ``sdata`` or ``crop`` is something else.
+        If ``sdata`` or ``crop`` has another type.
     ValueError
-        If an argument is of another type or range, if ``mpp`` is needed and unknown, if the image is coarser than the crop, or if ``ax`` has not one Axes a panel.
+        If an argument has another type or range, if ``mpp`` is required and unknown, if the image is coarser than the
+        crop, or if the number of ``ax`` is not the number of panels.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import st_predict as stp
+    >>> crop = stp.models.get_spec("ridge").crop
+    >>> axes = stp.pl.crops(stp.datasets.toy(), crop, show=False)
+    >>> [ax.get_title().splitlines()[0] for ax in axes]
+    ['spot P1S1_3x2', '64 x 64 px of 2 µm', '64 x 64 px of 4 µm', '64 x 64 px of 8 µm']
+    >>> plt.close()
     """
     table_key = named_table(sdata, table_key, bin_um)
     if not isinstance(crop, CropSpec):
@@ -113,7 +124,7 @@ def crops(  # noqa: PLR0913 - a plot has many options, and users find them in th
     image_mpp = None if found is None else found.value
     name, xy = _find_spot(sdata, spot, table_key=table_key, image_key=image_key, region=region)
     _check_inside(reader, xy, name)
-    # Here, not above: it needs torch, which a plot of results does without.
+    # Imported here because it needs torch, which other plots do not.
     from st_predict.crops import iter_batches, plan_crops
 
     downsamples, offsets = reader.downsamples, level_offsets(reader)
@@ -140,7 +151,7 @@ class _Field:
 
     @property
     def pixel(self) -> float:
-        """Width of a pixel that the network sees, in level-0 pixels."""
+        """Width of an input pixel of the network, in level-0 pixels."""
         return self.width / self.level.size
 
 
@@ -179,9 +190,7 @@ def _find_spot(
 def _check_inside(reader: PyramidReader, xy: tuple[float, float], name: str) -> None:
     (x, y), (height, width) = xy, reader.level_shapes[0]
     if not (0 <= x < width and 0 <= y < height):
-        raise InvalidValueError(
-            f"There is no image at {name}: x {x:g}, y {y:g} lies outside its {width} x {height} px."
-        )
+        raise InvalidValueError(f"{name} is outside the image of {width} x {height} px, at x {x:g}, y {y:g}.")
 
 
 def _draw_around(
@@ -202,7 +211,7 @@ def _draw_around(
     axes.add_patch(Rectangle((x - half, y - half), side, side, color=str(pad_value / 255), zorder=-1))
     axes.imshow(pixels, extent=(left, right, bottom, top))
     axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
-    # coarse levels first and thick, so that fields of the same size are all seen
+    # coarse levels first and thick, so that fields of the same size all stay visible
     for place, field in enumerate(fields[::-1]):
         thickness = 2 + 4 * sum(other.width == field.width for other in fields[::-1][place + 1 :])
         corner = x - field.width / 2, y - field.width / 2

@@ -41,7 +41,7 @@ def depth(
     Each point is a gene. The horizontal axis of both panels is the correlation of the observed gene with the log total
     count of the spot, which needs no image. The left panel has the plain correlation of the prediction: points on the
     diagonal are predicted as well by the total count. The right panel has the partial correlation given the log total
-    count: points at zero are predicted by nothing else than sequencing depth.
+    count: for points at zero, the prediction only follows sequencing depth.
 
     Parameters
     ----------
@@ -73,6 +73,25 @@ def depth(
     ValueError
         If an argument has another type or range, if the table is empty or repeats a gene, if a section lacks rows of
         ``"log_total"`` or of the predictor, or if the number of ``ax`` is not twice the number of sections.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> genes = pd.DataFrame(
+    ...     {
+    ...         "section": "S1",
+    ...         "predictor": ["pred_m2ost", "pred_m2ost", "log_total", "log_total"],
+    ...         "gene": ["ERBB2", "VIM", "ERBB2", "VIM"],
+    ...         "pearson": [0.6, 0.4, 0.3, 0.5],
+    ...         "partial": [0.5, 0.1, None, None],
+    ...     }
+    ... ).astype({"partial": float})
+    >>> axes = stp.pl.depth(genes, show=False)
+    >>> axes.shape  # one row per section: plain and partial correlation
+    (1, 2)
+    >>> plt.close()
     """
     check("predictor", predictor, Text | None)
     check_figure(figsize=figsize, save=save, show=show)
@@ -105,7 +124,7 @@ def _choose(frame: pd.DataFrame, predictor: str | None) -> str:
         )
     others = [name for name in predictors if name != LOG_TOTAL]
     if not others:
-        raise InvalidValueError(f"The table of scores has only rows of {LOG_TOTAL!r}, and none of a prediction.")
+        raise InvalidValueError(f"The table of scores only has rows of {LOG_TOTAL!r}, not of a prediction.")
     chosen = others[0] if predictor is None else predictor
     if chosen not in others:
         raise NotFoundError(f"No predictor {chosen!r} in the table of scores to draw; there are {others}.")

@@ -1,4 +1,4 @@
-"""Figures and axes: made, laid out, saved and let go of in one way by all plots."""
+"""Creation, layout, saving and closing of figures, common to all plots."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def check_figure(
 
 
 def colour_map(cmap: str | Colormap) -> Colormap:
-    """Colour map of matplotlib by its name."""
+    """Return a colour map of matplotlib by its name."""
     if isinstance(cmap, str) and cmap not in colormaps:
         close = difflib.get_close_matches(cmap, list(colormaps)) or ["viridis", "magma", "cividis"]
-        raise InvalidValueError(f"There is no colour map {cmap!r}; there are {close} and others of matplotlib.")
+        raise InvalidValueError(f"Unknown colour map {cmap!r}; similar ones of matplotlib are {close}.")
     if not isinstance(cmap, str | Colormap):
         raise InvalidTypeError(f"cmap must be the name of a colour map or a Colormap, got {cmap!r}.")
     return colormaps[cmap] if isinstance(cmap, str) else cmap
@@ -73,7 +73,7 @@ def colour_map(cmap: str | Colormap) -> Colormap:
 def make_axes(
     n_rows: int, n_cols: int, *, ax: Axes | Sequence[Axes] | NDArray[np.object_] | None, size: tuple[float, float]
 ) -> NDArray[np.object_]:
-    """Return ``(n_rows, n_cols)`` axes: those of the user, or those of a new figure of ``size`` inches."""
+    """Return ``(n_rows, n_cols)`` axes: the user's, or new ones on a figure of ``size`` inches."""
     if ax is None:
         figure = plt.figure(figsize=size, layout="compressed")
         return figure.subplots(n_rows, n_cols, squeeze=False)
@@ -123,14 +123,14 @@ def figure_of(axes: NDArray[np.object_]) -> Figure:
 
 
 def add_scale_bar(axes: Axes, *, width: float, mpp: float | None) -> None:
-    """Draw a scale bar in the lower left corner; without ``mpp`` there is none, as its length would be a guess.
+    """Draw a scale bar in the lower left corner; nothing is drawn without ``mpp``, because lengths would be guesses.
 
     Parameters
     ----------
     axes
-        Its data units are pixels.
+        Axes with pixels as data units.
     width
-        Width of what is shown, in pixels.
+        Width of the view in pixels.
     mpp
         Micrometres per pixel.
     """
@@ -177,16 +177,16 @@ def finish(
 
 
 def _save(figure: Figure, path: Path, *, dpi: int) -> None:
-    """Write to a temporary name and move it, so that a failure leaves what was there."""
+    """Write to a temporary file and move it, so that a failure keeps an existing file."""
     kind = _check_save(path)
     with whole(path) as fresh:
         figure.savefig(fresh, format=kind, dpi=dpi)
 
 
 def _check_save(path: Path) -> str:
-    """Format of a file that can be written."""
+    """Return the format of a file; refuse unsupported ones and missing folders."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"Cannot save {path}: there is no folder {path.parent}.")
+        raise FileNotFoundError(f"Cannot save {path}: the folder {path.parent} does not exist.")
     choices = FigureCanvasBase.get_supported_filetypes()
     kind = path.suffix.removeprefix(".").lower()
     if kind not in choices:

@@ -1,4 +1,4 @@
-"""All genes of a panel in one picture: their first three principal components as red, green and blue."""
+"""Map of all panel genes: their first three principal components as red, green and blue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["pca_map"]
 
 
-def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+def pca_map(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     *,
     key: str | None = None,
@@ -54,61 +54,62 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
-    """Draw the expression of all panel genes as one map, observed beside predicted: Figure 7 of :cite:t:`Wang2025`.
+    """Draw all panel genes as one map, observed beside predicted, as in Figure 7 of :cite:t:`Wang2025`.
 
-    Principal components are fitted on the observed expression of this section, in the units of the prediction, over
-    all panel genes that were measured; genes are centred and not scaled. Observed and predicted expression are
-    projected on the same first three components, which are shown as red, green and blue: spots of similar colour have
-    similar expression, in both maps alike. Without counts, or if the table lacks panel genes that the units need, which
-    a warning says, components are fitted on the prediction, and it is drawn alone. Spots without a value are left out.
+    Principal components are fitted on the section's observed expression, in the units of the prediction, over all
+    measured panel genes; genes are centred, not scaled. Observed and predicted expression are projected on the same
+    first three components, shown as red, green and blue: spots of similar colour have similar expression, within and
+    between the maps. Without counts, components are fitted on the prediction, and only the prediction is drawn. The
+    same holds if the table lacks panel genes that the units need; a warning says so. Spots without a value are left
+    out.
 
     Parameters
     ----------
     sdata
-        Holds the image, the spots and the prediction.
+        Object with the image, the spots and the prediction.
     key
-        Key of the prediction; may be left out if there is only one.
+        Key of the prediction; optional if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
     duplicates
-        What to do with genes that several columns of the table carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of genes with several columns in the table: ``"error"`` refuses, ``"sum"`` adds their counts,
+        ``"first"`` takes the first.
     ignore_case
-        Whether symbols that differ in case are the same gene.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        Column of ``.var`` with identifiers of the panel's type. By default ``var_names``, or the only column that has
         genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     image_key
-        Image to draw on; may be left out if there is only one.
+        Key of the image to draw on; optional if there is only one.
     region
         Section to draw, if the table annotates several.
     tissue
-        Whether the tissue is also shown by itself, in its colours.
+        Whether the H&E image is also drawn in its colours, left of the maps.
     tissue_strength
         Strength of the grey tissue under the spots: 0 is white, 1 is not faded.
     spot_scale
-        Size at which spots are drawn, in times their true size.
+        Size of the spots relative to their true size.
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
     percentiles
-        Values of each component that are black and full red, green or blue, as percentiles over spots.
+        Percentiles over spots at which a component has no colour and full red, green or blue.
     colours
-        Over which spots percentiles run: ``"shared"`` takes the observed ones for both maps, so that the same colour is
-        the same expression, and a prediction that varies less is greyer; ``"each"`` takes those of each map, which
-        compares patterns only.
+        Values for the percentiles. ``"shared"`` uses observed values for both maps: the same colour is the same
+        expression, and a prediction that varies less is greyer. ``"each"`` uses each map's own values, which compares
+        patterns only.
     ax
-        Axes to draw on, one a panel; by default a new figure.
+        Axes to draw on, one per panel; by default a new figure.
     figsize
         Size of a new figure in inches.
     save
-        File to write; what has this name is replaced. The ending says the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
     show
         Whether to show all open figures now. Notebooks show them anyway.
@@ -120,13 +121,27 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
     Raises
     ------
     KeyError
-        If the prediction, layer, table or image does not exist; the message lists what there is.
+        If the prediction, layer, table or image does not exist; the message lists the existing ones.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If an argument is of another type or range, if fewer than three genes or four spots have values, if it is not clear
-        which prediction, table, region or image is meant,
-        if counts are not raw, or if ``ax`` has not one Axes a panel.
+        If an argument has another type or range, if fewer than three genes or four spots have values, if the
+        prediction, table, region or image is ambiguous, if counts are not raw, or if the number of ``ax`` is not the
+        number of panels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import matplotlib.pyplot as plt
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> axes = stp.pl.pca_map(sdata, show=False)
+    >>> [ax.get_title().splitlines()[0] for ax in axes[0]]
+    ['H&E', 'observed', 'predicted']
+    >>> plt.close()
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     shapes_key = check("region", region, Text | None)
@@ -157,7 +172,7 @@ def pca_map(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
 
 def _project(values: Values) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-    """Components ``(n_spots, 3)`` of each map, the one that they were fitted on first, and their share of variance."""
+    """Components ``(n_spots, 3)`` of each map, the fitted one first, and their shares of variance."""
     genes = values.is_observed
     sources = {"observed": values.observed[:, genes], "predicted": values.predicted[:, genes]}
     if not genes.any():
@@ -167,14 +182,14 @@ def _project(values: Values) -> tuple[dict[str, NDArray[np.float64]], NDArray[np
     n_spots, n_genes = fitted_on.shape
     if n_spots < 4 or n_genes < 3:
         raise InvalidValueError(
-            f"Three components need 4 spots and 3 genes with values, there are {n_spots} and {n_genes}."
+            f"Three components need at least 4 spots and 3 genes with values, got {n_spots} and {n_genes}."
         )
     pca = PCA(n_components=3, svd_solver="full").fit(fitted_on.astype(np.float64))
     return {name: _transform(pca, expression) for name, expression in sources.items()}, pca.explained_variance_ratio_
 
 
 def _transform(pca: PCA, expression: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Components of each spot, NaN for those without values."""
+    """Components of each spot, NaN for spots without values."""
     scores = np.full((len(expression), 3), np.nan)
     complete = _complete(expression)
     if complete.any():
@@ -192,7 +207,7 @@ def _to_colour(
 ) -> NDArray[np.float64]:
     """Scale components to 0-1 between percentiles of ``reference``."""
     low, high = np.nanpercentile(reference, percentiles, axis=0)
-    # a component that does not vary is middle grey
+    # constant components are middle grey
     varies = high > low
     scaled = np.divide(scores - low, high - low, out=np.full_like(scores, 0.5), where=varies)
     return scaled.clip(0, 1)

@@ -1,4 +1,4 @@
-"""A prediction as a page to hand over: one HTML file that asks no network for anything."""
+"""Report of a prediction as one HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def report(  # noqa: PLR0913 - all options are keywords
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Write a page about a prediction: facts, weights, maps of genes to trust, scores and warnings.
+    """Write a report of a prediction: settings, weights, maps of reliable genes, scores and warnings.
 
-    The page is one HTML file with its figures in it. It needs no network, and can be sent and printed.
+    The report is one HTML file that includes its figures. It works offline, and can be sent and printed.
 
     Parameters
     ----------
     sdata
-        Slide with a prediction, or several by name: a cohort.
+        Slide with a prediction, or a mapping from name to slide: a cohort.
     key
-        Key of the prediction; may be left out if there is only one.
+        Key of the prediction; optional if there is only one.
     path
         HTML file to write. For a cohort, the new folder for one page per slide and ``index.html``.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     image_key
         Image to draw on; may be left out if there is only one.
     layer
@@ -86,37 +86,45 @@ def report(  # noqa: PLR0913 - all options are keywords
     aliases
         Table of former gene symbols, in the format of the HGNC complete set; see :func:`st_predict.pp.align_panel`.
     genes
-        Genes to map. By default the ``n_genes`` genes with the best scores on held-out sections among those to trust; if the
-        card has no scores, the predictions with the highest spatial autocorrelation (Moran's I).
+        Genes to map. By default the ``n_genes`` reliable genes with the best scores on held-out sections; if the card
+        has no scores, the genes whose predictions have the highest spatial autocorrelation (Moran's I).
     n_genes
-        Number of genes to map, at most.
+        Maximum number of genes to map.
     held_out
-        Held-out sections that decide which genes to trust: other patients (``"patient"``), or other sections of training
-        patients (``"section"``). By default other patients if the card has them.
+        Held-out sections that decide which genes are reliable: other patients (``"patient"``) or other sections of
+        training patients (``"section"``). By default other patients if the card has them.
     evaluation
-        Scores of this prediction, for a cohort by name. By default, :func:`st_predict.tl.evaluate` computes them without
-        training sections if the table has counts.
+        Scores of this prediction; for a cohort, a mapping from name to scores. By default,
+        :func:`st_predict.tl.evaluate` computes them without training sections if the table has counts.
     score
-        Whether the prediction is scored if ``evaluation`` is not given.
+        Whether to score the prediction if ``evaluation`` is not given.
     overwrite
-        Whether an existing file is replaced; a folder is not.
+        Whether to replace an existing file; folders are never replaced.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    The file, or ``index.html`` of a cohort.
+    Path of the file, or of ``index.html`` for a cohort.
 
     Raises
     ------
     FileExistsError
-        If ``path`` is a file that exists and ``overwrite`` is false, or a folder that is not empty.
+        If ``path`` is an existing file and ``overwrite`` is false, or a folder with files.
     KeyError, TypeError, ValueError
         If the prediction, a gene or an element does not exist or is ambiguous.
 
     Examples
     --------
-    >>> st_predict.pl.report(sdata, "pred_m2ost", "slide.html")  # doctest: +SKIP
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    ...     path = stp.pl.report(sdata, path=out + "/toy.html", n_genes=1)
+    ...     path.name
+    'toy.html'
     """
     target, table_key = Path(check("path", path, File)), named_table(_first(sdata), table_key, bin_um)
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
@@ -131,7 +139,7 @@ def report(  # noqa: PLR0913 - all options are keywords
     if isinstance(sdata, Mapping):
         return _cohort(sdata, key, target, shown, evaluations={} if evaluation is None else evaluation)
     if isinstance(evaluation, Mapping):
-        raise InvalidValueError("evaluation must be the evaluation of the slide; a mapping is for a cohort.")
+        raise InvalidValueError("evaluation must be an Evaluation for a single slide; a mapping is for a cohort.")
     _write(target, "report.html", page=page_of(sdata, key, shown, title=target.stem, evaluation=evaluation), index=None)
     return target
 
@@ -140,7 +148,7 @@ def _first(sdata: SpatialData | Mapping[str, SpatialData]) -> SpatialData:
     """Check the slides; return the first one."""
     slides = list(sdata.values()) if isinstance(sdata, Mapping) else [sdata]
     if not slides:
-        raise InvalidValueError("A cohort has at least one slide, got none.")
+        raise InvalidValueError("A cohort needs at least one slide, got an empty mapping.")
     for slide in slides:
         check_slide(slide)
     return slides[0]
@@ -148,11 +156,11 @@ def _first(sdata: SpatialData | Mapping[str, SpatialData]) -> SpatialData:
 
 def _check_new(path: Path, *, overwrite: bool, cohort: bool) -> None:
     if not cohort and path.suffix != ".html":
-        raise InvalidValueError(f"A report is an .html file, got {str(path)!r}.")
+        raise InvalidValueError(f"path must be an .html file, got {str(path)!r}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}.")
+        raise FileNotFoundError(f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} does not exist.")
     if path.is_file() and cohort:
-        raise InvalidValueError(f"The reports of several slides need a folder, and {str(path)!r} is a file.")
+        raise InvalidValueError(f"path must be a folder for several slides, got the file {str(path)!r}.")
     if path.exists() and not overwrite and not cohort:
         raise FileExistsError(f"{str(path)!r} exists; choose another name, or replace it with overwrite=True.")
 
@@ -165,7 +173,7 @@ def _cohort(
     *,
     evaluations: Evaluation | Mapping[str, Evaluation],
 ) -> Path:
-    """Write a page per slide, and one that lists them."""
+    """Write one page per slide, and an index page."""
     if not isinstance(evaluations, Mapping):
         raise InvalidValueError(
             "evaluation must be a mapping from the name of a slide to its evaluation, for a cohort."
@@ -182,10 +190,10 @@ def _cohort(
 
 
 def _file_names(slides: Mapping[str, SpatialData]) -> dict[str, str]:
-    """Name of the file of each slide; a name may be a path."""
+    """File name of each slide; slide names may contain path separators."""
     names = {name: f"{Path(name).stem}.html" for name in slides}
     if len({*names.values(), INDEX}) <= len(slides):
-        raise InvalidValueError(f"Each slide of a cohort needs a file name of its own, got {list(slides)}.")
+        raise InvalidValueError(f"Each slide of a cohort needs its own file name, got {list(slides)}.")
     return names
 
 

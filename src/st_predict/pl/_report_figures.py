@@ -1,4 +1,4 @@
-"""Pictures of a report, as data that stands in the page itself."""
+"""Figures of a report, embedded in the page."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ __all__ = ["map_of_gene", "overview"]
 
 DPI = 130
 QUALITY = 88
-"""Quality of WebP, 0 to 100."""
+"""Quality of WebP images, 0 to 100."""
 
 WIDTH = 7.0
 """Width of the overview in inches."""
 
 PREDICTED, LEFT_OUT, TISSUE = "#0072B2", "#D55E00", "#009E73"
-"""Colours that are told apart with colour blindness (Okabe and Ito)."""
+"""Colour-blind safe palette (Okabe and Ito)."""
 
 
 def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Where) -> str:
-    """Draw the whole slide with its tissue, the spots that were predicted and those that were left out.
+    """Draw the whole slide with the tissue, predicted spots and left-out spots.
 
     Parameters
     ----------
     sdata
-        Holds the image.
+        Object with the image.
     view
         The section.
     done
         ``(n_spots,)``: whether a spot has a prediction.
     where
-        Image that is meant.
+        Image to draw on.
     """
     figure = plt.figure(figsize=(WIDTH, WIDTH * view.aspect + 0.5), layout="compressed")
     try:
@@ -72,7 +72,7 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
 
 
 def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D | None:
-    """Draw the border of the tissue; nothing where it cannot be found."""
+    """Draw the border of the tissue, if it is found."""
     region = find_region(sdata, where.table_key)
     image_key = find_image(sdata, cast("str | None", where.image_key), region=region)
     try:
@@ -88,7 +88,7 @@ def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D
 
 
 def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
-    """Draw the map of a gene, beside its measurement, if there is one."""
+    """Draw the map of a gene, beside measured values if there are any."""
     axes = spatial(
         sdata,
         [gene],
@@ -111,7 +111,7 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
 
 
 def picture(figure: Figure) -> str:
-    """Address of a figure that holds its data."""
+    """Return a figure as a data URL."""
     data = io.BytesIO()
     figure.savefig(data, format="webp", dpi=DPI, pil_kwargs={"quality": QUALITY})
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

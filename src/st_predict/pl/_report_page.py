@@ -1,4 +1,4 @@
-"""Contents of a report: collected from the prediction, the card of its weights and the measurements."""
+"""Content of a slide's report, from the prediction, the weights' card and measured values."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Page", "Shown", "page_of"]
 
 N_NEIGHBOURS = 6
-"""Neighbours of a spot, for the spatial autocorrelation by which genes are chosen if nothing says which to trust."""
+"""Number of neighbours per spot for Moran's I, which selects genes if the card has no scores."""
 
 _NOT_FITTED = (
-    "Baselines that are fitted to training sections are not shown; st_predict.tl.evaluate(..., train=) scores them, and its result is "
-    "the argument evaluation of a report."
+    "Baselines fitted to training sections are not shown; pass the result of st_predict.tl.evaluate(..., train=) as evaluation "
+    "to include them."
 )
 
 _SCORES = {
@@ -51,7 +51,7 @@ _SCORES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What a page shows."""
+    """Options of a page."""
 
     genes: list[str] | None
     n_genes: int
@@ -62,7 +62,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What the template fills in; texts are escaped there.
+    """Content of the template, which escapes the texts.
 
     Parameters
     ----------
@@ -71,23 +71,23 @@ class Page:
     key
         Key of the prediction.
     summary
-        Numbers and words of the prediction, by heading.
+        Facts about the prediction, by heading.
     weights
-        Card of the network, by heading.
+        Facts of the network's card, by heading.
     trust
-        Sentences about which genes to trust.
+        Sentences about the reliable genes.
     overview
-        Picture of the slide, and its legend.
+        Figure of the slide, and its legend.
     maps
-        Gene and picture.
+        Genes and their figures.
     is_measured
-        Whether maps show measured beside predicted expression.
+        Whether maps show measured beside predicted values.
     genes
         One row per gene: scores on held-out sections.
     scores
         Title and table of each section.
     predictors
-        Meaning of each row of these tables.
+        Meaning of each row of the score tables.
     words
         Sentences about the scores.
     warnings
@@ -95,7 +95,7 @@ class Page:
     versions
         Names and versions of software.
     code
-        Lines that make the prediction and this page again.
+        Code that reproduces the prediction and this page.
     """
 
     title: str
@@ -116,7 +116,7 @@ class Page:
 
 
 def page_of(sdata: SpatialData, key: str | None, shown: Shown, *, title: str, evaluation: Evaluation | None) -> Page:
-    """Collect what a page shows of a slide."""
+    """Collect the content of a slide's page."""
     key = get.only_key(sdata, key, table_key=shown.where.table_key)
     holder = sdata.tables[get.table_of(sdata, key, table_key=shown.where.table_key)]
     record, view = Record.read(holder.uns, key), read_section(sdata, key, shown.where, margin=None)
@@ -152,7 +152,7 @@ def page_of(sdata: SpatialData, key: str | None, shown: Shown, *, title: str, ev
 
 @contextmanager
 def _each_warning_once() -> Iterator[None]:
-    """Let plots of several genes say once what holds for all of them."""
+    """Log each warning once, not for every gene."""
     said: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -211,11 +211,11 @@ def _weights(card: ModelCard, params: Mapping[str, Any]) -> dict[str, str]:
 
 def _trust(card: ModelCard | None, scores: Reliability | None) -> list[str]:
     if card is None:
-        return ["The card of the weights is lost, so it is not known which genes to trust."]
+        return ["The weights' card is missing, so it is unknown which genes are reliable."]
     if scores is None:
         return [
-            "The card of the weights has no scores on held-out sections, so it is not known which genes to trust.",
-            "The genes below have the predictions with the highest spatial autocorrelation.",
+            "The weights' card has no scores on held-out sections, so it is unknown which genes are reliable.",
+            "The genes below are those whose predictions have the highest spatial autocorrelation.",
         ]
     from st_predict.checkpoints import score_sentence
 
@@ -223,7 +223,7 @@ def _trust(card: ModelCard | None, scores: Reliability | None) -> list[str]:
 
 
 def _best_genes(predicted: AnnData, view: View, scores: Reliability | None, n_genes: int) -> list[str]:
-    """Genes to trust, the best first; by Moran's I of the prediction if the card has no scores."""
+    """Reliable genes, the best first; without scores on the card, by Moran's I of the prediction."""
     if scores is not None:
         ranked = predicted.var["partial"].fillna(-1).to_numpy()
         trusted = [place for place in scores.trusted(min_score=None, reliable=True) if place < predicted.n_vars]
@@ -259,7 +259,7 @@ def _number(value: float) -> str:
 def _evaluated(
     sdata: SpatialData, key: str, shown: Shown, evaluation: Evaluation | None
 ) -> tuple[Evaluation | None, list[str]]:
-    """Scores of the prediction, and sentences about them; why there are none where there are no counts."""
+    """Scores of the prediction with sentences about them; without counts, the reason for their absence."""
     if evaluation is None and not shown.score:
         return None, ["The prediction was not scored."]
     if evaluation is None:
@@ -290,14 +290,14 @@ def _evaluate(sdata: SpatialData, key: str, where: Where) -> Evaluation:
 
 
 def _shared(sdata: SpatialData) -> SpatialData:
-    """Return a slide with the same arrays, whose tables can be written to."""
+    """Return a slide that shares arrays, but whose tables can be changed."""
     elements = {name: getattr(sdata, name) for name in ("images", "labels", "points", "shapes")}
     tables = {name: share_arrays(table) for name, table in sdata.tables.items()}
     return SpatialData(**{name: dict(found) for name, found in elements.items()}, tables=tables)
 
 
 def _score_tables(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
-    """Scores of the prediction beside baselines and ceilings, section by section."""
+    """Scores of the prediction, baselines and ceilings per section."""
     tables = []
     for name, rows in evaluation.summary.groupby("section", sort=False):
         title = f"Section {name}: {rows['n_spots'].iloc[0]:,} spots, {rows['n_genes'].iloc[0]} genes"
@@ -317,7 +317,7 @@ def _meanings(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _code(key: str, params: Mapping[str, Any], title: str) -> str:
-    """Lines of Python that make the prediction and the page again, as far as the record knows the arguments."""
+    """Python code that reproduces prediction and page, with the arguments that the record has."""
     members = list(params.get("members", ()))
     names = [str(one.get("checkpoint")) for one in members]
     sections = list(params.get("sections", ()))

@@ -76,7 +76,7 @@ class ColourScale:
         return cls(scale=scale, cmap=cmap, vmin=low, vmax=high, norm=norm, percentiles=percentiles)
 
     def norms(self, maps: Sequence[NDArray[Any]]) -> list[Normalize]:
-        """Return the normalisation of each map of a gene; those of a shared scale are one object."""
+        """Return the normalisation of each map of a gene; maps with a shared scale have the same object."""
         if self.scale == "shared":
             return [self._norm(np.concatenate(maps))] * len(maps)
         return [self._norm(values) for values in maps]
@@ -85,13 +85,13 @@ class ColourScale:
         found = values[np.isfinite(values)]
         ends = np.percentile(found, self.percentiles) if len(found) else np.array([0.0, 1.0])
         if self.norm is not None:
-            norm = deepcopy(self.norm)  # maps differ in their limits, and the norm of the user stays as it is
+            norm = deepcopy(self.norm)  # maps differ in their limits, and the user's norm must not change
             norm.autoscale_None(found.clip(*ends) if len(found) else ends)
             _check_limits(norm, ends)
             return norm
         low = float(ends[0]) if self.vmin is None else self.vmin
         high = float(ends[1]) if self.vmax is None else self.vmax
-        if low > high:  # all values lie beyond the one end that was given
+        if low > high:  # all values lie beyond the given end
             extent = float(ends[1] - ends[0]) or 1.0
             low, high = (low, low + extent) if self.vmax is None else (high - extent, high)
         return Normalize(low, high)
@@ -99,7 +99,7 @@ class ColourScale:
 
 def _check_limits(norm: Normalize, ends: NDArray[np.float64]) -> None:
     """Refuse a norm that is undefined for the values, before matplotlib does so when it draws."""
-    if isinstance(norm, BoundaryNorm):  # has limits of its own, and no inverse
+    if isinstance(norm, BoundaryNorm):  # has its own limits and lacks an inverse
         return
     try:
         norm.inverse(norm(ends))  # as a colour bar does

@@ -109,6 +109,25 @@ def scores(
     ValueError
         If an argument has another type or range, if the table is empty or repeats a gene, or if the number of ``ax`` is not
         the number of sections.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> genes = pd.DataFrame(
+    ...     {
+    ...         "section": "S1",
+    ...         "predictor": ["pred_m2ost", "pred_m2ost", "log_total", "log_total"],
+    ...         "gene": ["ERBB2", "VIM", "ERBB2", "VIM"],
+    ...         "pearson": [0.6, 0.4, 0.3, 0.5],
+    ...         "partial": [0.5, 0.1, None, None],
+    ...     }
+    ... ).astype({"partial": float})
+    >>> axes = stp.pl.scores(genes, metric="pearson", show=False)
+    >>> [label.get_text() for label in axes[0].get_xticklabels()]
+    ['ERBB2', 'VIM']
+    >>> plt.close()
     """
     check("metric", metric, Text)
     check("sort_by", sort_by, Text | None)

@@ -58,7 +58,7 @@ CHARACTERS_PER_INCH = 15
 """Density of the units beside a colour bar."""
 
 
-def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
+def spatial(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     genes: str | Sequence[str],
     *,
@@ -92,42 +92,43 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
-    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The colour
-    bar of the prediction has the units. Its title has two correlations over the spots of this section on tissue: *partial*, with the
-    Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and *plain*, of the drawn values.
-    If the card of the model has them, the next line is the partial correlation of the gene on held-out sections with its 95 %
-    interval, marked *not reliable* where that includes 0 (see :func:`st_predict.get.reliability`).
+    colour scale by default, because predictions vary less than measurements; ``scale="shared"`` compares values. The
+    colour bar of the prediction has the units. Its title has two correlations over the spots of this section on tissue:
+    *partial*, with the Pearson residuals of the counts given log total count (see :func:`st_predict.tl.evaluate`), and
+    *plain*, of the drawn values. If the card of the model has them, the next line is the partial correlation of the
+    gene on held-out sections with its 95 % interval, marked *not reliable* where that includes 0 (see
+    :func:`st_predict.get.reliability`).
 
-    Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if the
-    table lacks panel genes that the units need; a warning says so.
+    Spots without a value are left out. A gene that was not measured is drawn as predicted only, and so are all genes if
+    the table lacks panel genes that the units need; a warning says so.
 
     Parameters
     ----------
     sdata
-        Holds the image, the spots and the prediction.
+        Object with the image, the spots and the prediction.
     genes
-        Genes of the panel.
+        Genes of the panel to draw.
     key
-        Key of the prediction; may be left out if there is only one.
+        Key of the prediction; optional if there is only one.
     layer
         Layer with the raw counts; by default ``X``.
     duplicates
-        What to do with genes that several columns of the table carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of genes with several columns in the table: ``"error"`` refuses, ``"sum"`` adds their counts,
+        ``"first"`` takes the first.
     ignore_case
-        Whether symbols that differ in case are the same gene.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        Column of ``.var`` with identifiers of the panel's type. By default ``var_names``, or the only column that has
         genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     table_key
-        Table of the spots; may be left out unless several tables have a prediction of this key.
+        Key of the spots' table; required if several tables have a prediction of this key.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     image_key
-        Image to draw on; may be left out if there is only one.
+        Key of the image to draw on; optional if there is only one.
     region
         Section to draw, if the table annotates several.
     tissue
@@ -135,18 +136,18 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     std
         Whether the standard deviation of the prediction is drawn beside it, on a colour scale from zero.
     scale
-        Colour scale of a gene: ``"own"`` fits one to each map and compares patterns, ``"shared"`` fits one to the observed
-        and predicted values together and compares values.
+        Colour scale of a gene: ``"own"`` fits one to each map and compares patterns, ``"shared"`` fits one to the
+        observed and predicted values together and compares values.
     vmin
         Lower end of the colour scales; by default the lower one of ``percentiles``.
     vmax
         Upper end of the colour scales; by default the upper one of ``percentiles``.
     norm
-        Normalisation of the colour scales, such as ``matplotlib.colors.PowerNorm(0.5)``, in place of ``vmin`` and ``vmax``.
-        Limits that it does not set are taken from ``percentiles``.
+        Normalisation of the colour scales, such as ``matplotlib.colors.PowerNorm(0.5)``, in place of ``vmin`` and
+        ``vmax``. Limits that it does not set are taken from ``percentiles``.
     percentiles
-        Ends of a colour scale, as percentiles of its values. Values beyond have the colour of the end, and arrows at the
-        colour bar mark them.
+        Ends of a colour scale, as percentiles of its values. Values beyond have the colour of the end, and arrows at
+        the colour bar mark them.
     cmap
         Colour map.
     ncols
@@ -159,7 +160,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
     ax
-        Axes to draw on: one for the tissue, then those of each gene; by default a new figure.
+        Axes to draw on: one for the tissue, then the axes of each gene; by default a new figure.
     figsize
         Size of a new figure in inches.
     save
@@ -170,8 +171,8 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every row),
-    observed, predicted, and standard deviation, as far as they are drawn.
+    Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every
+    row), observed, predicted, and standard deviation, as far as they are drawn.
 
     Raises
     ------
@@ -180,9 +181,23 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
     TypeError
         If ``sdata`` is not a SpatialData object, or ``norm`` not a Normalize.
     ValueError
-        If an argument has another type or range, if ``norm`` is given with ``vmin`` or ``vmax`` or cannot scale the values, if it is not clear which
-        prediction, table, region or image is meant, if counts are not raw, if the number of ``ax`` is not the number of
-        panels, or if the prediction has no standard deviations to draw.
+        If an argument has another type or range, if ``norm`` is given with ``vmin`` or ``vmax`` or cannot scale the
+        values, if the prediction, table, region or image is ambiguous, if counts are not raw, if the
+        number of ``ax`` is not the number of panels, or if the prediction has no standard deviations to draw.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import matplotlib.pyplot as plt
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> axes = stp.pl.spatial(sdata, ["GENE1"], show=False)
+    >>> [ax.get_title().splitlines()[0] for ax in axes[0]]
+    ['H&E', 'GENE1, observed', 'GENE1, predicted']
+    >>> plt.close()
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     shapes_key, ncols = check("region", region, Text | None), check("ncols", ncols, Count | None)
@@ -207,7 +222,7 @@ def spatial(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Map:
-    """A map of a gene; ``expression`` is ``(n_spots,)``, NaN where there is no value."""
+    """A map of a gene; ``expression`` is ``(n_spots,)``, NaN where undefined."""
 
     kind: Literal["observed", "predicted", "std"]
     title: str
@@ -272,7 +287,7 @@ def _make_panels(
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
     size: tuple[float, float] | None,
 ) -> NDArray[np.object_]:
-    """Return axes, ``(n_genes, tissue + n_maps)``; that of the tissue is the same in all rows."""
+    """Return axes, ``(n_genes, tissue + n_maps)``; all rows share the axes of the tissue."""
     n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
     if ax is None:
         width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
@@ -303,7 +318,7 @@ def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Coll
 def _add_bars(
     drawn: Sequence[Collection], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
 ) -> None:
-    """Add a colour bar to each map, or one to both maps of a shared scale; that of the prediction has the units."""
+    """Add a colour bar to each map, or one to both maps of a shared scale; the prediction's has the units."""
     pair = [i for i, planned in enumerate(maps) if planned.kind != "std"] if shared else []
     if pair:
         both = len(pair) == 2 and all(maps[i].shown.any() for i in pair)

@@ -1,4 +1,4 @@
-"""The table of per-gene scores that plots of an evaluation read."""
+"""Per-gene scores of an evaluation, for plots."""
 
 from __future__ import annotations
 

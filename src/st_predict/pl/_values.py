@@ -44,10 +44,10 @@ class Values:
     genes
         The panel.
     predicted
-        ``(n_spots, n_genes)``; NaN where a spot could not be predicted.
+        ``(n_spots, n_genes)``: predictions, NaN where a spot could not be predicted.
     observed
-        ``(n_spots, n_genes)`` in the same units; NaN where nothing was measured, and everywhere if the table lacks
-        panel genes that the units need.
+        ``(n_spots, n_genes)``: measured values in the same units; NaN where unmeasured, and everywhere if the table
+        lacks panel genes that the units need.
     spec
         Units of both.
     std
@@ -57,7 +57,7 @@ class Values:
     totals
         ``(n_spots,)``: sums of counts over all genes of the table; NaN without counts.
     on_tissue
-        ``(n_spots,)``: false for spots that the table says to lie beside the tissue; they are in no correlation.
+        ``(n_spots,)``: false for spots off the tissue, which correlations leave out.
     reliability
         Scores of each gene on held-out sections, if the card has them.
     """
@@ -74,13 +74,13 @@ class Values:
 
     @property
     def is_observed(self) -> NDArray[np.bool_]:
-        """``(n_genes,)``, True for genes that were measured in a spot at least."""
+        """``(n_genes,)``, True for genes measured in at least one spot."""
         return np.asarray(np.isfinite(self.observed).any(axis=0))
 
     def columns(self, genes: Sequence[str]) -> list[int]:
-        """Places of genes in the panel."""
+        """Indices of genes in the panel."""
         if not genes:
-            raise InvalidValueError("The list of genes is empty.", Advice("name one at least with {}", "genes"))
+            raise InvalidValueError("The list of genes is empty.", Advice("name at least one with {}", "genes"))
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown:
             raise NotFoundError(
@@ -123,15 +123,15 @@ def _suggest(gene: str, genes: Sequence[str]) -> list[str]:
 
 
 def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.int64]) -> Values:
-    """Read a prediction and what was observed, for some of its rows, in their order.
+    """Read a prediction and measured values, for some of its rows, in their order.
 
-    Units that depend on a sum over the panel, or on the number of genes, cannot be had from a table that lacks some of
-    the panel. Nothing is observed then, and a warning is logged.
+    Units that depend on the panel's sum or the number of genes cannot be computed from a table that lacks panel genes.
+    Then measured values are NaN, and a warning is logged.
 
     Parameters
     ----------
     sdata
-        Holds the prediction, and counts in the table of the spots if there are any.
+        Object with the prediction, and counts in the spots' table if there are any.
     key
         Key of the prediction.
     where
@@ -143,7 +143,7 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.
     try:
         prediction = get.stored_prediction(sdata, key, table_key=table_key)[rows]
     except StPredictError as error:
-        raise error.without({"genes"}) from error  # which are those to draw
+        raise error.without({"genes"}) from error  # the argument genes of plots is something else
     card = _card(prediction, key)
     spec = card.target
     holder = get.table_of(sdata, key, table_key=table_key)
@@ -168,7 +168,7 @@ def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.
 
 
 def _beside(prediction: AnnData, table: AnnData) -> NDArray[np.bool_]:
-    """Which spots of a prediction the table of the counts says to lie beside the tissue."""
+    """Spots of a prediction that are off the tissue by the table with the counts."""
     rows = rows_in(prediction, table)
     return (rows >= 0) & beside_tissue(table.obs)[rows]
 
@@ -177,7 +177,7 @@ def _card(prediction: AnnData, key: str) -> ModelCard:
     record = Record.read(prediction.uns, key)
     if record is None or record.card is None:
         raise InvalidValueError(
-            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] does not hold the card of its model.",
+            f"The units of {key!r} are unknown: .uns[{Keys.UNS!r}] lacks the card of its model.",
             'concatenate with anndata.concat(..., uns_merge="same") to keep it',
             "predict again",
         )
@@ -194,7 +194,7 @@ def _fill_observed(
     spec: TargetSpec,
     where: Where,
 ) -> None:
-    """Write the target and the count of each spot and gene that was measured, and the total count of each spot."""
+    """Write target, count and total count of the measured spots and genes."""
     counts = _counts(table, where.layer)
     if counts is None:
         return
@@ -210,7 +210,7 @@ def _fill_observed(
     counts = counts[rows_in(prediction, table)]
     summed = counts[:, columns[there]] if spec.over == "panel" else counts
     spec = spec.only(np.flatnonzero(there).tolist())
-    # nothing was measured in a spot without a count
+    # spots without counts count as unmeasured
     measured = np.asarray(summed.sum(axis=1)).ravel() > 0
     observed[np.ix_(measured, there)] = pp.to_target(counts[measured], spec, panel_index=columns[there])
     of_panel = counts[measured][:, columns[there]]
@@ -219,17 +219,19 @@ def _fill_observed(
 
 
 def _are_comparable(there: NDArray[np.bool_], spec: TargetSpec) -> bool:
-    """Whether the genes that are there have the units of the prediction; says what is drawn if some are missing."""
+    """Return whether the genes found can have the prediction's units; warn if some are missing."""
     n_missing, n_panel = int((~there).sum()), len(there)
     if n_panel == 1 and spec.is_relative and spec.over == "panel":
-        logger.warning("The units of the prediction, %s, are a constant for one gene: it is drawn alone.", spec.units)
+        logger.warning(
+            "The units of the prediction, %s, are constant for a single gene: only the prediction is drawn.", spec.units
+        )
         return False
     if not n_missing:
         return True
     if spec.transform == "log_proportion" or (spec.transform not in {"counts", "log1p"} and spec.over == "panel"):
         logger.warning(
             "%d of %d panel genes are not in the table. The units of the prediction, %s, need all of them, so observed "
-            "values would not compare: the prediction is drawn alone.",
+            "values would not be comparable: only the prediction is drawn.",
             n_missing,
             n_panel,
             spec.units,
@@ -251,7 +253,7 @@ def _counts(table: AnnData, layer: str | None) -> Any:
 
 
 def _match_genes(table: AnnData, panel: pd.Index, genes: GeneMatching) -> PanelMatch | None:
-    """Where the genes of the panel are in the table; ``None`` if it has none of them."""
+    """Match the panel to the table; ``None`` if it has none of the genes."""
     if table.n_vars == 0:
         return None
     try:
@@ -271,7 +273,7 @@ def _match_genes(table: AnnData, panel: pd.Index, genes: GeneMatching) -> PanelM
 
 
 def _join_duplicates(counts: Any, match: PanelMatch) -> Any:
-    """Return counts in which the first column of each gene has those of all of its columns, and the others none."""
+    """Return counts with all columns of a gene summed into its first column, and zeros in the others."""
     target = np.arange(counts.shape[1])
     for first, *others in match.columns:
         target[others] = first

@@ -1,4 +1,4 @@
-"""What is drawn of a section: its tissue, coarsely, and its spots, in level-0 pixels of the image."""
+"""View of a section for plots: coarse image and spots, in level-0 pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PANEL_WIDTH = 3.2
 """Width of a map in inches."""
 
 MAX_SIDE = 1200
-"""Pixels of the longer side of a view that are read at most twice over: more would not be seen in a figure."""
+"""Pixels of the longer side of a view; up to twice as many are read, more are invisible in a figure."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,7 @@ class View:
     Parameters
     ----------
     pixels
-        ``(height, width, 3)`` uint8.
+        ``(height, width, 3)`` uint8: image.
     box
         Left, top, right and bottom of ``pixels``, in level-0 pixels.
     spots
@@ -51,7 +51,7 @@ class View:
     rows
         ``(n_spots,)``: rows of the table of the prediction.
     outlines
-        ``(n_spots,)`` radii, or one ``(n_corners, 2)`` polygon a spot, in level-0 pixels.
+        ``(n_spots,)`` radii, or one ``(n_corners, 2)`` polygon per spot, in level-0 pixels.
     mpp
         Micrometres per level-0 pixel, if known.
     """
@@ -65,12 +65,12 @@ class View:
 
     @property
     def width(self) -> float:
-        """Width of what is shown, in level-0 pixels."""
+        """Width of the view in level-0 pixels."""
         return self.box[2] - self.box[0]
 
     @property
     def aspect(self) -> float:
-        """Height over width of what is shown."""
+        """Height of the view relative to its width."""
         return (self.box[3] - self.box[1]) / self.width
 
 
@@ -81,12 +81,12 @@ def read_section(
     *,
     margin: float | None,
 ) -> View:
-    """Read what is drawn of a section that has a prediction.
+    """Read the view of a section that has a prediction.
 
     Parameters
     ----------
     sdata
-        Holds image, spots and prediction.
+        Object with image, spots and prediction.
     key
         Key of the prediction.
     where
@@ -96,7 +96,7 @@ def read_section(
     """
     region, table_key = where.shapes_key, where.table_key
     holder = get.table_of(sdata, key, table_key=table_key)
-    # plots take no mapping
+    # plots do not accept a mapping
     image_key = find_image(sdata, cast("str | None", where.image_key), region=find_region(sdata, holder, region))
     reader = open_pyramid(sdata, image_key)
     spots = read_spots(sdata, image_key=image_key, table_key=holder, region=region)
@@ -122,7 +122,7 @@ def _view(reader: PyramidReader, spots: Spots, margin: float | None) -> tuple[fl
     (left, top), (right, bottom) = low - around, high + around
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise InvalidValueError(
-            f"All spots lie outside the image, which is {width} x {height} px; they are around {spots.xy[0]}."
+            f"All spots are outside the image ({width} x {height} px); the first is at {spots.xy[0]}."
         )
     return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
 
@@ -130,7 +130,7 @@ def _view(reader: PyramidReader, spots: Spots, margin: float | None) -> tuple[fl
 def read_view(
     reader: PyramidReader, box: tuple[float, float, float, float]
 ) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
-    """Read a part of an image, no finer than a figure can show.
+    """Read a region of an image, no finer than a figure can show.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def read_view(
 
     Returns
     -------
-    ``(height, width, 3)`` uint8, and the box that it covers exactly: ``box`` grown to whole pixels.
+    Pixels ``(height, width, 3)`` uint8, and the exact box that they cover: ``box`` extended to whole pixels.
     """
     side = max(box[2] - box[0], box[3] - box[1])
     level = max((i for i, d in enumerate(reader.downsamples) if side / d >= MAX_SIDE), default=0)
@@ -149,7 +149,7 @@ def read_view(
     left, top = (max(0, int(edge / downsample)) for edge in box[:2])
     right, bottom = min(width, -int(-box[2] // downsample)), min(height, -int(-box[3] // downsample))
     factor = max(1, max(right - left, bottom - top) // MAX_SIDE)
-    # in bands, so that an image without coarse levels is never in memory as a whole
+    # in bands, so that an image without coarse levels is never in memory whole
     band = factor * max(1, 1024 // factor)
     rows = [
         _reduce(reader.read(left, y, right - left, min(band, bottom - y), level=level), factor)
@@ -180,7 +180,7 @@ def _read_outlines(
 
 
 def _display_radii(spots: Spots) -> NDArray[np.float64]:
-    """Points have no size: half of the way to the neighbour is left free."""
+    """Return display radii; points get a radius of a quarter of the distance to their neighbours."""
     if len(spots) < 2:
         return np.full(len(spots), 1.0)
     distances, _ = KDTree(spots.xy).query(spots.xy, k=2)
@@ -188,7 +188,7 @@ def _display_radii(spots: Spots) -> NDArray[np.float64]:
 
 
 def _to_image(element: Any, image: Any) -> NDArray[np.float64]:
-    """``(3, 3)``; that all shared systems agree was checked when the centres were read."""
+    """Return the affine matrix ``(3, 3)``; reading the centres checked that shared coordinate systems agree."""
     of_element, of_image = get_transformation(element, get_all=True), get_transformation(image, get_all=True)
     system = min(of_element.keys() & of_image.keys())
     element_matrix, image_matrix = (t[system].to_affine_matrix(("x", "y"), ("x", "y")) for t in (of_element, of_image))
@@ -196,13 +196,13 @@ def _to_image(element: Any, image: Any) -> NDArray[np.float64]:
 
 
 def _corners(shape: Any) -> NDArray[np.float64]:
-    """Corners of a polygon; of several polygons, those of their hull."""
+    """Corners of a polygon, or of the hull of several polygons."""
     polygon = shape if shape.geom_type == "Polygon" else shape.convex_hull
     return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
 
 
 def check_style(*, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None) -> None:
-    """Refuse what cannot be drawn, before a figure is made."""
+    """Refuse invalid options before a figure is made."""
     check("tissue_strength", strength, Fraction)
     check("spot_scale", scale, Positive)
     check("margin", margin, NotNegative | None)
@@ -212,7 +212,7 @@ def check_style(*, strength: float, scale: float, percentiles: tuple[float, floa
 
 
 def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:
-    """Draw the tissue and nothing around it; ``strength`` 0 is white, 1 is not faded."""
+    """Draw the tissue without axes; ``strength`` 0 is white, 1 is not faded."""
     pixels = section.pixels
     if grey:
         pixels = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
@@ -223,20 +223,20 @@ def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool 
 
 
 def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: float = 1.0, **style: Any) -> Collection:
-    """Draw some of the spots as what they cover.
+    """Draw some of the spots in their shapes.
 
     Parameters
     ----------
     axes
-        Its data units are level-0 pixels.
+        Axes with level-0 pixels as data units.
     section
-        Whose spots.
+        Section of the spots.
     shown
         ``(n_spots,)``, True where a spot is drawn.
     scale
-        Size at which they are drawn, in times their true size.
+        Size of the spots relative to their true size.
     style
-        Of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the spots that are shown.
+        Style of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
     """
     collection: Collection
     if isinstance(section.outlines, np.ndarray):

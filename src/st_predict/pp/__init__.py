@@ -1,4 +1,4 @@
-"""Before training and prediction: which genes, which units, and spots where none were measured."""
+"""Preparation: gene panels, target units, lattices of spots, tissue and stain."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["check_counts", "dense", "read_counts"]
 
 
 def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | csr_array:
-    """Counts of ``adata.X``, or of a layer, ``(n_spots, n_vars)``; never a copy that is written to."""
+    """Counts of ``adata.X`` or of a layer, ``(n_spots, n_vars)``; may share memory with the table."""
     layer = check("layer", layer, Text | None)
     layers = sorted(filter(None, adata.layers))
     if layer is not None and layer not in adata.layers:
@@ -29,13 +29,13 @@ def read_counts(adata: AnnData, *, layer: str | None = None) -> NDArray[Any] | c
     if counts is None:
         raise InvalidValueError(
             f"The table has no .X; it has the layers {layers}.",
-            Advice("name the one with the raw counts with {}", "layer"),
+            Advice("name the layer with the raw counts with {}", "layer"),
         )
     return check_counts(counts)
 
 
 def check_counts(counts: Any) -> NDArray[Any] | csr_array:
-    """Return counts as an array or a CSR array, read into memory; refuse what cannot be counts."""
+    """Return counts as an array or a CSR array in memory; refuse values that are not counts."""
     counts = in_memory(counts)
     try:
         matrix: Any = csr_array(counts) if issparse(counts) else np.asarray(counts)
@@ -53,7 +53,7 @@ def check_counts(counts: Any) -> NDArray[Any] | csr_array:
 
 
 def in_memory(counts: Any) -> Any:
-    """Read lazy counts: of dask, or of a table that is backed by a file."""
+    """Load lazy counts: dask arrays, or a table backed by a file."""
     if hasattr(counts, "compute"):
         return counts.compute(scheduler="synchronous")
     return counts.to_memory() if hasattr(counts, "to_memory") else counts
@@ -68,7 +68,7 @@ def _check_values(values: NDArray[Any]) -> None:
         if n := int(bad.sum()):
             raise InvalidValueError(
                 f"{n} {'count is' if n == 1 else 'counts are'} {what}, the first is {values[bad][0]}. Raw counts are needed.",
-                Advice("if they are in a layer, name it with {}", "layer"),
+                Advice("name the layer that holds them with {}", "layer"),
             )
 
 

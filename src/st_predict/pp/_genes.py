@@ -1,4 +1,4 @@
-"""Rules that choose the genes of a panel."""
+"""Selection of gene panels."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Method = Literal["m2ost", "mean", "hvg", "spatial"]
 T = TypeVar("T")
 
 _ONLY_FOR = {"seed": "m2ost", "n_variable": "m2ost", "min_mean": "spatial", "fdr": "spatial"}
-"""Arguments that one method reads."""
+"""Arguments of a single method."""
 
 
 @shows_progress
-def select_panel(  # noqa: PLR0913  # rules have different parameters, and every one is a keyword
+def select_panel(  # noqa: PLR0913  # methods have different parameters, all keywords
     adatas: Sequence[AnnData | SpatialData],
     *,
     n_genes: int = 250,
@@ -59,81 +59,89 @@ def select_panel(  # noqa: PLR0913  # rules have different parameters, and every
     tissue_only: bool = True,
     progress: bool | None = None,
 ) -> list[str]:
-    """Choose a gene panel from raw counts.
+    """Select a gene panel from raw counts.
 
     Parameters
     ----------
     adatas
-        One table per section, or objects that hold one. They are not changed. For ``"spatial"``, a table that annotates
-        several regions is several sections.
+        One table per section, or objects that hold one; not changed. For ``"spatial"``, each region that a table
+        annotates is a section.
     n_genes
         Size of the panel.
     method
-        ``"m2ost"`` takes the ``n_variable`` genes of highest variance of each section, keeps those that are among them
-        in every section, and draws the panel from these at random :cite:p:`Wang2025`. ``"mean"`` takes the genes of
-        highest mean over all spots of all sections; a section that lacks a gene counts as zeros :cite:p:`He2020`.
-        ``"hvg"`` takes the highly variable genes of scanpy (flavor ``"seurat"``, on ``log1p`` of counts scaled to 10 000
-        a spot, with the section as batch) among the genes that all sections have. ``"spatial"`` takes the genes with
-        the highest spatial autocorrelation beyond sequencing depth; see the notes.
+        Selection method. ``"m2ost"`` draws the panel at random from the genes that are among the ``n_variable`` genes
+        of highest variance in every section :cite:p:`Wang2025`. ``"mean"`` takes the genes of highest mean over all
+        spots of all sections; genes that a section lacks count as zeros :cite:p:`He2020`. ``"hvg"`` takes scanpy's
+        highly variable genes (flavor ``"seurat"``, on ``log1p`` of counts scaled to 10 000 per spot, with the section
+        as batch) among the genes that all sections have. ``"spatial"`` takes the genes with the highest spatial
+        autocorrelation beyond sequencing depth; see the notes.
     seed
-        Random seed for the draw of ``"m2ost"``; by default 1553.
+        Random seed of ``"m2ost"``; by default 1553.
     n_variable
         Number of variable genes per section, for ``"m2ost"``; by default 1500.
     min_mean
-        Lowest mean count per spot, in every section, for ``"spatial"``; by default 1.
+        Minimum mean count per spot in every section, for ``"spatial"``; by default 1.
     fdr
-        False discovery rate within each section, for ``"spatial"``; by default 0.05, and 1 keeps all candidates.
+        False discovery rate per section, for ``"spatial"``; by default 0.05. 1 keeps all candidates.
     layer
         Layer with the raw counts; by default ``.X``.
     table_key
-        Table of each :class:`~spatialdata.SpatialData` object; may be left out if it has one.
+        Key of the table of each :class:`~spatialdata.SpatialData` object; optional if it has only one.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     id_column
         Column of ``.var`` with the identifiers of the genes; by default ``var_names``.
     duplicates
-        What to do with a gene that several columns carry: refuse, ``"sum"`` their counts, or take the ``"first"``.
+        Handling of genes with several columns: ``"error"`` refuses, ``"sum"`` adds their counts, ``"first"`` takes the
+        first.
     tissue_only
-        Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0).
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    The genes: in alphabetical order for ``"m2ost"``, the highest mean first for ``"mean"``, the most variable first
-    for ``"hvg"``, and the most autocorrelated first for ``"spatial"``.
+    Genes of the panel: in alphabetical order for ``"m2ost"``, by falling mean for ``"mean"``, variability for ``"hvg"``
+    and autocorrelation for ``"spatial"``.
 
     Raises
     ------
     KeyError
         If the table, layer or column does not exist.
     ValueError
-        If there is no section, a table has no counts, genes are duplicated in a table, counts are not counts, fewer than
-        ``n_genes`` genes are left, or an argument is not one of its choices or
-        is for another method. For ``"spatial"``, also if positions are
+        If ``adatas`` is empty, a table has no raw counts or duplicated genes, fewer than ``n_genes`` genes are left,
+        or an argument is not one of its choices or belongs to another method. For ``"spatial"``, also if positions are
         missing or not finite, or a section has fewer than 7 spots with counts.
 
     Notes
     -----
-    The published code of M2OST draws from a set, whose order changes from run to run. Here genes are sorted first and
-    drawn with :func:`numpy.random.default_rng`, so a seed always gives the same panel, but not the published one. Ties in
-    variance are broken by name, so the order of the genes in a table does not matter.
+    The published code of M2OST samples from a set, whose order changes between runs. Here genes are sorted and sampled
+    with :func:`numpy.random.default_rng`: a seed always gives the same panel, but not the published one. Ties in
+    variance are broken by name, so the order of genes in a table does not matter.
 
-    ``"spatial"`` works within each section, without its empty spots. Candidates are the genes with a mean count of at
-    least ``min_mean`` in every section. Counts become analytic Pearson residuals :cite:p:`Lause2021` (theta 100, total
-    over all genes of the table, proportions of the section, clipped at the square root of the number of spots), which
-    remove sequencing depth. Moran's I :cite:p:`Moran1950` of the residuals is computed on the graph of the 6 nearest
-    neighbours, with weights that sum to 1 per spot. One-sided p values come from a normal approximation whose variance is
-    that under random signs of the residuals; unlike the one under permutation, it allows residuals of overdispersed genes
-    to be larger where depth is. The false discovery rate is controlled over the candidates :cite:p:`Benjamini1995`. A gene passes if it
-    is significant in at least half of the sections. Genes that pass are ranked by the mean over sections of their rank of
-    Moran's I among the candidates. Other genes never fill the panel up. The log has the numbers of candidates and of
-    genes that pass.
+    ``"spatial"`` tests each section, without its empty spots. Candidates are genes with a mean count of at least
+    ``min_mean`` in every section. Counts become analytic Pearson residuals :cite:p:`Lause2021` (theta 100, total over
+    all genes of the table, proportions of the section, clipped at the square root of the number of spots), which remove
+    sequencing depth. Moran's I :cite:p:`Moran1950` of the residuals is computed on the graph of the 6 nearest
+    neighbours, with weights that sum to 1 per spot. One-sided p-values come from a normal approximation with the
+    variance under random signs of the residuals. Unlike the variance under permutation, it allows residuals of
+    overdispersed genes to grow with depth. The false discovery rate is controlled over the candidates
+    :cite:p:`Benjamini1995`. A gene passes if it is significant in at least half of the sections. Genes that pass are
+    ranked by the mean over sections of their rank of Moran's I among the candidates. The panel is never filled up with
+    other genes. The log has the numbers of candidates and of genes that pass.
 
-    Positions for ``"spatial"`` are ``.obsm["spatial"]`` of :class:`~anndata.AnnData`, and the spots that a table of a
-    :class:`~spatialdata.SpatialData` object annotates: in pixels of the image (:func:`st_predict.io.read_spots`) if
-    there is one image, else the centroids of the annotated element. Only distances matter.
+    Positions for ``"spatial"`` are ``.obsm["spatial"]`` of :class:`~anndata.AnnData`. For a
+    :class:`~spatialdata.SpatialData` object they are the annotated spots, in image pixels
+    (:func:`st_predict.io.read_spots`) if there is one image, else the centroids of the annotated element. Only relative
+    distances matter.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.pp.select_panel([sdata], n_genes=3, method="mean")
+    ['GENE8', 'GENE3', 'GENE6']
     """
     method, duplicates = check("method", method, Method), check("duplicates", duplicates, Duplicates)
     _refuse_without_effect(method, seed=seed, n_variable=n_variable, min_mean=min_mean, fdr=fdr)
@@ -174,13 +182,13 @@ def _as_list(adatas: Sequence[AnnData | SpatialData]) -> list[AnnData | SpatialD
 
 
 def _table_key(data: AnnData | SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
-    """Name of the table of the counts; ``None`` for AnnData, which is a table itself."""
+    """Key of the table with the counts; ``None`` for AnnData."""
     if isinstance(data, anndata.AnnData):
         return None
     check_data(data, argument="Each member of adatas")
     found = find_table(data, table_key, bin_um=bin_um)
     if found is None:
-        raise InvalidValueError("A SpatialData object has no table, so it has no counts to choose genes by.")
+        raise InvalidValueError("A SpatialData object has no table: selecting genes needs counts.")
     return found
 
 
@@ -233,7 +241,7 @@ def _highest_mean(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int) -
     for names, counts in sections:
         sums.update(dict(zip(names, counts.sum(axis=0, dtype=np.float64).tolist(), strict=True)))
     _check_enough(len(sums), n_genes, "genes are in the tables")
-    # All genes are divided by the same number of spots, so sums have the order of means.
+    # Sums have the order of means: the number of spots is the same for all genes.
     return sorted(sums, key=lambda name: (-sums[name], name))[:n_genes]
 
 
@@ -254,7 +262,7 @@ def _highly_variable(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int
 def _log_counts(names: pd.Index, counts: csr_array) -> AnnData:
     import scanpy as sc
 
-    # A spot without a count has no share to scale.
+    # Empty spots cannot be scaled.
     matrix = csr_matrix(counts[np.flatnonzero(counts.sum(axis=1) > 0)], dtype=np.float64)
     adata = anndata.AnnData(matrix, var=pd.DataFrame(index=names))
     sc.pp.normalize_total(adata, target_sum=1e4)
@@ -314,6 +322,6 @@ def _check_enough(n: int, n_genes: int, what: str, *ways: Advice) -> None:
         raise InvalidValueError(
             f"Asked for {n_genes} genes, but only {n} {what}.",
             *ways,
-            Advice("ask for fewer with {}", "n_genes"),
-            Advice("ask for fewer with {}, or name them", "panel"),
+            Advice("lower {}", "n_genes"),
+            Advice("lower {}, or list the genes", "panel"),
         )

@@ -1,4 +1,4 @@
-"""Spots where none were measured."""
+"""Lattices of spots for unmeasured slides."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["make_grid"]
 
 CHUNK = 50_000
-"""Spots whose tissue is looked up at once."""
+"""Number of spots whose tissue is looked up at once."""
 
 logger = logging.getLogger(__name__)
 
 
 @shows_progress
-def make_grid(  # noqa: PLR0913  # every one is a keyword
+def make_grid(  # noqa: PLR0913  # every argument is a keyword
     sdata: SpatialData,
     *,
     image_key: str | None = None,
@@ -51,32 +51,33 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
     key_added: str = Keys.GRID,
     progress: bool | None = None,
 ) -> None:
-    """Lay a lattice of spots over the tissue of an image, for slides where nothing was measured.
+    """Add a lattice of spots on the tissue of an image, for slides without measured spots.
 
     Parameters
     ----------
     sdata
-        Holds the image.
+        Object with the image.
     image_key
-        RGB image; may be left out if there is one, or if several show the same area: then the finest is taken.
+        Key of the RGB image; optional if there is only one, or if several show the same area: then the finest is used.
     pattern
-        Lattice of an assay by its name, instead of its numbers: ``"visium"`` (spots of 55 um, 100 um apart, hexagonal),
-        ``"visium_hd_2um"``, ``"visium_hd_8um"``, ``"visium_hd_16um"`` (bins side by side) or ``"legacy_st"`` (spots of 100 um, 200 um
-        apart).
+        Lattice of an assay, instead of pitch, diameter and layout: ``"visium"`` (spots of 55 um, 100 um apart,
+        hexagonal), ``"visium_hd_2um"``, ``"visium_hd_8um"``, ``"visium_hd_16um"`` (bins side by side) or
+        ``"legacy_st"`` (spots of 100 um, 200 um apart).
     pitch_um
         Distance between the centres of neighbouring spots, in micrometres; 100 by default.
     diameter_um
         Diameter of a spot, in micrometres; 55 by default.
     mpp
-        Micrometres per pixel of level 0; needed if ``sdata`` does not say, see :func:`st_predict.io.find_mpp`.
+        Micrometres per pixel (mpp) at level 0; required if :func:`st_predict.io.find_mpp` finds none.
     layout
-        ``"square"``, the default, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches, as in Visium.
+        ``"square"``, the default, or ``"hex"`` with rows shifted by half a pitch and columns counted in half pitches,
+        as in Visium.
     tissue_only
-        Keep only spots on tissue, as :func:`find_tissue` sees it.
+        Whether to keep only spots on the tissue found by :func:`find_tissue`.
     min_tissue
-        Share of the area of a spot that must be tissue.
+        Minimum share of a spot's area on tissue, from 0 to 1.
     key_added
-        Name of the shapes; it must be free.
+        Key of the new shapes; must not exist.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -85,16 +86,24 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
     Nothing; adds to ``sdata``:
 
     ``.shapes[key_added]`` : :class:`~geopandas.GeoDataFrame` of circles
-        In level-0 pixels and with all transformations of the image. The columns ``array_row`` and ``array_col`` are the
-        place on the lattice, which is centred on the image; the index is ``"{array_row}x{array_col}"``.
+        In level-0 pixels, with all transformations of the image. The columns ``array_row`` and ``array_col`` are the
+        position on the lattice, which is centred on the image; the index is ``"{array_row}x{array_col}"``.
 
     Raises
     ------
     KeyError
         If the image does not exist.
     ValueError
-        If ``key_added`` is taken; a pattern and its numbers are given; mpp is unknown; the lattice is finer than a pixel or coarser than the image; there is
-        no tissue; or an argument is not one of its choices.
+        If ``key_added`` exists; ``pattern`` is combined with pitch, diameter or layout; the mpp is unknown; the lattice
+        is finer than a pixel or coarser than the image; no tissue is found; or an argument is not one of its choices.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.pp.make_grid(sdata, pattern="visium")
+    >>> sorted(sdata["grid"].columns)
+    ['array_col', 'array_row', 'geometry', 'radius']
     """
     check_slide(sdata)
     spots = lattice_of(
@@ -107,7 +116,9 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
     key_added, tissue_only = check("key_added", key_added, Name), check("tissue_only", tissue_only, Flag)
     if key_added in sdata:
         raise InvalidValueError(
-            f"{key_added!r} is in sdata already.", Advice("choose another name with {}", "key_added"), "delete it first"
+            f"{key_added!r} already exists in sdata.",
+            Advice("choose another name with {}", "key_added"),
+            "delete it first",
         )
     image_key = find_image(sdata, image_key)
     found = find_mpp(sdata, image_key=image_key, mpp=mpp, required=True)
@@ -129,7 +140,7 @@ def make_grid(  # noqa: PLR0913  # every one is a keyword
 def _lattice(
     shape: tuple[int, int], pitch_um: float, mpp: Mpp, *, layout: Layout
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Row and column, and x and y, of every place of a lattice that is centred on the image."""
+    """Row and column, and x and y, of every position of a lattice centred on the image."""
     height, width = shape
     pitch = pitch_um / mpp.value
     source = f"at {mpp.value:.4g} um per pixel, from {mpp.source}"
@@ -139,7 +150,7 @@ def _lattice(
             Advice("give a larger one with {}", "pitch_um"),
             Advice("correct the resolution of the image with {}", "mpp"),
         )
-    # In Visium's way of counting, a step to the right is two columns and every second place is free.
+    # Visium counts columns in half pitches: neighbours in a row are two columns apart.
     step_y, step_x = (pitch, pitch) if layout == "square" else (pitch * math.sqrt(3) / 2, pitch / 2)
     n_rows, n_columns = int(height // step_y), int(width // step_x)
     if min(height, width) < pitch:
@@ -157,7 +168,7 @@ def _lattice(
 
 
 def _share(tissue: Tissue, xy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """Share of each spot that is tissue, at points that are spread evenly over it."""
+    """Share of each spot on tissue, from points spread evenly over it."""
     ticks = np.arange(-4, 5) / 4.5
     offsets = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
     offsets = radius * offsets[np.hypot(*offsets.T) <= 1]
@@ -171,8 +182,8 @@ def _check_any(kept: NDArray[np.bool_], tissue: Tissue, *, image_key: str, min_t
     if not kept.any():
         raise InvalidValueError(
             f"No tissue found in image {image_key!r}: {100 * tissue.mask.mean():.2g} % of it is tissue (contrast above "
-            f"{tissue.threshold:.3g}), and none of {len(kept)} spots is to at least {min_tissue:g} on it.",
-            Advice("ask for less tissue with {}", "min_tissue"),
+            f"{tissue.threshold:.3g}), and none of {len(kept)} spots has a share of at least {min_tissue:g} on it.",
+            Advice("lower {}", "min_tissue"),
             Advice("take spots everywhere with {}", "tissue_only", value=False),
         )
 

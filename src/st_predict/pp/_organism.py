@@ -1,4 +1,4 @@
-"""Whose genes these are, as far as identifiers tell."""
+"""Organism of gene identifiers."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ SCIENTIFIC = {
 }
 
 TITLE_CASE = {"mouse", "rat"}
-"""Organisms whose symbols are written as ``Erbb2``; those of the others known here are not."""
+"""Organisms whose symbols are written like ``Erbb2``; others use upper case."""
 
 _TRANSLATE = "translate genes to their orthologues first"
 
-_MOST = 0.75  # share of the names that has to agree; human genes such as C1orf112 do not
+_MOST = 0.75  # minimum share of names in agreement; human genes such as C1orf112 are exceptions
 
 
 def refuse_other_prefix(genes: Sequence[str], ids: Sequence[Sequence[str]], *, organism: str) -> None:
-    """Refuse a table whose Ensembl identifiers are of another organism than the panel.
+    """Refuse a table whose Ensembl identifiers belong to another organism than the panel.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def refuse_other_prefix(genes: Sequence[str], ids: Sequence[Sequence[str]], *, o
     ids
         Columns of identifiers of the table.
     organism
-        Organism of the panel; ``"unknown"`` if nobody says.
+        Organism of the panel; ``"unknown"`` if not given.
 
     Raises
     ------
@@ -69,29 +69,29 @@ def refuse_other_prefix(genes: Sequence[str], ids: Sequence[Sequence[str]], *, o
         there = _by_prefix(names)
         if expected is not None and there is not None and expected != there:
             raise InvalidValueError(
-                f"The panel is of {expected}, and the Ensembl identifiers of the table are of {there}, such as {_first(names)}.",
+                f"The panel's organism is {expected}, but the table has Ensembl identifiers of {there}, such as {_first(names)}.",
                 _TRANSLATE,
             )
 
 
 def refuse_other_case(genes: Sequence[str], ids: Sequence[str], *, organism: str, ignore_case: bool) -> None:
-    """Refuse a table whose symbols are written as those of another organism than the panel.
+    """Refuse a table whose symbols have the case of another organism than the panel.
 
     Parameters
     ----------
     genes
-        The panel, most of which is not in the table as it is written.
+        Panel; most of its genes are not in the table with the same case.
     ids
         Identifiers of the table.
     organism
-        Organism of the panel; ``"unknown"`` if nobody says.
+        Organism of the panel; ``"unknown"`` if not given.
     ignore_case
-        Whether case tells nothing; it is believed unless the organism is known.
+        Whether matching ignores case; this check then only applies if the organism is known.
 
     Raises
     ------
     InvalidValueError
-        If the case of the symbols is that of another organism.
+        If the symbols have the case of another organism.
     """
     known, theirs = _common_name(organism), _is_title_case(ids)
     if known is not None:
@@ -100,15 +100,11 @@ def refuse_other_case(genes: Sequence[str], ids: Sequence[str], *, organism: str
         ours = None if ignore_case else _is_title_case(genes)
     if ours is None or theirs is None or ours == theirs:
         return
-    what = f"The panel is of {known}" if known else f"Symbols of the panel are written as {_first(genes)}"
-    ways = (
-        ()
-        if known
-        else (Advice("for the same organism, ignore the case of letters with {}", "ignore_case", value=True),)
-    )
+    what = f"The panel's organism is {known}" if known else f"Panel symbols are written like {_first(genes)}"
+    ways = () if known else (Advice("if the organism is the same, ignore case with {}", "ignore_case", value=True),)
     raise InvalidValueError(
-        f"{what}, and symbols of the table are written as {_first(ids)}, as in "
-        f"{'mouse and rat' if theirs else 'human'}: this is another organism.",
+        f"{what}, but the table has symbols like {_first(ids)}, as in "
+        f"{'mouse and rat' if theirs else 'human'}: another organism.",
         _TRANSLATE,
         *ways,
     )
@@ -130,7 +126,7 @@ def _by_prefix(names: Iterable[str]) -> str | None:
 
 
 def _is_title_case(names: Iterable[str]) -> bool | None:
-    """Whether symbols are written as ``Erbb2`` (true) or ``ERBB2`` (false); ``None`` if neither is the rule."""
+    """Whether symbols are written like ``Erbb2`` (true) or ``ERBB2`` (false); ``None`` if mixed."""
     letters = ["".join(filter(str.isalpha, name)) for name in names if ENSEMBL.fullmatch(name) is None]
     symbols = [name for name in letters if len(name) > 1]
     n_title, n_upper = sum(map(str.istitle, symbols)), sum(map(str.isupper, symbols))

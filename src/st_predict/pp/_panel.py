@@ -1,4 +1,4 @@
-"""Where the genes of a panel are in a table."""
+"""Matching of panel genes to the columns of a table."""
 
 from __future__ import annotations
 
@@ -36,29 +36,40 @@ logger = logging.getLogger(__name__)
 
 
 def read_panel(path: PathLike[str] | str) -> list[str]:
-    """Read a gene panel from a text file, one gene a line.
+    r"""Read a gene panel from a text file with one gene per line.
 
     Parameters
     ----------
     path
-        UTF-8 text. Blank lines do not count.
+        UTF-8 text file; blank lines are skipped.
 
     Returns
     -------
-    The genes, in the order of the file.
+    Genes in the order of the file.
 
     Raises
     ------
     ValueError
-        If the file has no gene, a gene twice, or a line that is not one gene.
+        If the file is empty, repeats a gene, or has a line that is not a single gene.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "panel.txt")
+    ...     _ = path.write_text("ERBB2\nESR1\n")
+    ...     stp.pp.read_panel(path)
+    ['ERBB2', 'ESR1']
     """
     file = check("path", path, File)
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except IsADirectoryError as error:
-        raise InvalidValueError(f"path must be a file, and {str(path)!r} is a folder.") from error
+        raise InvalidValueError(f"path must be a file, got the folder {str(path)!r}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidValueError(f"{str(file)!r} is not a text in UTF-8 ({error}).", "save it as UTF-8") from error
+        raise InvalidValueError(f"{str(file)!r} is not UTF-8 text ({error}).", "save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
         if re.search(r"[\s,;]", line):
             raise InvalidValueError(
@@ -66,7 +77,7 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
             )
     genes = [line for line in lines if line]
     if not genes:
-        raise InvalidValueError(f"{path} holds no gene.", "write one gene per line")
+        raise InvalidValueError(f"{path} has no genes.", "write one gene per line")
     _check_unique(genes, where=str(path))
     return genes
 
@@ -85,25 +96,35 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PanelMatch:
-    """Where the genes of a panel are in a table.
+    """Columns of a table that hold the genes of a panel; returned by :func:`align_panel`.
 
     Parameters
     ----------
     matched
-        Genes of the panel that the table has, in the order and spelling of the panel.
+        Panel genes found in the table, in the panel's order and spelling.
     missing
-        Genes of the panel that the table has not.
+        Panel genes not found in the table.
     duplicated
-        Matched genes that more than one column of the table carries.
+        Matched genes with more than one column in the table.
     how
-        For each matched gene, ``"exact"``, ``"version"`` (Ensembl identifiers equal but for the version), ``"case"`` or
-        ``"alias"`` (another name of the gene in the table of aliases).
+        Kind of match per matched gene: ``"exact"``, ``"version"`` (Ensembl identifiers that differ in version),
+        ``"case"`` or ``"alias"`` (another name in the table of aliases).
     source
-        Where the ids of the table were read: ``"var_names"`` or the name of a column of ``.var``.
+        Source of the table's identifiers: ``"var_names"`` or a column of ``.var``.
     columns
-        For each matched gene, the columns of the table whose counts make up its count.
+        Columns of the table to sum, per matched gene.
     var_names
-        Those of the table, by which it is known again.
+        ``var_names`` of the table, to recognise it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> from anndata import AnnData
+    >>> table = AnnData(var=pd.DataFrame(index=["ERBB2", "ESR1", "VIM"]))
+    >>> match = stp.pp.align_panel(table, ["VIM", "GATA3"], missing="drop")
+    >>> match.matched, match.missing, match.columns
+    (('VIM',), ('GATA3',), ((2,),))
     """
 
     matched: tuple[str, ...]
@@ -125,7 +146,7 @@ class PanelMatch:
         )
 
     def only(self, genes: Sequence[str]) -> PanelMatch:
-        """Return the match of some of the matched genes, in the order given.
+        """Return the match of a subset of the matched genes, in the given order.
 
         Parameters
         ----------
@@ -136,7 +157,7 @@ class PanelMatch:
             return self
         places = {gene: i for i, gene in enumerate(self.matched)}
         if unknown := [gene for gene in genes if gene not in places]:
-            raise NotFoundError(f"{len(unknown)} genes are not among those that were matched: {_some(unknown)}.")
+            raise NotFoundError(f"{len(unknown)} genes were not matched: {_some(unknown)}.")
         kept = [places[gene] for gene in genes]
         return replace(
             self,
@@ -147,12 +168,12 @@ class PanelMatch:
         )
 
     def take(self, counts: NDArray[Any] | csr_array) -> NDArray[np.float64]:
-        """Counts of the matched genes, summed where a gene has several columns.
+        """Return counts of the matched genes, summed over the columns of a gene.
 
         Parameters
         ----------
         counts
-            ``(n_spots, n_vars)`` of the table that was matched.
+            ``(n_spots, n_vars)``: counts of the matched table.
 
         Returns
         -------
@@ -179,51 +200,62 @@ def align_panel(
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     organism: str = "unknown",
 ) -> PanelMatch:
-    """Find the genes of a panel in a table.
+    """Match the genes of a panel to the columns of a table.
 
-    Identifiers are compared as they are; then, for Ensembl identifiers, without their version
-    (``ENSG00000141510.12``); then without regard to case, and by ``aliases``, if these are given.
+    Identifiers are compared exactly first, then without the version (Ensembl, ``ENSG00000141510.12``). If requested,
+    case is ignored next, and ``aliases`` are used last.
 
     Parameters
     ----------
     adata
         Table; only ``.var`` is read.
     panel
-        Symbols or Ensembl identifiers.
+        Gene symbols or Ensembl identifiers.
     id_column
-        Column of ``.var`` with identifiers like those of the panel. By default ``var_names`` if they are of the same type
-        as the panel, and otherwise the one column of ``.var`` that has genes of the panel.
+        Column of ``.var`` with identifiers of the panel's type. By default ``var_names`` if they have this type, else
+        the only column of ``.var`` that has genes of the panel.
     gene_id_type
-        Type of the identifiers of the panel; by default Ensembl if most of them look so.
+        Type of the panel's identifiers; by default Ensembl if most of them look like Ensembl identifiers.
     duplicates
-        What to do with a gene of the panel that several columns carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of panel genes with several columns: ``"error"`` refuses, ``"sum"`` adds their counts, ``"first"``
+        takes the first.
     missing
-        What to do with genes of the panel that are not in the table: refuse, or ``"drop"`` them from the panel.
+        Handling of panel genes that the table lacks: ``"error"`` refuses, ``"drop"`` removes them from the panel.
     ignore_case
-        Whether ``"MIR205HG"`` and ``"mir205hg"`` are the same symbol. Off by default, as case tells a symbol of mouse from
-        one of human.
+        Whether ``"MIR205HG"`` and ``"mir205hg"`` are the same symbol. By default not, because case distinguishes mouse
+        from human symbols.
     aliases
-        Table of old and current symbols, in the form of HGNC's complete set: path of the tab-separated file, or a data
-        frame with ``symbol`` and at least one of ``prev_symbol``, ``alias_symbol`` and ``ensembl_gene_id``. Several names are
-        separated by ``|``. Names that belong to several genes do not count.
+        Table of previous and current symbols, in the format of HGNC's complete set: path of the tab-separated file, or
+        a data frame with ``symbol`` and at least one of ``prev_symbol``, ``alias_symbol`` and ``ensembl_gene_id``.
+        Several names are separated by ``|``. Names shared by several genes are ignored.
     organism
-        Organism of the panel, by its common or scientific name. Ensembl prefixes and the case of symbols show whether the
-        table is of another one.
+        Common or scientific name of the panel's organism. A table from another organism is recognised by Ensembl
+        prefixes and the case of symbols.
 
     Returns
     -------
-    What was found and where; a summary is logged.
+    Match of the panel; a summary is logged.
 
     Raises
     ------
     KeyError
         If ``id_column`` does not exist, or genes are missing.
     ValueError
-        If the panel is empty or names a gene twice, its genes are duplicated in the table, the table is of another organism
-        or has identifiers of another type only, several columns could be meant, or an argument is not one of its choices.
+        If the panel is empty or repeats a gene, its genes are duplicated in the table, the table is from another
+        organism or only has identifiers of another type, the column is ambiguous, or an argument is not one of its
+        choices.
     FileNotFoundError
-        If there is no file ``aliases``.
+        If the file ``aliases`` does not exist.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> from anndata import AnnData
+    >>> table = AnnData(var=pd.DataFrame(index=["ENSG00000141736.14", "ENSG00000091831.25"]))
+    >>> match = stp.pp.align_panel(table, ["ENSG00000141736"])
+    >>> print(match)
+    1 of 1 panel genes found in var_names (0 exactly, 1 by version); 0 missing, 0 duplicated.
     """
     check_table(adata)
     organism = check("organism", organism, Text)
@@ -278,15 +310,15 @@ def _find_source(adata: AnnData, genes: list[str], *, id_type: GeneIdType, match
         return columns[0]
     if columns:
         raise InvalidValueError(
-            f"Several columns of .var have genes of the panel: {columns}.", Advice("choose one with {}", "id_column")
+            f"Several columns of .var have panel genes: {columns}.", Advice("choose one with {}", "id_column")
         )
     if same_type or matching.aliases is not None:
         return "var_names"
     raise InvalidValueError(
-        f"The panel holds identifiers of the type {id_type!r} ({_some(genes)}), var_names hold another "
-        f"({_some(list(adata.var_names))}), and no column of .var has genes of the panel; .var has {list(adata.var)}.",
+        f"The panel has identifiers of the type {id_type!r} ({_some(genes)}), var_names have another "
+        f"({_some(list(adata.var_names))}), and no column of .var has panel genes; .var has {list(adata.var)}.",
         f"add a column of {id_type} identifiers to .var",
-        "give a panel with the identifiers of the table",
+        "use a panel with the table's identifiers",
         Advice("give a table that translates them (columns 'symbol' and 'ensembl_gene_id') with {}", "aliases"),
     )
 
@@ -301,7 +333,7 @@ def _ids(adata: AnnData, source: str) -> list[str]:
 
 
 def _look_up(genes: list[str], ids: list[str], matching: GeneMatching) -> dict[str, tuple[Way, list[int]]]:
-    """Way and columns of each gene that is found."""
+    """Kind of match and columns of each gene found."""
     exact, stems = _columns_of(ids), _columns_of(map(unversioned, ids))
     upper = _columns_of(name.upper() for name in ids) if matching.ignore_case else {}
     found: dict[str, tuple[Way, list[int]]] = {}
@@ -318,7 +350,7 @@ def _look_up(genes: list[str], ids: list[str], matching: GeneMatching) -> dict[s
 
 
 def _refuse_same_gene(found: Mapping[str, tuple[Way, list[int]]]) -> None:
-    """Refuse genes of the panel that are one gene of the table, whose counts would count twice."""
+    """Refuse panel genes that match the same gene of the table, because its counts would be used twice."""
     genes: dict[int, str] = {}
     for gene, (_, columns) in found.items():
         if (other := genes.setdefault(columns[0], gene)) != gene:
@@ -331,7 +363,7 @@ def _refuse_same_gene(found: Mapping[str, tuple[Way, list[int]]]) -> None:
 def _by_alias(
     genes: list[str], ids: list[str], aliases: GeneAliases, found: Mapping[str, tuple[Way, list[int]]]
 ) -> dict[str, tuple[Way, list[int]]]:
-    """Columns of the genes that have another name in the table; columns of other genes of the panel are not taken."""
+    """Columns of genes with another name in the table, except columns of other panel genes."""
     taken = {column for _, columns in found.values() for column in columns}
     columns: dict[int, list[int]] = {}
     for column, name in enumerate(ids):
@@ -392,15 +424,13 @@ def _refuse(match: PanelMatch, ids: list[str], matching: GeneMatching) -> None:
 def _ways_out(match: PanelMatch, ids: list[str], matching: GeneMatching) -> list[str | Advice]:
     ways: list[str | Advice] = []
     if n_other_case := len({gene.upper() for gene in match.missing} & {name.upper() for name in ids}):
-        ways.append(
-            Advice(f"take the {n_other_case} that are there in another case with {{}}", "ignore_case", value=True)
-        )
+        ways.append(Advice(f"match the {n_other_case} genes that differ in case with {{}}", "ignore_case", value=True))
     if match.matched:
         ways.append(Advice("leave them out with {}", "missing", "drop"))
     else:
-        ways.append(f"look for the right table: the genes of this one are {_some(ids)} (in {match.source})")
+        ways.append(f"check the table, whose genes are {_some(ids)} (in {match.source})")
     if matching.id_column is None:
-        ways.append(Advice("name the column of .var with other identifiers with {}", "id_column"))
+        ways.append(Advice("name another column of .var with identifiers with {}", "id_column"))
     if matching.aliases is None:
-        ways.append(Advice("give a table of old symbols with {}", "aliases"))
+        ways.append(Advice("give a table of previous symbols with {}", "aliases"))
     return ways

@@ -1,4 +1,4 @@
-"""Patterns of spots of assays, for lattices where nothing was measured."""
+"""Spot patterns of assays, for lattices on unmeasured slides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pattern: TypeAlias = Literal["visium", "visium_hd_2um", "visium_hd_8um", "visium
 
 @dataclass(frozen=True, slots=True)
 class SpotPattern:
-    """Distance between spots and their diameter, in micrometres, and their layout."""
+    """Spot pitch and diameter in micrometres, and layout."""
 
     pitch_um: float = 100.0
     diameter_um: float = 55.0
@@ -29,13 +29,13 @@ PATTERNS: dict[Pattern, SpotPattern] = {
     "visium_hd_16um": SpotPattern(pitch_um=16, diameter_um=16),
     "legacy_st": SpotPattern(pitch_um=200, diameter_um=100),
 }
-"""As the manufacturer gives them; bins of Visium HD are squares, and the diameter is their side."""
+"""Patterns as specified by the manufacturers. Bins of Visium HD are squares; the diameter is their side."""
 
 
 def lattice_of(
     pattern: Pattern | None, *, pitch_um: float | None, diameter_um: float | None, layout: Layout | None
 ) -> SpotPattern:
-    """Return the lattice that is asked for, by its name or its numbers.
+    """Return the lattice by its name, or by pitch, diameter and layout.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def lattice_of(
         )
     if given:
         raise InvalidValueError(
-            f"The pattern {pattern!r} has a pitch, a diameter and a layout, and {sorted(given)} are given too.",
+            f"The pattern {pattern!r} sets pitch, diameter and layout, but {sorted(given)} are given too.",
             Advice("leave out {}", "pattern"),
             f"leave out {sorted(given)}",
         )

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 __all__ = ["THETA", "pearson_residuals"]
 
 THETA = 100.0
-"""Overdispersion of the negative binomial, as recommended by the publication."""
+"""Inverse overdispersion of the negative binomial recommended by :cite:t:`Lause2021`."""
 
 IN_CACHE = 2**16
-"""Number of values computed at a time; arrays that a cache of the processor holds are several times as fast."""
+"""Number of values per step; arrays that fit into the processor's cache are several times as fast."""
 
 
 def pearson_residuals(
@@ -26,24 +26,35 @@ def pearson_residuals(
     theta: float = THETA,
     clip: float | None = None,
 ) -> NDArray[np.float64]:
-    """Return ``(c - mu) / sqrt(mu + mu**2 / theta)`` with ``mu = total * proportion``.
+    """Compute analytic Pearson residuals :cite:p:`Lause2021`.
+
+    They are ``(count - mu) / sqrt(mu + mu**2 / theta)`` with ``mu = total * proportion``.
 
     Parameters
     ----------
     counts
-        ``(n_spots, n_genes)`` raw counts.
+        ``(n_spots, n_genes)``: raw counts.
     totals
-        ``(n_spots,)`` sums of counts over all genes of the table.
+        ``(n_spots,)``: total counts over all genes of the table.
     proportions
-        ``(n_genes,)`` shares of each gene in all counts.
+        ``(n_genes,)``: share of each gene in all counts.
     theta
-        Overdispersion of the negative binomial.
+        Inverse overdispersion of the negative binomial; the variance is ``mu + mu**2 / theta``.
     clip
-        Largest absolute value; ``None`` does not clip.
+        Maximum absolute value; ``None`` does not clip.
 
     Returns
     -------
-    ``(n_spots, n_genes)``; 0 where nothing is expected.
+    ``(n_spots, n_genes)``; 0 where ``mu`` is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import st_predict as stp
+    >>> counts = np.array([[5, 0], [5, 10]])
+    >>> stp.pp.pearson_residuals(counts, np.array([100, 100]), np.array([0.05, 0.05])).round(1)
+    array([[ 0. , -2.2],
+           [ 0. ,  2.2]])
     """
     residuals = np.empty(counts.shape)
     rows = max(1, IN_CACHE // max(1, counts.shape[1]))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["PlacedCounts", "find_places", "rank_spatial"]
 
 N_NEIGHBOURS = 6
-"""Neighbours per spot: those of the hexagonal lattice of Visium."""
+"""Number of neighbours per spot, as on the hexagonal lattice of Visium."""
 
 BLOCK = 2**23
 """Number of residuals held in memory at a time."""
@@ -69,11 +69,11 @@ def find_places(
     Parameters
     ----------
     data
-        The table, or the object that holds it.
+        Table, or the object that holds it.
     table
-        The table; each region that it annotates is one section.
+        Table; each annotated region is a section.
     table_key
-        Name of the table, if ``data`` is a :class:`~spatialdata.SpatialData` object.
+        Key of the table, if ``data`` is a :class:`~spatialdata.SpatialData` object.
     label
         Name of the table, for messages.
 
@@ -86,7 +86,7 @@ def find_places(
     KeyError
         If a region is not an element of ``data``.
     ValueError
-        If there are no positions, or they are not finite.
+        If positions are missing or not finite.
     """
     regions, region_key, instance_key = _annotated(table)
     places = {}
@@ -108,7 +108,7 @@ def find_places(
 
 
 def _annotated(table: AnnData) -> tuple[list[Any], Any, Any]:
-    """Regions, their column and the column of instances; one region ``None`` for a table that annotates nothing."""
+    """Regions, their column and the instance column; the only region is ``None`` if the table annotates nothing."""
     try:
         regions, region_key, instance_key = get_table_keys(table)
     except ValueError:
@@ -121,18 +121,18 @@ def _annotated(table: AnnData) -> tuple[list[Any], Any, Any]:
 def _stored_xy(table: AnnData, label: str) -> NDArray[np.float64]:
     if Keys.SPATIAL not in table.obsm:
         raise InvalidValueError(
-            f"{label} has no positions of its spots, which the rule 'spatial' needs; .obsm has {sorted(table.obsm)}.",
+            f"{label} has no spot positions, which the method 'spatial' needs; .obsm has {sorted(table.obsm)}.",
             f"store x and y in .obsm[{Keys.SPATIAL!r}]",
-            "give the SpatialData object with the shapes of the spots",
-            Advice("choose genes by another rule with {}", "method"),
+            "pass the SpatialData object with the spots' shapes",
+            Advice("select genes by another method with {}", "method"),
             Advice("name the genes with {}", "panel"),
         )
     try:
         xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"{label} has .obsm[{Keys.SPATIAL!r}] that is not numbers: {error}.") from error
+        raise InvalidValueError(f".obsm[{Keys.SPATIAL!r}] of {label} must be numbers: {error}.") from error
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise InvalidValueError(f"{label} has .obsm[{Keys.SPATIAL!r}] of shape {xy.shape}; it must be (n_obs, 2).")
+        raise InvalidValueError(f".obsm[{Keys.SPATIAL!r}] of {label} must have the shape (n_obs, 2), got {xy.shape}.")
     return xy
 
 
@@ -149,20 +149,20 @@ def _centroids(sdata: SpatialData, region: str, instances: pd.Series, label: str
 
 
 def rank_spatial(sections: Sequence[PlacedCounts], *, min_mean: float, fdr: float) -> tuple[list[str], int]:
-    """Rank the genes that are spatially autocorrelated.
+    """Rank the spatially autocorrelated genes.
 
     Parameters
     ----------
     sections
         Counts and positions of each section.
     min_mean
-        Lowest mean count per spot, in every section.
+        Minimum mean count per spot in every section.
     fdr
-        False discovery rate within a section.
+        False discovery rate per section.
 
     Returns
     -------
-    Genes that pass in at least half of the sections, the most autocorrelated first, and the number of candidates.
+    Genes that pass in at least half of the sections, by falling autocorrelation, and the number of candidates.
     """
     kept = [_without_empty(section) for section in sections]
     candidates = _candidates(kept, min_mean)
@@ -192,7 +192,7 @@ def _without_empty(section: PlacedCounts) -> PlacedCounts:
             f"{section.label} has {len(measured)} spots with counts; spatial autocorrelation needs at least "
             f"{N_NEIGHBOURS + 1}.",
             "leave this section out",
-            Advice("choose genes by another rule with {}", "method"),
+            Advice("select genes by another method with {}", "method"),
             Advice("name the genes with {}", "panel"),
         )
     if n_empty := section.counts.shape[0] - len(measured):

@@ -1,4 +1,4 @@
-"""Measure how a slide is stained, with squidpy."""
+"""Stain of a slide, measured with squidpy."""
 
 from __future__ import annotations
 
@@ -29,47 +29,47 @@ __all__ = ["fit_stain"]
 logger = logging.getLogger(__name__)
 
 SIZE = 2000
-"""Longest side of the picture that colours are measured on, at most; a coarse level of the image."""
+"""Maximum longer side of the image on which colours are measured, in pixels; a coarse level."""
 
 LEAST = 1000
-"""Pixels of tissue from which on a stain is measured."""
+"""Minimum number of tissue pixels to measure a stain."""
 
-_WAYS = (Advice("leave out {}", "stain"), "take a network that was trained without a stain")
+_WAYS = (Advice("leave out {}", "stain"), "use a network trained without stain normalisation")
 
 
 @shows_progress
 def fit_stain(
     sdata: SpatialData, method: Method = "macenko", *, image_key: str | None = None, progress: bool | None = None
 ) -> Stain:
-    """Measure how the tissue of a slide is stained, as a reference for others.
+    """Measure the stain of a slide, as a reference for stain normalisation.
 
-    The measuring is that of squidpy (``squidpy.experimental.im.fit_stain_reference``, version 1.8.2 or newer), on the tissue that
-    :func:`find_tissue` sees, at a coarse level of the image.
+    Uses ``squidpy.experimental.im.fit_stain_reference`` (squidpy 1.8.2 or newer) on the tissue that :func:`find_tissue`
+    finds, at a coarse level of the image.
 
     Parameters
     ----------
     sdata
-        Holds the image; it is not changed.
+        Object with the image; it is not changed.
     method
-        ``"macenko"``: directions of haematoxylin and eosin in optical density :cite:p:`Macenko2009`. ``"reinhard"``: mean and spread of
-        lightness and colours :cite:p:`Reinhard2001`.
+        ``"macenko"``: directions of haematoxylin and eosin in optical density :cite:p:`Macenko2009`. ``"reinhard"``:
+        mean and standard deviation of lightness and colours :cite:p:`Reinhard2001`.
     image_key
-        RGB image; may be left out if there is one.
+        Key of the RGB image; optional if there is only one.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    The stain, for ``stain=`` of :func:`st_predict.tl.train` and :func:`st_predict.tl.predict`.
+    Stain, for the argument ``stain`` of :func:`st_predict.tl.train` and :func:`st_predict.tl.predict`.
 
     Raises
     ------
     KeyError
         If the image does not exist.
     ModuleNotFoundError
-        If squidpy is not installed, or is older than 1.8.2.
+        If squidpy is not installed or older than 1.8.2.
     ValueError
-        If there is too little tissue, or no two stains can be told apart in it, as on a slide with one stain.
+        If there is too little tissue, or it does not have two distinct stains, as on a slide with a single stain.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def fit_stain(
 
 
 def _read(reader: PyramidReader, downsample: float, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Picture with the pixels of the mask: every nth pixel of the level that it was made of, ``(height, width, 3)``."""
+    """Image at the mask's resolution: every nth pixel of its level, ``(height, width, 3)``."""
     level = max(i for i, own in enumerate(reader.downsamples) if own <= downsample * (1 + 1e-6))
     step = round(downsample / reader.downsamples[level])
     height, width = reader.level_shapes[level]
@@ -114,15 +114,15 @@ def _fit(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], method: Method, key
         found = fit(slide, "slide", method=method)
     except (RuntimeError, ValueError) as error:
         raise InvalidValueError(
-            f"No stain by {method!r} can be measured on image {key!r}: {error}",
+            f"The stain of image {key!r} cannot be measured by {method!r}: {error}",
             *_WAYS,
-            Advice("take another one with {}", "method"),
+            Advice("choose another method with {}", "method"),
         ) from error
     return Stain.of_macenko(found.stain_matrix) if method == "macenko" else Stain.of_reinhard(found.mu, found.sigma)
 
 
 def _squidpy() -> Callable[..., Any]:
-    """Function of squidpy that measures a stain."""
+    """Return squidpy's function that measures a stain."""
     try:
         from squidpy.experimental.im import fit_stain_reference
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Counts to the values that a model predicts, and back."""
+"""Targets: counts in the units that a model predicts, and back."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
+    from scipy.sparse import sparray, spmatrix
 
 __all__ = [
     "Target",
@@ -39,33 +40,44 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FEW_GENES, OTHER = 20, 3.0
-"""The share of a panel of at least so many genes in all counts does not differ by such a factor between tissues of a kind."""
+"""Panels of at least this many genes whose share of all counts differs by more than this factor have tables with other genes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Target(ShortRepr):
-    """What the spots of a table have to be predicted as.
+    """Targets of the spots of a table; returned by :func:`make_target`.
 
     Parameters
     ----------
     values
-        ``(n_spots, n_genes)`` float32, in the units of ``spec``.
+        ``(n_spots, n_genes)`` float32: targets in the units of ``spec``.
     genes
-        The ``n_genes`` names of the panel, in order.
+        Names of the panel's genes, in order.
     rows
-        ``(n_spots,)`` int64: row of the table that each row of ``values`` comes from.
+        ``(n_spots,)`` int64: row of the table for each row of ``values``.
     counts
         ``(n_spots, n_genes)`` float32: raw counts of the panel.
     totals
-        ``(n_spots,)`` float64: sum of counts of each spot, over the genes that ``spec.over`` says.
+        ``(n_spots,)`` float64: total count of each spot, over the genes of ``spec.over``.
     table_totals
-        ``(n_spots,)`` float64: sum of counts of each spot, over all genes of the table.
+        ``(n_spots,)`` float64: total count of each spot, over all genes of the table.
     dropped
-        Names of the spots that were left out because their sum is zero.
+        Names of the spots left out because of their zero total.
     spec
-        Units.
+        Units of the targets.
     n_summed
-        Number of genes that ``totals`` runs over.
+        Number of genes in ``totals``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> from anndata import AnnData
+    >>> table = AnnData(np.array([[1, 3], [0, 0]]), var=pd.DataFrame(index=["ERBB2", "VIM"]))
+    >>> target = stp.pp.make_target(table, ["VIM"], stp.specs.TargetSpec(transform="log1p", over="all"))
+    >>> len(target), target.rows, target.dropped
+    (1, array([0]), ('1',))
     """
 
     values: NDArray[np.float32]
@@ -92,39 +104,50 @@ def make_target(
     tissue_only: bool = True,
     label: str | None = None,
 ) -> Target:
-    """Turn the counts of a table into targets; spots without a count are left out.
+    """Turn the counts of a table into targets, without empty spots.
 
     Parameters
     ----------
     adata
         Table with raw counts; it is not changed.
     panel
-        Genes to predict, in order. A list is matched as :func:`align_panel` does by default; for other choices pass
-        what :func:`align_panel` returned.
+        Genes to predict, in order: a list, matched by the defaults of :func:`align_panel`, or the result of
+        :func:`align_panel`.
     spec
         Units of the target.
     layer
         Layer with the counts; by default ``adata.X``.
     min_counts
-        Least sum of the counts of the panel; spots with fewer are left out.
+        Minimum panel counts per spot; spots with fewer are left out.
     tissue_only
-        Whether to leave out spots whose ``in_tissue`` in ``.obs`` is 0.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0).
     label
         Name of the section, for messages.
 
     Returns
     -------
-    The target. Spots beside the tissue are left out; how many is logged. Spots whose sum, over the genes that ``spec.over`` says, is zero are dropped whatever the transform:
-    nothing was measured there. How many is logged.
+    Targets, without spots off the tissue and without spots whose total over the genes of ``spec.over`` is zero,
+    whatever the transform. The numbers left out are logged.
 
     Raises
     ------
     KeyError
         If the layer does not exist, or panel genes are missing.
     ValueError
-        If the table is empty, counts are negative, not whole or not finite, genes are duplicated, no spot has a count,
-        ``panel`` was matched with another table, ``spec`` lacks what training has to set, or is relative to a sum over one
-        gene.
+        If the table is empty, counts are negative, not whole or not finite, genes are duplicated, all spots are empty,
+        ``panel`` was matched with another table, or ``spec`` lacks statistics of training spots or is relative to a sum
+        over one gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> from anndata import AnnData
+    >>> table = AnnData(np.array([[1, 3], [2, 2]]), var=pd.DataFrame(index=["ERBB2", "VIM"]))
+    >>> stp.pp.make_target(table, ["VIM"], stp.specs.TargetSpec(transform="log1p_10k")).values.round(2)
+    array([[8.92],
+           [8.52]], dtype=float32)
     """
     check_table(adata)
     _check_spec(spec)
@@ -132,7 +155,7 @@ def make_target(
         raise InvalidValueError("The table has no spots.")
     match = panel if isinstance(panel, PanelMatch) else _match(adata, panel)
     if not match.var_names.equals(adata.var_names):
-        raise InvalidValueError("This PanelMatch was made with a table of other genes; call align_panel on this table.")
+        raise InvalidValueError("The PanelMatch belongs to a table with other genes; call align_panel with this table.")
     counts = read_counts(adata, layer=layer)
     panel_counts = match.take(counts)
     totals, n_summed = _totals(counts, panel_counts, spec)
@@ -165,7 +188,7 @@ def _match(adata: AnnData, panel: Sequence[str]) -> PanelMatch:
             raise
         ways = error.without(error.arguments).advice
         raise type(error)(
-            error.found, *ways, "pass, as the panel, what st_predict.pp.align_panel returns for other choices"
+            error.found, *ways, "pass the result of st_predict.pp.align_panel, with other choices, as the panel"
         ) from None
 
 
@@ -175,16 +198,16 @@ def _check_spec(spec: TargetSpec) -> None:
 
 
 def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_counts: int, label: str | None) -> None:
-    """Say how many spots were left out; refuse to leave out all."""
+    """Log the number of spots left out; refuse if all are."""
     genes = "all genes" if spec.over == "all" and not min_counts else "the panel"
     few = f"fewer than {min_counts} counts" if min_counts > 1 else "a sum of zero"
     if len(dropped) == n_spots:
-        ways = (Advice("take spots with fewer counts with {}", "min_counts"),) if min_counts > 1 else ()
+        ways = (Advice("lower {}", "min_counts"),) if min_counts > 1 else ()
         raise InvalidValueError(
             f"All {n_spots} spots have {few} over {genes}.",
             *ways,
             Advice("name the layer with the raw counts with {}", "layer"),
-            Advice("name the table of the counts with {}", "table_key"),
+            Advice("name the table with the counts with {}", "table_key"),
         )
     section = "" if label is None else f"{label}: "
     if 2 * len(dropped) > n_spots:
@@ -198,21 +221,25 @@ def _report(dropped: tuple[str, ...], *, n_spots: int, spec: TargetSpec, min_cou
 
 
 def to_target(
-    counts: Any, spec: TargetSpec, *, panel_index: ArrayLike | None = None, totals: ArrayLike | None = None
+    counts: ArrayLike | sparray | spmatrix,
+    spec: TargetSpec,
+    *,
+    panel_index: ArrayLike | None = None,
+    totals: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Turn counts into targets.
+    """Turn an array of counts into targets.
 
     Parameters
     ----------
     counts
-        Raw counts, ``(n_spots, n_vars)``, dense or sparse; not changed.
+        ``(n_spots, n_vars)``: raw counts, dense or sparse; not changed.
     spec
         Units of the target.
     panel_index
-        ``(n_genes,)`` columns of ``counts`` to predict, in order; by default all of them. With ``spec.over="all"`` the
-        sum of a spot still runs over every column.
+        ``(n_genes,)``: columns of ``counts`` to predict, in order; by default all. With ``spec.over="all"``, totals
+        still include every column.
     totals
-        ``(n_spots,)`` sums of counts over the genes that ``spec.over`` says; by default those of ``counts``.
+        ``(n_spots,)``: total counts over the genes of ``spec.over``; by default computed from ``counts``.
 
     Returns
     -------
@@ -221,8 +248,16 @@ def to_target(
     Raises
     ------
     ValueError
-        If counts are negative, not whole or not finite, a spot has a sum of zero where one divides by it, or ``spec``
-        lacks limits that it needs, or is relative to a sum over one gene.
+        If counts are negative, not whole or not finite, the transform divides by a zero total, or ``spec`` lacks limits
+        that it needs or is relative to a sum over one gene.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.specs.TargetSpec(transform="log1p_10k")
+    >>> stp.pp.to_target([[1, 3], [2, 2]], spec).round(2)
+    array([[7.82, 8.92],
+           [8.52, 8.52]], dtype=float32)
     """
     _check_spec(spec)
     counts = check_counts(counts)
@@ -260,7 +295,7 @@ def _sums(counts: Any) -> NDArray[np.float64]:
     return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-_ROWS = 1024  # spots whose values are computed at a time: intermediate results are float64
+_ROWS = 1024  # spots per step, to limit memory for float64 intermediates
 
 
 def _transform(
@@ -274,9 +309,9 @@ def _transform(
     empty = rows[totals[rows] == 0]
     if spec.transform in _RELATIVE and len(empty):
         raise InvalidValueError(
-            f"{len(empty)} of {len(rows)} spots have a sum of zero (rows {empty[:5].tolist()}...), which "
-            f"{spec.units} cannot divide by.",
-            "leave them out, as st_predict.pp.make_target does",
+            f"{len(empty)} of {len(rows)} spots have a total of zero (rows {empty[:5].tolist()}...), but "
+            f"{spec.units} divides by it.",
+            "leave them out, or use st_predict.pp.make_target, which does so",
         )
     if spec.transform in FITTED:
         _warn_of_other_totals(
@@ -290,7 +325,7 @@ def _transform(
     return values
 
 
-_RELATIVE = {"log1p_total", "log10_total", "log1p_10k"}  # divide by the sum of a spot
+_RELATIVE = {"log1p_total", "log10_total", "log1p_10k"}  # divide by a spot's total
 
 
 def _unscaled(
@@ -318,13 +353,13 @@ def _relative_to_training(
 
 
 def _warn_of_other_totals(sums: NDArray[np.float64], total: float, proportions: NDArray[np.float64]) -> None:
-    """Say that totals may run over other genes than in training: patients differ in single genes, not in a whole panel."""
+    """Warn that totals may include other genes than in training: patients differ in single genes, not in a whole panel."""
     here, training = sums.sum() / total if total else 0, proportions.sum()
     if len(proportions) >= FEW_GENES and here > 0 and training > 0 and not 1 / OTHER < here / training < OTHER:
         logger.warning(
-            "The panel has %.2g %% of all counts of this table, and had %.2g %% in the training spots. If this table lacks genes "
-            "of the assay, or training tables did, total counts are not comparable and the target is wrong: use tables with "
-            "the same genes.",
+            "The panel has %.2g %% of all counts of this table, but %.2g %% in the training spots. If this table or the training "
+            "tables lack genes of the assay, total counts are not comparable and the target is wrong: use tables with the "
+            "same genes.",
             *(100 * here, 100 * training),
         )
 
@@ -332,7 +367,7 @@ def _warn_of_other_totals(sums: NDArray[np.float64], total: float, proportions: 
 def _proportions(spec: TargetSpec, n_genes: int) -> NDArray[np.float64]:
     if spec.reference is None:
         raise InvalidValueError(
-            f"The target {spec.transform!r} has no statistics of training spots: training sets them, and "
+            f"The target {spec.transform!r} lacks statistics of training spots: training sets them, and "
             "st_predict.pp.fit_target computes them from counts."
         )
     if len(spec.reference.proportions) != n_genes:
@@ -343,19 +378,19 @@ def _proportions(spec: TargetSpec, n_genes: int) -> NDArray[np.float64]:
 
 
 def _scale(values: NDArray[np.float32], spec: TargetSpec) -> NDArray[np.float32]:
-    """Bring the limits of each gene to 0 and 1; values outside of them stay outside."""
+    """Scale each gene's limits to 0 and 1; values beyond the limits are not clipped."""
     if spec.scale == "none":
         return values
     low, span = _low_and_span(spec, values.shape[1])
-    # of a gene that does not vary among the training spots, nothing can be learned
+    # genes that are constant over the training spots cannot be learned
     return np.divide(values - low, span, out=np.zeros(values.shape), where=span > 0).astype(np.float32)
 
 
 def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if spec.limits is None:
         raise InvalidValueError(
-            f"The scale of the target is {spec.scale!r}, and it has no limits: training sets them, and "
-            "st_predict.pp.fit_limits computes them from targets that are not scaled."
+            f"The target has the scale {spec.scale!r}, but no limits: training sets them, and "
+            "st_predict.pp.fit_limits computes them from unscaled targets."
         )
     low, high = np.array(spec.limits, dtype=np.float64)
     if len(low) != n_genes:
@@ -364,25 +399,33 @@ def _low_and_span(spec: TargetSpec, n_genes: int) -> tuple[NDArray[np.float64], 
 
 
 def fit_target(counts: ArrayLike, totals: ArrayLike, spec: TargetSpec) -> TargetSpec:
-    """Find what a target has to know of the training spots: gene proportions, median total, clip and limits.
+    """Compute a target's statistics of the training spots: gene proportions, median total, clip and limits.
 
     Parameters
     ----------
     counts
-        ``(n_spots, n_genes)`` raw counts of the panel in all training spots, and in no others.
+        ``(n_spots, n_genes)``: raw counts of the panel in all training spots, and only in these.
     totals
-        ``(n_spots,)`` sums of counts over the genes that ``spec.over`` says.
+        ``(n_spots,)``: total counts over the genes of ``spec.over``.
     spec
         Units of the target.
 
     Returns
     -------
-    The units with their statistics; unchanged if they need none.
+    Units with statistics; unchanged if none are needed.
 
     Raises
     ------
     ValueError
-        If there is no spot, or shapes do not agree.
+        If arrays are empty, or shapes do not agree.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.specs.TargetSpec(transform="pearson_residuals")
+    >>> spec = stp.pp.fit_target([[1, 3], [2, 2]], [100, 300], spec)
+    >>> spec.reference.proportions
+    (0.0075, 0.0125)
     """
     _check_spec(spec)
     array, sums = _numbers("counts", counts), _numbers("totals", totals)
@@ -402,21 +445,27 @@ def fit_target(counts: ArrayLike, totals: ArrayLike, spec: TargetSpec) -> Target
 
 
 def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Find the limits that ``TargetSpec(scale="minmax", limits=...)`` scales to 0 and 1.
+    """Compute the limits per gene for ``TargetSpec(scale="minmax", limits=...)``, which scales them to 0 and 1.
 
     Parameters
     ----------
     values
-        ``(n_spots, n_genes)`` targets of the training spots, not scaled. Those of validation are not to be among them.
+        ``(n_spots, n_genes)``: unscaled targets of the training spots, without validation spots.
 
     Returns
     -------
-    Least and largest value of each gene.
+    Minimum and maximum of each gene.
 
     Raises
     ------
     ValueError
-        If there is no spot.
+        If ``values`` is empty.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> stp.pp.fit_limits([[0.0, 1.0], [2.0, 5.0]])
+    ((0.0, 1.0), (2.0, 5.0))
     """
     array = _numbers("values", values)
     if array.ndim != 2 or not len(array):
@@ -425,24 +474,32 @@ def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
-    """Scale targets as ``spec`` says, by the limits of :func:`fit_limits`.
+    """Scale targets by the limits of ``spec`` (:func:`fit_limits`).
 
     Parameters
     ----------
     values
-        ``(n_spots, n_genes)`` targets that are not scaled.
+        ``(n_spots, n_genes)``: unscaled targets.
     spec
         Units of the result.
 
     Returns
     -------
-    ``(n_spots, n_genes)``: the limits of each gene become 0 and 1, values outside of them stay outside. Unchanged if
+    ``(n_spots, n_genes)``: each gene's limits become 0 and 1; values beyond the limits are not clipped. Unchanged if
     ``spec`` is not scaled.
 
     Raises
     ------
     ValueError
-        If ``spec`` is scaled and has no limits, or those of another number of genes.
+        If ``spec`` is scaled and lacks limits, or has limits of another number of genes.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> limits = stp.pp.fit_limits([[0.0, 1.0], [2.0, 5.0]])
+    >>> spec = stp.specs.TargetSpec(scale="minmax", limits=limits)
+    >>> stp.pp.apply_limits([[1.0, 5.0]], spec)
+    array([[0.5, 1. ]], dtype=float32)
     """
     _check_spec(spec)
     array = _numbers("values", values).astype(np.float32)
@@ -454,28 +511,37 @@ def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
 def from_target(
     target: ArrayLike, spec: TargetSpec, totals: ArrayLike, *, n_summed: int | None = None
 ) -> NDArray[np.float64]:
-    """Turn targets, or predictions in the same units, back into counts: the inverse of :func:`to_target`.
+    """Turn targets or predictions back into counts: the inverse of :func:`to_target`.
 
     Parameters
     ----------
     target
-        ``(n_spots, n_genes)`` in the units of ``spec``.
+        ``(n_spots, n_genes)``: targets in the units of ``spec``.
     spec
         Units of ``target``.
     totals
-        ``(n_spots,)`` sums of counts that the spots have or are to have.
+        ``(n_spots,)``: total counts of the spots, measured or assumed.
     n_summed
-        Number of genes that the sum runs over; needed for ``log_proportion`` over all genes.
+        Number of genes in the total; required for ``log_proportion`` over all genes.
 
     Returns
     -------
-    ``(n_spots, n_genes)``; not rounded, so a prediction gives an expected count.
+    ``(n_spots, n_genes)``: counts, not rounded; for predictions these are expected counts.
 
     Raises
     ------
     ValueError
-        If shapes do not agree, a total is negative or not finite, ``n_summed`` is needed and was not given, or ``spec``
+        If shapes do not agree, a total is negative or not finite, ``n_summed`` is required and missing, or ``spec``
         lacks limits that it needs.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.specs.TargetSpec(transform="log1p_10k")
+    >>> target = stp.pp.to_target([[1, 3], [2, 2]], spec)
+    >>> stp.pp.from_target(target, spec, totals=[4, 4]).round(2)
+    array([[1., 3.],
+           [2., 2.]])
     """
     _check_spec(spec)
     values, sums = _numbers("target", target), _numbers("totals", totals)
@@ -491,23 +557,31 @@ def from_target(
 
 
 def to_log1p_10k(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
-    """Turn predictions into ``ln(1 + counts per 10,000)``, for a spot with the median total of training.
+    """Turn predictions into ``ln(1 + counts per 10,000)``, at the training spots' median total.
 
     Parameters
     ----------
     values
-        ``(n_spots, n_genes)`` in the units of ``spec``.
+        ``(n_spots, n_genes)``: values in the units of ``spec``.
     spec
         Units of ``values`` (:attr:`st_predict.specs.TargetSpec.gives_rates`).
 
     Returns
     -------
-    ``(n_spots, n_genes)``, as scanpy's ``normalize_total(target_sum=1e4)`` and ``log1p`` give it; rates below 0 are 0.
+    ``(n_spots, n_genes)``, like scanpy's ``normalize_total(target_sum=1e4)`` and ``log1p``; negative rates become 0.
 
     Raises
     ------
     ValueError
-        If values of these units are not rates.
+        If the units cannot be converted to rates.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> spec = stp.specs.TargetSpec(transform="pearson_residuals")
+    >>> spec = stp.pp.fit_target([[1, 3], [2, 2]], [100, 300], spec)
+    >>> stp.pp.to_log1p_10k([[0.0, 0.0]], spec).round(1)
+    array([[4.3, 4.8]], dtype=float32)
     """
     _check_spec(spec)
     if not spec.gives_rates:

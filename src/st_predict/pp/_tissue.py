@@ -1,4 +1,4 @@
-"""Where the tissue of an image is."""
+"""Tissue detection on H&E images."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["Tissue", "find_tissue"]
 
 CONTRAST = (0.01, 0.03)
-"""Bounds of the threshold: mean differences of neighbouring pixels, whose grey values go from 0 to 1.
+"""Bounds of the threshold: mean differences of neighbouring pixels, with grey values from 0 to 1.
 
-Glass has less than the first even where stain has run onto it, so that an empty slide has no tissue. Nearly all tissue
-has more than the second, so that an image with nothing but tissue is not split into its paler and darker half.
+Glass stays below the first even with stain on it, so that an empty slide has no tissue. Nearly all tissue exceeds the
+second, so that an image full of tissue is not split into a paler and a darker half.
 """
 
 BLUR = 3.0
-"""Width over which differences are averaged, in pixels of the mask: about the gap between things that make up tissue."""
+"""Width over which differences are averaged, in pixels of the mask: about the gap between structures of the tissue."""
 
 BLOCK = 2048
-"""Side of the blocks that are read, in pixels: 50 MB as floating-point numbers of 32 bits."""
+"""Side of the blocks to read, in pixels: 50 MB as floating-point numbers of 32 bits."""
 
 TOLERANCE = 1e-5
 """Change of the threshold at which the search for it ends; by default, it sorts all pixels to find the smallest difference."""
@@ -51,17 +51,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Tissue(ShortRepr):
-    """Where the tissue of an image is.
+    """Tissue mask of an image; returned by :func:`find_tissue`.
 
     Parameters
     ----------
     mask
         ``(height, width)``, True on tissue.
     downsample
-        Width of a pixel of ``mask``, in pixels of level 0. A level-0 position ``x`` is in column
-        ``floor(x / downsample)``.
+        Width of a mask pixel in level-0 pixels. A level-0 position ``x`` is in column ``floor(x / downsample)``.
     threshold
         Contrast above which a pixel is tissue.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import st_predict as stp
+    >>> tissue = stp.pp.Tissue(mask=np.array([[False, True]]), downsample=4.0, threshold=0.02)
+    >>> tissue.at(np.array([[2.0, 1.0], [6.0, 1.0]]))
+    array([False,  True])
     """
 
     mask: NDArray[np.bool_]
@@ -69,12 +76,12 @@ class Tissue(ShortRepr):
     threshold: float
 
     def at(self, xy: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether there is tissue at positions.
+        """Return whether positions are on tissue.
 
         Parameters
         ----------
         xy
-            ``(..., 2)``: level-0 pixels.
+            ``(..., 2)``: positions in level-0 pixels.
 
         Returns
         -------
@@ -98,42 +105,50 @@ def find_tissue(
 ) -> Tissue:
     """Find the tissue on a stained slide by its texture.
 
-    Tissue is where neighbouring pixels differ: the magnitude of the gradient of the grey value (Sobel), averaged over
-    some pixels, is compared with the threshold of Li. Unlike colour or brightness, this is not misled by stain that
-    has run onto the glass, and it finds pale stroma. All steps are those of scikit-image.
+    Tissue has contrast between neighbouring pixels: the gradient magnitude of the grey value (Sobel filter), smoothed,
+    is compared with Li's threshold. Unlike colour or brightness, it ignores stain on the glass and finds pale stroma.
+    All steps use scikit-image.
 
     Parameters
     ----------
     sdata
-        Holds the image; it is not changed.
+        Object with the image; it is not changed.
     image_key
-        RGB image; may be left out if there is one.
+        Key of the RGB image; optional if there is only one.
     size
-        Longest side of the mask, in pixels, at most.
+        Maximum longer side of the mask, in pixels.
     threshold
-        Contrast that makes tissue, as a mean difference of neighbouring pixels of the mask with grey values from 0 to 1.
-        By default that of Li, but from 0.01, so that an empty slide has no tissue, to 0.03, so that an image full of
-        tissue is not split.
+        Minimum contrast of tissue: mean difference of neighbouring mask pixels, with grey values from 0 to 1. By
+        default Li's threshold, limited to at least 0.01 (an empty slide has no tissue) and at most 0.03 (an image full
+        of tissue is not split).
     min_area
-        Pieces of tissue, and holes in it, that are smaller than this share of the image are removed.
+        Minimum size of pieces of tissue and of holes, as a share of the image; smaller ones are removed.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    The mask, which may be empty.
+    Tissue mask, which may be empty.
 
     Raises
     ------
     KeyError
         If the image does not exist.
     ValueError
-        If there are several images and none is named, the image holds nothing but 0 and 1, or an argument is out of range.
+        If the image is ambiguous, it only has the values 0 and 1, or an argument is out of range.
 
     Notes
     -----
-    The coarsest level with ``size`` pixels or more is read, block by block, so that memory does not depend on the size
-    of the image. The time does, if the image has no coarse level.
+    The coarsest level with at least ``size`` pixels is read block by block, so that memory does not depend on the image
+    size. Without coarse levels, the time does.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> tissue = stp.pp.find_tissue(sdata)
+    >>> tissue.mask.shape, tissue.downsample
+    ((720, 880), 1.0)
     """
     check_slide(sdata)
     size, min_area = check("size", size, Count), check("min_area", min_area, Probability)
@@ -152,16 +167,16 @@ def find_tissue(
 
 
 def _refuse_black(grey: NDArray[np.float32], key: str) -> None:
-    """Refuse an image of 8 bits that was made of numbers from 0 to 1 without scaling them."""
+    """Refuse an 8-bit image made from unscaled numbers from 0 to 1."""
     if grey.max() <= 1.5 / 255:
         raise InvalidValueError(
             f"Image {key!r} is black: the brightest grey value is {255 * grey.max():.2g} of 255.",
-            "if it was made of numbers from 0 to 1, convert these with st_predict.io.to_rgb8",
+            "if it was made from numbers from 0 to 1, convert them with st_predict.io.to_rgb8",
         )
 
 
 def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float32], float]:
-    """Grey values from 0 to 1 of the whole image, and how much they are downsampled."""
+    """Grey values from 0 to 1 of the whole image, and their downsampling factor."""
     level = max(i for i, shape in enumerate(reader.level_shapes) if i == 0 or max(shape) >= size)
     height, width = reader.level_shapes[level]
     factor = -(-max(height, width) // size)
@@ -169,7 +184,7 @@ def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float32]
     parts = list(blocks(height, width, side=factor * max(1, BLOCK // factor)))
     for y, x, h, w in track(parts, "Finding tissue", len(parts), unit="part"):
         block = rgb2gray(img_as_float32(reader.read(x, y, w, h, level=level)))  # type: ignore[no-untyped-call]
-        # The last pixel of a row or column may cover less of the image; what is there is repeated.
+        # The last pixel of a row or column may cover less of the image; edge values are repeated.
         padded = np.pad(block, [(0, -h % factor), (0, -w % factor)], mode="edge")
         small = downscale_local_mean(padded, (factor, factor))  # type: ignore[no-untyped-call]
         grey[y // factor :, x // factor :][: small.shape[0], : small.shape[1]] = small
@@ -177,7 +192,7 @@ def _read_grey(reader: PyramidReader, *, size: int) -> tuple[NDArray[np.float32]
 
 
 def blocks(height: int, width: int, *, side: int) -> Iterator[tuple[int, int, int, int]]:
-    """Top, left, height and width of squares that cover a picture; those at the end are smaller."""
+    """Top, left, height and width of blocks that cover an image; the last ones are smaller."""
     for y in range(0, height, side):
         for x in range(0, width, side):
             yield y, x, min(side, height - y), min(side, width - x)

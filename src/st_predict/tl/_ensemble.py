@@ -49,25 +49,25 @@ __all__ = ["Draws", "Ensemble"]
 
 logger = logging.getLogger(__name__)
 
-_TOLD: set[str] = set()  # weights whose note was logged
-_READ = 64  # spots whose crops are read together, at least
+_TOLD: set[str] = set()  # weights whose note was logged already
+_READ = 64  # minimum number of crops read together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """How many predictions to draw at random, and from which seed."""
+    """Number of random samples, and seed."""
 
     n: int
     seed: int
 
     @classmethod
     def of(cls, n: int | None, seed: int) -> Draws | None:
-        """Return ``None`` if nothing is drawn.
+        """Return ``None`` without sampling.
 
         Raises
         ------
         ValueError
-            If there are too few to have a spread, or the seed is negative.
+            If there are fewer than 2, or the seed is negative.
         """
         n = check("n_samples", n, Annotated[Count, Field(ge=2)] | None)  # one sample has no standard deviation
         seed = check("seed", seed, Natural)
@@ -76,7 +76,7 @@ class Draws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A network, ready to predict; ``sha256`` is of its file."""
+    """A network, ready to predict; ``sha256`` is the checkpoint file's."""
 
     name: str
     sha256: str
@@ -88,11 +88,11 @@ class Member:
 
     @property
     def n_draws(self) -> int:
-        """How many predictions of a spot it makes."""
+        """Number of predictions per spot."""
         return 1 if self.draws is None else self.draws.n
 
     def describe(self) -> dict[str, Any]:
-        """Return what a reader of a result needs to know."""
+        """Return the entries for the record of a result."""
         return {
             "checkpoint": self.name,
             "sha256": self.sha256,
@@ -107,24 +107,24 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ensemble:
-    """Networks whose predictions are averaged; a single one is an ensemble of one."""
+    """Networks whose predictions are averaged; one network is an ensemble of one."""
 
     members: tuple[Member, ...]
 
     def stain(self, asked: Stain | Literal[False] | None) -> Stain | None:
-        """Return the stain in whose colours images are read: what is asked for, or that of the training.
+        """Return the reference stain: the requested one, or the training's.
 
         Raises
         ------
         ValueError
-            If members were trained in different colours and none is asked for.
+            If members were trained with different reference stains and none is requested.
         """
         if asked is not None:
             return asked or None
         stains = [stain_of(member.card) for member in self.members]
         if any(stain != stains[0] for stain in stains):
             raise InvalidValueError(
-                "The checkpoints were trained in the colours of different stains.",
+                "The checkpoints were trained with different reference stains.",
                 Advice("name one for all with {}", "stain"),
                 Advice("predict with one checkpoint of {}", "model"),
             )
@@ -146,8 +146,8 @@ class Ensemble:
         Raises
         ------
         ValueError
-            If there is none, one is there twice, they differ in panel or units, predictions are to be drawn from one that has
-            nothing random, or ``symmetries=8`` is asked of one that reads no crops.
+            If the list is empty or has a checkpoint twice, checkpoints differ in panel or units, samples are requested
+            from a deterministic network, or ``symmetries=8`` from one that does not read crops.
         """
         names = _names(models)
         symmetries = check("symmetries", symmetries, Literal[1, 8] | None)
@@ -163,7 +163,7 @@ class Ensemble:
             own = None if draws is None else replace(draws, seed=draws.seed + 1_000_003 * i)
             network, card = checkpoints.load(path, hparams=hparams, trust=trust)
             if draws is not None and type(network).sample is SpotModel.sample:
-                network.dropout_layers()  # refuses one without
+                network.dropout_layers()  # raises for networks without dropout
             spec = get_spec(card.model)
             inference = Inference(
                 network,
@@ -193,12 +193,12 @@ class Ensemble:
 
     @property
     def card(self) -> ModelCard:
-        """Card of the joint prediction: that of the first member, with the training of each."""
+        """Card of the joint prediction: the first member's, with the training of each member."""
         first, *others = self.cards
         if not others:
             return first
         training = {"ensemble": [{"model": card.model, **card.training} for card in self.cards]}
-        return replace(first, training=training, reliability=())  # of the members, not of their mean
+        return replace(first, training=training, reliability=())  # each member's reliability is not their mean's
 
     @property
     def key(self) -> str:
@@ -207,16 +207,16 @@ class Ensemble:
 
     @property
     def needs_mpp(self) -> bool:
-        """Whether the mpp of an image has to be known."""
+        """Whether the mpp of an image is required."""
         return any(needs_mpp(card) for card in self.cards)
 
     @property
     def spreads(self) -> bool:
-        """Whether there is more than one prediction of a spot, and so a standard deviation."""
+        """Whether there are several predictions per spot, and so a standard deviation."""
         return sum(member.n_draws for member in self.members) > 1
 
     def check(self, slide: Slide) -> None:
-        """Refuse a slide that lacks what a member reads, and warn of one that differs from those of training."""
+        """Refuse a slide that lacks a member's inputs; warn of a slide that differs from the training slides."""
         for card in self.cards:
             check_needs(slide.sections, card)
         warn_of_constant(self.card)
@@ -225,7 +225,7 @@ class Ensemble:
                 warn_of_unfamiliar(section, card)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a reader of a result needs to know."""
+        """Return the entries for the record of a result."""
         return {
             "device": str(self.members[0].inference.device),
             "members": [member.describe() for member in self.members],
@@ -243,16 +243,16 @@ class Ensemble:
         Parameters
         ----------
         section
-            Where the spots are, and the image.
+            Spots and image.
         counts
-            ``(n_spots, n_genes)``: raw counts of spots that may be read, NaN for the others.
+            ``(n_spots, n_genes)``: raw counts of context spots, NaN for the others.
         left_out
-            ``(n_spots,)``: spots that others may see as neighbours, and that get no prediction themselves.
+            ``(n_spots,)``: spots that act only as neighbours and are not predicted themselves.
 
         Returns
         -------
-        Mean and, if there is more than one prediction of a spot, their standard deviation: ``(n_spots, n_genes)``, NaN for
-        spots outside the image and those ``left_out``.
+        Mean and, with several predictions per spot, their standard deviation: ``(n_spots, n_genes)``, NaN for spots
+        outside the image and for ``left_out``.
         """
         outside, moments = section.outside, Moments()
         for member in self.members:
@@ -270,7 +270,7 @@ class Ensemble:
 
 
 def _tell_note(name: str) -> None:
-    """Log what whoever predicts with released weights should know, once."""
+    """Log the note on released weights, once per process."""
     for weights in checkpoints.list_weights():
         label = f"{weights.name}@{weights.version}"
         if name in {weights.name, label}:
@@ -293,13 +293,13 @@ def _names(models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str 
 
 
 def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: str) -> int:
-    """How many symmetries to average; only crops have more than one."""
+    """Number of symmetries to average; more than 1 only for crops."""
     kind = spec.reads(card.hparams).kind
     if kind != "crops" and asked == N_SYMMETRIES:
         raise InvalidValueError(
-            f"{asked} symmetries have no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be turned and "
+            f"{asked} symmetries have no effect on {name!r}: {card.model!r} reads {kind}, and only crops can be rotated and "
             "mirrored.",
-            Advice("leave out {}; in an ensemble, each member then has its default", "symmetries"),
+            Advice("leave out {}, so that each member of an ensemble has its default", "symmetries"),
         )
     if asked is None:
         return spec.symmetries if kind == "crops" else 1
@@ -307,20 +307,20 @@ def _symmetries(spec: ModelSpec, card: ModelCard, asked: int | None, *, name: st
 
 
 def _refuse_different(members: Sequence[Member]) -> None:
-    """Refuse members whose predictions have no mean."""
+    """Refuse members whose predictions cannot be averaged."""
     first, *others = members
     for other in others:
         if (other.card.genes, other.card.target) != (first.card.genes, first.card.target):
             raise InvalidValueError(
                 f"{first.name!r} and {other.name!r} differ in panel or units ({first.card.target.units}; "
-                f"{other.card.target.units}), so their predictions have no mean."
+                f"{other.card.target.units}), so their predictions cannot be averaged."
             )
 
 
 def _predict(
     member: Member, section: Section, inside: NDArray[np.bool_], *, counts: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | float]:
-    """Return the mean over what was drawn, and the sum of squared differences from it, ``(n_spots, n_genes)``."""
+    """Return the mean of the samples, and the sum of squared deviations from it, ``(n_spots, n_genes)``."""
     inference, draws = member.inference, member.draws
     batches = inputs_of(
         section,

@@ -1,4 +1,4 @@
-"""How good is a prediction, and is it better than sequencing depth, position and a constant?"""
+"""Scores of a prediction, compared with sequencing depth, position and constants."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ __all__ = ["Evaluation", "evaluate"]
 
 _COLUMNS = {
     "gene_partial": "Headline. Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the "
-    "counts, after both were regressed on the log total count of the spot and its square: what is predicted beyond sequencing "
-    "depth. Residuals use the gene proportions of the network's training spots if its card has them, else those of the section.",
+    "counts, after both were regressed on the log total count of the spot and its square: prediction beyond sequencing depth. "
+    "Residuals use the gene proportions of the network's training spots if its card has them, else the section's.",
     "gene_partial_low": "Lower end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots, and "
     "sections where it is a mean over several.",
     "gene_partial_high": "Upper end of the 95 % interval of gene_partial, by resampling blocks of about 12 neighbouring spots, and "
@@ -55,20 +55,20 @@ _COLUMNS = {
     "spots.",
     "partial_high": "Upper end of the 95 % interval of the partial correlation of a gene, by resampling blocks of about 12 neighbouring "
     "spots.",
-    "difference_low": "Lower end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
+    "difference_low": "Lower end of the 95 % interval of gene_partial of the prediction minus the predictor's, by resampling "
     "sections and blocks of spots in them.",
-    "difference_high": "Upper end of the 95 % interval of gene_partial of the prediction minus that of the predictor, by resampling "
+    "difference_high": "Upper end of the 95 % interval of gene_partial of the prediction minus the predictor's, by resampling "
     "sections and blocks of spots in them.",
     "n_sections": "Number of sections with this predictor; each has the same weight in a mean, which leaves out undefined scores.",
     "gene_residual": "Correlation over the spots of a section, per gene, of the prediction with the Pearson residuals of the counts by "
     "the gene proportions of the section, without depth regressed out.",
-    "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i beside it is that of the prediction.",
-    "n_genes": "Number of genes that were scored.",
+    "observed_morans_i": "Moran's I of the Pearson residuals, mean over genes; morans_i is the prediction's.",
+    "n_genes": "Number of scored genes.",
 }
 
 
 @shows_progress
-def evaluate(  # noqa: PLR0913  # every one is a keyword
+def evaluate(  # noqa: PLR0913  # every argument is a keyword
     sdatas: Sections,
     *,
     key: str | None = None,
@@ -89,58 +89,59 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     tissue_only: bool = True,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Compare a prediction with what was measured, beside the baselines.
+    """Score a prediction and baselines against measured counts.
 
-    Scores are taken within each section; sections are never pooled, because a constant that knows the section or the
-    patient would score high.
+    Scores are computed within each section. Sections are never pooled: a constant per section or patient would then
+    score high.
 
     Parameters
     ----------
     sdatas
         Measured sections that hold the prediction.
     key
-        Key of the prediction; by default the only one that there is.
+        Key of the prediction; by default the only one.
     train
-        Sections that the model was trained on. Baselines learn from these and from nothing else; without them, only
-        the mean of the section itself is given. Features for the baseline ``ridge`` are kept on disk, as by :func:`embed`.
+        Training sections of the model. Baselines are fitted to these sections only; without them, baselines that need
+        training are left out. Features for the baseline ``ridge`` are cached on disk, as by :func:`embed`.
     group_key
         Column of ``.obs`` that names the patient.
     image_key
-        RGB image of the sections, for the baseline ``ridge``; may be left out where there is one. A mapping from region to
-        image, for tables of several sections.
+        Key of the RGB image, for the baseline ``ridge``; optional where there is only one. For tables of several
+        sections: mapping from region to image.
     table_key
-        Table of the counts; by default that of the predicted spots.
+        Key of the table with the counts; by default the predicted spots' table.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     shapes_key
-        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+        Key of the spots' shapes. Selects the table that annotates them and, in a table of several sections, their
+        section.
     layer
-        Layer of the table with the raw counts; by default ``.X``.
+        Layer with the raw counts; by default ``.X``.
     missing
-        What to do with genes of the panel that a table of ``sdatas`` or ``train`` lacks: refuse, or ``"drop"`` them from the
-        scores. Units that are relative to the sum over the panel then run over the genes that are left; a message says how
-        much that may matter.
+        Handling of panel genes that a table of ``sdatas`` or ``train`` lacks: ``"error"`` refuses, ``"drop"`` does not
+        score them. Units relative to the panel's sum then use the remaining genes; a message says how much that may
+        matter.
     duplicates
-        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of genes with several columns in a table: ``"error"`` refuses, ``"sum"`` adds their counts, ``"first"``
+        takes the first.
     ignore_case
-        Whether symbols that differ in case are the same gene.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with identifiers like those of the panel. By default ``var_names``, or the one column that has
+        Column of ``.var`` with identifiers of the panel's type. By default ``var_names``, or the only column that has
         genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     mpp
-        Micrometres per pixel of level 0 of the images, for the baseline ``ridge``; by default found as by
+        Micrometres per pixel (mpp) of the images at level 0, for the baseline ``ridge``; by default found by
         :func:`st_predict.io.find_mpp`.
     min_counts
-        Least sum of the counts of the panel in a spot; spots with fewer are neither scored nor learned from. By default 50 in
-        spots of 50 um and more, and 1 in bins, cells and spots of unknown size: a spot with few counts moves a
-        correlation, and says nothing.
+        Minimum panel counts per spot; spots with fewer are neither scored nor used to fit baselines. By default 50 in
+        spots of 50 um and more, and 1 in bins, cells and spots of unknown size. Spots with few counts add noise to a
+        correlation.
     tissue_only
-        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -148,23 +149,39 @@ def evaluate(  # noqa: PLR0913  # every one is a keyword
     -------
     Scores of ``key`` and of each baseline. Also adds to each table:
 
-    ``.var["{key}_partial"]``, ``.var["{key}_residual"]``, ``.var["{key}_pearson"]``, ``.var["{key}_spearman"]`` : float64
+    ``.var["{key}_partial"]``, ``.var["{key}_residual"]``, ``.var["{key}_pearson"]``, ``.var["{key}_spearman"]`` :
+    float64
         Per-gene scores within the section, NaN where undefined (the mean, if the table has several sections).
 
-    Spots that have no prediction, or no counts, are left out everywhere, as are those whose counts the network has read
-    (``context`` of :func:`predict`).
+    Spots without a prediction or without counts, and context spots (``context`` of :func:`predict`), are never scored.
 
     Raises
     ------
     KeyError
-        If a section has no such prediction, table, layer or column, or genes are missing.
+        If a section lacks the prediction, table, layer or column, or genes are missing.
     LeakageError
-        If a section is to be scored and is in ``train`` as well.
+        If a scored section is also in ``train``.
     ValueError
-        If a table holds no counts, there are several predictions and ``key`` names none, sections were predicted by networks
-        with different panels or units, or ``key`` is the name of a baseline.
+        If a table has no raw counts, ``key`` is missing although there are several predictions, networks of the
+        sections differ in panel or units, or ``key`` is the name of a baseline.
     TypeError
         If a section is not a SpatialData object.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> panel = list(train["table"].var_names)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=panel, out=out)
+    ...     stp.tl.predict(test, result)
+    >>> evaluation = stp.tl.evaluate(test)
+    >>> evaluation.summary["predictor"].tolist()
+    ['pred_ridge', 'log_total', 'section_mean', 'neighbours', 'ceiling']
+    >>> evaluation.comparisons.columns.tolist()
+    ['section', 'predictor', 'difference', 'low', 'high', 'p', 'q']
     """
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
@@ -201,7 +218,7 @@ def _evaluate(
     known: Sequence[Measured],
     min_counts: int | None,
 ) -> Evaluation:
-    """Score the genes of ``card``, of predictions and of baselines that were fitted to the slides ``known``."""
+    """Score the genes of ``card`` for the predictions and for baselines fitted to the slides ``known``."""
     warn_of_missing(stored, card)
     measured = [
         join_held_out(slide, found, card, min_counts=min_counts) for slide, found in zip(slides, stored, strict=True)
@@ -226,7 +243,7 @@ def _evaluate(
 def _joined(
     key: str, card: ModelCard, scored: Sequence[SectionScores], *, whole: ModelCard, sections: Sequence[ScoredSection]
 ) -> Evaluation:
-    """Join the scores of all sections; the card of the ``whole`` panel also has the genes that were not scored."""
+    """Join the scores of all sections; ``whole`` is the card of the whole panel, scored or not."""
     frame = pd.DataFrame([row for one in scored for row in one.summary])
     per_gene = pd.concat([one.genes for one in scored], ignore_index=True)
     compared = [compare(key, one.genes, one.samples, s.name) for one, s in zip(scored, sections, strict=True)]
@@ -250,7 +267,7 @@ def _of(key: str, genes: pd.DataFrame) -> pd.DataFrame:
 def _describe(
     scores: SectionScores, section: HeldOutSection, key: str, relation: Relation, *, chose: bool
 ) -> ScoredSection:
-    """Return what a card may keep of the scores of a section."""
+    """Return the scores of a section for a model card."""
     table = _of(key, scores.genes)
     return ScoredSection(
         name=section.name,
@@ -267,7 +284,7 @@ def _describe(
 def _refuse_name_of_baseline(key: str) -> None:
     if key in PREDICTORS:
         raise InvalidValueError(
-            f"The key {key!r} is the name of a baseline, so the scores of both could not be told apart.",
+            f"The key {key!r} is the name of a baseline, so their scores would have the same name.",
             "store the prediction under another key: st_predict.tl.predict(..., key_added=...)",
         )
 
@@ -277,8 +294,8 @@ def _check_sections(sections: Sequence[HeldOutSection], key: str) -> None:
     names = [section.name for section in sections]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidValueError(
-            f"Several sections are called {twice}, so their scores could not be told apart.",
-            f"give each a name of its own in .obs[{Keys.SECTION!r}]",
+            f"Several sections are called {twice}, so their scores would have the same name.",
+            f"give each its own name in .obs[{Keys.SECTION!r}]",
         )
     for section in sections:
         if not len(section.spots):
@@ -291,7 +308,7 @@ def _common_card(stored: Sequence[StoredPrediction], key: str) -> ModelCard:
     for card in others:
         if (card.genes, card.target) != (first.genes, first.target):
             raise InvalidValueError(
-                f"The predictions {key!r} differ in panel or units, so their scores cannot stand side by side.",
+                f"The predictions {key!r} differ in panel or units, so their scores cannot be compared.",
                 "evaluate the sections one by one",
             )
     return first

@@ -1,4 +1,4 @@
-"""The result of an evaluation, and how it reads."""
+"""Result of an evaluation, as tables and sentences."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "words_of"]
 
 DEPTH, BEYOND = 0.3, 0.1
-"""A plain correlation above the first, with a partial one below the second, comes from sequencing depth."""
+"""A plain correlation above the first number, with a partial one below the second, comes from sequencing depth."""
 
 TIE = 0.005
-"""Mean correlations closer than this are the same."""
+"""Mean correlations closer than this count as equal."""
 
 _COLUMNS = {
     "gene_partial": "partial",
@@ -47,37 +47,56 @@ _LEGEND = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class Evaluation:
-    """Scores of a prediction, beside what it has to beat.
+    """Scores of a prediction and of the baselines, made by :func:`evaluate`.
 
     Parameters
     ----------
     summary
-        One row per section and predictor: means over genes, which ``definitions`` explains. ``gene_partial`` is the
+        One row per section and predictor: means over genes, explained in ``definitions``. ``gene_partial`` is the
         headline; ``gene_partial_low`` and ``gene_partial_high`` are its interval over blocks of spots.
     overall
-        One row per predictor: means over sections. The interval of ``gene_partial`` draws sections with replacement, and blocks of
-        spots in each; ``difference_low`` and ``difference_high`` are the interval of the prediction minus the predictor, from the
-        same draws. A few sections of one patient say little about other patients, however narrow the interval.
+        One row per predictor: means over sections. The interval of ``gene_partial`` draws sections with replacement,
+        and blocks of spots in each; ``difference_low`` and ``difference_high`` are the interval of the prediction minus
+        the predictor, from the same draws. Sections of one patient say little about other patients, however narrow the
+        interval.
     paper
         One row per section and predictor: the scores of the M2OST paper, in the units of the prediction.
     comparisons
-        One row per section and predictor: mean difference of ``gene_partial`` between the prediction and the predictor, its
-        interval, and p-values of a paired test, corrected for the number of predictors.
+        One row per section and predictor: mean difference of ``gene_partial`` between the prediction and the predictor,
+        its interval, and p-values of a paired test, corrected for the number of predictors.
     genes
-        One row per section, predictor and gene: ``partial`` with the ends ``partial_low`` and ``partial_high`` of its 95 %
-        interval over blocks of spots, ``residual``, ``pearson``, ``spearman``, ``morans_i`` and ``ssim``, beside
+        One row per section, predictor and gene: ``partial`` with the ends ``partial_low`` and ``partial_high`` of its
+        95 % interval over blocks of spots, ``residual``, ``pearson``, ``spearman``, ``morans_i`` and ``ssim``, beside
         ``observed_morans_i``, and the noise ceilings ``ceiling_partial`` and ``ceiling_residual``. NaN where a score is
-        undefined. ``held_out`` says what the section is to the training of the network: another ``"patient"``, another
-        ``"section"`` of a training patient, ``"training"``, ``"context"`` where the network has read counts of some spots, or
-        ``"unknown"``.
+        undefined. ``held_out`` is the section's relation to the training: another ``"patient"``, another ``"section"``
+        of a training patient, ``"training"``, ``"context"`` (the network read counts of some spots), or ``"unknown"``.
     definitions
         Meaning of each score and each predictor.
     words
-        Sentences about what the scores show.
+        Conclusions from the scores, as sentences.
     card
-        Card of the network that predicted.
+        Card of the network behind the prediction.
     sections
-        Scores of the prediction, section by section.
+        Scores of the prediction per section.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> panel = list(train["table"].var_names)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=panel, out=out)
+    ...     stp.tl.predict(test, result)
+    >>> evaluation = stp.tl.evaluate(test)
+    >>> genes = evaluation.genes.query("predictor == 'pred_ridge'")
+    >>> genes[["gene", "held_out"]].head(2)
+        gene held_out
+    0  GENE1  patient
+    1  GENE2  patient
+    >>> evaluation.definitions["n_genes"]
+    'Number of scored genes.'
     """
 
     summary: pd.DataFrame
@@ -91,25 +110,26 @@ class Evaluation:
     sections: tuple[ScoredSection, ...]
 
     def reliability(self, *, unknown: HeldOut | None = None) -> tuple[Reliability, ...]:
-        """Return the scores of each gene on held-out sections, for the card of the checkpoint.
+        """Return scores per gene on held-out sections, for the checkpoint's card.
 
-        Sections of training are left out, and those of which the network has read counts. Several sections of one kind
-        are averaged; the intervals then draw sections as well as blocks of spots.
+        Training sections and sections with context spots are left out. Several sections of one kind are averaged; the
+        intervals then resample sections as well as blocks of spots.
 
         Parameters
         ----------
         unknown
-            What the sections are to the training, if the card does not say what that was: other patients (``"patient"``) or
-            other sections of its patients (``"section"``). By default such sections are left out.
+            Relation of the sections to the training if the card does not record the training sections: other patients
+            (``"patient"``) or other sections of training patients (``"section"``). By default such sections are left
+            out.
 
         Returns
         -------
-        At most one for other patients, and one for other sections of training patients.
+        One entry for other patients and one for other sections of training patients, as far as there are any.
 
         Raises
         ------
         ValueError
-            If no section was held out.
+            If no section is held out.
         """
         unknown = check("unknown", unknown, HeldOut | None)
         kinds = {s.name: unknown if unknown and s.relation == "unknown" else s.relation for s in self.sections}
@@ -123,7 +143,11 @@ class Evaluation:
             raise InvalidValueError(
                 f"No section is known to be held out: {kinds}.",
                 "evaluate sections that the network was not trained on",
-                *([Advice("say what they are with {}", "unknown")] if "unknown" in kinds.values() else []),
+                *(
+                    [Advice("declare their relation to the training with {}", "unknown")]
+                    if "unknown" in kinds.values()
+                    else []
+                ),
             )
         return tuple(found)
 
@@ -148,7 +172,7 @@ class Evaluation:
         return [*self.words, *([left_out] if left_out else []), _LEGEND]
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
-        """Title and headline of each section, and of all, one row per predictor, in at most 80 columns."""
+        """Title and headline per section and over all sections: one row per predictor, at most 80 columns wide."""
         tables = [
             (f"Section {name}, {rows['n_spots'].iloc[0]} spots, {rows['n_genes'].iloc[0]} genes", _headline(rows))
             for name, rows in self.summary.groupby("section", sort=False)
@@ -177,7 +201,7 @@ def _number(value: float) -> str:
 
 
 def words_of(summary: pd.DataFrame, genes: pd.DataFrame, key: str, *, fitted: bool) -> tuple[str, ...]:
-    """Say in words what numbers hide: correlations that come from sequencing depth, and baselines that are as good.
+    """Return conclusions: correlations that come from sequencing depth, and baselines that are as good.
 
     Parameters
     ----------
@@ -186,9 +210,9 @@ def words_of(summary: pd.DataFrame, genes: pd.DataFrame, key: str, *, fitted: bo
     genes
         One row per section, predictor and gene.
     key
-        The prediction.
+        Key of the prediction.
     fitted
-        Whether its units are relative to gene proportions of the training spots.
+        Whether the prediction's units are relative to gene proportions of the training spots.
     """
     sentences = []
     for section, rows in summary.groupby("section", sort=False):

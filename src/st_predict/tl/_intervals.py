@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Intervals"]
 
-_MIN_SD = 0.1  # least standard deviation that is trusted, relative to the root mean square of the gene's
+_MIN_SD = 0.1  # minimum standard deviation, relative to the root mean square over the gene's spots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +57,7 @@ class Intervals:
         Raises
         ------
         ValueError
-            If there are too few spots for the coverage.
+            If there are too few spots for this coverage.
         """
         rank = _rank(len(target), coverage)
         floor = _floor(sd, len(genes))
@@ -99,15 +99,15 @@ def _rank(n_spots: int, coverage: float) -> int:
     if rank > n_spots:
         needed = math.ceil(share / (1 - share))
         raise InvalidValueError(
-            f"Intervals that cover {coverage:g} need at least {needed} spots to calibrate on, there are {n_spots}.",
+            f"A coverage of {coverage:g} needs at least {needed} calibration spots, got {n_spots}.",
             "calibrate on more sections",
-            Advice("ask for less with {}", "coverage"),
+            Advice("lower {}", "coverage"),
         )
     return rank
 
 
 def _floor(sd: NDArray[np.float32] | None, n_genes: int) -> NDArray[np.float64]:
-    """Least standard deviation that is trusted, ``(n_genes,)``; 1 without standard deviations or where all are 0."""
+    """Minimum standard deviation, ``(n_genes,)``; 1 without standard deviations or where all are 0."""
     if sd is None:
         return np.ones(n_genes)
     floor = _MIN_SD * np.sqrt(np.square(sd, dtype=np.float64).mean(axis=0))
@@ -120,7 +120,7 @@ def _spread(sd: NDArray[np.float32] | None, floor: NDArray[np.float64]) -> NDArr
 
 
 def _range(units: TargetSpec) -> NDArray[np.float32]:
-    """Least and largest possible value, ``(2, 1)`` or ``(2, n_genes)``."""
+    """Smallest and largest possible value, ``(2, 1)`` or ``(2, n_genes)``."""
     bounds = {
         "pearson_residuals": (-(units.clip or math.inf), units.clip or math.inf),
         "log_fold": (-math.inf, math.inf),

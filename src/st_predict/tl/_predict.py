@@ -34,7 +34,7 @@ _UNSET = (None, False, "error")
 
 
 @shows_progress
-def predict(  # noqa: PLR0913  # every one is a keyword
+def predict(  # noqa: PLR0913  # every argument is a keyword
     sdata: Sections,
     model: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained] = "m2ost",
     *,
@@ -57,91 +57,94 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     hparams: Mapping[str, Any] | None = None,
     trust: bool = False,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     cut_tissue: Literal["keep", "nan"] = "keep",
     tissue_only: bool = True,
     stain: Stain | Literal[False] | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Predict gene expression of spots from the image around them.
+    """Predict gene expression of spots from the H&E image around them.
 
-    Crops are cut at the levels and the resolution that ``model`` was trained with; nothing is upsampled. Only
-    positions are used; counts are read only from the spots that ``context`` names.
+    Crops have the levels and the resolution of the training; images are never upsampled. Counts are read only from the
+    spots that ``context`` selects.
 
     Parameters
     ----------
     sdata
-        Holds the image, the spots and a table that annotates the spots; or only image and shapes
-        (:func:`st_predict.pp.make_grid`). One object, a list or a mapping; all are opened before the first is predicted.
+        Slide with the image, the spots and a table that annotates the spots; or with image and shapes only
+        (:func:`st_predict.pp.make_grid`). One object, a list or a mapping; all are checked before the first is
+        predicted.
     model
         Name of a released checkpoint (:func:`st_predict.checkpoints.list_weights`), path of a ``.safetensors`` file, or
-        result of :func:`train`. A list of several, of the same panel and units, is an ensemble
-        :cite:p:`Lakshminarayanan2017`: their mean is predicted.
+        result of :func:`train`. A list of checkpoints with the same panel and units is an ensemble
+        :cite:p:`Lakshminarayanan2017`, which predicts their mean.
     image_key
-        RGB image, 8 bit, single- or multi-scale; may be left out if one shares a coordinate system with the spots, or if several
-        show the same area: then the finest is read. For a table of several sections: a mapping from region to image.
+        Key of the RGB image, 8 bit, single- or multi-scale. Optional if only one image shares a coordinate system with
+        the spots, or if several show the same area: then the finest is read. For a table of several sections: mapping
+        from region to image.
     table_key
-        Table whose rows are predicted; may be left out if there is one, or one called ``"table"``.
+        Key of the table whose rows are predicted. By default the only table, or ``"table"``.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     shapes_key
-        Shapes to predict on a slide that has no table, or without regard to it.
+        Key of shapes to predict, if the slide has no table or another table than the one to use.
     mpp
-        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay. For several sections: a
-        mapping from region to number; for regions that it lacks it is found as usual. Needed if the model has a fixed resolution and nothing else tells (:func:`st_predict.io.find_mpp`).
+        Micrometres per pixel (mpp) of the image at level 0; ``"spots"`` derives it from the assay's spot pitch. For
+        several sections: mapping from region to mpp; regions not in it use the default. By default found by
+        :func:`st_predict.io.find_mpp`; required if that fails and the model has a fixed resolution.
     key_added
-        Key of the result. By default ``pred_{model}``, with the model's name.
+        Key of the result; by default ``pred_{model}``, with the model's name.
     batch_size
-        Spots that the network sees at a time, if it sees single spots. By default what suits the device; where memory
-        does not suffice it is halved, with a message.
+        Number of spots per batch, for spot-level models. By default chosen for the device. Halved when out of memory,
+        with a message.
     symmetries
-        Test-time augmentation: 8 predicts the mean over the turned and mirrored crops, at eight times the cost; 1 takes
-        them as they are. By default what the model was published with: 8 for ST-Net. 8 is refused for a model that
-        reads no crops, as ``ridge``, which reads features.
+        Test-time augmentation: number of crop symmetries averaged. 8 averages over rotated and mirrored crops, at eight
+        times the cost; 1 uses the crops only as they are. By default the published setting: 8 for ST-Net. 8 is refused
+        for models that do not read crops, such as ``ridge``.
     n_samples
-        Draw so many predictions of each spot at random, and write their mean and standard deviation. A generative model
-        draws from what it has learned; any other is applied with its dropout left on :cite:p:`Gal2016`.
+        Number of random samples per spot, whose mean and standard deviation are written. Generative models sample from
+        their learned distribution; other models use Monte Carlo dropout :cite:p:`Gal2016`.
     seed
         Random seed for sampling. Dropout samples also depend on ``batch_size``; all samples depend on row order.
     context
-        Column of ``.obs`` that is true for spots whose counts may be read to predict the others, by a network that can
-        (:attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots out. Genes of the panel
-        that the table lacks count as 0.
+        Boolean column of ``.obs`` that selects the context spots, whose counts the network may read to predict the
+        others (only models with :attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots
+        out. Panel genes that the table lacks count as 0.
     layer
-        Layer of the table with the raw counts of the ``context``; by default ``.X``.
+        Layer with the raw counts of the context spots; by default ``.X``.
     duplicates
-        What to do with genes of the ``context`` that several columns of the table carry: refuse, ``"sum"`` their counts, or
-        take the ``"first"``.
+        Handling of context genes with several columns in the table: ``"error"`` refuses, ``"sum"`` adds their counts,
+        ``"first"`` takes the first.
     ignore_case
-        Whether symbols of the ``context`` that differ in case are the same gene.
+        Whether to ignore case when symbols of context genes are matched.
     id_column
-        Column of ``.var`` with the identifiers of the genes of the ``context``; by default ``var_names``, or the one column
-        that has genes of the panel.
+        Column of ``.var`` with the identifiers of context genes; by default ``var_names``, or the only column that has
+        genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers of genes of the ``context``, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers of context genes, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     hparams
-        Hyper-parameters to change, of those that the weights do not depend on
-        (:attr:`st_predict.models.ModelSpec.at_prediction`): ``mode`` and ``k`` of BLEEP.
+        Hyper-parameters to change, from :attr:`st_predict.models.ModelSpec.at_prediction`, on which weights do
+        not depend: ``mode`` and ``k`` of BLEEP.
     trust
-        Whether to take the card of the checkpoint as it is. By default a card may name encoders of
-        :func:`st_predict.encoders.list_encoders` only, and no files; see :func:`st_predict.checkpoints.load`.
+        Whether to accept every encoder and file that the checkpoint's card names. By default only encoders of
+        :func:`st_predict.encoders.list_encoders` are accepted, and no files; see :func:`st_predict.checkpoints.load`.
     device
-        ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        Device: ``"auto"`` (the first GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     precision
-        ``"auto"`` computes in bfloat16 where the device does so natively, which moves a prediction by about 0.4 % of a
-        gene's spread over a section; ``"float32"``, ``"bfloat16"``.
+        Floating-point precision: ``"float32"``, ``"bfloat16"`` or ``"auto"`` (bfloat16 where the device supports it
+        natively). bfloat16 moves a prediction by about 0.4 % of a gene's spread over a section.
     cut_tissue
-        What to do with spots whose field of view leaves the image at an edge that tissue touches
-        (:func:`st_predict.pp.find_tissue`), as after ``sdata.query.bounding_box``: ``"keep"`` predicts them from a field of
-        view whose rest is padding, which moves a prediction by up to 3 standard deviations of a gene; ``"nan"`` gives NaN.
-        A warning says how many there are.
+        Handling of spots whose field of view leaves the image at an edge that tissue touches
+        (:func:`st_predict.pp.find_tissue`), as after ``sdata.query.bounding_box``. ``"keep"`` pads their field of view,
+        which moves a prediction by up to 3 standard deviations of a gene; ``"nan"`` gives NaN. A warning says how many
+        there are.
     tissue_only
-        Whether to leave spots NaN that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0.
+        Whether spots off the tissue (``in_tissue`` in ``.obs`` is 0) stay NaN.
     stain
-        Stain in whose colours the image is read, as :func:`st_predict.pp.fit_stain` measures it on another slide; that of this image is measured
-        first. By default that of the training, if the network was trained with one; ``False`` reads the image as it is.
+        Reference stain for stain normalisation (:func:`st_predict.pp.fit_stain` of another slide); the slide's own
+        stain is measured first. By default the training's, if there was one; ``False`` does not change colours.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -151,15 +154,15 @@ def predict(  # noqa: PLR0913  # every one is a keyword
 
     ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
         Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
-        centre lies outside the image, and with ``cut_tissue="nan"`` for those whose field of view is cut.
+        centre is outside the image and, with ``cut_tissue="nan"``, for spots whose field of view is cut.
     ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
-        With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. How far it is
-        from an error, :func:`calibrate` measures.
+        With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. Not yet an
+        error; :func:`calibrate` turns it into prediction intervals.
     ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
-        The same, if the panel covers every gene of the table and the layer takes at most 1 GiB.
+        Predicted expression again, if the panel covers every gene of the table and the layer takes at most 1 GiB.
     ``.uns["st_predict"][key_added]``
-        Names of the ``genes`` in column order, card of the model, version, device and precision, warnings, and the mpp
-        of each section with its source.
+        ``genes`` in column order, the model's card, version, device and precision, warnings, and the mpp of each
+        section with its source.
 
     A slide without a table gets a linked table ``sdata.tables[key_added]`` instead, with the standard deviation as
     ``.layers["std"]``. :func:`st_predict.get.prediction` reads either as AnnData, :func:`st_predict.get.frame` as a
@@ -168,22 +171,22 @@ def predict(  # noqa: PLR0913  # every one is a keyword
     Raises
     ------
     KeyError
-        If the table, the image, the model or the column does not exist; the message lists those that do.
+        If the table, image, model or column does not exist; the message lists the existing ones.
     ValueError
-        If several checkpoints differ in panel or units, ``n_samples`` are asked of a network that has nothing random, or
-        ``symmetries=8`` of one that reads no crops; if
-        something is ambiguous, ``mpp`` is needed and unknown, the image is coarser than the model needs or is not
-        8-bit RGB, coordinates are not finite, ``key_added`` cannot be stored or holds something else, or there is no
-        such device or precision.
+        If checkpoints differ in panel or units, ``n_samples`` is given for a deterministic network or ``symmetries=8``
+        for one that does not read crops; an element is ambiguous; ``mpp`` is required and unknown; the image is coarser
+        than the model needs or not 8-bit RGB; coordinates are not finite; ``key_added`` cannot be stored or holds
+        something else; or the device or precision does not exist.
     TypeError
         If ``sdata`` is not a SpatialData object.
     MemoryError
-        If memory does not suffice for one spot, or for a section that the model reads as a whole.
+        If memory is too small for one spot, or for a section that the model reads whole.
 
     Notes
     -----
-    Crops are aligned to whole pixels of the level that is read, so a crop may be off by half such a pixel. Outside the
-    image is white (:class:`~st_predict.specs.CropSpec`). The default model is described in :cite:t:`Wang2025`.
+    Crops are aligned to whole pixels of the image level that is read, with an offset of at most half a pixel. Crops are
+    padded with white outside the image (:class:`~st_predict.specs.CropSpec`). The default model is described in
+    :cite:t:`Wang2025`.
 
     Examples
     --------
@@ -215,7 +218,7 @@ def predict(  # noqa: PLR0913  # every one is a keyword
 
 
 def _slot(ensemble: Ensemble, slide: Slide, key: str, said: list[str]) -> Slot:
-    """Where the prediction of a slide belongs, after it was checked that it fits there; warnings are added to ``said``."""
+    """Check where a slide's prediction is stored, and return it; warnings are added to ``said``."""
     with warnings_into(said):
         ensemble.check(slide)
     slot = slide.slot(key)
@@ -224,7 +227,7 @@ def _slot(ensemble: Ensemble, slide: Slide, key: str, said: list[str]) -> Slot:
 
 
 def _look_over(slide: Slide, ensemble: Ensemble, said: list[str]) -> list[NDArray[np.bool_]]:
-    """Spots of each section whose field of view is cut; warnings are added to ``said``."""
+    """Return the spots of each section whose field of view is cut; warnings are added to ``said``."""
     with warnings_into(said):
         return look_over_for(slide, ensemble.cards)
 
@@ -239,7 +242,7 @@ def _write(
     cut_tissue: str,
     said: list[str],
 ) -> None:
-    """Predict the spots of a slide; those whose field of view is cut stay NaN if ``cut_tissue`` says so."""
+    """Predict the spots of a slide; with ``cut_tissue="nan"``, spots with a cut field of view stay NaN."""
     with warnings_into(said):
         predicted = [
             ensemble.predict(
@@ -266,14 +269,14 @@ def _refuse_without_effect(where: Where, context: str | None) -> None:
     ]
     if given := [*given, *(["layer"] if where.layer is not None else [])]:
         raise InvalidValueError(
-            f"The arguments {given} are only for the counts of context spots, and no context is given.",
+            f"The arguments {given} only concern counts of context spots, and context is not given.",
             Advice("name the column of .obs that selects these spots with {}", "context"),
             "leave them out",
         )
 
 
 def _params(ensemble: Ensemble, slide: Slide, context: Context | None) -> dict[str, Any]:
-    """What a reader of the prediction needs to know of how it was made."""
+    """Return the settings of the prediction for its record."""
     return {
         "sections": slide.describe(),
         **ensemble.describe(),

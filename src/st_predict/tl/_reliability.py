@@ -33,13 +33,13 @@ class ScoredSection:
     name
         Name of the section.
     patients
-        Patients whose spots it holds.
+        Patients of its spots.
     relation
-        What the section is to the training of the network.
+        Relation of the section to the training.
     chose_epoch
-        Whether it chose the epoch of the network.
+        Whether the section was used to choose the epoch.
     n_spots
-        Number of spots that were scored.
+        Number of scored spots.
     partial, ceiling
         ``(n_genes,)``: partial correlation and its noise ceiling.
     drawn
@@ -64,13 +64,13 @@ def reliability_of(
     Parameters
     ----------
     sections
-        Sections of this kind, at least one.
+        Sections with this relation, at least one.
     held_out
-        The kind.
+        Relation of the sections to the training.
     genes
-        Genes that were scored.
+        Scored genes.
     panel
-        Genes of the card; those that were not scored are undefined.
+        Genes of the card; genes without a score are undefined.
     """
     partial = _mean([section.partial for section in sections])
     low, high = gene_intervals(_drawn(sections), np.isfinite(partial))
@@ -93,7 +93,7 @@ def reliability_of(
 
 
 def _drawn(sections: Sequence[ScoredSection]) -> NDArray[np.floating]:
-    """Resamples of the mean over sections, ``(n_resamples, n_genes)``; several sections are drawn as well."""
+    """Resamples of the mean over sections, ``(n_resamples, n_genes)``; several sections are resampled too."""
     if len(sections) == 1:
         return sections[0].drawn
     by_gene = np.stack([section.drawn for section in sections], axis=2).transpose(1, 0, 2)

@@ -26,7 +26,7 @@ N_BOOTSTRAP = 200
 SPOTS_PER_BLOCK = 12
 _OVERALL = ("gene_partial", "gene_residual", "gene_pearson", "gene_spearman", "share_above")
 MIN_SPOTS = 8
-"""Fewer spots have no neighbours to speak of, and no blocks to draw."""
+"""Minimum number of spots for neighbour graphs and blocks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,15 +55,15 @@ class Truth:
     residuals
         ``(n_spots, n_genes)``: Pearson residuals of the counts, by the gene proportions of the section.
     relative
-        ``(n_spots, n_genes)``: Pearson residuals by the gene proportions of the training spots, if the card has them. Where
-        these differ from those of the section, as for another patient, such residuals depend on depth, so they are only scored
-        with depth regressed out.
+        ``(n_spots, n_genes)``: Pearson residuals by the gene proportions of the training spots, if the card has them.
+        For other patients, whose proportions differ, these residuals depend on depth; they are only scored with depth
+        regressed out.
     covariates
         ``(n_spots, 2)``: log total count and its square.
     weights
         Graph of the nearest spots; ``None`` for too few spots.
     blocks
-        ``(n_spots,)``: block of neighbouring spots, for intervals; ``None`` for too few spots.
+        ``(n_spots,)``: number of the spot's block, for intervals; ``None`` for too few spots.
     grid
         ``(n_spots, 2)``: row and column on the lattice, if there is one.
     constants
@@ -125,7 +125,7 @@ class SectionScores:
     genes
         One row per predictor and gene.
     summary, paper
-        Rows of the frames of these names.
+        Rows of the evaluation's frames of these names.
     samples
         Resamples of the mean partial correlation of each predictor, ``(n_resamples,)``.
     drawn
@@ -140,18 +140,18 @@ class SectionScores:
 
 
 def score_section(truth: Truth, predictions: Mapping[str, NDArray[Any]], *, key: str, held_out: str) -> SectionScores:
-    """Score predictions beside each other.
+    """Score several predictions of a section.
 
     Parameters
     ----------
     truth
-        What was measured.
+        Measured values.
     predictions
         ``(n_spots, n_genes)`` of each predictor.
     key
-        Predictor whose resamples are kept gene by gene.
+        Predictor whose resamples are kept per gene.
     held_out
-        What the section is to the training of the network.
+        Relation of the section to the training.
     """
     genes, rows, papers, samples, kept = [], [], [], {}, np.empty((0, 0))
     for name, predicted in predictions.items():
@@ -194,7 +194,7 @@ def _score_genes(
 def gene_intervals(
     drawn: NDArray[np.floating], defined: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ends of the 95 % interval of each gene, ``(n_genes,)``; NaN where there is none.
+    """Return the ends of the 95 % interval of each gene, ``(n_genes,)``; NaN where undefined.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def _paper(predicted: NDArray[np.float64], truth: Truth) -> dict[str, Any]:
 def compare(
     key: str, genes: pd.DataFrame, samples: Mapping[str, NDArray[np.float64]], section: str
 ) -> list[dict[str, Any]]:
-    """Compare the partial correlations of a prediction with those of each predictor, gene by gene."""
+    """Compare a prediction's partial correlations per gene with each predictor's."""
     partial = genes.pivot(index="gene", columns="predictor", values="partial")
     others: Sequence[str] = [name for name in samples if name != key and partial[name].notna().any()]
     rows = []
@@ -286,12 +286,12 @@ def compare(
 def over_sections(
     key: str, summary: pd.DataFrame, samples: Sequence[Mapping[str, NDArray[np.float64]]]
 ) -> pd.DataFrame:
-    """Average the scores of each predictor over sections, with intervals that draw sections as well as blocks.
+    """Average the scores of each predictor over sections; intervals resample sections and blocks.
 
     Parameters
     ----------
     key
-        Prediction that the others are compared with.
+        Key of the prediction to compare with.
     summary
         One row per section and predictor.
     samples

@@ -1,4 +1,4 @@
-"""Predict every cell of the tissue of a section."""
+"""Super-resolution: predictions of every cell of the tissue."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ __all__ = ["superresolve"]
 
 logger = logging.getLogger(__name__)
 
-_TOGETHER = 4096  # cells that the network predicts at a time
+_TOGETHER = 4096  # cells per batch
 
 
 @shows_progress
-def superresolve(  # noqa: PLR0913  # every one is a keyword
+def superresolve(  # noqa: PLR0913  # every argument is a keyword
     sdata: Sections,
     model: PathLike[str] | str | Trained,
     *,
@@ -62,49 +62,50 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     trust: bool = False,
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     progress: bool | None = None,
 ) -> None:
-    """Predict every cell of the tissue of a section: squares of 8 um, unless the network was trained with others.
+    """Predict gene expression of every cell of the tissue: squares of 8 um, unless the network was trained with another size.
 
-    The network is one of cells, as iStar, whether it was trained on the spots of this section, or on other sections. No spots
-    are needed, and counts are never read.
+    The network must be a cell-level model such as iStar, trained on this section's spots or on other sections. Spots
+    are not needed, and counts are never read.
 
-    A cell has the units of a spot: the mean over the cells in the disk of a spot is what :func:`predict` gives for the spot. Where
-    the target is in counts, a cell thus has as many as a spot all of whose cells were like it.
+    Cells have the units of a spot: the mean over the cells within a spot equals the prediction of :func:`predict`. For
+    targets in counts, a cell's value is the count of a spot that consists of such cells.
 
     Parameters
     ----------
     sdata
-        Holds the image. One object, a list or a mapping; all are checked before the first is predicted.
+        Slide with the image. One object, a list or a mapping; all are checked before the first is predicted.
     model
         Result of :func:`train`, path of its ``.safetensors`` file, or name of a released checkpoint.
     image_key
-        RGB image, 8 bit, single- or multi-scale; may be left out if there is one.
+        Key of the RGB image, 8 bit, single- or multi-scale; optional if there is only one.
     table_key
-        Table of spots, if the mpp of the image is to be had from its assay.
+        Key of the spots' table, used to derive the mpp from the assay's spot pitch.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``.
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     mpp
-        Micrometres per pixel of level 0 of the image; ``"spots"`` takes it from the lattice of the assay.
+        Micrometres per pixel (mpp) of the image at level 0; ``"spots"`` derives it from the assay's spot pitch.
     tissue_only
-        Whether to leave out cells whose centre is not on the tissue (:func:`st_predict.pp.find_tissue`).
+        Whether to leave out cells whose centre is off the tissue (:func:`st_predict.pp.find_tissue`).
     out
-        Folder to make, in which the table is stored by zarr, for sections that would not fit into memory. In ``sdata``,
-        ``.X`` is then a dask array that is read from there. For one section only.
+        New folder for the table, as zarr, for results larger than memory. ``.X`` in ``sdata`` is then a dask array that
+        reads from it. Only for a single section.
     key_added
-        Name of the table. By default ``cells_{model}``.
+        Name of the table; by default ``cells_{model}``.
     hparams
         Hyper-parameters to change, as in :func:`predict`.
     trust
-        Whether to take the card of the checkpoint as it is. By default a card may name encoders of
-        :func:`st_predict.encoders.list_encoders` only, and no files; see :func:`st_predict.checkpoints.load`.
+        Whether to accept every encoder and file that the checkpoint's card names. By default only encoders of
+        :func:`st_predict.encoders.list_encoders` are accepted, and no files; see :func:`st_predict.checkpoints.load`.
     batch_size
-        Cells that the network predicts at a time.
+        Number of cells per batch.
     device
-        ``"auto"`` takes the first GPU if there is one; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        Device: ``"auto"`` (the first GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     precision
-        ``"auto"`` computes in bfloat16 where the device does so natively; ``"float32"``, ``"bfloat16"``.
+        Floating-point precision: ``"auto"`` (bfloat16 where the device supports it natively), ``"float32"`` or
+        ``"bfloat16"``.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -113,27 +114,40 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
     Nothing; adds to ``sdata``:
 
     ``.tables[key_added]`` : :class:`~anndata.AnnData`, ``(n_cells, n_genes)``, float32
-        A row a cell, tile by tile as the encoder sees them. ``.obs["array_row"]`` and ``.obs["array_col"]`` are its place on
-        the lattice of cells, which begins at the corner of the image, so that :func:`spatialdata.rasterize_bins` makes an image of a
-        gene. ``.obsm["spatial"]`` are centres in level-0 pixels; ``.uns["st_predict"]`` says where the values come from.
+        One row per cell, in the encoder's order of tiles. ``.obs["array_row"]`` and ``.obs["array_col"]`` are the
+        position on the lattice of cells, counted from the corner of the image; :func:`spatialdata.rasterize_bins` turns
+        a gene into an image with them. ``.obsm["spatial"]`` has centres in level-0 pixels, ``.uns["st_predict"]`` the
+        record of the prediction.
     ``.shapes[f"{key_added}_grid"]`` : :class:`~geopandas.GeoDataFrame` of circles
-        The cells that the rows are linked to, in level-0 pixels and with all transformations of the image. Their diameter is
-        the side of a cell.
+        Cells that the rows annotate, in level-0 pixels and with all transformations of the image. The diameter is the
+        cell size.
 
-    Both replace what an earlier call has made under the same name. :func:`st_predict.get.prediction` and
+    Both replace the result of an earlier call with the same name. :func:`st_predict.get.prediction` and
     :func:`st_predict.pl.spatial` take ``key_added``.
 
     Raises
     ------
     KeyError
-        If the image or the model does not exist; the message lists those that do.
+        If the image or the model does not exist; the message lists the existing ones.
     FileExistsError
         If ``out`` exists.
     ValueError
-        If the network does not predict cells; something else has the name ``key_added``; there is no tissue; or as for
+        If the network does not predict cells; ``key_added`` holds something else; no tissue is found; or as for
         :func:`predict`.
     MemoryError
-        If memory does not suffice for one tile.
+        If memory is too small for one tile.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> small = {"encoder": "rgb-cells", "n_fits": 1, "hidden": 2}
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "istar", panel=["GENE1"], out=out, mpp=2, hparams=small, config={"epochs": 1})
+    ...     stp.tl.superresolve(sdata, result)
+    >>> sdata["cells_istar"].shape  # cells, genes
+    (650, 1)
     """
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, mpp=mpp)
     compute = Compute(device=device, precision=precision, batch_size=batch_size)
@@ -158,7 +172,7 @@ def superresolve(  # noqa: PLR0913  # every one is a keyword
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """A section whose cells are to be predicted."""
+    """A section to predict."""
 
     sdata: SpatialData
     image_key: str
@@ -166,7 +180,7 @@ class _Plan:
     stain: Stain | None
 
     def reader(self, encoder: CellEncoder, crop: CropSpec, compute: Compute) -> CellReader:
-        """Return what gives the features of its cells."""
+        """Return the reader of its cells' features."""
         mpp = None if self.mpp is None else self.mpp.value
         image: PyramidReader = open_pyramid(self.sdata, self.image_key)
         if self.stain is not None:
@@ -213,9 +227,9 @@ def _image(sdata: SpatialData, where: Where) -> str:
 def _refuse_one_folder(out: PathLike[str] | str | None, slides: Sequence[SpatialData]) -> None:
     if out is not None and len(slides) > 1:
         raise InvalidValueError(
-            f"{str(out)!r} is one folder, and there are {len(slides)} sections.",
+            f"{str(out)!r} is a single folder, got {len(slides)} sections.",
             Advice("leave out {}", "out"),
-            "call this function once per section, with a folder for each",
+            "call this function once per section, each with its own folder",
         )
 
 
@@ -226,7 +240,7 @@ def _resolution(sdata: SpatialData, image_key: str, where: Where, card: ModelCar
 
 
 def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict[str, Any]:
-    """Return what a reader of the result needs to know of how cells were seen and computed."""
+    """Return the settings of the prediction for its record."""
     return {
         "mpp": None if mpp is None else mpp.value,
         "mpp_source": "unknown" if mpp is None else mpp.source,
@@ -240,14 +254,14 @@ def _refuse_spots(card: ModelCard) -> None:
     """Refuse a network that does not predict cells, before its encoder is loaded."""
     if get_spec(card.model).reads(card.hparams).kind != "cells":
         raise InvalidValueError(
-            f"{card.model!r} predicts spots from the image around them, and not cells.",
-            "for a fine map, lay a lattice of spots with st_predict.pp.make_grid(sdata, pitch_um=...), and predict these with "
+            f"{card.model!r} predicts spots, not cells.",
+            "for a fine map, make a lattice of spots with st_predict.pp.make_grid(sdata, pitch_um=...) and predict it with "
             "st_predict.tl.predict",
         )
 
 
 def _on_tissue(grid: CellGrid, tissue: Tissue | None) -> NDArray[np.int64]:
-    """Numbers of the cells to predict, rising."""
+    """Numbers of the cells to predict, in ascending order."""
     if tissue is None:
         return np.concatenate(list(grid.bands()))
     cells = np.concatenate([band[tissue.at(grid.centres(band))] for band in grid.bands()])
@@ -267,7 +281,7 @@ def _lattice(grid: CellGrid, cells: NDArray[np.int64]) -> Lattice:
 def _predict(
     reader: CellReader, inference: Inference, cells: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield places in ``cells``, and ``(n, n_genes)`` for these."""
+    """Yield indices into ``cells``, and their predictions ``(n, n_genes)``."""
     for places, features in track(
         reader.describe(cells), "Predicting cells", len(cells), unit="cell", size=lambda one: len(one[0])
     ):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class TrainResult(ShortRepr):
-    """Path of the checkpoint, figures of each epoch, and card. :func:`predict` and :func:`superresolve` take it as ``model``."""
+    """Result of :func:`train`; :func:`predict` and :func:`superresolve` accept it as ``model``.
+
+    Parameters
+    ----------
+    checkpoint
+        Path of the ``.safetensors`` file.
+    history
+        One row per epoch: losses, learning rate and, with validation, scores.
+    card
+        Card of the network.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "mean", panel=["GENE1", "GENE2"], out=out)
+    ...     result.checkpoint.name
+    'mean.safetensors'
+    >>> result.card.genes
+    ('GENE1', 'GENE2')
+    """
 
     checkpoint: Path
     history: pd.DataFrame
@@ -76,7 +98,7 @@ class TrainResult(ShortRepr):
 
 
 @shows_progress
-def train(  # noqa: PLR0913  # every one is a keyword that users of trainers look for
+def train(  # noqa: PLR0913  # every argument is a keyword
     sdatas: Sections,
     model: str = "m2ost",
     *,
@@ -96,7 +118,7 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     mpp: float | None = None,
-    preset: str = "recommended",
+    preset: Literal["recommended", "paper", "original"] = "recommended",
     min_counts: int | None = None,
     tissue_only: bool = True,
     stain: Stain | Method | None = None,
@@ -108,95 +130,97 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     card: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
-    """Train a network to predict the expression of spots from the image around them.
+    """Train a network to predict gene expression of spots from the H&E image around them.
 
     Parameters
     ----------
     sdatas
-        Measured sections: each with an image, spots, and a table of raw counts that names the patient of each spot.
+        Measured sections, each with an image, spots, and a table with raw counts and the patient of each spot.
     model
-        Name of a model (:func:`st_predict.models.list_models`).
+        Name of the model (:func:`st_predict.models.list_models`).
     panel
-        Genes to predict, in order; a number selects so many from the training sections, by the rule of the preset
+        Genes to predict, in order; or their number, to select them from the training sections by the preset's rule
         (:func:`st_predict.pp.select_panel`).
     out
-        Folder for the results, made if it does not exist. Results that are there already are never overwritten.
+        Folder for the results, created if it does not exist. Existing results are never overwritten.
     validation
-        Sections that choose the best epoch, or names of patients in ``sdatas`` to hold out for that.
-        Without it, there is nothing to monitor: the last epoch is kept, whatever ``monitor`` and ``patience`` of
-        ``config`` are; the history has no ``val_`` columns, and ``training["kept"]`` of the card says ``"last epoch"``.
+        Sections that choose the best epoch, or names of patients in ``sdatas`` to hold out for validation. Without it,
+        the last epoch is kept, whatever ``monitor`` and ``patience`` of ``config`` are: the history has no ``val_``
+        columns, and ``training["kept"]`` of the card is ``"last epoch"``.
     group_key
-        Column of ``.obs`` that says whose tissue a spot is. No patient may be both in training and in validation.
+        Column of ``.obs`` with the patient. A patient must not be both in training and in validation.
     allow_shared
-        Patients that may be, by name; validation on them says how well the network does on *other sections of
-        patients it knows*, and the card says so.
+        Names of patients allowed on both sides. Their validation scores measure *other sections of training patients*,
+        which the card records.
     image_key
-        RGB image of the sections; may be left out where there is one. A mapping from region to image, for tables of
-        several sections.
+        Key of the RGB image; optional where there is only one. For tables of several sections: mapping from region to
+        image.
     table_key
-        Table of the counts; may be left out where there is one, or one called ``"table"``.
+        Key of the table with the counts. By default the only table, or ``"table"``.
     bin_um
-        Side of the bins of Visium HD in micrometres, such as 16, instead of ``table_key``. By default bins of 8 um where there are
+        Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``. By default 8 um where there are
         several sizes.
     shapes_key
-        Shapes of the spots: selects the table that annotates them, and of a table of several sections this one.
+        Key of the spots' shapes. Selects the table that annotates them and, in a table of several sections, their
+        section.
     layer
-        Layer of the table with the raw counts; by default ``.X``.
+        Layer with the raw counts; by default ``.X``.
     missing
-        What to do with genes of ``panel`` that a table lacks: refuse, or ``"drop"`` them from the panel of the network.
+        Handling of genes of ``panel`` that a table lacks: ``"error"`` refuses, ``"drop"`` removes them from the
+        network's panel.
     duplicates
-        What to do with genes that several columns of a table carry: refuse, ``"sum"`` their counts, or take the
-        ``"first"``.
+        Handling of genes with several columns in a table: ``"error"`` refuses, ``"sum"`` adds their counts, ``"first"``
+        takes the first.
     ignore_case
-        Whether symbols that differ in case are the same gene.
+        Whether to ignore case when gene symbols are matched.
     id_column
-        Column of ``.var`` with identifiers like those of ``panel``. By default ``var_names``, or the one column that has
-        genes of the panel.
+        Column of ``.var`` with identifiers of the type of ``panel``. By default ``var_names``, or the only column that
+        has genes of the panel.
     aliases
-        Table of old symbols and Ensembl identifiers, in the form of HGNC's complete set; see
+        Table of previous symbols and Ensembl identifiers, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     mpp
-        Resolution to train at, in um/px of the finest level; the mpp of every image must then be known.
-        By default that of the model, for most ``None``: pixels as they are.
+        Training resolution of the finest level in um/px; requires a known mpp of every image. By default the model's,
+        for most ``None``: pixels are not resampled.
     preset
-        ``"recommended"`` predicts Pearson residuals, expression beyond sequencing depth, of genes that vary over the tissue;
-        ``"paper"`` trains every model as the M2OST paper did, so that models can be compared; ``"original"`` as the
-        publication of the model itself did: target, hyper-parameters, rule of the panel, optimiser. What of that is not
-        reproduced is in ``original.notes`` of its :class:`~st_predict.models.ModelSpec`.
+        Training recipe. ``"recommended"`` predicts Pearson residuals (expression beyond sequencing depth) of genes that
+        vary over the tissue. ``"paper"`` trains every model as in the M2OST paper, to compare models. ``"original"``
+        uses target, hyper-parameters, panel rule and optimiser of the model's own publication; ``original.notes`` of
+        its :class:`~st_predict.models.ModelSpec` lists the differences that remain.
     min_counts
-        Least sum of the counts of the panel in a spot; spots with fewer are left out. By default that of the preset: 0 for
+        Minimum panel counts per spot; spots with fewer are left out. By default the preset's: 0 for
         ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins, cells and
         spots of unknown size.
     tissue_only
-        Whether to leave out spots that the assay found beside the tissue: ``in_tissue`` in ``.obs`` is 0. How many is logged.
+        Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
     stain
-        Read all images in the same colours, in training and in every prediction: ``"macenko"`` or ``"reinhard"`` takes the mean stain of the
-        training slides, a :class:`~st_predict.pp.Stain` is taken as it is. That of each slide is measured on its tissue
-        (:func:`st_predict.pp.fit_stain`). ``None`` leaves images as they are.
+        Stain normalisation, in training and in every prediction. ``"macenko"`` or ``"reinhard"`` uses the training
+        slides' mean stain as the reference; a :class:`~st_predict.pp.Stain` is itself the reference. Each slide's stain
+        is measured on its tissue (:func:`st_predict.pp.fit_stain`). ``None`` does not change colours.
     hparams
-        Hyper-parameters of the network that differ from those of the preset.
+        Hyper-parameters of the network that replace the preset's.
     config
-        Fields of :class:`TrainConfig` that differ from those of the preset, as a mapping; a whole :class:`TrainConfig`
-        replaces them all.
+        Mapping of :class:`TrainConfig` fields that replace the preset's; a :class:`TrainConfig` object replaces them
+        all.
     unlabelled
-        More slides, measured or not, for semi-supervised training: in each of ``rounds`` rounds the network labels a new
-        part of their spots, and a fresh network is trained on these as well :cite:p:`Monjo2022`. Their counts are not
-        used, and sections of training or validation are refused.
+        Unlabelled slides for pseudo-labelling :cite:p:`Monjo2022`: per round, the network predicts a new part of their
+        spots, and a new network is trained on these too. Counts of these slides are not used; training and validation
+        sections are refused.
     rounds
-        How many such rounds.
+        Number of pseudo-labelling rounds.
     resume
-        Go on from the last epoch that ``out`` holds. Of ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in it, tensors,
-        numbers and texts are read; a file that asks for more, as a pickle can, is refused and nothing of it is run.
+        Whether to resume from the last epoch in ``out``. Only tensors, numbers and texts are read from its
+        ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt``: pickled code is refused and never run.
     card
-        More fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``, ``gene_id_type``,
-        ``training``. Tables of another ``organism`` are refused.
+        Further fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``,
+        ``gene_id_type``, ``training``. Tables from another ``organism`` are refused.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
     Returns
     -------
-    The checkpoint that was kept, the history and the card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
-    ``checkpoints/``, from which an interrupted run resumes.
+    Path of the best checkpoint, history and card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
+    ``checkpoints/`` to resume an interrupted run.
 
     Raises
     ------
@@ -207,13 +231,26 @@ def train(  # noqa: PLR0913  # every one is a keyword that users of trainers loo
     KeyError
         If the model, an element, a layer or a column does not exist, or genes are missing.
     ValueError
-        If the preset, the panel, the counts, the patients, the images or the settings are unfit; the message says how.
+        If the preset, panel, counts, patients, images or settings are invalid; the message says why.
     TypeError
         If a section is not a SpatialData object, or ``panel`` is neither a list nor a number.
     ModuleNotFoundError
-        If the encoder is in a package that is not installed; the message names it.
+        If the encoder's package is not installed; the message names it.
     ConnectionError
-        If the hyper-parameters ask for weights that are not in the cache and cannot be got.
+        If the hyper-parameters name weights that are neither in the cache nor downloadable.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> result.card.genes
+    ('GENE1', 'GENE2')
+    >>> sdata["table"].obsm["pred_ridge"].shape
+    (19, 2)
     """
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
@@ -243,13 +280,13 @@ def _split(
     allow_shared: Sequence[str],
     stain: Stain | Method | None,
 ) -> tuple[list[SpatialData], list[SpatialData], Where]:
-    """Return the slides of both sides, and where their data is, with the colours in which they are read."""
+    """Return training slides, validation slides, and where their data is, with the reference stain."""
     training, held_out = split_patients(sdatas, validation, where=where, allow_shared=allow_shared)
     return training, held_out, _in_colours(stain, training, where)
 
 
 def _in_colours(stain: Stain | Method | None, training: Sequence[SpatialData], where: Where) -> Where:
-    """Say in the colours of which stain images are read: the mean of those of training, if a method is named."""
+    """Add the reference stain: the training slides' mean stain if a method is named."""
     stain = check("stain", stain, Stain | Method | None)
     if not isinstance(stain, str):
         return replace(where, stain=stain)
@@ -274,7 +311,7 @@ class _Data:
         return sorted(_patients(self.training) & _patients(self.validation))
 
     def describe(self) -> dict[str, Any]:
-        """Return what a card says of the sections."""
+        """Return the card's entries about the sections."""
         known = {
             "sections": [o.describe() for o in self.training],
             "validation": [o.describe() for o in self.validation],
@@ -285,19 +322,19 @@ class _Data:
 
 
 def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None, spec: ModelSpec) -> TrainConfig:
-    """Return the configuration; refuse settings that do not fit the model or the machine."""
+    """Return the configuration; refuse settings that the model or the machine cannot use."""
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
-            f"{config.regions} regions per section are for networks that see sections; {spec.name!r} sees single spots.",
+            f"{config.regions} regions per section are for section-level models; {spec.name!r} is a spot-level model.",
             Advice("leave out 'regions' in {}", "config"),
         )
-    Compute(device=config.device, precision=config.precision)  # refuses what does not exist
+    Compute(device=config.device, precision=config.precision)  # refuses unknown devices
     return config
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
-    """Genes to predict: those that are named, or as many as asked for."""
+    """Genes to predict: the named ones, or the requested number of them."""
     if isinstance(panel, Integral) and not isinstance(panel, bool):
         n_genes = check("panel", panel, Count)
         find = placed_table if method == "spatial" else measured_table
@@ -335,14 +372,14 @@ def _write_card(
     extra: Mapping[str, Any] | None,
     stain: Stain | None,
 ) -> ModelCard:
-    """Write the card of the network to train, as far as it is known before the sections are opened."""
+    """Return the card of the network to train; facts about the sections are added later."""
     mpp = check("mpp", mpp, Positive | None)
     spec.check_names(hparams or {})
     settled = _plain(spec.complete(_plain({**spec.hparams, **setting.hparams, **(hparams or {})})))
     crop = spec.crop_for(settled)
     if mpp is not None and crop.mpp not in {None, mpp}:
         logger.warning(
-            "mpp=%g replaces the %g um/px that the hyper-parameters of %r ask for.", mpp, crop.mpp, spec.name
+            "mpp=%g replaces %g um/px, the resolution in the hyper-parameters of %r.", mpp, crop.mpp, spec.name
         )
     target = setting.target or spec.target
     if target.over == "panel":
@@ -375,15 +412,15 @@ _NOTED = (
         "colours",
     ),
 )
-"""Notes of ``ModelCard.training`` that training writes; checks of leakage read them."""
+"""Entries of ``ModelCard.training`` that training sets and leakage checks read."""
 
 
 def _further_fields(extra: Mapping[str, Any] | None, stain: Stain | None) -> dict[str, Any]:
     fields = check_card_fields({} if extra is None else extra)
     if taken := sorted(set(fields.get("training", ())) & set(_NOTED)):
         raise InvalidValueError(
-            f"card['training'] cannot set {taken}, which training writes.",
-            Advice("give these notes other names in {}", "card"),
+            f"card['training'] cannot set {taken}: training sets these entries.",
+            Advice("use other names in {}", "card"),
         )
     if stain is not None:
         fields["training"] = {**fields.get("training", {}), "stain": stain.to_dict()}
@@ -391,12 +428,12 @@ def _further_fields(extra: Mapping[str, Any] | None, stain: Stain | None) -> dic
 
 
 def _plain(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as the card keeps them; arrays become lists."""
+    """Hyper-parameters for the card; arrays become lists."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(hparams, default=lambda value: value.tolist()))
     except (AttributeError, TypeError) as error:
         raise InvalidTypeError(
-            f"hparams are numbers, texts, lists and mappings, which a card can keep; got {hparams}."
+            f"hparams must be numbers, texts, lists and mappings, to be stored in the card; got {hparams}."
         ) from error
     return plain
 
@@ -410,7 +447,7 @@ def _read(
     named: tuple[Any, Any],
     min_counts: int | None,
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
-    """Read the targets of both sides; return them with the card of the genes that all tables have."""
+    """Read training and validation targets; return them with the card, limited to genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
     card = keep_common(card, slides)
@@ -426,7 +463,7 @@ def _measure(slides: Sequence[SpatialData], card: ModelCard, where: Where, *, na
 
 @contextmanager
 def _mpp_of_training() -> Iterator[None]:
-    """Leave out advice about the mpp of an image, as ``mpp`` is the resolution to train at."""
+    """Remove advice about an image's mpp from errors, because ``mpp`` of :func:`train` is the training resolution."""
     try:
         yield
     except StPredictError as error:
@@ -436,7 +473,7 @@ def _mpp_of_training() -> Iterator[None]:
 def _observe(
     measured: Sequence[Measured], n_training: int, card: ModelCard, *, min_counts: int | None
 ) -> tuple[ModelCard, list[list[Observed]]]:
-    """Read targets; a card whose target depends on the training spots gets their statistics."""
+    """Read targets; statistics of the training spots are added to the card where the target needs them."""
     counts = "counts" in get_spec(card.model).needs
     target = card.target
     if target.is_complete:
@@ -463,13 +500,13 @@ def _open_unlabelled(
     sides: tuple[list[SpatialData], list[SpatialData]],
     allow_shared: Sequence[str],
 ) -> list[Observed]:
-    """Open slides without counts, none of which may be among the ``sides``, training and validation."""
+    """Open unlabelled slides; refuse sections that are in training or validation (``sides``)."""
     if unlabelled is None:
         return []
     spec = get_spec(card.model)
     if spec.closed_form or spec.scope == "section":
         raise InvalidValueError(
-            f"Unlabelled slides are for networks that see single spots and learn by gradients, not for {card.model!r}.",
+            f"Unlabelled slides are for spot-level models that are trained by gradient descent, not for {card.model!r}.",
             Advice("leave out {}", "unlabelled"),
         )
     with _mpp_of_training():
@@ -484,7 +521,7 @@ def _open_unlabelled(
 
 
 def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
-    """Refuse unfit hyper-parameters and settings before any work, without memory; tell of those that loading will refuse."""
+    """Refuse invalid hyper-parameters and settings before anything is allocated; warn of a card that only loads with ``trust``."""
     with torch.device("meta"):
         network = checkpoints.build(card)
     spec = get_spec(card.model)
@@ -495,13 +532,13 @@ def _check_buildable(card: ModelCard, config: TrainConfig) -> None:
         spec.admit(card.hparams)
     except StPredictError as error:
         logger.warning(
-            "Prediction with this network will need trust=True, as its card sets what it may not. %s", error.found
+            "Prediction with this network will need trust=True: its card sets restricted values. %s", error.found
         )
 
 
 @contextmanager
 def _keeping_filters() -> Iterator[None]:
-    """Put the filters of warnings back: libraries that are imported for training add some."""
+    """Restore warning filters, because libraries imported for training add some."""
     with warnings.catch_warnings():
         yield
 
@@ -528,7 +565,7 @@ def _fit(
 def _learn(
     card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
-    """Cut what the network reads, and train it; return the card with what was measured for it."""
+    """Prepare the network's inputs and train it; return the card with measured statistics."""
     compute = Compute(device=config.device, precision=config.precision)
     with run.temporary_folder() as crops, _mpp_of_training():
         stores = {
