@@ -35,7 +35,7 @@ def show_versions(*, dependencies: bool = False) -> None:
     Examples
     --------
     >>> import st_predict as stp
-    >>> stp.show_versions()  # doctest: +ELLIPSIS
+    >>> stp.show_versions()  # doctest: +ELLIPSIS +NORMALIZE_WHITESPACE
     st-predict	...
     """
     sys.stdout.write("".join(f"{name}\t{text}\n" for name, text in versions(dependencies=dependencies).items()))

@@ -164,7 +164,7 @@ def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
     >>> card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost"))
     >>> ranked = stp.checkpoints.rank_genes(card, card.reliability_on("patient"))
     >>> [score.gene for score in ranked[:3]]
-    ['EPCAM', 'B2M', 'CD74']
+    ['MGP', 'EPCAM', 'B2M']
     """
     columns = (card.genes, reliability.partial, reliability.low, reliability.high, reliability.ceiling)
     scores = [

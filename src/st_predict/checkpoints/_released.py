@@ -50,7 +50,7 @@ class Weights:
     >>> import st_predict as stp
     >>> weights = stp.checkpoints.list_weights()[0]
     >>> weights.name, weights.version, weights.embedded
-    ('m2ost', '2', True)
+    ('m2ost', '3', True)
     """
 
     name: str
@@ -89,7 +89,7 @@ def list_weights() -> list[Weights]:
     --------
     >>> import st_predict as stp
     >>> [f"{weights.name}@{weights.version}" for weights in stp.checkpoints.list_weights()]
-    ['m2ost@2', 'ridge-effnet@1', 'm2ost@1']
+    ['m2ost@3', 'ridge-effnet@1', 'm2ost@1']
     """
     try:
         return [Weights(**entry) for entry in _index()["weights"]]
@@ -169,7 +169,7 @@ def find_weights(
     --------
     >>> import st_predict as stp
     >>> stp.checkpoints.find_weights("m2ost").name
-    'm2ost-2.safetensors'
+    'm2ost-3.safetensors'
     """
     text, mirror = name_of(model), check("mirror", mirror, Text | None)
     released = list_weights()
