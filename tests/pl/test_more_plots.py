@@ -12,6 +12,7 @@ from scipy.stats import pearsonr
 import st_predict as stp
 from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict.specs import CropSpec, LevelSpec
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +158,27 @@ def test_a_training_without_validation_has_one_panel(tmp_path):
 def test_other_histories_are_refused(result, error, words):
     with pytest.raises(error, match=words):
         stp.pl.training(result)
+
+
+DEPTH = pd.concat([SCORES.replace({"predictor": {"other": "log_total"}}), SCORES[:0]], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda _, **options: stp.pl.scores(SCORES, **options),
+        lambda _, **options: stp.pl.depth(DEPTH, **options),
+        lambda sdata, **options: stp.pl.spatial(sdata, "a", key="pred", **options),
+        lambda sdata, **options: stp.pl.pca_map(sdata, key="pred", **options),
+        lambda sdata, **options: stp.pl.crops(sdata, CropSpec(levels=(LevelSpec(size=16),)), **options),
+    ],
+    ids=["scores", "depth", "spatial", "pca_map", "crops"],
+)
+def test_every_plot_takes_a_title_and_a_resolution(predicted, tmp_path, draw):
+    axes = draw(predicted, title="Section 1")
+    assert axes.flat[0].get_figure(root=True).get_suptitle() == "Section 1"
+    draw(predicted, figsize=(12, 6), dpi=50, save=tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.size == (600, 300)
+    with pytest.raises(ValueError, match="dpi"):
+        draw(predicted, dpi=-1)

@@ -48,7 +48,9 @@ def crops(  # noqa: PLR0913 - plots have many options
     image_key: str | None = None,
     region: str | None = None,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
     figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
@@ -78,8 +80,12 @@ def crops(  # noqa: PLR0913 - plots have many options
         Section of the spot, if the table annotates several.
     ax
         Axes to draw on: one for the image and one per level; by default a new figure.
+    title
+        Title of the figure.
     figsize
         Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
@@ -116,7 +122,7 @@ def crops(  # noqa: PLR0913 - plots have many options
             f"crop must be a CropSpec, got {crop!r}.",
             "take the crop of a network, such as st_predict.models.get_spec(...).crop",
         )
-    check_figure(figsize=figsize, save=save, show=show)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
     check("region", region, Text | None)
     image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, region))
     reader = open_pyramid(sdata, image_key)
@@ -137,7 +143,7 @@ def crops(  # noqa: PLR0913 - plots have many options
     axes[0].set_title(name, fontsize=FONT)
     for one, field, pixels in zip(axes[1:], fields, batch.crops, strict=True):
         _draw_crop(one, pixels[0].permute(1, 2, 0).numpy(), field, mpp=image_mpp)
-    finish(figure_of(axes), save=save, show=show)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
 

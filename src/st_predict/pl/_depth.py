@@ -32,7 +32,9 @@ def depth(
     *,
     predictor: str | None = None,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
     figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
@@ -52,8 +54,12 @@ def depth(
         Predictor to draw; by default the first of the table, which is the model.
     ax
         Axes to draw on, two per section; by default a new figure.
+    title
+        Title of the figure.
     figsize
         Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
@@ -94,7 +100,7 @@ def depth(
     >>> plt.close()
     """
     check("predictor", predictor, Text | None)
-    check_figure(figsize=figsize, save=save, show=show)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
     frame = score_table(evaluation, ["pearson", "partial"])
     predictor = _choose(frame, predictor)
     sections = list(frame["section"].unique())
@@ -109,7 +115,7 @@ def depth(
             one.set(xlim=x_limits, ylim=y_limits)
         plain.set_ylabel(f"{predictor}: Pearson correlation", fontsize=FONT)
         partial.set_ylabel(f"{predictor}: partial correlation", fontsize=FONT)
-    finish(figure_of(axes), save=save, show=show)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
 

@@ -50,7 +50,9 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     percentiles: tuple[float, float] = (2, 98),
     colours: Literal["shared", "each"] = "shared",
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
     figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
@@ -106,8 +108,12 @@ def pca_map(  # noqa: PLR0913 - plots have many options
         patterns only.
     ax
         Axes to draw on, one per panel; by default a new figure.
+    title
+        Title of the figure.
     figsize
         Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
@@ -149,7 +155,7 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check("colours", colours, Literal["shared", "each"])
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
-    check_figure(figsize=figsize, save=save, tissue=tissue, show=show)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, rows=section.rows)
@@ -160,14 +166,14 @@ def pca_map(  # noqa: PLR0913 - plots have many options
         draw_tissue(axes[0, 0], section)
         axes[0, 0].set_title("H&E", fontsize=FONT)
     fitted = next(iter(maps.values()))
-    for one, (title, scores) in zip(axes[0, tissue:], maps.items(), strict=True):
+    for one, (kind, scores) in zip(axes[0, tissue:], maps.items(), strict=True):
         shown = _complete(scores)
         colour = _to_colour(scores[shown], fitted if colours == "shared" else scores, percentiles)
         draw_tissue(one, section, strength=tissue_strength, grey=True)
         draw_spots(one, section, shown, scale=spot_scale, facecolors=colour)
-        one.set_title(f"{title}\n{_legend(explained)}", fontsize=FONT)
+        one.set_title(f"{kind}\n{_legend(explained)}", fontsize=FONT)
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
-    finish(figure_of(axes), save=save, show=show)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
 

@@ -53,14 +53,16 @@ WINDOW = 25
 """Number of genes of a running mean."""
 
 
-def scores(
+def scores(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     evaluation: HasGenes | pd.DataFrame,
     *,
     metric: str = "partial",
     sort_by: str | None = None,
     ncols: int = 3,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
     figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
@@ -88,8 +90,12 @@ def scores(
         Number of panels per row.
     ax
         Axes to draw on, one per section; by default a new figure.
+    title
+        Title of the figure.
     figsize
         Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
@@ -132,7 +138,7 @@ def scores(
     check("metric", metric, Text)
     check("sort_by", sort_by, Text | None)
     ncols = check("ncols", ncols, Count)
-    check_figure(figsize=figsize, save=save, show=show)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
     frame = score_table(evaluation, [metric])
     predictors = _drawn_predictors(frame, metric=metric, sort_by=sort_by)
     ceiling = _ceiling(frame, metric)
@@ -152,7 +158,7 @@ def scores(
         _add_legend(one, beside=n_labels > MAX_INSIDE)
         one.set(title=section, ylim=limits)
         one.set_yticks([tick for tick in one.get_yticks() if limits[0] <= tick <= 1])
-    finish(figure_of(axes), save=save, show=show)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
 

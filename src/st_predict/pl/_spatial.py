@@ -85,7 +85,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
+    title: str | None = None,
     figsize: tuple[float, float] | None = None,
+    dpi: int = 150,
     save: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> NDArray[np.object_]:
@@ -161,8 +163,12 @@ def spatial(  # noqa: PLR0913 - plots have many options
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
     ax
         Axes to draw on: one for the tissue, then the axes of each gene; by default a new figure.
+    title
+        Title of the figure.
     figsize
         Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
         ``show`` is set.
@@ -206,7 +212,7 @@ def spatial(  # noqa: PLR0913 - plots have many options
     genes, cmap = check("genes", genes, Texts), colour_map(cmap)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
-    check_figure(figsize=figsize, save=save, tissue=tissue, std=std, show=show)
+    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, std=std, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, rows=section.rows)
@@ -216,7 +222,7 @@ def spatial(  # noqa: PLR0913 - plots have many options
     for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
         drawn = [_draw_map(one, section, planned, scale=spot_scale) for one, planned in zip(row, of_gene, strict=True)]
         _add_bars(drawn, row, of_gene, units=_wrap(values.spec.units, section), shared=scale == "shared")
-    finish(figure_of(axes), save=save, show=show)
+    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
 
