@@ -71,7 +71,7 @@ def test_a_wrong_file_is_not_kept(server, tmp_path, hashes):
 
 @pytest.mark.parametrize("path", ["cut", "missing"])
 def test_a_broken_connection_and_a_missing_file(server, tmp_path, path):
-    with pytest.raises(ConnectionError, match=f"Cannot get {server.url}/{path}"):
+    with pytest.raises(ConnectionError, match=f"Cannot download {server.url}/{path}"):
         download(f"{server.url}/{path}", tmp_path / "file.bin", sha256=SHA256)
     assert list(tmp_path.iterdir()) == []
 
@@ -119,7 +119,7 @@ def test_offline(server, tmp_path, monkeypatch):
         ({"git_blob": HELLO_BLOB}, f"git blob {HELLO_BLOB}"),
     ):
         with pytest.raises(
-            ConnectionError, match=f"file.bin \\({said}\\) is not there, and ST_PREDICT_OFFLINE forbids"
+            ConnectionError, match=f"file.bin \\({said}\\) does not exist, and ST_PREDICT_OFFLINE forbids"
         ):
             download(f"{server.url}/good", tmp_path / "file.bin", **hashes)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -167,7 +167,7 @@ def test_a_body_that_does_not_end(odd, tmp_path, monkeypatch, path):
     for n_bytes in (1000, None):
         monkeypatch.setattr(_files, "MOST_BYTES", 1 << 20)
         with pytest.raises(
-            ConnectionError, match=rf"Cannot get {odd.url}/{path}: it has more than the expected [\d,]+ b"
+            ConnectionError, match=rf"Cannot download {odd.url}/{path}: it has more than the expected [\d,]+ b"
         ):
             download(f"{odd.url}/{path}", tmp_path / "file.bin", sha256=SHA256, n_bytes=n_bytes)
     assert list(tmp_path.iterdir()) == []
@@ -176,20 +176,20 @@ def test_a_body_that_does_not_end(odd, tmp_path, monkeypatch, path):
 
 def test_a_body_that_hardly_comes(odd, tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "PATIENCE_S", 0.3)
-    with pytest.raises(ConnectionError, match=r"Cannot get .*/trickle: only \d+ bytes came in"):
+    with pytest.raises(ConnectionError, match=r"Cannot download .*/trickle: only \d+ bytes received in"):
         download(f"{odd.url}/trickle", tmp_path / "file.bin", sha256=SHA256)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_body_that_does_not_come(odd, tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "TIMEOUT_S", 0.3)
-    with pytest.raises(ConnectionError, match=r"Cannot get .*/silent: .*timed out"):
+    with pytest.raises(ConnectionError, match=r"Cannot download .*/silent: .*timed out"):
         download(f"{odd.url}/silent", tmp_path / "file.bin", sha256=SHA256)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_redirects_end(odd, tmp_path):
-    with pytest.raises(ConnectionError, match=r"Cannot get .*/round: .*redirects"):
+    with pytest.raises(ConnectionError, match=r"Cannot download .*/round: .*redirects"):
         download(f"{odd.url}/round", tmp_path / "file.bin", sha256=SHA256)
 
 

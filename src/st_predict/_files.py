@@ -141,7 +141,7 @@ def _fetch(url: str, path: Path, n_bytes: int | None) -> None:
             file.writelines(track(bounded, f"Downloading {url.rpartition('/')[2]}", n_bytes, unit="B", size=len))
     except (requests.RequestException, urllib3.exceptions.HTTPError, _UnfitBodyError) as error:
         raise ConnectionError(
-            f"Cannot download {url}: {error}. Check the network, or put the file in place by hand."
+            f"Cannot download {url}: {str(error).rstrip('.')}. Check the network, or put the file in place by hand."
         ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import geopandas as gpd
 import numpy as np
@@ -17,6 +19,7 @@ from spatialdata.transformations import Scale, get_transformation, set_transform
 
 import st_predict as stp
 from st_predict import checkpoints
+from st_predict._record import Record
 from st_predict._runtime import Compute
 from st_predict._sections._cells import CellGrid, CellReader, cells_of_spots, join_cells, spot_cells
 from st_predict._sections._section import open_sdata
@@ -455,3 +458,20 @@ def test_nothing_is_predicted_where_one_of_several_is_unfit(slide, checkpoint):
     with pytest.raises(ValueError, match=r"^B: There is no image in sdata"):
         stp.tl.superresolve({"A": slide, "B": broken}, checkpoint, tissue_only=False, device="cpu")
     assert "cells_istar" not in slide.tables
+
+
+def test_cells_are_read_in_the_colours_of_training(checkpoint, tmp_path):
+    section = stp.datasets.simulate(1, 1, n_genes=4, shape=(480, 480), mpp=0.5, seed=2).sections["P1S1"]
+    target = stp.pp.Stain(method="reinhard", mean=(8.6, -0.1, 0.05), sd=(0.6, 0.1, 0.02))
+    network, card = checkpoints.load(checkpoint)
+    stained = tmp_path / "stained.safetensors"
+    checkpoints.save(stained, network, replace(card, training={"stain": target.to_dict()}))
+    for weights, key in ((checkpoint, "plain"), (stained, "stained")):
+        stp.tl.superresolve(section, weights, key_added=key, device="cpu", precision="float32")
+    notes = {key: Record.read(section[key].uns, key).params for key in ("plain", "stained")}
+    assert notes["stained"]["stain"] == stp.pp.fit_stain(section, "reinhard").to_dict()  # the slide's own
+    assert "stain" not in notes["plain"]
+    assert not np.allclose(section["plain"].X, section["stained"].X)
+    facts = checkpoints.card_facts(ModelCard.of_file(stained))
+    assert facts["stain"] == "slides are normalised to the training's, by reinhard"
+    assert "stain" not in checkpoints.card_facts(card)

@@ -55,7 +55,7 @@ def card_facts(card: ModelCard) -> dict[str, str]:
 
     Returns
     -------
-    Texts by heading: ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``epoch chosen by``, ``data``,
+    Texts by heading: ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``stain``, ``epoch chosen by``, ``data``,
     ``limits``, ``licence``, ``citation`` and ``made with``. Headings without contents are left out.
 
     Examples
@@ -77,6 +77,7 @@ def card_facts(card: ModelCard) -> dict[str, str]:
         "reads": _reads(card),
         "trained on": _sections(training.get("sections", [])),
         "colours": _colours(training.get("colours")),
+        "stain": _stain(training.get("stain")),
         "epoch chosen by": _sections(training.get("validation", [])),
         "data": str(training.get("data", "")),
         "limits": str(training.get("limits", "")),
@@ -218,3 +219,9 @@ def _colours(colours: Any) -> str:
         return ""
     pairs = zip(("red", "green", "blue"), colours["mean"], colours["sd"], strict=True)
     return ", ".join(f"{name} {mean:.2f} +- {sd:.2f}" for name, mean, sd in pairs) + " (mean and sd of pixels, 0 to 1)"
+
+
+def _stain(stain: Any) -> str:
+    if not isinstance(stain, Mapping) or "method" not in stain:
+        return ""
+    return f"slides are normalised to the training's, by {stain['method']}"

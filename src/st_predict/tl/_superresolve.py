@@ -176,22 +176,33 @@ class _Plan:
 
     sdata: SpatialData
     image_key: str
+    image: PyramidReader
     mpp: Mpp | None
     stain: Stain | None
 
     def reader(self, encoder: CellEncoder, crop: CropSpec, compute: Compute) -> CellReader:
         """Return the reader of its cells' features."""
         mpp = None if self.mpp is None else self.mpp.value
-        image: PyramidReader = open_pyramid(self.sdata, self.image_key)
-        if self.stain is not None:
-            image, _ = stained(self.sdata, self.image_key, image, self.stain)
-        return CellReader(image, encoder, crop, mpp=mpp, compute=compute)
+        return CellReader(self.image, encoder, crop, mpp=mpp, compute=compute)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the image, its resolution and its own stain, if that was normalised."""
+        return {
+            "image": self.image_key,
+            "mpp": None if self.mpp is None else self.mpp.value,
+            "mpp_source": "unknown" if self.mpp is None else self.mpp.source,
+            **({} if self.stain is None else {"stain": self.stain.to_dict()}),
+        }
 
 
 def _plan(sdata: SpatialData, where: Where, card: ModelCard, *, key: str, out: PathLike[str] | str | None) -> _Plan:
     check_cells(sdata, key, out)
-    image_key = _image(sdata, where)
-    return _Plan(sdata=sdata, image_key=image_key, mpp=_resolution(sdata, image_key, where, card), stain=stain_of(card))
+    image_key, target = _image(sdata, where), stain_of(card)
+    image, own = open_pyramid(sdata, image_key), None
+    if target is not None:
+        image, own = stained(sdata, image_key, image, target)
+    mpp = _resolution(sdata, image_key, where, card)
+    return _Plan(sdata=sdata, image_key=image_key, image=image, mpp=mpp, stain=own)
 
 
 def _write(
@@ -206,7 +217,7 @@ def _write(
     """Predict the cells of a section, and write them."""
     tissue = find_tissue(planned.sdata, planned.image_key) if record.params["tissue_only"] else None
     cells = _on_tissue(reader.grid, tissue)
-    params = {**record.params, "image": planned.image_key, **_describe(reader, inference, planned.mpp)}
+    params = {**record.params, **planned.describe(), **_describe(reader, inference)}
     write_cells(
         planned.sdata,
         key,
@@ -239,11 +250,9 @@ def _resolution(sdata: SpatialData, image_key: str, where: Where, card: ModelCar
     return find_mpp(sdata, image_key=image_key, table_key=table_key, mpp=mpp, required=card.crop.mpp is not None)
 
 
-def _describe(reader: CellReader, inference: Inference, mpp: Mpp | None) -> dict[str, Any]:
+def _describe(reader: CellReader, inference: Inference) -> dict[str, Any]:
     """Return the settings of the prediction for its record."""
     return {
-        "mpp": None if mpp is None else mpp.value,
-        "mpp_source": "unknown" if mpp is None else mpp.source,
         "cell_px": reader.grid.width,
         "device": str(inference.device),
         "precision": inference.precision,
