@@ -673,7 +673,8 @@ def test_reference_of_a_model() -> None:
     assert "10.1038/s41551" in run("models").stdout
 
 
-def test_report(folder: Path, tmp_path: Path, model: Path) -> None:
+def test_report(folder: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("st_predict.pl._report_figures.DPI", 40)
     for name in ("P1S1", "P2S1"):
         result = run("predict", folder / f"{name}.zarr", "--out", tmp_path / f"{name}.zarr", "--model", model)
         assert result.exit_code == 0, result.output

@@ -15,6 +15,7 @@ from PIL import Image
 
 import st_predict as stp
 from st_predict._record import Record
+from st_predict.pl import _report_figures
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -41,6 +42,12 @@ class Page(HTMLParser):
     def pictures(self):
         data = [one.partition("base64,")[2] for one in self.addresses if one.startswith("data:")]
         return [Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in data]
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    """Draw few pixels, as a page is made in most tests."""
+    monkeypatch.setattr(_report_figures, "DPI", 40)
 
 
 @pytest.fixture

@@ -150,16 +150,14 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     >>> plt.close()
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    shapes_key = check("region", region, Text | None)
-    table_key = named_table(sdata, table_key, bin_um)
+    shapes_key, table_key = check("region", region, Text | None), named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check("colours", colours, Literal["shared", "each"])
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, show=show)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
-    values = read_values(sdata, key, where, rows=section.rows)
-    maps, explained = _project(values)
+    maps, explained = _project(read_values(sdata, key, where, rows=section.rows))
     size = figsize or ((tissue + len(maps)) * PANEL_WIDTH, PANEL_WIDTH * section.aspect + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)
     if tissue:

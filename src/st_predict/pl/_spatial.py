@@ -206,10 +206,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
     >>> plt.close()
     """
     genes_as = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    shapes_key, ncols = check("region", region, Text | None), check("ncols", ncols, Count | None)
-    table_key = named_table(sdata, table_key, bin_um)
+    shapes_key, table_key = check("region", region, Text | None), named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
-    genes, cmap = check("genes", genes, Texts), colour_map(cmap)
+    genes, cmap, ncols = check("genes", genes, Texts), colour_map(cmap), check("ncols", ncols, Count | None)
     check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
     check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, std=std, show=show)
@@ -219,9 +218,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
     maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
     axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
     _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
+    units = _wrap(values.spec.units, section)
     for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
-        drawn = [_draw_map(one, section, planned, scale=spot_scale) for one, planned in zip(row, of_gene, strict=True)]
-        _add_bars(drawn, row, of_gene, units=_wrap(values.spec.units, section), shared=scale == "shared")
+        _draw_gene(row, of_gene, section, units=units, size=spot_scale, shared=scale == "shared")
     finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
@@ -313,6 +312,14 @@ def _draw_background(axes: NDArray[np.object_], section: View, *, tissue: bool, 
     for one in axes[:, int(tissue) :].ravel():
         draw_tissue(one, section, strength=strength, grey=True)
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
+
+
+def _draw_gene(
+    row: NDArray[np.object_], maps: Sequence[_Map], section: View, *, units: str, size: float, shared: bool
+) -> None:
+    """Draw the maps of a gene, and their colour bars."""
+    drawn = [_draw_map(one, section, planned, scale=size) for one, planned in zip(row, maps, strict=True)]
+    _add_bars(drawn, row, maps, units=units, shared=shared)
 
 
 def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
