@@ -218,9 +218,8 @@ def spatial(  # noqa: PLR0913 - plots have many options
     maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
     axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
     _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
-    units = _wrap(values.spec.units, section)
     for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
-        _draw_gene(row, of_gene, section, units=units, size=spot_scale, shared=scale == "shared")
+        _draw_gene(row, of_gene, section, units=values.spec.units, size=spot_scale, shared=scale == "shared")
     finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
     return axes
 
@@ -319,7 +318,7 @@ def _draw_gene(
 ) -> None:
     """Draw the maps of a gene, and their colour bars."""
     drawn = [_draw_map(one, section, planned, scale=size) for one, planned in zip(row, maps, strict=True)]
-    _add_bars(drawn, row, maps, units=units, shared=shared)
+    _add_bars(drawn, row, maps, units=_wrap(units, section), shared=shared)
 
 
 def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
