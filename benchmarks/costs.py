@@ -3,8 +3,8 @@
     python benchmarks/costs.py --out costs.json
 
 A simulated slide of 4,096 x 4,096 px at 0.688 um per pixel, with an image pyramid, is predicted on grids of two densities by each of the
-weights, in a fresh process each. Seconds are those of the call, from an opened slide to the table; the network is loaded in it. The peak is
-that of the whole process, of which 0.8 GiB are there once the packages are imported. The ratio is that of the spots per second.
+weights, in a fresh process each. Seconds cover the call, from an opened slide to the table, and include loading the network. The peak is the
+process's; importing the packages takes 0.8 GiB of it. The ratio compares spots per second with the first row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small slide, to see that it runs")
     parser.add_argument("--folder", type=Path, help="where the slide is made, and kept")
-    parser.add_argument("--out", type=Path, help="JSON file for what was measured")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.variant:

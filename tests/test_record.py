@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 
 import pytest
 
 from st_predict._errors import InvalidValueError
-from st_predict._record import Record
+from st_predict._record import Record, warnings_into
 from st_predict._version import __version__
 from st_predict.specs import CropSpec, LevelSpec, ModelCard
 
@@ -108,3 +110,16 @@ def test_records_that_are_no_mapping_are_none() -> None:
     assert Record.read(uns, "p") is None
     assert (Record.derived_of(uns, "p"), Record.genes_of(uns, "p"), Record.kind_of(uns, "p")) == ((), None, None)
     assert not Record.is_copy(uns)
+
+
+def test_warnings_of_other_threads_belong_to_other_results():
+    logger, said = logging.getLogger("st_predict.somewhere"), []
+    with warnings_into(said):
+        other = threading.Thread(target=logger.warning, args=("of another slide",))
+        other.start()
+        other.join()
+        logger.warning("of %s", "this slide")
+        logger.warning("of this slide")
+        logger.info("no warning")
+    logger.warning("too late")
+    assert said == ["of this slide"]

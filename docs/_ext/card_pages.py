@@ -74,20 +74,11 @@ def _facts(card: ModelCard, notice: str) -> str:
 def _scores(card: ModelCard, scores: Reliability) -> str:
     trusted = {card.genes[place] for place in scores.trusted()}
     rows = [
-        f"| {one.gene} | {_number(one.partial)} | {_interval(one.low, one.high)} | {_number(one.ceiling)} "
-        f"| {'yes' if one.gene in trusted else ''} |"
+        f"| {' | '.join(one.to_row().values())} | {'yes' if one.gene in trusted else ''} |"
         for one in checkpoints.rank_genes(card, scores)
     ]
     table = "\n".join([f"| {' | '.join(HEADER)} |", "|---|---|---|---|---|", *rows])
     return f"{checkpoints.score_sentence(scores)}\n\n{table}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{low:z.2f} to {high:z.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.2f}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -34,10 +35,10 @@ class _Listener(logging.Handler):
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self._said = said
+        self._said, self._thread = said, threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (message := record.getMessage()) not in self._said:
+        if record.thread == self._thread and (message := record.getMessage()) not in self._said:
             self._said.append(message)
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from st_predict._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["show_versions", "versions"]
 
@@ -41,8 +47,9 @@ def show_versions(*, dependencies: bool = False) -> None:
     sys.stdout.write("".join(f"{name}\t{text}\n" for name, text in versions(dependencies=dependencies).items()))
 
 
-def versions(*, dependencies: bool = False) -> dict[str, str]:
-    """Names of packages and parts of the machine, and what they are."""
+@cache
+def versions(*, dependencies: bool = False) -> Mapping[str, str]:
+    """Versions by package, and the parts of the machine."""
     from importlib.metadata import packages_distributions
 
     from session_info2 import SessionInfo
@@ -50,4 +57,5 @@ def versions(*, dependencies: bool = False) -> dict[str, str]:
     loaded = {name: importlib.import_module(name) for name in _SHOWN}
     lines = str(SessionInfo(packages_distributions(), loaded, dependencies=dependencies)).splitlines()
     known = dict(line.split("\t", 1) for line in lines)
-    return {"st-predict": __version__, **{name: text for name, text in known.items() if set(name) != {"-"}}}
+    shown = {name: text for name, text in known.items() if set(name) != {"-"}}
+    return MappingProxyType({"st-predict": __version__, **shown})

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from st_predict.checkpoints import GeneScore
     from st_predict.specs import ModelCard, Reliability
 
 __all__ = ["app"]
@@ -673,6 +672,7 @@ def report(  # noqa: PLR0913  # options of a command line
     image_key: ImageKey = None,
     table_key: TableKey = None,
     bin_um: BinUm = None,
+    region: Annotated[str | None, typer.Option(help="Section to report on, if the table annotates several.")] = None,
     layer: Layer = None,
     duplicates: DuplicateGenes = "error",
     ignore_case: IgnoreCase = False,  # noqa: FBT002
@@ -692,7 +692,7 @@ def report(  # noqa: PLR0913  # options of a command line
 ) -> None:
     """Write a report of a prediction: weights, maps of reliable genes, scores and warnings."""
     _check_new(out, suffixes=(".html",) if len(slides) == 1 else ("",))
-    read = {path.stem: sdata for path, sdata in zip(slides, _read(slides).values(), strict=True)}
+    read = _read(slides)
     evaluate = partial(
         stp.tl.evaluate,
         key=key,
@@ -715,6 +715,7 @@ def report(  # noqa: PLR0913  # options of a command line
         image_key=image_key,
         table_key=table_key,
         bin_um=bin_um,
+        region=region,
         layer=layer,
         duplicates=duplicates,  # type: ignore[arg-type]
         ignore_case=ignore_case,
@@ -886,21 +887,12 @@ def _gene_table(about: ModelCard, scores: Reliability, n_genes: int) -> Table:
         table.add_column(heading, justify="right")
     cut = len(ranked) > 2 * n_genes
     for one in ranked[:n_genes] if cut else ranked:
-        table.add_row(*_gene_row(one))
+        table.add_row(*one.to_row().values())
     if cut:
         table.add_row("...", "", "", "")
         for one in ranked[-n_genes:]:
-            table.add_row(*_gene_row(one))
+            table.add_row(*one.to_row().values())
     return table
-
-
-def _gene_row(one: GeneScore) -> tuple[str, str, str, str]:
-    interval = "-" if one.low is None or one.high is None else f"{one.low:z.2f} to {one.high:z.2f}"
-    return (one.gene, _two_digits(one.partial), interval, _two_digits(one.ceiling))
-
-
-def _two_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.2f}"
 
 
 def _read(paths: Iterable[Path]) -> dict[str, SpatialData]:

@@ -147,6 +147,12 @@ def test_a_training_without_validation_has_one_panel(tmp_path):
     assert not plt.get_fignums()
 
 
+def test_rounds_of_a_training_follow_each_other():
+    rounds = pd.concat([HISTORY.assign(round=0), HISTORY.assign(round=1)], ignore_index=True)
+    losses, _ = stp.pl.training(rounds)
+    assert list(losses.lines[0].get_xdata()) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [

@@ -248,3 +248,60 @@ def test_what_holds_for_all_genes_is_said_once(predicted, tmp_path, caplog):
     stp.pl.report(predicted, "pred", tmp_path / "s.html", genes=["a", "b"], score=False)
     said = [one.getMessage() for one in caplog.records if "panel genes are not in the table" in one.getMessage()]
     assert len(said) == 1
+
+
+def test_a_section_of_a_table_with_several(two_regions, checkpoint, tmp_path):
+    stp.tl.predict(
+        two_regions, checkpoint(mpp=0.5), mpp=0.5, key_added="pred", image_key={"spots": "he", "more": "mirrored"}
+    )
+    two_regions["table"].obsm["pred"][0] = np.nan  # the first row is of "spots"
+    said = {
+        region: read(stp.pl.report(two_regions, "pred", tmp_path / f"{region}.html", genes=["a"], **where)).text
+        for region, where in {
+            "spots": {"region": "spots", "image_key": "he"},
+            "more": {"region": "more", "image_key": "mirrored"},
+        }.items()
+    }
+    assert "11 of 12 predicted, 1 left out" in said["spots"]
+    assert "12 of 12 predicted, 0 left out" in said["more"]
+    with pytest.raises(ValueError, match="region="):
+        stp.pl.report(two_regions, "pred", tmp_path / "both.html", genes=["a"], image_key="he")
+
+
+def test_genes_of_a_table_that_lost_some(trusted, tmp_path):
+    """The card has all genes; places in it are not places in the table."""
+    _, slide = trusted
+    scores = stp.get.reliability(slide, "known")
+    prediction = stp.get.prediction(slide, "known")
+    best, *_, worst = scores.sort_values("partial", ascending=False).index
+    del slide["table"].obsm["known"]
+    slide.tables["known"] = prediction[:, [worst, best]].copy()
+    text = stp.pl.report(slide, "known", tmp_path / "s.html", n_genes=1, score=False).read_text(encoding="utf-8")
+    assert re.findall(r'alt="Map of (\w+)"', text) == [best]
+    assert f"<td>{best}</td><td>{scores['partial'].max():.2f}</td>" in text
+
+
+def test_sections_without_scores_are_not_passed_over(trusted, tmp_path):
+    _, slide = trusted
+    with pytest.raises(ValueError, match=r"scores for \['patient'\], .*'section'.*held_out="):
+        stp.pl.report(slide, "known", tmp_path / "s.html", held_out="section")
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_names_of_slides_may_have_dots(predicted, tmp_path):
+    slides = {"HER2.A": predicted, "HER2.B": predicted}
+    folder = stp.pl.report(slides, "pred", tmp_path / "all", n_genes=1, score=False).parent
+    assert sorted(one.name for one in folder.iterdir()) == ["HER2.A.html", "HER2.B.html", "index.html"]
+
+
+def test_an_error_names_the_slide_and_leaves_nothing(predicted, sdata, tmp_path):
+    bare = type(sdata)(images={"he": sdata["he"]})
+    with pytest.raises(KeyError, match="Slide 'bare':"):
+        stp.pl.report({"one": predicted, "bare": bare}, "pred", tmp_path / "all", n_genes=1, score=False)
+    assert not (tmp_path / "all").exists()
+
+
+def test_an_index_has_small_pictures(predicted, tmp_path):
+    index = stp.pl.report({"one": predicted}, "pred", tmp_path / "all", n_genes=1, score=False)
+    (small,), (large, *_) = read(index).pictures(), read(index.parent / "one.html").pictures()
+    assert small.width == pytest.approx(large.width / 3, abs=2)

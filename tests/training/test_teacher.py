@@ -96,6 +96,31 @@ def test_a_network_with_a_teacher(patients, tmp_path):
         )
 
 
+def test_a_teacher_given_as_tuples_and_arrays_is_resumed(patients, tmp_path):
+    panel = list(patients[0]["table"].var_names)[:4]
+    config = {
+        "batch_size": 6,
+        "device": "cpu",
+        "precision": "float32",
+        "teacher": {**TEACHER, "alpha": np.float64(2.0)},
+    }
+
+    def train(epochs, **options):
+        return stp.tl.train(
+            patients,
+            "m2ost",
+            panel=panel,
+            out=tmp_path / "run",
+            hparams=TINY,
+            mpp=1.2,
+            config={**config, "epochs": epochs},
+            **options,
+        )
+
+    train(1).checkpoint.unlink()
+    assert len(train(2, resume=True).history) == 2
+
+
 @pytest.mark.parametrize(
     ("model", "config", "words"),
     [

@@ -15,6 +15,8 @@ from st_predict.models import get_spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from st_predict._training._config import TrainConfig
     from st_predict._training._loader import Loader
     from st_predict._training._store import CropStore
@@ -86,8 +88,12 @@ def solve(
     return network, [{"epoch": 0, **scores}]
 
 
-def _validate(network: SpotModel, val_data: CropStore, loader: Loader) -> dict[str, float]:
+def predict(network: SpotModel, loader: Loader) -> NDArray[np.float32]:
+    """Predict all spots on the CPU, ``(n_spots, n_genes)``."""
     inference = Inference(network, device=pick_device("cpu"), precision="float32")
-    parts = [prediction.numpy() for _, prediction in inference.over(loader)]
-    scores = validation_scores(np.concatenate(parts), val_data.target, val_data.section)
+    return np.concatenate([prediction.numpy() for _, prediction in inference.over(loader)])
+
+
+def _validate(network: SpotModel, val_data: CropStore, loader: Loader) -> dict[str, float]:
+    scores = validation_scores(predict(network, loader), val_data.target, val_data.section)
     return {**scores, "val_loss": scores["val_mse"]}

@@ -121,8 +121,8 @@ class Run:
         path = self.folder / "checkpoints" / "begun.json"
         # finished rounds are not resumed, so their number of epochs is fixed
         free = _MAY_CHANGE if "rounds" in sections else _MAY_CHANGE | {"epochs", "patience"}
-        now = json.loads(card.to_json()) | json.loads(json.dumps(sections))
-        now |= {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
+        setting = {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
+        now = json.loads(card.to_json()) | json.loads(json.dumps({**sections, **setting}))
         if not self.resume:  # an existing note is from a training that ended before its first epoch
             with whole(path) as fresh:
                 fresh.write_text(json.dumps(now), encoding="utf-8")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._runtime import Inference, pick_device
 from st_predict._training._config import TrainConfig
-from st_predict._training._learn import solve
+from st_predict._training._learn import predict, solve
 from st_predict._training._loader import in_order
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def teach(data: CropStore, read: CropStore, card: ModelCard, *, share: float) ->
     data
         Training spots of the network.
     read
-        The same spots in the same order, with what the teacher reads.
+        The same spots in the same order, with the inputs of the teacher.
     card
         Card of the teacher: a model in closed form, with the panel and the units of the network.
     share
@@ -66,5 +65,4 @@ def _predict(card: ModelCard, others: CropStore, own: CropStore) -> NDArray[np.f
     """Fit the teacher to some spots and predict others."""
     config = TrainConfig(device="cpu", precision="float32")
     network, _ = solve(card, others, config=config)
-    inference = Inference(network, device=pick_device("cpu"), precision="float32")
-    return np.concatenate([values.numpy() for _, values in inference.over(in_order(own, card, config))])
+    return predict(network, in_order(own, card, config))

@@ -44,6 +44,16 @@ class GeneScore:
     high: float | None
     ceiling: float | None
 
+    def to_row(self) -> dict[str, str]:
+        """Return the gene and its scores as text by heading; undefined scores are dashes."""
+        known = self.low is not None and self.high is not None
+        return {
+            "gene": self.gene,
+            "partial correlation": _two_digits(self.partial),
+            "95 % interval": f"{_two_digits(self.low)} to {_two_digits(self.high)}" if known else "-",
+            "noise ceiling": _two_digits(self.ceiling),
+        }
+
 
 def card_facts(card: ModelCard) -> dict[str, str]:
     """Return the contents of a card as text by heading.
@@ -219,6 +229,10 @@ def _colours(colours: Any) -> str:
         return ""
     pairs = zip(("red", "green", "blue"), colours["mean"], colours["sd"], strict=True)
     return ", ".join(f"{name} {mean:.2f} +- {sd:.2f}" for name, mean, sd in pairs) + " (mean and sd of pixels, 0 to 1)"
+
+
+def _two_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
 
 
 def _stain(stain: Any) -> str:

@@ -26,12 +26,14 @@ URL = "https://raw.githubusercontent.com/almaan/her2st"
 
 
 @overload
-def her2st(sections: str, *, cache: str | PathLike[str] | None = None, url: str = URL) -> SpatialData: ...
+def her2st(
+    sections: str, *, cache: str | PathLike[str] | None = None, url: str = URL, progress: bool | None = None
+) -> SpatialData: ...
 
 
 @overload
 def her2st(
-    sections: Iterable[str], *, cache: str | PathLike[str] | None = None, url: str = URL
+    sections: Iterable[str], *, cache: str | PathLike[str] | None = None, url: str = URL, progress: bool | None = None
 ) -> dict[str, SpatialData]: ...
 
 

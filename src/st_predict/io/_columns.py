@@ -56,7 +56,7 @@ def check_target(path: Any, suffixes: Sequence[str], *, overwrite: bool) -> tupl
             f"{str(target)!r} is a folder, which is never replaced; choose another name, or delete it."
         )
     if target.exists() and not replace_old:
-        raise FileExistsError(f"{str(target)!r} exists; choose another name, or allow that it is replaced.")
+        raise FileExistsError(f"{str(target)!r} exists; choose another name, or replace it with overwrite=True.")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(target.parent)!r}.")
     return target, suffix

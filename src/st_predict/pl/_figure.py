@@ -35,6 +35,7 @@ __all__ = [
     "finish",
     "make_axes",
     "make_blocks",
+    "make_panels",
     "scale_bar_um",
 ]
 
@@ -85,6 +86,22 @@ def make_axes(
             f"This plot has {n_rows} x {n_cols} panels, so ax needs {n_rows * n_cols} Axes, got {len(given)}."
         )
     return np.array(given, dtype=object).reshape(n_rows, n_cols)
+
+
+def make_panels(
+    n_panels: int,
+    ncols: int,
+    *,
+    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
+    size: tuple[float, float],
+) -> NDArray[np.object_]:
+    """Return ``(n_panels,)`` axes, ``ncols`` per row of a new figure, whose surplus axes are removed."""
+    if ax is not None:
+        return make_axes(1, n_panels, ax=ax, size=size).ravel()
+    axes = make_axes(-(-n_panels // ncols), ncols, ax=None, size=size).ravel()
+    for surplus in axes[n_panels:]:
+        surplus.remove()
+    return axes[:n_panels]
 
 
 def make_blocks(

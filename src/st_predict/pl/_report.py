@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_predict._containers import check_slide
-from st_predict._errors import InvalidValueError
+from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._files import whole
 from st_predict._progress import shows_progress, track
-from st_predict._validated import Count, File, Flag, Texts, check
+from st_predict._validated import Count, File, Flag, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._report_page import Shown, page_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+    from st_predict.pl._report_page import Page
     from st_predict.specs import HeldOut
     from st_predict.tl import Evaluation
 
@@ -44,6 +45,7 @@ def report(  # noqa: PLR0913 - all options are keywords
     table_key: str | None = None,
     bin_um: float | None = None,
     image_key: str | None = None,
+    region: str | None = None,
     layer: str | None = None,
     duplicates: Duplicates = "error",
     ignore_case: bool = False,
@@ -75,6 +77,8 @@ def report(  # noqa: PLR0913 - all options are keywords
         Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
     image_key
         Image to draw on; may be left out if there is only one.
+    region
+        Section to report on, if the table annotates several.
     layer
         Layer with the raw counts; by default ``X``.
     duplicates
@@ -128,12 +132,13 @@ def report(  # noqa: PLR0913 - all options are keywords
     """
     target, table_key = Path(check("path", path, File)), named_table(_first(sdata), table_key, bin_um)
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
+    shapes_key = check("region", region, Text | None)
     shown = Shown(
         genes=check("genes", genes, Texts | None),
         n_genes=check("n_genes", n_genes, Count),
         held_out=held_out,
         score=check("score", score, Flag),
-        where=Where(image_key=image_key, table_key=table_key, layer=layer, genes=matching),
+        where=Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=matching),
     )
     _check_new(target, overwrite=check("overwrite", overwrite, Flag), cohort=isinstance(sdata, Mapping))
     if isinstance(sdata, Mapping):
@@ -182,18 +187,31 @@ def _cohort(
     with whole(folder) as fresh:
         fresh.mkdir()
         for name, sdata in track(slides.items(), "Writing reports", len(slides), unit="slide"):
-            page = page_of(sdata, key, shown, title=Path(name).stem, evaluation=evaluations.get(name))
+            page = _page_of(sdata, key, shown, name=name, evaluation=evaluations.get(name))
             _write(fresh / names[name], "report.html", page=page, index=INDEX)
-            pages[names[name]] = page
+            pages[names[name]] = page.without_figures()  # a cohort may be large
         _write(fresh / INDEX, "report_index.html", pages=pages)
     return folder / INDEX
 
 
+def _page_of(sdata: SpatialData, key: str | None, shown: Shown, *, name: str, evaluation: Evaluation | None) -> Page:
+    """Collect the content of a slide of a cohort; errors name it."""
+    try:
+        return page_of(sdata, key, shown, title=_title(name), evaluation=evaluation)
+    except StPredictError as error:
+        raise error.about(f"Slide {name!r}:") from error
+
+
+def _title(name: str) -> str:
+    """Name of a slide, which may be the path of its store."""
+    return Path(name).name.removesuffix(".zarr")
+
+
 def _file_names(slides: Mapping[str, SpatialData]) -> dict[str, str]:
-    """File name of each slide; slide names may contain path separators."""
-    names = {name: f"{Path(name).stem}.html" for name in slides}
+    """File name of each slide."""
+    names = {name: f"{_title(name)}.html" for name in slides}
     if len({*names.values(), INDEX}) <= len(slides):
-        raise InvalidValueError(f"Each slide of a cohort needs its own file name, got {list(slides)}.")
+        raise InvalidValueError(f"Each slide of a cohort needs a different file name, got {list(slides)}.")
     return names
 
 

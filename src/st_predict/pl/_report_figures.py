@@ -39,7 +39,7 @@ PREDICTED, LEFT_OUT, TISSUE = "#0072B2", "#D55E00", "#009E73"
 """Colour-blind safe palette (Okabe and Ito)."""
 
 
-def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Where) -> str:
+def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Where) -> tuple[str, str]:
     """Draw the whole slide with the tissue, predicted spots and left-out spots.
 
     Parameters
@@ -52,6 +52,10 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
         ``(n_spots,)``: whether a spot has a prediction.
     where
         Image to draw on.
+
+    Returns
+    -------
+    The figure, and a small one for an index.
     """
     figure = plt.figure(figsize=(WIDTH, WIDTH * view.aspect + 0.5), layout="compressed")
     try:
@@ -66,14 +70,14 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
         add_scale_bar(axes, width=view.width, mpp=view.mpp)
         legend = [mark for mark in marks if mark is not None]
         figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=FONT, frameon=False)
-        return picture(figure)
+        return picture(figure), picture(figure, dpi=DPI / 3)
     finally:
         plt.close(figure)
 
 
 def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D | None:
     """Draw the border of the tissue, if it is found."""
-    region = find_region(sdata, where.table_key)
+    region = where.shapes_key or find_region(sdata, where.table_key)
     image_key = find_image(sdata, cast("str | None", where.image_key), region=region)
     try:
         tissue = find_tissue(sdata, image_key)
@@ -95,6 +99,7 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
         key=key,
         table_key=where.table_key,
         image_key=cast("str | None", where.image_key),
+        region=where.shapes_key,
         layer=where.layer,
         duplicates=where.genes.duplicates,
         ignore_case=where.genes.ignore_case,
@@ -110,8 +115,8 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
         plt.close(figure)
 
 
-def picture(figure: Figure) -> str:
-    """Return a figure as a data URL."""
+def picture(figure: Figure, *, dpi: float | None = None) -> str:
+    """Return a figure as a data URL, at ``DPI`` by default."""
     data = io.BytesIO()
-    figure.savefig(data, format="webp", dpi=DPI, pil_kwargs={"quality": QUALITY})
+    figure.savefig(data, format="webp", dpi=dpi or DPI, pil_kwargs={"quality": QUALITY})
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,8 @@ class Page:
         Sentences about the reliable genes.
     overview
         Figure of the slide, and its legend.
+    thumbnail
+        The overview, smaller.
     maps
         Genes and their figures.
     is_measured
@@ -104,6 +106,7 @@ class Page:
     weights: dict[str, str]
     trust: list[str]
     overview: str
+    thumbnail: str
     maps: list[tuple[str, str]]
     is_measured: bool
     genes: list[dict[str, str]]
@@ -111,20 +114,29 @@ class Page:
     predictors: dict[str, str]
     words: list[str]
     warnings: list[str]
-    versions: dict[str, str]
+    versions: Mapping[str, str]
     code: str
+
+    def without_figures(self) -> Page:
+        """Return what an index shows."""
+        return replace(self, overview="", maps=[], genes=[])
 
 
 def page_of(sdata: SpatialData, key: str | None, shown: Shown, *, title: str, evaluation: Evaluation | None) -> Page:
     """Collect the content of a slide's page."""
     key = get.only_key(sdata, key, table_key=shown.where.table_key)
-    holder = sdata.tables[get.table_of(sdata, key, table_key=shown.where.table_key)]
-    record, view = Record.read(holder.uns, key), read_section(sdata, key, shown.where, margin=None)
-    predicted = get.prediction(sdata, key, table_key=shown.where.table_key, held_out=shown.held_out)
+    table_key = shown.where.table_key
+    if shown.held_out is not None:
+        get.reliability(sdata, key, table_key=table_key, held_out=shown.held_out)  # refuses sections without scores
+    predicted = get.prediction(sdata, key, table_key=table_key, held_out=shown.held_out)
+    view = read_section(sdata, key, shown.where, margin=None)
+    predicted = predicted[view.rows]
+    record = Record.read(predicted.uns, key)  # its card has the genes of the table, which may be fewer
     card = None if record is None else record.card
     scores = None if card is None else card.reliability_on(shown.held_out)
     evaluation, words = _evaluated(sdata, key, shown, evaluation)
-    genes = shown.genes or _best_genes(predicted, view, scores, shown.n_genes)
+    genes = shown.genes or _best_genes(predicted, view, shown.n_genes)
+    large, small = overview(sdata, view, _is_predicted(predicted), shown.where)
     with _each_warning_once():
         maps = [
             (gene, map_of_gene(sdata, gene, key, shown.where))
@@ -137,10 +149,11 @@ def page_of(sdata: SpatialData, key: str | None, shown: Shown, *, title: str, ev
         summary=_summary(predicted, record),
         weights={} if card is None else _weights(card, params),
         trust=_trust(card, scores),
-        overview=overview(sdata, view, _is_predicted(predicted)[view.rows], shown.where),
+        overview=large,
+        thumbnail=small,
         maps=maps,
         is_measured=evaluation is not None,
-        genes=_gene_rows(predicted),
+        genes=_gene_rows(card, scores),
         scores=[] if evaluation is None else _score_tables(evaluation),
         predictors={} if evaluation is None else _meanings(evaluation),
         words=words,
@@ -222,34 +235,26 @@ def _trust(card: ModelCard | None, scores: Reliability | None) -> list[str]:
     return [score_sentence(scores)]
 
 
-def _best_genes(predicted: AnnData, view: View, scores: Reliability | None, n_genes: int) -> list[str]:
+def _best_genes(predicted: AnnData, view: View, n_genes: int) -> list[str]:
     """Reliable genes, the best first; without scores on the card, by Moran's I of the prediction."""
-    if scores is not None:
-        ranked = predicted.var["partial"].fillna(-1).to_numpy()
-        trusted = [place for place in scores.trusted(min_score=None, reliable=True) if place < predicted.n_vars]
-        return [str(predicted.var_names[i]) for i in sorted(trusted, key=lambda i: -ranked[i])[:n_genes]]
-    done = np.flatnonzero(_is_predicted(predicted)[view.rows])
+    if "partial" in predicted.var:
+        reliable = predicted.var[predicted.var["partial_low"] > 0]
+        return list(map(str, reliable.sort_values("partial", ascending=False).index[:n_genes]))
+    done = np.flatnonzero(_is_predicted(predicted))
     if len(done) <= N_NEIGHBOURS:
         return [str(gene) for gene in predicted.var_names[:n_genes]]
     weights = metrics.neighbour_weights(view.spots.xy[done], k=N_NEIGHBOURS)
-    moran = np.nan_to_num(metrics.morans_i(np.asarray(predicted.X)[view.rows[done]], weights), nan=-1.0)
+    moran = np.nan_to_num(metrics.morans_i(np.asarray(predicted.X)[done], weights), nan=-1.0)
     return [str(predicted.var_names[i]) for i in np.argsort(-moran, kind="stable")[:n_genes]]
 
 
-def _gene_rows(predicted: AnnData) -> list[dict[str, str]]:
+def _gene_rows(card: ModelCard | None, scores: Reliability | None) -> list[dict[str, str]]:
     """Scores of all genes on held-out sections, best first."""
-    if "partial" not in predicted.var:
+    if card is None or scores is None:
         return []
-    table = predicted.var.sort_values("partial", ascending=False, na_position="last")
-    return [
-        {
-            "gene": str(gene),
-            "partial correlation": _number(row["partial"]),
-            "95 % interval": f"{_number(row['partial_low'])} to {_number(row['partial_high'])}",
-            "noise ceiling": _number(row["ceiling_partial"]),
-        }
-        for gene, row in table.iterrows()
-    ]
+    from st_predict.checkpoints import rank_genes
+
+    return [one.to_row() for one in rank_genes(card, scores)]
 
 
 def _number(value: float) -> str:
@@ -279,7 +284,7 @@ def _evaluate(sdata: SpatialData, key: str, where: Where) -> Evaluation:
         [_shared(sdata)],
         key=key,
         table_key=where.table_key,
-        image_key=where.image_key,
+        image_key=where.image_key if where.shapes_key is None else None,  # all sections of the table are scored
         layer=where.layer,
         missing="drop",
         duplicates=where.genes.duplicates,
@@ -321,10 +326,15 @@ def _code(key: str, params: Mapping[str, Any], title: str) -> str:
     members = list(params.get("members", ()))
     names = [str(one.get("checkpoint")) for one in members]
     sections = list(params.get("sections", ()))
+    images = {one["image"] for one in sections if "image" in one}
     given = {
         "key_added": key,
         "mpp": next((one["mpp"] for one in sections if one.get("mpp_source") == "argument"), None),
         "n_samples": members[0].get("n_samples") if members else None,
+        "seed": members[0].get("seed") if members else None,
+        "symmetries": next((one["symmetries"] for one in members if one.get("symmetries", 1) != 1), None),
+        "precision": next((one["precision"] for one in members if "precision" in one), None),
+        "image_key": images.pop() if len(images) == 1 else None,
         "cut_tissue": params.get("cut_tissue"),
         "context": (params.get("context") or {}).get("column"),
     }

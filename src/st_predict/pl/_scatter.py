@@ -8,10 +8,11 @@ import numpy as np
 
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
+from st_predict._keys import Keys
 from st_predict._validated import Count, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_panels
 from st_predict.pl._values import read_values
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     key = get.only_key(sdata, key, table_key=table_key)
     values = _values(sdata, key, Where(table_key=table_key, layer=layer, genes=matching), genes)
     bounds = _bounds(sdata, key, table_key) if intervals else None
-    axes = _make_axes(len(genes), ncols, ax=ax, size=figsize)
+    ncols = min(ncols, len(genes))
+    size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL)
+    axes = make_panels(len(genes), ncols, ax=ax, size=size)
     for one, column in zip(axes, values.columns(genes), strict=True):
         if bounds is None:
             _draw_points(one, values, column)
@@ -148,31 +151,13 @@ def _values(sdata: SpatialData, key: str, where: Where, genes: Sequence[str]) ->
 def _bounds(sdata: SpatialData, key: str, table_key: str | None) -> list[NDArray[np.float32]]:
     """Lower and upper ends of the intervals, ``(n_spots, n_genes)`` each, in the units of the network."""
     layers = get.stored_prediction(sdata, key, table_key=table_key).layers
-    if not {"lower", "upper"} <= set(layers):
+    if not {Keys.LOWER, Keys.UPPER} <= set(layers):
         raise InvalidValueError(
             f"{key!r} has no prediction intervals.",
             "add them with st_predict.tl.calibrate(...).apply(sdata)",
             Advice("leave them out with {}", "intervals", value=False),
         )
-    return [np.asarray(layers[name], np.float32) for name in ("lower", "upper")]
-
-
-def _make_axes(
-    n_genes: int,
-    ncols: int,
-    *,
-    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
-    size: tuple[float, float] | None,
-) -> NDArray[np.object_]:
-    """Return one axes per gene; surplus axes of a new figure are removed."""
-    if ax is not None:
-        return make_axes(1, n_genes, ax=ax, size=(1, 1)).ravel()
-    ncols = min(ncols, n_genes)
-    n_rows = -(-n_genes // ncols)
-    axes = make_axes(n_rows, ncols, ax=None, size=size or (ncols * PANEL, n_rows * PANEL)).ravel()
-    for surplus in axes[n_genes:]:
-        surplus.remove()
-    return axes[:n_genes]
+    return [np.asarray(layers[name], np.float32) for name in (Keys.LOWER, Keys.UPPER)]
 
 
 def _draw_points(axes: Axes, values: Values, column: int) -> None:

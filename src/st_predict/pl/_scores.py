@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from st_predict._errors import NotFoundError
 from st_predict._validated import Count, Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_panels
 from st_predict.pl._table import check_scores, predictors_of, score_table
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
     ncols = min(ncols, len(sections))
     n_labels = len(predictors) + bool(ceiling)
     size = figsize or (ncols * _panel_width(frame, n_labels), -(-len(sections) // ncols) * 3.6)
-    axes = _section_axes(len(sections), ncols, ax=ax, size=size)
+    axes = make_panels(len(sections), ncols, ax=ax, size=size)
     limits = _limits(frame, [metric, *([ceiling] if ceiling else [])], n_labels=n_labels)
     for one, section in zip(axes, sections, strict=True):
         rows = frame[frame["section"] == section]
@@ -193,22 +193,6 @@ def _sorted_table(rows: pd.DataFrame, predictors: Sequence[str], *, metric: str)
     here = [name for name in predictors if name in table]
     kept = [name for name in here if name == here[0] or table[name].notna().any()]
     return table[kept].sort_values(kept[0], ascending=False)
-
-
-def _section_axes(
-    n_sections: int,
-    ncols: int,
-    *,
-    ax: Axes | Sequence[Axes] | NDArray[np.object_] | None,
-    size: tuple[float, float],
-) -> NDArray[np.object_]:
-    """Return one axes per section; surplus axes of a new figure are removed."""
-    if ax is not None:
-        return make_axes(1, n_sections, ax=ax, size=size).ravel()
-    axes = make_axes(-(-n_sections // ncols), ncols, ax=None, size=size).ravel()
-    for surplus in axes[n_sections:]:
-        surplus.remove()
-    return axes[:n_sections]
 
 
 def _limits(frame: pd.DataFrame, columns: Sequence[str], *, n_labels: int) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def training(
     Parameters
     ----------
     result
-        Result of :func:`st_predict.tl.train`, its ``history``, or the folder of a training, which may still be running.
+        Result of :func:`st_predict.tl.train`, its ``history``, or the folder of a training that has ended.
     score
         Column of the history to draw as validation score.
     ax
@@ -140,7 +140,8 @@ def _draw_score(axes: Axes, history: pd.DataFrame, score: str) -> None:
 
 
 def _epochs(history: pd.DataFrame) -> NDArray[np.float64]:
-    return np.asarray(history["epoch"] if "epoch" in history else np.arange(len(history)), dtype=np.float64)
+    counted = "epoch" in history and history["epoch"].is_unique  # rounds of pseudo-labelling begin again at 0
+    return np.asarray(history["epoch"] if counted else np.arange(len(history)), dtype=np.float64)
 
 
 def _label(axes: Axes, quantity: str) -> None:

@@ -330,7 +330,7 @@ def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None,
             Advice("leave out 'regions' in {}", "config"),
         )
     Compute(device=config.device, precision=config.precision)  # refuses unknown devices
-    return config
+    return config if config.teacher is None else replace(config, teacher=_plain(config.teacher))
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
