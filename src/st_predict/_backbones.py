@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._progress import hub_bars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -28,37 +26,6 @@ __all__ = [
 ]
 
 _LARGEST = 65_536  # argument of an architecture
-
-_FILLS = frozenset(
-    [
-        "uniform_",
-        "normal_",
-        "erfinv_",
-        "mul_",
-        "add_",
-        "clamp_",
-        "fill_",
-        "zero_",
-        "kaiming_uniform_",
-        "kaiming_normal_",
-    ]
-)
-"""Functions of torch that draw the values of a new weight."""
-
-
-class _Unfilled(TorchFunctionMode):
-    """Skip drawing weights on the device ``meta``, where only shapes matter: it takes ten times as long as making the layers."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        _types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if args and function.__name__ in _FILLS and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
 
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
@@ -78,8 +45,7 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
         _check_architecture(name)
     _check_numbers(arguments)
     try:
-        with _Unfilled() if torch.get_default_device().type == "meta" else nullcontext():
-            backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
+        backbone = timm.create_model(name, pretrained=False, **{"num_classes": 0, **arguments})
     except Exception as error:
         if isinstance(error, StPredictError) or _is_of_memory(error):
             raise
