@@ -164,6 +164,7 @@ def test_scores_of_an_evaluation_beside_fitted_baselines(trusted, tmp_path):
     train, slide = trusted
     evaluation = stp.tl.evaluate([slide], key="known", train=[train])
     page = read(stp.pl.report(slide, "known", tmp_path / "s.html", n_genes=1, evaluation=evaluation))
+    assert "of a patient that was not trained on:" in page.text
     value = evaluation.summary.set_index("predictor").loc["position", "gene_partial"]
     assert f"position {value:z.2f}" in page.text
     assert "Baselines fitted" not in page.text
@@ -305,3 +306,13 @@ def test_an_index_has_small_pictures(predicted, tmp_path):
     index = stp.pl.report({"one": predicted}, "pred", tmp_path / "all", n_genes=1, score=False)
     (small,), (large, *_) = read(index).pictures(), read(index.parent / "one.html").pictures()
     assert small.width == pytest.approx(large.width / 3, abs=2)
+
+
+def test_scores_of_a_training_section_are_marked(trusted, tmp_path):
+    train, slide = trusted
+    stp.tl.predict(train, tmp_path / "scored.safetensors", key_added="known")
+    index = stp.pl.report({"old": train, "new": slide}, "known", tmp_path / "all", n_genes=1)
+    words = "which was trained on, so that its scores do not hold for other slides"
+    assert words in read(index.parent / "old.html").text
+    assert words not in read(index.parent / "new.html").text
+    assert read(index).text.count(words) == 1

@@ -41,6 +41,15 @@ _NOT_FITTED = (
     "to include them."
 )
 
+_RELATIONS = {
+    "patient": "of a patient that was not trained on",
+    "section": "new, of a patient that was trained on",
+    "training": "which was trained on, so that its scores do not hold for other slides",
+    "context": "of which the network has read some counts",
+    "unknown": "of which it is unknown whether it was trained on",
+}
+"""Relation of a scored section to the training."""
+
 _SCORES = {
     "gene_partial": "partial",
     "gene_partial_low": "95 % interval, from",
@@ -303,9 +312,10 @@ def _shared(sdata: SpatialData) -> SpatialData:
 
 def _score_tables(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
     """Scores of the prediction, baselines and ceilings per section."""
-    tables = []
+    tables, relations = [], {one.name: one.relation for one in evaluation.sections}
     for name, rows in evaluation.summary.groupby("section", sort=False):
-        title = f"Section {name}: {rows['n_spots'].iloc[0]:,} spots, {rows['n_genes'].iloc[0]} genes"
+        size = f"{rows['n_spots'].iloc[0]:,} spots, {rows['n_genes'].iloc[0]} genes"
+        title = f"Section {name}, {_RELATIONS[relations[name]]}: {size}"
         tables.append((title, [_score_row(row) for _, row in rows.iterrows()]))
     return tables
 
