@@ -30,17 +30,18 @@ def right(folder, table, values):
     return folder.right(type("Named", (), {"obs_names": named.index}), values)
 
 
+TURNED = [(0, False), (17, False), (90, False), (200, True)]
+OPTIONS = [
+    {"cells_as_circles": True},
+    {"cells_labels": False, "nucleus_labels": False, "cells_as_circles": True, "transcripts": False},
+    {"nucleus_boundaries": False, "morphology_focus": False},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"cells_as_circles": True},
-        {"cells_labels": False, "nucleus_labels": False, "cells_as_circles": True, "transcripts": False},
-        {"nucleus_boundaries": False, "morphology_focus": False},
-    ],
+    ("degrees", "mirrored", "options"), [*((*pose, {}) for pose in TURNED), *((17, False, one) for one in OPTIONS)]
 )
-@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (17, False), (90, False), (200, True)])
-def test_two_arguments_suffice(xenium_folder, decoder, read, options, degrees, mirrored):
+def test_two_arguments_suffice(xenium_folder, decoder, read, degrees, mirrored, options):
     folder = xenium_folder(degrees=degrees, mirrored=mirrored, mpp=MPP)
     sdata = read(folder, **options)
     before = sdata.tables["table"].obs.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping  # noqa: TC003  # types of hyper-parameters are read at run time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,9 +169,8 @@ def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments:
     ValueError
         If names are missing or unknown.
     """
-    with torch.device("meta"):
-        backbone = create_backbone(arch, **arguments)
-    names = {name: f"backbone.{name}" for name in backbone.state_dict()}
+    given = ((name, tuple(value) if isinstance(value, list) else value) for name, value in arguments.items())
+    names = {name: f"backbone.{name}" for name in _names_of(arch, *given)}
     names |= {f"{head}.{part}": f"head.{part}" for part in ("weight", "bias")}
     counters = {
         name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")
@@ -182,6 +182,12 @@ def from_timm(state: Mapping[str, Tensor], *, head: str, arch: str, **arguments:
             f"Not a state dict of timm's {arch}: missing {_some(missing)}, unknown {_some(unknown)}."
         )
     return {ours: theirs[name] for name, ours in names.items()}
+
+
+@lru_cache(maxsize=32)  # an unknown file is compared with all models
+def _names_of(arch: str, *arguments: tuple[str, Any]) -> tuple[str, ...]:
+    with torch.device("meta"):
+        return tuple(create_backbone(arch, **dict(arguments)).state_dict())
 
 
 def _some(names: list[str]) -> str:
