@@ -35,6 +35,7 @@ extensions = [
     "sphinxext.opengraph",
     "card_pages",
     "encoder_table",
+    "error_texts",
     "model_pages",
     "plain_returns",
 ]
