@@ -14,6 +14,7 @@ import matplotlib as mpl
 from PIL import Image
 
 mpl.use("agg")
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
@@ -30,7 +31,7 @@ def main() -> None:
         os.chdir(folder)
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), space)
-            mpl.pyplot.close("all")
+            plt.close("all")
         for path in Path(folder).glob("gallery_*.png"):
             with Image.open(path) as picture:
                 small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
