@@ -85,6 +85,7 @@ html_title = project
 html_theme_options = {
     "show_toc_level": 2,
     "logo": {"image_light": "_static/logo.svg", "image_dark": "_static/logo-dark.svg"},
+    "navbar_persistent": [],  # the search of the side bar is enough
 }
 html_static_path = ["_static"]
 html_css_files = ["css/custom.css"]
