@@ -35,6 +35,7 @@ extensions = [
     "sphinxext.opengraph",
     "card_pages",
     "encoder_table",
+    "error_texts",
     "model_pages",
     "plain_returns",
 ]
@@ -81,7 +82,14 @@ intersphinx_mapping = (
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_theme_options = {"show_toc_level": 2}
+html_theme_options = {
+    "show_toc_level": 2,
+    "logo": {"image_light": "_static/logo.svg", "image_dark": "_static/logo-dark.svg"},
+    "navbar_persistent": [],  # the search of the side bar is enough
+}
+html_static_path = ["_static"]
+html_css_files = ["css/custom.css"]
+html_favicon = "_static/favicon.svg"
 # without a site URL there is nothing that a card could point to
 ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 ogp_social_cards = {"enable": False}
