@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,8 @@ def iter_batches(
     Yields
     ------
     Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as
-    of TIFF tiles, are channels-last in memory. Memory: three batches, and the chunks of about one band across the
-    image.
+    of TIFF tiles, are channels-last in memory. Levels that the plan marks as missing have crops of ``pad_value``, and are
+    False in the ``level_mask``. Memory: three batches, and the chunks of about one band across the image.
 
     Raises
     ------
@@ -83,14 +83,16 @@ def iter_batches(
     _check_source(reader, plan)
     batch_size, n_threads = check("batch_size", batch_size, Count | None), check("n_threads", n_threads, Count | None)
     pad_value, device = check("pad_value", pad_value, Byte), _device(device)
-    order = reading_order(reader, plan[0], n_stripes=_n_stripes(reader, plan))
+    plan = list(plan)
+    present = [level for level in plan if not level.missing]
+    order = reading_order(reader, present[0], n_stripes=_n_stripes(reader, present))
     batches = list(_split(order, batch_size, _JOB if device is None else _DEVICE_JOB))
     jobs = [job for batch in batches for job in batch.jobs]
     with ThreadPoolExecutor(min(8, _n_cores()) if n_threads is None else n_threads) as pool:
         cutter = (
-            HostCutter(reader, plan, jobs, pool=pool, pad_value=pad_value)
+            HostCutter(reader, present, jobs, pool=pool, pad_value=pad_value)
             if device is None
-            else DeviceCutter(reader, plan, jobs, pool=pool, pad_value=pad_value, device=device)
+            else DeviceCutter(reader, present, jobs, pool=pool, pad_value=pad_value, device=device)
         )
         try:
             for used in range(-1, len(batches)):
@@ -100,9 +102,23 @@ def iter_batches(
                     cutter.fetch(batch.jobs)
                 if used >= 0:
                     index = torch.from_numpy(batches[used].index)
-                    yield Batch(crops=cutter.finish(batches[used].jobs), index=index)
+                    crops = cutter.finish(batches[used].jobs)
+                    yield _with_missing(Batch(crops=crops, index=index), plan, pad_value)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _with_missing(batch: Batch, plan: Sequence[LevelPlan], pad_value: int) -> Batch:
+    """Add grey crops of levels that the image lacks, and the mask of levels."""
+    if len(batch.crops) == len(plan):
+        return batch
+    found, (first, *_) = iter(batch.crops), batch.crops
+    crops = tuple(
+        first.new_full((len(batch), 3, level.size, level.size), pad_value) if level.missing else next(found)
+        for level in plan
+    )
+    mask = torch.tensor([not level.missing for level in plan], device=first.device).repeat(len(batch), 1)
+    return replace(batch, crops=crops, level_mask=mask)
 
 
 def _check_source(reader: Any, plan: Any) -> None:
@@ -113,6 +129,8 @@ def _check_source(reader: Any, plan: Any) -> None:
         )
     if not isinstance(plan, list | tuple) or not plan or not all(isinstance(level, LevelPlan) for level in plan):
         raise InvalidTypeError(f"plan must be one LevelPlan per level, got {plan!r}.", "make it with plan_crops")
+    if all(level.missing for level in plan):
+        raise InvalidValueError("All levels of plan are missing.", "make it with plan_crops")
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -39,12 +39,15 @@ class LevelPlan:
         Side of the square that the network sees; the pixels read are resampled to it.
     origins
         ``(n_spots, 2)``: left and top ``(x, y)`` of the squares, in pixels of ``level``. May lie outside the image.
+    missing
+        Whether the image lacks this level. It is then not read, and masked in the batches.
     """
 
     level: int
     read_size: int
     size: int
     origins: NDArray[np.int64]
+    missing: bool = False
 
 
 def plan_crops(
@@ -54,6 +57,7 @@ def plan_crops(
     downsamples: Sequence[float],
     mpp: float | None = None,
     offsets: Sequence[tuple[float, float]] | None = None,
+    missing_levels: Literal["error", "mask"] = "error",
 ) -> tuple[LevelPlan, ...]:
     """Plan the crops around spot centres.
 
@@ -73,6 +77,8 @@ def plan_crops(
     offsets
         Left and top edge ``(x, y)`` of each stored level in pixels of level 0; by default all levels begin where level 0
         does. See :attr:`st_predict.io.SpatialDataPyramid.offsets`.
+    missing_levels
+        Handling of levels with finer pixels than the image has: ``"error"`` refuses, ``"mask"`` marks them as missing.
 
     Returns
     -------
@@ -82,7 +88,7 @@ def plan_crops(
     ------
     ValueError
         If an argument is of another type, shape or range, if ``mpp`` is needed and unknown, or if the image is coarser than
-        the network needs.
+        the network needs, with ``missing_levels="mask"`` coarser than all of its levels.
     """
     if not isinstance(spec, CropSpec):
         raise InvalidTypeError(f"spec must be a CropSpec, got {spec!r}.")
@@ -91,9 +97,16 @@ def plan_crops(
     edges = np.zeros((len(downsamples), 2)) if offsets is None else _finite("offsets", offsets, "(n_levels, 2)")
     if len(edges) != len(downsamples):
         raise InvalidValueError(f"offsets must be one per level, got {len(edges)} for {len(downsamples)} levels.")
-    base = _base_downsample(spec, mpp)
+    mask = check("missing_levels", missing_levels, Literal["error", "mask"]) == "mask"
+    base, finest = _base_downsample(spec, mpp), min(downsamples)
+    present = [_is_fine_enough(finest, base * level.downsample) for level in spec.levels]
+    if not all(present) and not (mask and any(present)):
+        _refuse_coarse(spec, mpp, base, all_levels=not any(present))
     return tuple(
-        _plan_level(xy, level, base * level.downsample, downsamples=downsamples, edges=edges) for level in spec.levels
+        _plan_level(xy, level, base * level.downsample, downsamples=downsamples, edges=edges)
+        if here
+        else _absent(level)
+        for level, here in zip(spec.levels, present, strict=True)
     )
 
 
@@ -119,17 +132,42 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
             Advice("give it with {}", "mpp"),
             f"set a transformation of the image to a coordinate system called {Keys.UM!r}",
         )
-    base = spec.mpp / mpp
-    if base * (1 + _RTOL) < 1:
+    return spec.mpp / mpp
+
+
+def _is_fine_enough(finest: float, downsample: float) -> bool:
+    """Whether the finest stored level has pixels at most as wide as ``downsample``."""
+    return finest <= downsample * (1 + _RTOL)
+
+
+def _refuse_coarse(spec: CropSpec, mpp: float | None, base: float, *, all_levels: bool) -> NoReturn:
+    """Refuse an image that is coarser than a level of the network, or than all of them."""
+    mask = (
+        []
+        if all_levels or len(spec.levels) == 1
+        else [Advice("predict without the missing levels with {}", "missing_levels", "mask")]
+    )
+    if spec.mpp is None or mpp is None:
+        finest = min(level.downsample for level in spec.levels)
         raise InvalidValueError(
-            f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
-            "something else than it was trained on.",
-            "use the full-resolution image, for Visium with fullres_image_file= of spatialdata_io.visium",
-            Advice("correct the resolution of the image with {}", "mpp"),
-            "train a network at a coarser resolution with st_predict.tl.train(..., mpp=)",
-            Advice("show the encoder a coarser resolution with {}", "at_mpp"),
+            f"The model needs pixels as wide as {base * finest:.3g} pixels of level 0, finer than the image has.",
+            "use the full-resolution image",
+            *mask,
         )
-    return base
+    raise InvalidValueError(
+        f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
+        "something else than it was trained on.",
+        "use the full-resolution image, for Visium with fullres_image_file= of spatialdata_io.visium",
+        Advice("correct the resolution of the image with {}", "mpp"),
+        *mask,
+        "train a network at a coarser resolution with st_predict.tl.train(..., mpp=)",
+        Advice("show the encoder a coarser resolution with {}", "at_mpp"),
+    )
+
+
+def _absent(level: LevelSpec) -> LevelPlan:
+    """Plan of a level that the image lacks."""
+    return LevelPlan(level=0, read_size=level.size, size=level.size, origins=np.empty((0, 2), np.int64), missing=True)
 
 
 def _plan_level(
@@ -149,10 +187,4 @@ def _plan_level(
 
 def _best_level(downsample: float, downsamples: Sequence[float]) -> int:
     """Coarsest level that is at least as fine as ``downsample``."""
-    fine_enough = [i for i, d in enumerate(downsamples) if d <= downsample * (1 + _RTOL)]
-    if not fine_enough:
-        raise InvalidValueError(
-            f"The model needs pixels as wide as {downsample:.3g} pixels of level 0, finer than the image has.",
-            "use the full-resolution image",
-        )
-    return fine_enough[-1]
+    return [i for i, stored in enumerate(downsamples) if _is_fine_enough(stored, downsample)][-1]
