@@ -132,8 +132,17 @@ def list_stimage(
 
     Examples
     --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pandas as pd
     >>> import st_predict as stp
-    >>> slides = stp.datasets.list_stimage("STimage-1K4M", tissue="breast")  # doctest: +SKIP
+    >>> slides = pd.DataFrame({"slide": ["Human_Breast_1", "Mouse_Brain_1"], "tissue": ["breast", "brain"]})
+    >>> slides["tech"], slides["species"] = "Visium", ["human", "mouse"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "meta").mkdir()
+    ...     slides.to_csv(Path(folder) / "meta" / "meta_all_gene.csv", index=False)
+    ...     stp.datasets.list_stimage(folder, tissue="breast").index.tolist()
+    ['Human_Breast_1']
     """
     root = Path(check("folder", folder, File))
     frame = read_stimage_metadata(root)

@@ -94,9 +94,14 @@ def from_anndata(
 
     Examples
     --------
-    >>> sdata = st_predict.io.from_anndata(adata, "tissue.tif")  # doctest: +SKIP
-    >>> st_predict.tl.predict(sdata)  # doctest: +SKIP
-    >>> adata = st_predict.get.to_anndata(sdata)  # doctest: +SKIP
+    >>> import numpy as np
+    >>> import st_predict as stp
+    >>> toy = stp.datasets.toy()
+    >>> adata = toy["table"]  # spots with centres in .obsm["spatial"], in pixels of the image
+    >>> pixels = np.asarray(toy["he"]["scale0"]["image"]).transpose(1, 2, 0)
+    >>> sdata = stp.io.from_anndata(adata, pixels, library_id="P1S1", mpp=1.2)
+    >>> sorted(name for _, name, _ in sdata.gen_elements())
+    ['P1S1', 'P1S1_full_image', 'table']
     """
     check_table(adata)
     mpp, spatial_key = check("mpp", mpp, Positive | None), check("spatial_key", spatial_key, Text)

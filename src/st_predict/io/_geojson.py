@@ -119,8 +119,17 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata)  # doctest: +SKIP
-    >>> st_predict.io.write_geojson(prediction, "B4.geojson", sdata=sdata, genes=["GNAS"])  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     prediction = stp.get.prediction(sdata)
+    ...     path = stp.io.write_geojson(prediction, Path(folder) / "P1S1.geojson", sdata=sdata, color="GENE1")
+    ...     path.name
+    'P1S1.geojson'
     """
     target, _ = check_target(path, (".geojson", ".json"), overwrite=overwrite)
     kind = check("object_type", object_type, ObjectType)

@@ -123,6 +123,28 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     -----
     Only spots that have counts and a place, and are not unselected, are kept; how many are dropped is logged. Genes are
     kept as they are, also repeated ones, which are logged; anndata then warns that names are not unique.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from PIL import Image
+    >>> import st_predict as stp
+    >>> spots = pd.DataFrame([(x, y) for x in range(3) for y in range(3)], columns=["x", "y"])
+    >>> spots["pixel_x"], spots["pixel_y"] = 100 + 80 * spots["x"], 100 + 80 * spots["y"]
+    >>> names = [f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)]
+    >>> counts = pd.DataFrame({"ERBB2": 3, "GNAS": 1}, index=names)
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     folder = Path(name)
+    ...     Image.fromarray(np.full((400, 400, 3), 200, np.uint8)).save(folder / "he.png")
+    ...     counts.to_csv(folder / "counts.tsv")
+    ...     spots.to_csv(folder / "spots.tsv", index=False)
+    ...     files = folder / "counts.tsv", folder / "spots.tsv", folder / "he.png"
+    ...     sdata = stp.io.read_legacy_st(*files, section="A1", patient="A", n_levels=2)
+    >>> sdata["table"].shape, round(stp.io.find_mpp(sdata).value, 3)  # 200 um over 80 pixels
+    ((9, 2), 2.5)
     """
     _check({"counts": counts, "spots": spots, "image": image}, File)
     _check({"labels": labels}, File | None)

@@ -144,8 +144,17 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata)  # doctest: +SKIP
-    >>> st_predict.io.write_raster(prediction, "GNAS.ome.tif", sdata=sdata, genes=["GNAS"])  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     prediction = stp.get.prediction(sdata)
+    ...     path = stp.io.write_raster(prediction, Path(folder) / "P1S1.ome.tif", sdata=sdata, genes=["GENE1"])
+    ...     path.name
+    'P1S1.ome.tif'
     """
     target, suffix = check_target(path, (".ome.tif", ".ome.tiff", ".ome.zarr"), overwrite=overwrite)
     step, full = check("downsample", downsample, Positive | None), check("shape", shape, tuple[Count, Count] | None)

@@ -81,6 +81,20 @@ def read_image(
         If no reader can open the file; if it is not RGB; if its samples do not have 8 bits and ``value_range`` is
         missing or wrong; if ``image_key`` cannot be stored; if mpp is not positive, or, without mpp, if the file states
         no positive number or pixels that are not square.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     sdata = stp.io.read_image(path, mpp=0.5)
+    ...     stp.io.find_mpp(sdata).value
+    0.5
     """
     path, folder = Path(check("path", path, File)), check("cache", cache, File | None)
     check("image_key", image_key, Name)
@@ -119,6 +133,20 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
         If the file does not exist.
     ValueError
         In the cases of :func:`read_image`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     sdata = stp.io.read_wsi(path, mpp=0.5)
+    ...     list(sdata.images)
+    ['he']
     """
     return read_image(path, image_key=image_key, mpp=mpp)
 

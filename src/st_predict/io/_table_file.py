@@ -84,7 +84,18 @@ def write_table(
 
     Examples
     --------
-    >>> st_predict.io.write_table(st_predict.get.prediction(sdata), "B4.parquet", sdata=sdata)  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     path = stp.io.write_table(stp.get.prediction(sdata), Path(folder) / "P1S1.parquet", sdata=sdata)
+    ...     table = pd.read_parquet(path)
+    >>> table.columns[-6:].tolist()
+    ['x_px', 'y_px', 'x_um', 'y_um', 'GENE1', 'GENE2']
     """
     target, suffix = check_target(path, (".parquet", ".csv"), overwrite=overwrite)
     values = read_columns(adata, genes, layer)

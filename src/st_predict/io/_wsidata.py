@@ -135,6 +135,12 @@ def to_wsidata(
         If ``wsi`` is not an object of wsidata, or ``prediction`` is not an AnnData object.
     ValueError
         If the table is there and ``overwrite`` is false, or rows of the prediction are not tiles.
+
+    Examples
+    --------
+    >>> sdata = st_predict.io.from_wsidata(wsi)  # doctest: +SKIP
+    >>> st_predict.tl.predict(sdata, shapes_key="tiles")  # doctest: +SKIP
+    >>> st_predict.io.to_wsidata(st_predict.get.prediction(sdata), wsi)  # doctest: +SKIP
     """
     check_table(prediction)
     _check_wsi(wsi)

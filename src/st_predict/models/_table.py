@@ -54,11 +54,8 @@ def table() -> pd.DataFrame:
     Examples
     --------
     >>> import st_predict as stp
-    >>> stp.models.table().loc[["m2ost", "stnet"], ["params", "levels"]]  # doctest: +SKIP
-            params                            levels
-    name
-    m2ost  7038858  224 at 1, 224 at 2, 224 at 4
-    stnet  7210106                      224 at 1
+    >>> stp.models.table().loc[["m2ost", "stnet"], "levels"].to_dict()
+    {'m2ost': '224 at 1, 224 at 2, 224 at 4', 'stnet': '224 at 1'}
     """
     import pandas as pd
 
