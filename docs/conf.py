@@ -34,8 +34,10 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinxext.opengraph",
     "card_pages",
+    "command_pages",
     "encoder_table",
     "model_pages",
+    "model_table",
     "plain_returns",
 ]
 templates_path = ["_templates"]

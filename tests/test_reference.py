@@ -1,12 +1,25 @@
-"""The reference is complete: every public name has an example that runs."""
+"""The reference is complete: examples that run, a page per package, command and model."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer.main
 
 import st_predict as stp
+from st_predict.cli import app
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 PACKAGES = [name for name in stp.__all__ if not callable(getattr(stp, name))]
 PUBLIC = {
@@ -57,3 +70,73 @@ def test_exceptions_have_an_example_that_does_not_run() -> None:
 
 def test_every_public_name_has_a_docstring() -> None:
     assert [name for name, member in DOCUMENTED.items() if not inspect.getdoc(member)] == []
+
+
+@pytest.fixture
+def command_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    return importlib.import_module("command_pages")
+
+
+@pytest.fixture
+def model_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    return importlib.import_module("model_pages")
+
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_command_line_page_lists_every_command() -> None:
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \{doc\}`(\w+) <cli/\1>` \|", page, flags=re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^cli/(\w+)$", page, flags=re.MULTILINE)) == {"options", *COMMANDS}
+
+
+def test_each_command_has_a_page_with_every_option(command_pages: ModuleType) -> None:
+    pages = command_pages.pages()
+    assert set(pages) == {"options", *COMMANDS}
+    for name, command in COMMANDS.items():
+        entries = re.findall(r"^````\{option\} ([^\s,]+(?:, -[^\s,]+)*)", pages[name], flags=re.MULTILINE)
+        listed = {option for entry in entries for option in entry.split(", ")}
+        options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        arguments = {param.name for param in command.params if param.param_type_name == "argument"}
+        assert {option.removesuffix("...") for option in listed} == (options - arguments) | arguments | {"-h", "--help"}
+
+
+def test_a_page_shows_default_choices_and_what_is_required(command_pages: ModuleType) -> None:
+    page = command_pages.pages()["train"]
+    assert (
+        "{option} --duplicates <str>\nHow to treat genes in several columns: error, sum or first. Default: `error`.\n"
+        in page
+    )
+    assert "{option} --out <path>\nNew folder for the results. Required.\n" in page
+
+
+def test_markup_of_the_terminal_is_not_in_the_pages(command_pages: ModuleType) -> None:
+    assert command_pages._plain("[bold]Two[/bold] of *.zarr") == r"Two of \*.zarr"
+
+
+def test_command_line_page_lists_every_environment_variable() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    read = set(re.findall(r"\"(ST_PREDICT_\w+)\"", sources))
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(ST_PREDICT_\w+)` \|", page, flags=re.MULTILINE)) == read
+
+
+def test_page_of_a_model_with_released_weights(model_pages: ModuleType) -> None:
+    spec = stp.models.get_spec("m2ost")
+    page = model_pages.page_of(spec, stp.models.table().loc["m2ost"])
+    assert page.startswith("(model-m2ost)=\n# m2ost\n")
+    assert "| licence of published code | MIT (github.com/Dootmaan/M2OST) |" in page
+    assert stp.models.cite("m2ost") in page
+    card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost@3"))
+    scores = card.reliability_on("patient")
+    best = [score.gene for score in stp.checkpoints.rank_genes(card, scores)[:5]]
+    assert f"{stp.checkpoints.score_sentence(scores)} Best genes: {', '.join(best)}." in page
+
+
+def test_page_of_a_model_without_released_weights(model_pages: ModuleType) -> None:
+    page = model_pages.page_of(stp.models.get_spec("mean"), stp.models.table().loc["mean"])
+    assert "\n## Released weights\n\nNone yet.\n" in page
+    assert "| parameters | closed form |" in page
