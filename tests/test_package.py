@@ -55,9 +55,16 @@ def test_import_is_light() -> None:
 
 def test_attributes_load_lazily_and_unknown_ones_are_errors() -> None:
     assert stp.io is importlib.import_module("st_predict.io")
-    assert set(stp.__all__) < set(dir(stp))
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         _ = stp.nope
+
+
+def test_only_public_names_are_shown() -> None:
+    packages = {name: getattr(stp, name) for name in stp.__all__ if not callable(getattr(stp, name))}
+    assert {name: dir(package) for name, package in packages.items()} == {
+        name: sorted(package.__all__) for name, package in packages.items()
+    }
+    assert dir(stp) == sorted([*stp.__all__, "__version__"])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

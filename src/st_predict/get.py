@@ -18,6 +18,7 @@ from st_predict import pp
 from st_predict._containers import check_data, check_slide, share_arrays
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
+from st_predict._public import show_only
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Flag, Number, Text, check
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from st_predict.specs import Reliability, TargetSpec
 
 __all__ = ["frame", "prediction", "reliability", "table_of", "to_anndata"]
+
+__dir__ = show_only(__all__)
 
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._public import show_only
 from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
@@ -33,6 +34,8 @@ __all__ = [
     "Reliability",
     "TargetSpec",
 ]
+
+__dir__ = show_only(__all__)
 
 FORMAT_VERSION = 1
 """Version of the format of a :class:`ModelCard`; newer cards are refused."""
