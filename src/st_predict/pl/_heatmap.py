@@ -87,7 +87,8 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    Axes, ``(n_sections,)``.
+    ndarray
+        Axes, ``(n_sections,)``.
 
     Raises
     ------

@@ -105,7 +105,8 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    Axes, ``(n_genes,)``.
+    ndarray
+        Axes, ``(n_genes,)``.
 
     Raises
     ------

@@ -70,7 +70,8 @@ def training(
 
     Returns
     -------
-    Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
+    ndarray
+        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
 
     Raises
     ------
