@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer.main
+from numpydoc.docscrape import NumpyDocString
+from numpydoc.validate import validate
 
 import st_predict as stp
 from st_predict.cli import app
@@ -70,6 +73,64 @@ def test_exceptions_have_an_example_that_does_not_run() -> None:
 
 def test_every_public_name_has_a_docstring() -> None:
     assert [name for name, member in DOCUMENTED.items() if not inspect.getdoc(member)] == []
+
+
+FUNCTIONS = {
+    f"{owner}.{name}".removeprefix("."): function
+    for owner, members in [
+        ("", DOCUMENTED),
+        *((name, vars(member)) for name, member in DOCUMENTED.items() if inspect.isclass(member)),
+    ]
+    for name, function in members.items()
+    if inspect.isfunction(function) and not name.startswith("_")
+}
+"""Public functions, and methods of public classes."""
+
+
+@pytest.mark.parametrize("name", [name for name, member in DOCUMENTED.items() if inspect.isfunction(member)])
+def test_docstrings_are_numpydoc(name: str) -> None:
+    """Sections have the right form and order; parameters and results are complete.
+
+    Left out: types of parameters, which are in the signature (PR04), extended summaries (ES01) and "See Also" (SA01), which not every
+    function needs, examples (EX01, tested above), and verbs that end with "s" (SS05).
+    """
+    errors = validate(f"st_predict.{name}")["errors"]
+    assert [error for error in errors if error[0] not in {"PR04", "ES01", "SA01", "EX01", "SS05"}] == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_returns_start_with_the_class_of_the_signature(name: str) -> None:
+    doc = NumpyDocString(inspect.getdoc(FUNCTIONS[name]) or "")
+    annotation = ast.parse(inspect.signature(FUNCTIONS[name]).return_annotation, mode="eval").body
+    assert [part.type for part in doc["Returns"]] in ([], [plain(annotation)])
+    assert [part.type for part in doc["Yields"]] in ([], [plain(annotation).removeprefix("iterator of ")])
+
+
+PLAIN = {"NDArray": "ndarray", "Any": "object", "Panel": "str", "Split": "str"}
+"""Annotations that readers know by another name."""
+
+
+def plain(node: ast.expr, *, inside: bool = False) -> str:
+    """Words for an annotation: ``list[str] | None`` is "list of str or None"; what a list in a list holds is left out."""
+    match node:
+        case ast.Constant(value):
+            return plain(ast.parse(value, mode="eval").body) if isinstance(value, str) else str(value)
+        case ast.Name(name) | ast.Attribute(attr=name):
+            return PLAIN.get(name, name)
+        case ast.BinOp(left, _, right):
+            return f"{plain(left, inside=inside)} or {plain(right, inside=inside)}"
+        case ast.Subscript(value, index):
+            base = plain(value)
+            parts = [plain(part, inside=True) for part in (index.elts if isinstance(index, ast.Tuple) else [index])]
+            if base in {"list", "tuple", "dict"}:
+                return base if inside else f"{base} of {listed(base, parts)}"
+            return f"iterator of {parts[0]}" if base == "Iterator" else base
+    raise AssertionError(ast.dump(node))
+
+
+def listed(base: str, parts: list[str]) -> str:
+    *first, last = [part for part in parts if part != "Ellipsis"]
+    return f"{', '.join(first)} {'to' if base == 'dict' else 'and'} {last}" if first else last
 
 
 @pytest.fixture

@@ -56,6 +56,11 @@ def build(card: ModelCard) -> SpotModel:
     card
         Card with the model, its panel and its hyper-parameters.
 
+    Returns
+    -------
+    SpotModel
+        Network with initial weights.
+
     Raises
     ------
     KeyError
@@ -110,7 +115,7 @@ def save(
         Type for stored floating-point weights, for example ``torch.float16`` to halve the file; by default unchanged.
     encoder
         Encoder of the features that the model reads. Its weights are included as float16 if they are small and their licence allows
-        it (:attr:`st_predict.encoders.EncoderSpec.carried`); prediction then needs no other file.
+        it (``carried`` of :class:`st_predict.encoders.EncoderSpec`); prediction then needs no other file.
 
     Raises
     ------
@@ -168,7 +173,8 @@ def notice_of(path: PathLike[str] | str) -> str:
 
     Returns
     -------
-    Sentences that must accompany every copy of the file; empty without third-party weights.
+    str
+        Sentences that must accompany every copy of the file; empty without third-party weights.
 
     Raises
     ------
@@ -217,15 +223,16 @@ def load(
     path
         File written by :func:`save`.
     hparams
-        Hyper-parameters that override the card. Only those in :attr:`st_predict.models.ModelSpec.at_prediction` may change, such
+        Hyper-parameters that override the card. Only those in ``at_prediction`` of :class:`st_predict.models.ModelSpec` may change, such
         as ``mode`` and ``k`` of BLEEP.
     trust
         Whether to accept any card: encoders and architectures of any source, arguments of any kind, and paths of files. By default
-        only values that :attr:`st_predict.models.ModelSpec.of_card` allows are accepted, and paths on the card are not used.
+        only values that ``of_card`` of :class:`st_predict.models.ModelSpec` allows are accepted, and paths on the card are not used.
 
     Returns
     -------
-    The network, in evaluation mode, float32, on the CPU, and its card.
+    tuple of SpotModel and ModelCard
+        The network, in evaluation mode, float32, on the CPU, and its card.
 
     Raises
     ------
@@ -302,7 +309,8 @@ def load_encoder(
 
     Returns
     -------
-    The encoder; ``None`` for a network that does not read features.
+    Encoder or None
+        The encoder; ``None`` for a network that does not read features.
 
     Raises
     ------

@@ -96,7 +96,8 @@ def import_published(  # noqa: PLR0913  # each gives a fact that the files lack
 
     Returns
     -------
-    ``out``. Its card has origin, name and SHA-256 of each file, and the source of the units.
+    Path
+        ``out``. Its card has origin, name and SHA-256 of each file, and the source of the units.
 
     Raises
     ------

@@ -82,7 +82,8 @@ def add_reliability(
 
     Returns
     -------
-    Path of the file.
+    Path
+        Path of the file.
 
     Raises
     ------

@@ -34,7 +34,8 @@ def augment(batch: Batch, generator: Generator) -> Batch:
 
     Returns
     -------
-    A new batch with other crops.
+    Batch
+        A new batch with other crops.
 
     Raises
     ------
@@ -73,7 +74,8 @@ def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
 
     Returns
     -------
-    Pixels of the same shape.
+    Tensor
+        Pixels of the same shape.
 
     Raises
     ------
@@ -111,7 +113,8 @@ def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
 
     Returns
     -------
-    A new batch with another mask.
+    Batch
+        A new batch with another mask.
 
     Raises
     ------

@@ -68,8 +68,10 @@ def iter_batches(
 
     Yields
     ------
-    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as a reader of
-    TIFF tiles, are channels-last in memory. Memory: three batches, and the chunks of about one band across the image.
+    Batch
+        Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such
+        as a reader of TIFF tiles, are channels-last in memory. Memory: three batches, and the chunks of about one band
+        across the image.
 
     Raises
     ------

@@ -85,7 +85,8 @@ def plan_crops(
 
     Returns
     -------
-    One :class:`LevelPlan` per level of ``spec``.
+    tuple of LevelPlan
+        One :class:`LevelPlan` per level of ``spec``.
 
     Raises
     ------

@@ -41,7 +41,8 @@ def jitter_stain(batch: Batch, strength: float, generator: Generator) -> Batch:
 
     Returns
     -------
-    A new batch with other crops.
+    Batch
+        A new batch with other crops.
 
     Raises
     ------

@@ -54,9 +54,10 @@ def list_hest(
 
     Returns
     -------
-    One row per sample, by identifier, with the columns of the metadata. ``patient`` is unique over data sets (several studies have
-    a "Patient 1"), and missing where the metadata name nobody. ``on_disk`` says whether :func:`st_predict.io.read_hest` finds all
-    files.
+    DataFrame
+        One row per sample, by identifier, with the columns of the metadata. ``patient`` is unique over data sets
+        (several studies have a "Patient 1"), and missing where the metadata name nobody. ``on_disk`` says whether
+        :func:`st_predict.io.read_hest` finds all files.
 
     Raises
     ------
@@ -121,7 +122,9 @@ def list_stimage(
 
     Returns
     -------
-    One row per slide, by name. ``on_disk`` says whether its spot coordinates are in ``folder``. No column names the patient.
+    DataFrame
+        One row per slide, by name. ``on_disk`` says whether its spot coordinates are in ``folder``. No column names the
+        patient.
 
     Raises
     ------
@@ -191,7 +194,8 @@ def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bo
 
     Returns
     -------
-    The sample; see :func:`st_predict.io.read_hest`.
+    SpatialData
+        The sample; see :func:`st_predict.io.read_hest`.
 
     Raises
     ------

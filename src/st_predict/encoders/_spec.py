@@ -95,7 +95,7 @@ class EncoderSpec:
 
     @property
     def notice(self) -> str:
-        """Attribution for copies of the weights: origin, licence and changes."""
+        """Attribution for copies of the weights, with origin, licence and changes."""
         origin = ", ".join(filter(None, (self.source, self.license, self.citation)))
         return f"Contains the encoder {self.name}: {origin}. Changes: tensors were renamed and rounded to float16."
 

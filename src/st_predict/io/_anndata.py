@@ -72,14 +72,17 @@ def from_anndata(
 
     Returns
     -------
-    ``.tables["table"]``
-        The table, with the columns ``stp_region`` and ``stp_spot`` of ``.obs`` that link it to the spots.
-    ``.shapes[library]`` or ``.points[library]``
-        The spots of each library: circles if ``.uns["spatial"]`` has the diameter, else points.
-    ``.images[f"{library}_full_image"]``
-        The image, or the coarse ones as ``{library}_hires_image`` and so on.
+    SpatialData
+        Object with:
 
-    All of a library are in a coordinate system of its name, in full-resolution pixels.
+        ``.tables["table"]``
+            The table, with the columns ``stp_region`` and ``stp_spot`` of ``.obs`` that link it to the spots.
+        ``.shapes[library]`` or ``.points[library]``
+            The spots of each library: circles if ``.uns["spatial"]`` has the diameter, else points.
+        ``.images[f"{library}_full_image"]``
+            The image, or the coarse ones as ``{library}_hires_image`` and so on.
+
+        All of a library are in a coordinate system of its name, in full-resolution pixels.
 
     Raises
     ------

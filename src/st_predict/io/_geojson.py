@@ -102,7 +102,8 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
 
     Returns
     -------
-    The path. Values that are NaN are left out, as JSON has none; objects without any value have no colour.
+    Path
+        The path. Values that are NaN are left out, as JSON has none; objects without any value have no colour.
 
     Raises
     ------

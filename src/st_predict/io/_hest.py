@@ -55,14 +55,17 @@ def read_hest(folder: str | PathLike[str], sample: str, *, mpp: float | None = N
 
     Returns
     -------
-    ``.tables["table"]``
-        Counts as in the file. ``.obs["section"]``: the sample; ``.obs["patient"]``: name of the patient within its data set, in lower
-        case, with the title of that set (:func:`st_predict.datasets.list_hest` has the same); missing if the metadata names
-        nobody, so that training and evaluation ask for it. ``.uns["hest"]``: organ, species, technology, licence and so on.
-    ``.shapes[sample]`` or ``.points[sample]``
-        Spots: circles where their diameter is known.
-    ``.images[f"{sample}_full_image"]``
-        The slide, read lazily.
+    SpatialData
+        Object with:
+
+        ``.tables["table"]``
+            Counts as in the file. ``.obs["section"]``: the sample; ``.obs["patient"]``: name of the patient within its data set, in lower
+            case, with the title of that set (:func:`st_predict.datasets.list_hest` has the same); missing if the metadata names
+            nobody, so that training and evaluation ask for it. ``.uns["hest"]``: organ, species, technology, licence and so on.
+        ``.shapes[sample]`` or ``.points[sample]``
+            Spots: circles where their diameter is known.
+        ``.images[f"{sample}_full_image"]``
+            The slide, read lazily.
 
     Raises
     ------

@@ -100,16 +100,17 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
 
     Returns
     -------
-    One section. Everything is in the coordinate systems ``"global"`` (pixels of the image) and ``"um"``:
+    SpatialData
+        One section. Everything is in the coordinate systems ``"global"`` (pixels of the image) and ``"um"``:
 
-    ``.images[image_key]``
-        The image, in memory.
-    ``.shapes[shapes_key]``
-        Circles, by the names of the spots.
-    ``.tables[table_key]``
-        ``.X``: counts, sparse float32, ``(n_spots, n_genes)``; ``.obs``: ``array_row`` (y), ``array_col`` (x),
-        ``patient``, ``section``, ``pathologist_label`` (missing: NaN); ``.obsm["spatial"]``: centres in pixels;
-        ``.uns["assay"]``: ``"legacy_st"``; ``.uns["mpp_source"]``: where mpp comes from.
+        ``.images[image_key]``
+            The image, in memory.
+        ``.shapes[shapes_key]``
+            Circles, by the names of the spots.
+        ``.tables[table_key]``
+            ``.X``: counts, sparse float32, ``(n_spots, n_genes)``; ``.obs``: ``array_row`` (y), ``array_col`` (x),
+            ``patient``, ``section``, ``pathologist_label`` (missing: NaN); ``.obsm["spatial"]``: centres in pixels;
+            ``.uns["assay"]``: ``"legacy_st"``; ``.uns["mpp_source"]``: where mpp comes from.
 
     Raises
     ------

@@ -103,7 +103,8 @@ def find_mpp(
 
     Returns
     -------
-    The number and its source, or ``None`` if nothing is known and ``required`` is false.
+    Mpp or None
+        The number and its source, or ``None`` if nothing is known and ``required`` is false.
 
     Raises
     ------
@@ -361,7 +362,8 @@ def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64],
 
     Returns
     -------
-    The distance, in the units of ``xy``.
+    float
+        The distance, in the units of ``xy``.
 
     Raises
     ------

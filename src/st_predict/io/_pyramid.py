@@ -79,7 +79,8 @@ class PyramidReader(Protocol):
 
         Returns
         -------
-        ``(height, width, 3)``, RGB; it may share memory with the image.
+        ndarray
+            ``(height, width, 3)``, RGB; it may share memory with the image.
 
         Raises
         ------
@@ -244,7 +245,8 @@ def level_offsets(reader: PyramidReader) -> tuple[tuple[float, float], ...]:
 
     Returns
     -------
-    ``(x, y)`` per level; zeros for a reader without ``offsets``.
+    tuple of tuple
+        ``(x, y)`` per level; zeros for a reader without ``offsets``.
 
     Examples
     --------
@@ -269,7 +271,8 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
 
     Returns
     -------
-    A reader of its levels.
+    PyramidReader
+        A reader of its levels.
 
     Raises
     ------

@@ -127,7 +127,9 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
 
     Returns
     -------
-    The path. Genes are ``(n_genes, height, width)``, float32, with their names as channels; labels ``(1, height, width)``, uint32.
+    Path
+        The path. Genes are ``(n_genes, height, width)``, float32, with their names as channels; labels ``(1, height,
+        width)``, uint32.
 
     Raises
     ------

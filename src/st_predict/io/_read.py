@@ -69,7 +69,8 @@ def read_image(
 
     Returns
     -------
-    One image, 8-bit RGB, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+    SpatialData
+        One image, 8-bit RGB, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
 
     Raises
     ------
@@ -125,7 +126,8 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
 
     Returns
     -------
-    One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+    SpatialData
+        One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
 
     Raises
     ------

@@ -37,7 +37,8 @@ def to_rgb8(image: DataArray | DataTree, *, value_range: Range | None = None) ->
 
     Returns
     -------
-    A new image element with three channels, uint8, and the transformations and attributes of ``image``.
+    DataArray or DataTree
+        A new image element with three channels, uint8, and the transformations and attributes of ``image``.
 
     Raises
     ------
@@ -106,7 +107,8 @@ def rgb8(planes: NDArray[Any], *, value_range: Range | None, what: str) -> NDArr
 
     Returns
     -------
-    ``(3, height, width)``.
+    ndarray
+        ``(3, height, width)``.
 
     Raises
     ------

@@ -39,7 +39,8 @@ def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None 
 
     Returns
     -------
-    Name of the image.
+    str
+        Name of the image.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: floa
 
     Returns
     -------
-    Name of the table, or ``None`` if no name is given and there is no table.
+    str or None
+        Name of the table, or ``None`` if no name is given and there is no table.
 
     Raises
     ------
@@ -124,7 +126,8 @@ def named_table(sdata: SpatialData, table_key: str | None, bin_um: float | None)
 
     Returns
     -------
-    Name of the table, or ``None`` if neither was given.
+    str or None
+        Name of the table, or ``None`` if neither was given.
 
     Raises
     ------
@@ -158,7 +161,8 @@ def find_tables(sdata: SpatialData, table_key: str | None, *, bin_um: float | No
 
     Returns
     -------
-    Names of the tables.
+    list of str
+        Names of the tables.
 
     Raises
     ------
@@ -222,7 +226,8 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
 
     Returns
     -------
-    Name of the shapes.
+    str
+        Name of the shapes.
 
     Raises
     ------
@@ -274,7 +279,8 @@ def find_region(sdata: SpatialData, table_key: str | None = None, shapes_key: st
 
     Returns
     -------
-    ``shapes_key``, or the only region of the table; ``None`` if neither is known.
+    str or None
+        ``shapes_key``, or the only region of the table; ``None`` if neither is known.
 
     Examples
     --------

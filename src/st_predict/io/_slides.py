@@ -45,7 +45,8 @@ def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
 
     Returns
     -------
-    A reader of its levels.
+    TiffPyramid or OpenSlidePyramid
+        A reader of its levels.
 
     Raises
     ------

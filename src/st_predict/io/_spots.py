@@ -129,7 +129,8 @@ def read_spots(
 
     Returns
     -------
-    The spots of one section.
+    Spots
+        The spots of one section.
 
     Raises
     ------
@@ -403,7 +404,8 @@ def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
     Returns
     -------
-    Boolean array ``(n_spots,)``, True outside.
+    ndarray
+        Boolean array ``(n_spots,)``, True outside.
 
     Raises
     ------

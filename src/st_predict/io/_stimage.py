@@ -66,13 +66,16 @@ def read_stimage(
 
     Returns
     -------
-    ``.tables["table"]``
-        Counts of the spots that have a place, sparse float32. ``.obs["section"]``: the slide; ``.obs["patient"]`` is missing, as
-        the data set does not say whose tissue a slide is. ``.uns["stimage"]``: species, tissue, publication, if ``meta`` is there.
-    ``.shapes[slide]``
-        Spots: circles with the radius of the file.
-    ``.images[f"{slide}_full_image"]``
-        The image.
+    SpatialData
+        Object with:
+
+        ``.tables["table"]``
+            Counts of the spots that have a place, sparse float32. ``.obs["section"]``: the slide; ``.obs["patient"]`` is missing, as
+            the data set does not say whose tissue a slide is. ``.uns["stimage"]``: species, tissue, publication, if ``meta`` is there.
+        ``.shapes[slide]``
+            Spots: circles with the radius of the file.
+        ``.images[f"{slide}_full_image"]``
+            The image.
 
     Raises
     ------

@@ -67,7 +67,9 @@ def write_table(
 
     Returns
     -------
-    The path. In Parquet, values are float32, and the record of the prediction without its genes is kept as ``DataFrame.attrs``.
+    Path
+        The path. In Parquet, values are float32, and the record of the prediction without its genes is kept as
+        ``DataFrame.attrs``.
 
     Raises
     ------

@@ -46,10 +46,13 @@ def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None,
 
     Returns
     -------
-    ``.images[image_key]``
-        The slide, read lazily by the readers of :func:`read_image`, from the file of ``wsi``.
-    ``.shapes[tile_key]``
-        The tiles as polygons in level-0 pixels, by ``tile_id``.
+    SpatialData
+        Object with:
+
+        ``.images[image_key]``
+            The slide, read lazily by the readers of :func:`read_image`, from the file of ``wsi``.
+        ``.shapes[tile_key]``
+            The tiles as polygons in level-0 pixels, by ``tile_id``.
 
     Raises
     ------
@@ -121,11 +124,12 @@ def to_wsidata(
 
     Returns
     -------
-    Nothing; adds to ``wsi``:
+    None
+        Adds to ``wsi``:
 
-    ``.tables[f"{feature_key}_{tile_key}"]``
-        ``.X``: the prediction, ``(n_tiles, n_genes)``, in the order of the tiles; ``.var`` and ``.layers`` of the prediction. Tiles
-        that were not predicted are NaN.
+        ``.tables[f"{feature_key}_{tile_key}"]``
+            ``.X``: the prediction, ``(n_tiles, n_genes)``, in the order of the tiles; ``.var`` and ``.layers`` of the prediction. Tiles
+            that were not predicted are NaN.
 
     Raises
     ------

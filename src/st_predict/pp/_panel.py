@@ -45,7 +45,8 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
 
     Returns
     -------
-    Genes in the order of the file.
+    list of str
+        Genes in the order of the file.
 
     Raises
     ------
@@ -177,7 +178,8 @@ class PanelMatch:
 
         Returns
         -------
-        ``(n_spots, n_matched)``.
+        ndarray
+            ``(n_spots, n_matched)``.
         """
         if counts.shape[1] != len(self.var_names):
             raise InvalidValueError(f"Expected counts of {len(self.var_names)} genes, got {counts.shape[1]}.")
@@ -234,7 +236,8 @@ def align_panel(
 
     Returns
     -------
-    Match of the panel; a summary is logged.
+    PanelMatch
+        Match of the panel; a summary is logged.
 
     Raises
     ------

@@ -219,8 +219,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Path of the best checkpoint, history and card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
-    ``checkpoints/`` to resume an interrupted run.
+    TrainResult
+        Path of the best checkpoint, history and card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
+        ``checkpoints/`` to resume an interrupted run.
 
     Raises
     ------
