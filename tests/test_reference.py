@@ -87,6 +87,70 @@ FUNCTIONS = {
 """Public functions, and methods of public classes."""
 
 
+_JSON = "values as JSON holds them; readers would have to cast ``object``"
+_OPEN = "examples of names that are not a closed set"
+_CASE = "any letter case is accepted"
+ANY = {
+    "encoders.CellEncoder.describe.return": _JSON,
+    "encoders.Encoder.describe.return": _JSON,
+    "models.ModelSpec.complete_of": _JSON,
+    "models.ModelSpec.hparams_of": _JSON,
+    "models.ModelSpec.complete.return": _JSON,
+    "models.ModelSpec.admit.return": _JSON,
+    "pp.Stain.to_dict.return": _JSON,
+    "specs.ModelCard.hparams": _JSON,
+    "specs.ModelCard.training": _JSON,
+    "tl.Calibration.sections": _JSON,
+}
+"""Arguments and results whose annotation has ``Any``, with the reason."""
+
+TEXTS = {
+    "datasets.list_hest.technology": _CASE,
+    "datasets.list_hest.species": _CASE,
+    "datasets.list_stimage.technology": _CASE,
+    "encoders.EncoderSpec.source": _OPEN,
+    "encoders.get_cell_encoder.encoder": _OPEN,
+    "encoders.load_encoder.encoder": _OPEN,
+    "io.find_mpp.table_key": "the choices are of ``.uns`` of the table",
+    "pl.heatmap.metrics": _OPEN,
+    "pl.scores.metric": _OPEN,
+    "tl.embed.encoder": _OPEN,
+    "tl.embed.device": _OPEN,
+    "tl.predict.device": _OPEN,
+    "tl.superresolve.device": _OPEN,
+}
+"""Arguments that are a plain text although the docstring quotes several values, with the reason."""
+
+CALLABLES = FUNCTIONS | {name: member for name, member in DOCUMENTED.items() if inspect.isclass(member)}
+
+
+def annotations() -> dict[str, tuple[str, str]]:
+    """Annotation and description of each argument and result of the public functions and classes."""
+    found = {}
+    for name, member in CALLABLES.items():
+        signature = inspect.signature(member)
+        doc = NumpyDocString(inspect.getdoc(member) or "")
+        texts = {one: " ".join(part.desc) for part in doc["Parameters"] for one in part.name.split(", ")}
+        for argument, parameter in signature.parameters.items():
+            found[f"{name}.{argument}"] = str(parameter.annotation), texts.get(argument, "")
+        if not inspect.isclass(member):
+            found[f"{name}.return"] = str(signature.return_annotation), ""
+    return found
+
+
+def test_no_annotation_is_any() -> None:
+    assert {name for name, (kind, _) in annotations().items() if re.search(r"\bAny\b", kind)} == set(ANY)
+
+
+def test_fixed_choices_are_literals() -> None:
+    texts = {
+        name
+        for name, (kind, text) in annotations().items()
+        if re.search(r"\bstr\b", kind) and "Literal" not in kind and len(re.findall(r"``\"[^\"]+\"``", text)) > 1
+    }
+    assert texts == set(TEXTS)
+
+
 @pytest.mark.parametrize("name", [name for name, member in DOCUMENTED.items() if inspect.isfunction(member)])
 def test_docstrings_are_numpydoc(name: str) -> None:
     """Sections have the right form and order; parameters and results are complete.

@@ -620,7 +620,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_plain(values: Mapping[str, Any]) -> None:
+def _check_plain(values: Mapping[str, object]) -> None:
     """Refuse deeply nested values, and NaN or infinity except in the notes of training."""
     todo = [(name, value, 1) for name, value in values.items()]
     while todo:
@@ -665,7 +665,7 @@ _FURTHER: dict[str, Any] = {
 }
 
 
-def check_card_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def check_card_fields(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the fields of a :class:`ModelCard` that users may set.
 
     Parameters

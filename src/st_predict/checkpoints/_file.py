@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -212,7 +212,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @keeping_generator()
 def load(
-    path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+    path: PathLike[str] | str, *, hparams: Mapping[str, object] | None = None, trust: bool = False
 ) -> tuple[SpotModel, ModelCard]:
     """Load the network of a checkpoint.
 
@@ -294,7 +294,7 @@ def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
 
 @keeping_generator()
 def load_encoder(
-    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, object] | None = None, trust: bool = False
 ) -> Encoder | None:
     """Load the encoder of a checkpoint's network, from the checkpoint if it carries the encoder.
 
@@ -349,7 +349,7 @@ def load_encoder(
 
 
 def _settled(
-    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, Any] | None, *, trust: bool
+    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, object] | None, *, trust: bool
 ) -> ModelCard:
     """Return the card with admitted hyper-parameters of the file, overridden by the caller's."""
     _check_free(card.model, {} if hparams is None else hparams)
@@ -360,7 +360,7 @@ def _settled(
     return replace(card, hparams={**own, **(hparams or {})})
 
 
-def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
+def _check_free(model: str, hparams: Mapping[str, object]) -> None:
     """Refuse hyper-parameters that do not exist, or that the weights depend on."""
     spec = get_spec(model)
     spec.check_names(hparams)

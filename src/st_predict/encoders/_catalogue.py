@@ -276,7 +276,7 @@ def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpe
         )
 
 
-def _refuse_loaded(encoder: Encoder, how: Mapping[str, Any]) -> None:
+def _refuse_loaded(encoder: Encoder, how: Mapping[str, object]) -> None:
     """Refuse other reading options for a loaded encoder."""
     if given := [name for name, value in how.items() if value is not None]:
         raise InvalidValueError(

@@ -30,7 +30,9 @@ TILE_ID, LIBRARY = "tile_id", "library_id"
 _WHICH = Advice("name the tiles with {}", "tile_key")
 
 
-def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None, image_key: str = "he") -> SpatialData:
+def from_wsidata(
+    wsi: SpatialData, *, tile_key: str = "tiles", mpp: float | None = None, image_key: str = "he"
+) -> SpatialData:
     """Make a SpatialData object of a slide of wsidata, with its tiles as spots.
 
     Parameters
@@ -104,7 +106,12 @@ def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None,
 
 
 def to_wsidata(
-    prediction: AnnData, wsi: Any, *, feature_key: str = "st_predict", tile_key: str = "tiles", overwrite: bool = False
+    prediction: AnnData,
+    wsi: SpatialData,
+    *,
+    feature_key: str = "st_predict",
+    tile_key: str = "tiles",
+    overwrite: bool = False,
 ) -> None:
     """Put a prediction into a slide of wsidata, as LazySlide keeps features of tiles.
 

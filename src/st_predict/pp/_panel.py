@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import pandas as pd
 
@@ -168,7 +168,7 @@ class PanelMatch:
             columns=tuple(self.columns[i] for i in kept),
         )
 
-    def take(self, counts: NDArray[Any] | csr_array) -> NDArray[np.float64]:
+    def take(self, counts: NDArray[np.generic] | csr_array) -> NDArray[np.float64]:
         """Return counts of the matched genes, summed over the columns of a gene.
 
         Parameters

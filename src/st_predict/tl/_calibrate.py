@@ -106,7 +106,7 @@ class Calibration(ShortRepr):
     trained: frozenset[tuple[str, str]]
     group_key: str
     card: ModelCard
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     @property
     def n_spots(self) -> int:

@@ -135,7 +135,7 @@ class Ensemble:
         cls,
         models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained],
         *,
-        hparams: Mapping[str, Any] | None = None,
+        hparams: Mapping[str, object] | None = None,
         trust: bool = False,
         draws: Draws | None = None,
         symmetries: int | None = None,

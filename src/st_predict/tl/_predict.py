@@ -54,7 +54,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
     ignore_case: bool = False,
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
-    hparams: Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
     trust: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",

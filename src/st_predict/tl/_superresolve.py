@@ -58,7 +58,7 @@ def superresolve(  # noqa: PLR0913  # every argument is a keyword
     tissue_only: bool = True,
     out: PathLike[str] | str | None = None,
     key_added: str | None = None,
-    hparams: Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
     trust: bool = False,
     batch_size: int | None = None,
     device: str = "auto",
