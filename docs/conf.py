@@ -39,7 +39,27 @@ PUBLIC = {
     if inspect.isclass(getattr(module, name))
 }
 
+# alternative texts of the pictures that docs/plots draws, one per function of st_predict.pl
+PLOTS = {
+    "crops": "Fields of view around a spot: three squares on the H&E image, and the three inputs of the network beside it.",
+    "depth": "Two scatter plots, a point per gene: correlation and partial correlation of the prediction against correlation of the gene with "
+    "sequencing depth.",
+    "heatmap": "Heat map of genes by scores for two sections, with a colour bar from -1 to 1.",
+    "pca_map": "H&E image of a section, and its spots in the colours of three principal components, as observed and as predicted.",
+    "scatter": "Observed against predicted expression of two genes, a point per spot, with the line of equality.",
+    "scores": "Partial correlation of each gene, best first, with a baseline and the noise ceiling.",
+    "spatial": "H&E image of a section, and two genes as observed and as predicted, a coloured circle per spot, with colour bars.",
+    "training": "Loss of training and validation per epoch, and the validation score with its best epoch.",
+}
+PICTURES = {
+    "report": (
+        "../_static/report.jpg",
+        "A report in a browser: facts about model and slide, maps of genes, and scores.",
+    )
+}
+
 extensions = [
+    "matplotlib.sphinxext.plot_directive",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -65,6 +85,11 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+autosummary_context = {"plots": PLOTS, "pictures": PICTURES}
+plot_basedir = str(Path(__file__).parent)
+plot_formats = [("png", 100)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False

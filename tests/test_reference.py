@@ -197,6 +197,34 @@ def listed(base: str, parts: list[str]) -> str:
     return f"{', '.join(first)} {'to' if base == 'dict' else 'and'} {last}" if first else last
 
 
+CONF = ast.parse((DOCS / "conf.py").read_text(encoding="utf-8"))
+TEXTS_OF = {
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in CONF.body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"PLOTS", "PICTURES"}
+}
+SCRIPTS = sorted((DOCS / "plots").glob("*.py"))
+
+
+def test_each_plot_has_a_picture_with_an_alternative_text() -> None:
+    """The documentation runs ``docs/plots/NAME.py`` when it is built; a picture of a page of HTML is a file."""
+    assert {path.stem for path in SCRIPTS} == set(TEXTS_OF["PLOTS"])
+    assert set(TEXTS_OF["PLOTS"]) | set(TEXTS_OF["PICTURES"]) == set(stp.pl.__all__)
+    files = [name for name, _ in TEXTS_OF["PICTURES"].values()]
+    assert [name for name in files if not (DOCS / "plots" / name).is_file()] == []
+    texts = [*TEXTS_OF["PLOTS"].values(), *(text for _, text in TEXTS_OF["PICTURES"].values())]
+    assert all(len(text) > 40 and text.endswith(".") for text in texts)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_of_pictures_draw_their_plot(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    drawn = [call for call in calls if ast.unparse(call.func) == f"stp.pl.{path.stem}"]
+    assert len(drawn) == 1
+    keywords = {keyword.arg: None for keyword in drawn[0].keywords}
+    inspect.signature(getattr(stp.pl, path.stem)).bind(*drawn[0].args, **keywords)
+
+
 @pytest.fixture
 def command_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(DOCS / "_ext")
