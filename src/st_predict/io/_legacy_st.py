@@ -64,17 +64,17 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
 ) -> SpatialData:
     """Read one section of the first generation of Spatial Transcriptomics.
 
-    The layouts of HER2+ breast cancer :cite:p:`Andersson2021`, of the breast cancer of ST-Net (HBC) and of squamous
-    cell carcinoma (cSCC) are known. Text files may be compressed by gzip, and columns are separated by tabs or commas.
+    Known layouts: HER2+ breast cancer :cite:p:`Andersson2021`, breast cancer of ST-Net (HBC) and squamous cell carcinoma
+    (cSCC). Text files may be compressed by gzip, and columns are separated by tabs or commas.
 
     Parameters
     ----------
     counts
         Table of counts: one row per spot, called ``{x}x{y}`` after its place on the array, one column per gene.
     spots
-        Where the spots are in the image. Either a table with the columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and
-        perhaps ``new_x``, ``new_y`` (the place on the array as it was found in the image) and ``selected`` (0 or 1), as
-        in HER2+ and cSCC; or three columns with the name ``{x}x{y}`` and two pixel coordinates, with a header
+        Positions of the spots in the image. Either a table with the columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and
+        optionally ``new_x``, ``new_y`` (place on the array, measured in the image) and ``selected`` (0 or 1), as in HER2+ and
+        cSCC; or three columns with the name ``{x}x{y}`` and two pixel coordinates, with a header
         ``,X,Y`` or without one, as in HBC.
     image
         The H&E image that pixel coordinates refer to: 8-bit RGB as JPEG, PNG or TIFF. An orientation tag is applied,
@@ -91,7 +91,7 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     pitch_um
         Distance between the centres of neighbouring spots.
     labels
-        What a pathologist saw: a table with ``x``, ``y`` and ``label`` (HER2+), or ``xcoord``, ``ycoord`` and
+        Labels by a pathologist: a table with ``x``, ``y`` and ``label`` (HER2+), or ``xcoord``, ``ycoord`` and
         ``tumor`` (HBC). Places on the array are rounded to find their spot.
     image_key, shapes_key, table_key
         Names of the elements.
@@ -117,8 +117,8 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     FileNotFoundError
         If a file is missing.
     ValueError
-        If an argument is of another type or range; if a file is damaged or has none of the known layouts; if counts are negative or not whole; if no spot is left; if pixels
-        cannot be placed on an array.
+        If an argument is of another type or range; if a file is damaged or has none of the known layouts; if counts are
+        negative or not whole; if no spot is left; if pixels cannot be placed on an array.
 
     Notes
     -----

@@ -91,7 +91,8 @@ def find_mpp(
     image_key
         Name of the image; by default the one that :func:`find_image` finds.
     table_key
-        Name of the table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
+        Name of the table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"``
+        (200 um) or
         ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables made by ``spatialdata_io.visium``, ``visium_hd``
         and ``xenium`` are recognised without it.
     shapes_key
@@ -312,8 +313,8 @@ def _assay(table: AnnData) -> str | None:
 def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
     """Whether this is a table of ``spatialdata_io.visium``, or of :func:`from_anndata`.
 
-    Only that reader, and :func:`from_anndata`, call their instances so beside Space Ranger's three columns, and of the assays of
-    Space Ranger only Visium has spots where row + column is even, everywhere.
+    Only that reader, and :func:`from_anndata`, call their instances so beside Space Ranger's three columns, and of the
+    assays of Space Ranger only Visium has spots where row + column is even, everywhere.
     """
     try:
         *_, instance_key = get_table_keys(table)

@@ -143,9 +143,10 @@ class SpatialDataPyramid:
     def offsets(self) -> tuple[tuple[float, float], ...]:
         """Left and top edge ``(x, y)`` of each level in level-0 pixels.
 
-        0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there, coarser
-        levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much. That level 0 begins
-        a pixel beside its place is not seen where a cut between two pixels happens to run along pixels of all levels.
+        0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there,
+        coarser levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much.
+        That level 0 begins a pixel beside its place is not seen where a cut between two pixels happens to run along
+        pixels of all levels.
         """
         if self._cut is None:
             return ((0.0, 0.0),) * len(self._level_shapes)
@@ -281,8 +282,8 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If there is no image, if there are several and none is named, if the image is not 8-bit RGB, or if a level is shrunk more
-        along one axis than the other.
+        If there is no image, if there are several and none is named, if the image is not 8-bit RGB, or if a level is
+        shrunk more along one axis than the other.
 
     Examples
     --------

@@ -23,9 +23,9 @@ CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def to_rgb8(image: DataArray | DataTree, *, value_range: Range | None = None) -> DataArray | DataTree:
-    """Convert an image to 8-bit RGB, which all functions of this package read.
+    """Convert an image to 8-bit RGB, the format that this package reads.
 
-    The result is lazy. Grey is repeated three times, RGBA is put on white.
+    The result is lazy. Grey is repeated in three channels; RGBA is composited on white.
 
     Parameters
     ----------

@@ -32,8 +32,8 @@ def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None 
     sdata
         Object with the image.
     image_key
-        Name of the image. ``None`` takes the only one that is 8-bit RGB and shares a coordinate system with ``region``. If several
-        images show the same area at different resolutions, the finest is taken.
+        Name of the image. ``None`` takes the only one that is 8-bit RGB and shares a coordinate system with ``region``.
+        If several images show the same area at different resolutions, the finest is taken.
     region
         Name of the shapes, points or labels of the spots.
 

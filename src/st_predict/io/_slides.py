@@ -34,9 +34,9 @@ MEAN_TOLERANCE = 2.0
 def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
     """Open a slide with the fastest reader that gives the right pixels.
 
-    Tiled TIFF (Aperio, generic pyramids, BigTIFF, OME-TIFF) is read by :class:`TiffPyramid`, which decodes tiles in a fraction
-    of OpenSlide's time. If OpenSlide opens the file, one tile per level is compared first; any difference is logged as a warning,
-    and OpenSlide is used. All other formats are read by OpenSlide.
+    Tiled TIFF (Aperio, generic pyramids, BigTIFF, OME-TIFF) is read by :class:`TiffPyramid`, which decodes tiles in a
+    fraction of OpenSlide's time. If OpenSlide opens the file, one tile per level is compared first; any difference is
+    logged as a warning, and OpenSlide is used. All other formats are read by OpenSlide.
 
     Parameters
     ----------

@@ -120,8 +120,8 @@ def read_spots(
     image_key
         Image whose pixels are used; by default the one that :func:`find_image` finds.
     table_key
-        Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless ``shapes_key`` asks for
-        shapes.
+        Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless
+        ``shapes_key`` asks for shapes.
     shapes_key
         Without ``table_key``: shapes that are the spots. With ``table_key``: region of the table.
     region
@@ -139,9 +139,10 @@ def read_spots(
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If several elements fit; if there are no spots; if names or identifiers are not unique or not found; if coordinates are not
-        finite; if spots and image share no coordinate system, or several that disagree; if the transformation between them is not a
-        similarity, cannot be inverted, or puts spots on one another or out of reach.
+        If several elements fit; if there are no spots; if names or identifiers are not unique or not found; if
+        coordinates are not finite; if spots and image share no coordinate system, or several that disagree; if the
+        transformation between them is not a similarity, cannot be inverted, or puts spots on one another or out of
+        reach.
 
     Examples
     --------

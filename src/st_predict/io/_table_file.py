@@ -41,8 +41,9 @@ def write_table(
 ) -> Path:
     """Write a prediction as a table, Parquet or CSV: one row per spot.
 
-    Columns are the name of the spot, ``.obs``, the centre of the spot, and the genes. Centres are in level-0 pixels, ``x_px`` and
-    ``y_px``, from the upper left corner of the image, and in micrometres, ``x_um`` and ``y_um``, if the resolution is known.
+    Columns are the name of the spot, ``.obs``, the centre of the spot, and the genes. Centres are in level-0 pixels,
+    ``x_px`` and ``y_px``, from the upper left corner of the image, and in micrometres, ``x_um`` and ``y_um``, if the
+    resolution is known.
 
     Parameters
     ----------
@@ -51,7 +52,8 @@ def write_table(
     path
         File to write, ``.parquet`` or ``.csv``.
     sdata
-        Object with the image and the spots. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the full-resolution image.
+        Object with the image and the spots. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the
+        full-resolution image.
     genes
         Genes to write; all by default.
     layer
