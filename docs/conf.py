@@ -71,6 +71,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.bibtex",
     "sphinxext.opengraph",
+    "array_types",
     "card_pages",
     "command_pages",
     "encoder_table",
@@ -91,6 +92,7 @@ plot_formats = [("png", 100)]
 plot_html_show_formats = False
 plot_html_show_source_link = False
 autodoc_member_order = "bysource"
+suppress_warnings = ["config.cache"]  # of the function in array_types
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True

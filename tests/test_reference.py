@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 import typer.main
 from numpydoc.docscrape import NumpyDocString
@@ -277,10 +278,15 @@ def test_command_line_page_lists_every_environment_variable() -> None:
     assert set(re.findall(r"^\| `(ST_PREDICT_\w+)` \|", page, flags=re.MULTILINE)) == read
 
 
+ROW = pd.Series({"params": 1234, "gmacs": 0.5}, dtype=object)
+"""Row of ``models.table()``, which takes seconds to count."""
+
+
 def test_page_of_a_model_with_released_weights(model_pages: ModuleType) -> None:
     spec = stp.models.get_spec("m2ost")
-    page = model_pages.page_of(spec, stp.models.table().loc["m2ost"])
+    page = model_pages.page_of(spec, ROW)
     assert page.startswith("(model-m2ost)=\n# m2ost\n")
+    assert "| parameters | 1,234 |" in page
     assert "| licence of published code | MIT (github.com/Dootmaan/M2OST) |" in page
     assert stp.models.cite("m2ost") in page
     card = stp.specs.ModelCard.of_file(stp.checkpoints.find_weights("m2ost@3"))
@@ -290,6 +296,6 @@ def test_page_of_a_model_with_released_weights(model_pages: ModuleType) -> None:
 
 
 def test_page_of_a_model_without_released_weights(model_pages: ModuleType) -> None:
-    page = model_pages.page_of(stp.models.get_spec("mean"), stp.models.table().loc["mean"])
+    page = model_pages.page_of(stp.models.get_spec("mean"), ROW)
     assert "\n## Released weights\n\nNone yet.\n" in page
     assert "| parameters | closed form |" in page

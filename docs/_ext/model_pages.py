@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,16 @@ FOLDER = "models"
 def write_pages(app: Sphinx) -> None:
     """Write the page of each model."""
     texts = {
-        str(name): page_of(get_spec(str(name)), row) for name, row in table().iterrows()
+        str(name): page_of(get_spec(str(name)), row)
+        for name, row in models().iterrows()
     }
     generated_pages.write_pages(Path(app.srcdir) / FOLDER, texts)
+
+
+@cache
+def models() -> pd.DataFrame:
+    """Return the table of the models, which takes seconds to count."""
+    return table()
 
 
 def page_of(spec: ModelSpec, row: pd.Series) -> str:

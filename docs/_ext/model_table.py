@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from model_pages import models
 from sphinx.util.docutils import SphinxDirective
-
-from st_predict.models import table
 
 if TYPE_CHECKING:
     from docutils.nodes import Node
@@ -20,7 +19,7 @@ class ModelTable(SphinxDirective):
     def run(self) -> list[Node]:
         """Return the table."""
         header = "| name | family | parameters | GMAC | levels | field of view | paper | licence of published code |"
-        rows = [_row(str(name), row) for name, row in table().iterrows()]
+        rows = [_row(str(name), row) for name, row in models().iterrows()]
         return self.parse_text_to_nodes(
             "\n".join([header, "|---|---|---|---|---|---|---|---|", *rows])
         )
