@@ -126,7 +126,8 @@ class Section:
 
         Yields
         ------
-        Batches whose ``index`` are rows of the section.
+        Batch
+            Batches whose ``index`` are rows of the section.
         """
         rows = np.flatnonzero(~self.outside)
         plan = self.plan(crop, rows)
