@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
 PAGES = ROOT / "docs" / "contributing"
 WEIGHTS = ROOT / "src" / "st_predict" / "checkpoints" / "weights"
+BUILT = {"_build", "cli", "models"}
+"""Folders of ``docs`` that are written when the documentation is built."""
+
 TEXTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if BUILT.isdisjoint(path.relative_to(ROOT).parts)),
 ]
 WIDEST = 88  # columns of a line of code that PyPI and the documentation show without scrolling
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -58,7 +58,9 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def pages() -> ModuleType:
-    return load(ROOT / "docs" / "_ext" / "card_pages.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs" / "_ext")
+        return load(ROOT / "docs" / "_ext" / "card_pages.py")
 
 
 def save(path: Path, card: ModelCard = CARD) -> Path:

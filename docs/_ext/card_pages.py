@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import generated_pages
+
 from st_predict import checkpoints
 from st_predict.specs import ModelCard
 
@@ -20,19 +22,12 @@ HEADER = ("gene", "partial correlation", "95 % interval", "noise ceiling", "trus
 
 
 def write_pages(app: Sphinx) -> None:
-    """Write the pages; a page whose text is the same is left alone, so that it is not read again."""
-    folder = Path(app.srcdir) / FOLDER
+    """Write the pages of all released weights."""
     pages = {
-        f"{weights.name}-{weights.version}.md": page_of(weights)
+        f"{weights.name}-{weights.version}": page_of(weights)
         for weights in checkpoints.list_weights()
     }
-    for path in folder.glob("*.md"):
-        if path.name not in {*pages, "index.md"}:
-            path.unlink()
-    for name, text in pages.items():
-        path = folder / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+    generated_pages.write_pages(Path(app.srcdir) / FOLDER, pages)
 
 
 def page_of(weights: Weights) -> str:

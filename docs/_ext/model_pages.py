@@ -1,96 +1,150 @@
-"""Directive ``model-pages``: all models in a table, then one section for each, made from ``models.table()`` and ``SPEC``."""
+"""One page per model, written into ``docs/models`` from its ``SPEC`` and the released weights when the documentation is built."""
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import generated_pages
 import pandas as pd
-from sphinx.util.docutils import SphinxDirective
 
-from st_predict.models import Preset, get_spec, table
+from st_predict import checkpoints
+from st_predict.models import Preset, cite, get_spec, table
 from st_predict.models._base import RECOMMENDED
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from docutils.nodes import Node
     from sphinx.application import Sphinx
 
+    from st_predict.checkpoints import Weights
     from st_predict.models import ModelSpec
 
-
-class ModelPages(SphinxDirective):
-    """Write what every ``SPEC`` says, so that the page cannot disagree with the code."""
-
-    def run(self) -> list[Node]:
-        """Return the table and the sections."""
-        models = table()
-        pages = [
-            _overview(models),
-            *(_page(get_spec(name), row) for name, row in models.iterrows()),
-        ]
-        return self.parse_text_to_nodes("\n\n".join(pages), allow_section_headings=True)
+FOLDER = "models"
 
 
-def _overview(models: pd.DataFrame) -> str:
-    """Markdown of the table."""
-    rows = [
-        f"| {{ref}}`{name} <model-{name}>` | {row['family']} | {_params(row)} | {_gmacs(row)} | {row['levels']} | {_fov(row)} "
-        f"| {{cite:t}}`{row['citation']}` | {row['license']} |"
-        for name, row in models.iterrows()
+def write_pages(app: Sphinx) -> None:
+    """Write the page of each model."""
+    texts = {
+        str(name): page_of(get_spec(str(name)), row)
+        for name, row in models().iterrows()
+    }
+    generated_pages.write_pages(Path(app.srcdir) / FOLDER, texts)
+
+
+@cache
+def models() -> pd.DataFrame:
+    """Return the table of the models, which takes seconds to count."""
+    return table()
+
+
+def page_of(spec: ModelSpec, row: pd.Series) -> str:
+    """Markdown of the page of a model, with its row of ``models.table()``."""
+    parts = [
+        f"(model-{spec.name})=\n# {spec.name}",
+        f"{spec.summary} Described in {{cite:t}}`{spec.citation}`.",
+        _call(spec),
+        "## Specification",
+        _facts(spec, row),
+        _levels(spec),
+        "## Presets",
+        _presets(spec),
+        "## Released weights",
+        _released(spec),
+        "## Citation",
+        f"```bibtex\n{cite(spec.name)}\n```",
+        "## Network",
+        f"```{{eval-rst}}\n.. automodule:: {spec.build.__module__}\n   :members:\n```",
     ]
-    header = "| name | family | parameters | GMAC | levels | field of view | paper | licence of published code |"
-    return "\n".join(
-        ["## All models", "", header, "|---|---|---|---|---|---|---|---|", *rows]
-    )
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _page(spec: ModelSpec, row: pd.Series) -> str:
-    """Markdown of one model."""
-    mpp = (
-        "those of the image, whatever their size"
-        if spec.crop.mpp is None
-        else f"{spec.crop.mpp:g} um wide"
-    )
-    levels = "\n".join(
-        f"| {i} | {v.size} | {v.downsample:.4g} | {v.fov:g} |"
-        for i, v in enumerate(spec.crop.levels)
-    )
-    spots = "single spots" if spec.scope == "spot" else "all spots of a section"
+def _call(spec: ModelSpec) -> str:
+    """Example of a training and a prediction, on objects that the reader has."""
+    return f"""```python
+import st_predict as stp
+
+result = stp.tl.train(sections, "{spec.name}", panel=250, out="run")
+stp.tl.predict(sdata, result)
+```"""
+
+
+def _facts(spec: ModelSpec, row: pd.Series) -> str:
     symmetries = (
-        ""
-        if spec.symmetries == 1
-        else f"; predicts the mean over the {spec.symmetries} symmetries of a crop"
+        f", mean over {spec.symmetries} symmetries of a crop"
+        if spec.symmetries > 1
+        else ""
     )
-    size = (
-        "in closed form"
-        if spec.closed_form
-        else f"{_params(row)} parameters and {_gmacs(row)} GMAC a spot with 250 genes"
-    )
-    return f"""(model-{spec.name})=
-## `{spec.name}`
+    mpp = "the image's own" if spec.crop.mpp is None else f"{spec.crop.mpp:g} um"
+    facts = {
+        "family": spec.family,
+        "input": f"{spec.reads(spec.hparams).kind}, {_SCOPES[spec.scope]}{symmetries}",
+        "output": f"`{spec.target.units}`",
+        "parameters": "closed form" if spec.closed_form else _params(row),
+        "GMAC per spot": "-" if spec.closed_form else _gmacs(row),
+        "pixel width of the finest level": mpp,
+        "pixels outside the image": f"grey value {spec.crop.pad_value}",
+        "pixel values": f"`(x / 255 - mean) / std`, mean {spec.pixels.mean}, std {spec.pixels.std}",
+        "hyper-parameters": _values(spec.hparams) or "none",
+        "published weights": "{func}`~st_predict.checkpoints.import_published`"
+        if spec.convert
+        else "cannot be imported",
+        "licence of published code": spec.license,
+    }
+    rows = [f"| {name} | {text} |" for name, text in facts.items()]
+    return "\n".join(["| property | value |", "|---|---|", *rows])
 
-{spec.summary} Described in {{cite:t}}`{spec.citation}`.
 
-| level | size, px | downsample | field of view, px of the finest level |
-|---|---|---|---|
-{levels}
+_SCOPES = {"spot": "single spots", "section": "all spots of a section at a time"}
 
-- Family: {spec.family}; {size}.
-- Pixels of the finest level: {mpp}; outside the image: grey value {spec.crop.pad_value}.
-- Pixel values: `(x / 255 - mean) / std` with mean {spec.pixels.mean} and std {spec.pixels.std}.
-- Output: `{spec.target.units}`.
-- Reads {spec.reads(spec.hparams).kind}, of {spots} at a time{symmetries}.
-- Hyper-parameters: {_values(spec.hparams) or "none"}.
-- `preset="recommended"`: {_differences(spec.recommended, RECOMMENDED) or "no setting of its own"}.
-- `preset="original"`: {_differences(spec.original, Preset()) or 'the same as `"paper"`'}. {spec.original.notes}
-- Licence of the published code: {spec.license}.
 
-```{{eval-rst}}
-.. automodule:: {spec.build.__module__}
-   :members:
-```
-"""
+def _levels(spec: ModelSpec) -> str:
+    rows = [
+        f"| {i} | {level.size} | {level.downsample:.4g} | {level.fov:g} |"
+        for i, level in enumerate(spec.crop.levels)
+    ]
+    header = "| level | size, px | downsample | field of view, px of the finest level |"
+    return "\n".join([header, "|---|---|---|---|", *rows])
+
+
+def _presets(spec: ModelSpec) -> str:
+    recommended = _differences(spec.recommended, RECOMMENDED) or "no setting of its own"
+    original = _differences(spec.original, Preset()) or 'the same as `"paper"`'
+    return f"""- `preset="recommended"`: {recommended}.
+- `preset="original"`: {original}. {spec.original.notes}"""
+
+
+def _released(spec: ModelSpec) -> str:
+    """Weights of this model, with the scores of their cards; cards of weights outside the package are not read."""
+    found = [
+        (weights, ModelCard.of_file(checkpoints.find_weights(_name(weights))))
+        for weights in checkpoints.list_weights()
+        if weights.embedded
+    ]
+    rows = [
+        _weights(weights, card) for weights, card in found if card.model == spec.name
+    ]
+    return "\n".join(rows) or "None yet."
+
+
+def _weights(weights: Weights, card: ModelCard) -> str:
+    name = _name(weights)
+    page = f"../weights/{weights.name}-{weights.version}.md"
+    lines = [
+        f"- [`{name}`]({page}): {weights.summary}. Licence: {card.license or 'not stated'}."
+    ]
+    for scores in card.reliability:
+        best = ", ".join(
+            score.gene for score in checkpoints.rank_genes(card, scores)[:5]
+        )
+        lines.append(f"  - {checkpoints.score_sentence(scores)} Best genes: {best}.")
+    return "\n".join(lines)
+
+
+def _name(weights: Weights) -> str:
+    return f"{weights.name}@{weights.version}"
 
 
 def _params(row: pd.Series) -> str:
@@ -99,14 +153,6 @@ def _params(row: pd.Series) -> str:
 
 def _gmacs(row: pd.Series) -> str:
     return "-" if pd.isna(row["gmacs"]) else f"{row['gmacs']:.2f}"
-
-
-def _fov(row: pd.Series) -> str:
-    return (
-        f"{row['fov_px']:g} px"
-        if pd.isna(row["fov_um"])
-        else f"{row['fov_px']:g} px, {row['fov_um']:g} um"
-    )
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -126,6 +172,6 @@ def _differences(preset: Preset, common: Preset) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive."""
-    app.add_directive("model-pages", ModelPages)
+    """Write the pages before sources are read."""
+    app.connect("builder-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -94,7 +94,8 @@ def download(
 
     Returns
     -------
-    ``path``.
+    Path
+        ``path``.
 
     Raises
     ------
@@ -192,7 +193,8 @@ def whole(path: PathLike[str] | str, *, keep_old: bool = False) -> Iterator[Path
 
     Yields
     ------
-    Path in a temporary folder beside ``path``; it does not exist yet.
+    Path
+        Path in a temporary folder beside ``path``; it does not exist yet.
 
     Raises
     ------

@@ -64,7 +64,8 @@ def load_efficientnet_lite0(*, num_classes: int = 0) -> nn.Module:
 
     Returns
     -------
-    The network, in evaluation mode, float32.
+    Module
+        The network, in evaluation mode, float32.
 
     Raises
     ------

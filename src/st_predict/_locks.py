@@ -75,7 +75,8 @@ def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     Yields
     ------
-    Folder, with only the file :data:`OWNER` in it.
+    Path
+        Folder, with only the file :data:`OWNER` in it.
     """
     remove_abandoned(parent, prefix)
     folder, lock = _make_owned(parent, prefix)

@@ -42,7 +42,8 @@ def in_parts(n: int, cut: Callable[[slice], T], *, size: int, together: int | No
 
     Returns
     -------
-    Results of ``cut`` per slice, in order.
+    list of object
+        Results of ``cut`` per slice, in order.
 
     Raises
     ------

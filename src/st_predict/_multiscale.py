@@ -71,7 +71,8 @@ def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Returns
     -------
-    ``(height // 2, width // 2, 3)``.
+    ndarray
+        ``(height // 2, width // 2, 3)``.
     """
     height, width = image.shape[0] // 2, image.shape[1] // 2
     half = np.empty((height, width, image.shape[2]), np.uint8)

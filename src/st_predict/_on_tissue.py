@@ -38,7 +38,8 @@ def on_tissue(obs: pd.DataFrame, *, only: bool, label: str = "", level: int = lo
 
     Returns
     -------
-    ``(n_spots,)``.
+    ndarray
+        ``(n_spots,)``.
 
     Raises
     ------

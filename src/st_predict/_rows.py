@@ -40,7 +40,8 @@ def rows_in(source: AnnData, target: AnnData) -> NDArray[np.int64]:
 
     Returns
     -------
-    ``(source.n_obs,)``: rows of ``target``, -1 for missing spots.
+    ndarray
+        ``(source.n_obs,)``: rows of ``target``, -1 for missing spots.
 
     Raises
     ------

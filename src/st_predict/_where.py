@@ -70,6 +70,8 @@ class Where:
         Options to match panel genes to the table.
     stain
         Reference stain for normalisation; ``None`` for none.
+    missing_levels
+        Handling of crop levels that are finer than the image: refused, or masked.
     """
 
     image_key: Text | Mapping[str, str] | None = None
@@ -82,3 +84,4 @@ class Where:
     tissue_only: Flag = True
     genes: GeneMatching = field(default_factory=GeneMatching)
     stain: Stain | None = None
+    missing_levels: Literal["error", "mask"] = "error"

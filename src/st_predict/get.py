@@ -18,6 +18,7 @@ from st_predict import pp
 from st_predict._containers import check_data, check_slide, share_arrays
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._keys import Keys
+from st_predict._public import show_only
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Flag, Number, Text, check
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from st_predict.specs import Reliability, TargetSpec
 
 __all__ = ["frame", "prediction", "reliability", "table_of", "to_anndata"]
+
+__dir__ = show_only(__all__)
 
 
 logger = logging.getLogger(__name__)
@@ -92,22 +95,25 @@ def prediction(
 
     Returns
     -------
-    ``.X`` : ``(n_obs, n_genes)``, float32
-        Prediction; rows of spots that could not be predicted are NaN.
-    ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
-        Standard deviations, if the prediction has them.
-    ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
-        Bounds of prediction intervals, if added by :meth:`st_predict.tl.Calibration.apply`.
-    ``.var["partial"]``, ``.var["partial_low"]``, ``.var["partial_high"]``, ``.var["ceiling_partial"]`` : float64
-        Score of each gene on held-out sections, the ends of its interval and its noise ceiling, if the card has them;
-        see :func:`reliability`.
-    ``.obs``, ``.obsm["spatial"]``
-        Copied from the spot table where present.
-    ``.uns["st_predict"][key]``
-        Card and version of the model, if known, and a note that the values are ``.X``, so that this result is not
-        mistaken for a table of spots. ``"units"`` has the units if they are not the network's.
-    ``.uns["spatialdata_attrs"]``
-        Links to the spots, copied from the spot table.
+    AnnData
+        Table with:
+
+        ``.X`` : ``(n_obs, n_genes)``, float32
+            Prediction; rows of spots that could not be predicted are NaN.
+        ``.layers["std"]`` : ``(n_obs, n_genes)``, float32
+            Standard deviations, if the prediction has them.
+        ``.layers["lower"]``, ``.layers["upper"]`` : ``(n_obs, n_genes)``, float32
+            Bounds of prediction intervals, if added by :meth:`st_predict.tl.Calibration.apply`.
+        ``.var["partial"]``, ``.var["partial_low"]``, ``.var["partial_high"]``, ``.var["ceiling_partial"]`` : float64
+            Score of each gene on held-out sections, the ends of its interval and its noise ceiling, if the card has them;
+            see :func:`reliability`.
+        ``.obs``, ``.obsm["spatial"]``
+            Copied from the spot table where present.
+        ``.uns["st_predict"][key]``
+            Card and version of the model, if known, and a note that the values are ``.X``, so that this result is not
+            mistaken for a table of spots. ``"units"`` has the units if they are not the network's.
+        ``.uns["spatialdata_attrs"]``
+            Links to the spots, copied from the spot table.
 
     Raises
     ------
@@ -261,9 +267,10 @@ def reliability(
 
     Returns
     -------
-    One row per gene: ``partial``, the partial correlation given sequencing depth; ``partial_low`` and ``partial_high``,
-    its 95 % interval; ``ceiling_partial``, its noise ceiling; ``n_spots``, number of spots; ``held_out``; ``sections``,
-    names of the sections; ``trusted``, whether the interval is above 0.
+    DataFrame
+        One row per gene: ``partial``, the partial correlation given sequencing depth; ``partial_low`` and
+        ``partial_high``, its 95 % interval; ``ceiling_partial``, its noise ceiling; ``n_spots``, number of spots;
+        ``held_out``; ``sections``, names of the sections; ``trusted``, whether the interval is above 0.
 
     Raises
     ------
@@ -429,8 +436,9 @@ def frame(
 
     Returns
     -------
-    ``(n_obs, n_genes)``, float32: one row per spot, indexed by name, and one column per gene. Rows of spots that could
-    not be predicted are NaN. The result is a copy. :func:`reliability` has scores of the genes.
+    DataFrame
+        ``(n_obs, n_genes)``, float32: one row per spot, indexed by name, and one column per gene. Rows of spots that
+        could not be predicted are NaN. The result is a copy. :func:`reliability` has scores of the genes.
 
     Raises
     ------
@@ -584,7 +592,8 @@ def to_anndata(sdata: SpatialData, *, table_key: str | None = None, bin_um: floa
 
     Returns
     -------
-    Table with all additions to ``.obsm``, ``.layers`` and ``.uns``. Arrays are shared, not copied.
+    AnnData
+        Table with all additions to ``.obsm``, ``.layers`` and ``.uns``. Arrays are shared, not copied.
 
     Raises
     ------
@@ -637,7 +646,8 @@ def only_key(data: AnnData | SpatialData, key: str | None, *, table_key: str | N
 
     Returns
     -------
-    ``key`` if it is given; it need not exist.
+    str
+        ``key`` if it is given; it need not exist.
 
     Raises
     ------
@@ -720,7 +730,8 @@ def table_of(sdata: SpatialData, key: str, *, table_key: str | None = None) -> s
 
     Returns
     -------
-    Key of ``sdata.tables``.
+    str
+        Key of ``sdata.tables``.
 
     Raises
     ------
@@ -774,7 +785,8 @@ def spots_table_of(sdata: SpatialData, holder: str, *, table_key: str | None = N
 
     Returns
     -------
-    ``holder``, or for a prediction with its own table the other table of the same spots; ``None`` if there is none.
+    str or None
+        ``holder``, or for a prediction with its own table the other table of the same spots; ``None`` if there is none.
 
     Raises
     ------

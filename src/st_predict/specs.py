@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, WrapValidator
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
+from st_predict._public import show_only
 from st_predict._reprs import ShortRepr
 from st_predict._validated import Count, Few, File, Natural, Number, Positive, check, validated
 
@@ -33,6 +34,8 @@ __all__ = [
     "Reliability",
     "TargetSpec",
 ]
+
+__dir__ = show_only(__all__)
 
 FORMAT_VERSION = 1
 """Version of the format of a :class:`ModelCard`; newer cards are refused."""
@@ -617,7 +620,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_plain(values: Mapping[str, Any]) -> None:
+def _check_plain(values: Mapping[str, object]) -> None:
     """Refuse deeply nested values, and NaN or infinity except in the notes of training."""
     todo = [(name, value, 1) for name, value in values.items()]
     while todo:
@@ -662,7 +665,7 @@ _FURTHER: dict[str, Any] = {
 }
 
 
-def check_card_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def check_card_fields(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the fields of a :class:`ModelCard` that users may set.
 
     Parameters

@@ -50,5 +50,5 @@ def test_an_image_without_any_of_the_levels_is_refused(reader):
         batch_of(reader, SPEC, 2.0, missing_levels="mask")
     with pytest.raises(ValueError, match=r"0\.25 um/px or finer.*missing_levels=\"mask\""):
         batch_of(reader, SPEC, 0.5)
-    with pytest.raises(ValueError, match="missing_levels must be .error. or .mask., got .no."):
+    with pytest.raises(ValueError, match=r"missing_levels must be .error. or .mask., got .no."):
         batch_of(reader, SPEC, 0.5, missing_levels="no")

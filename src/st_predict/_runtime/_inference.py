@@ -98,7 +98,8 @@ class Inference:
 
         Returns
         -------
-        ``(n_spots, n_genes)`` float32, on the device of the network.
+        Tensor
+            ``(n_spots, n_genes)`` float32, on the device of the network.
 
         Raises
         ------
@@ -121,7 +122,8 @@ class Inference:
 
         Yields
         ------
-        Index of the batch, unchanged, and its prediction on the host.
+        tuple of Tensor and Tensor
+            Index of the batch, unchanged, and its prediction on the host.
         """
         before: tuple[Tensor, Callable[[], Tensor]] | None = None
         for batch in batches:
@@ -139,7 +141,9 @@ class Inference:
 
         Yields
         ------
-        Index of the batch, unchanged; mean of its predictions, and the sum of their squared deviations, both on the host.
+        tuple of Tensor, Tensor and Tensor
+            Index of the batch, unchanged; mean of its predictions, and the sum of their squared deviations, both on the
+            host.
         """
         # decorrelates neighbouring seeds
         seeds = np.random.SeedSequence(seed).generate_state(n_samples, np.uint64) >> 1
@@ -159,7 +163,8 @@ class Inference:
 
         Returns
         -------
-        Predictions of the parts that fit, and the number of spots of the first that does not; ``None`` if all fit.
+        tuple of list and int or None
+            Predictions of the parts that fit, and the number of spots of the first that does not; ``None`` if all fit.
         """
         finished: list[Tensor] = []
         with closing(self._attempts(parts, seed)) as attempts:

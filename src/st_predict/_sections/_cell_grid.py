@@ -97,7 +97,8 @@ def cells_of_spots(grid: CellGrid, xy: NDArray[np.float64], radius: NDArray[np.f
 
     Returns
     -------
-    ``(n_spots, n_cells)``: cell numbers, padded with -1.
+    ndarray
+        ``(n_spots, n_cells)``: cell numbers, padded with -1.
     """
     parts = [_in_disks(grid, xy[i : i + _SPOTS], radius[i : i + _SPOTS]) for i in range(0, len(xy), _SPOTS)]
     most = max(part.shape[1] for part in parts)

@@ -92,7 +92,8 @@ def describe_section(
 
     Yields
     ------
-    Indices into ``cells``, and their features ``(n, n_features)``.
+    tuple of ndarray and ndarray
+        Indices into ``cells``, and their features ``(n, n_features)``.
     """
     n_channels = network.narrow.in_features + _COLOURS
     with owned_folder(Path(tempfile.gettempdir()), "st_predict-cells-") as folder:

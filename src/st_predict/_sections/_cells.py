@@ -107,7 +107,8 @@ class CellReader:
 
         Yields
         ------
-        Indices into ``cells``, and their features ``(n, n_features)``; every cell once.
+        tuple of ndarray and ndarray
+            Indices into ``cells``, and their features ``(n, n_features)``; every cell once.
         """
         if self.encoder.cells.shifts:
             network = cast("SectionNetwork", self.encoder.backbone)  # encoders with shifts are section networks
@@ -171,7 +172,8 @@ def spot_cells(
 
     Returns
     -------
-    ``(n_spots, n_cells, n_features)``, padded with NaN; NaN for spots outside the image.
+    ndarray
+        ``(n_spots, n_cells, n_features)``, padded with NaN; NaN for spots outside the image.
 
     Raises
     ------

@@ -43,7 +43,8 @@ def describe_colours(sections: Sequence[Observed], card: ModelCard, store: CropS
 
     Returns
     -------
-    See :func:`~st_predict._training.colours_of`.
+    dict of str to object or None
+        See :func:`~st_predict._training.colours_of`.
     """
     if get_spec(card.model).reads(card.hparams).kind == "nothing":
         return None

@@ -33,7 +33,8 @@ def fields_cut(xy: NDArray[np.float64], field: float, tissue: Tissue, *, shape: 
 
     Returns
     -------
-    ``(n_spots,)``, true where the missing part may be tissue.
+    ndarray
+        ``(n_spots,)``, true where the missing part may be tissue.
     """
     mask, (height, width) = tissue.mask, shape
     low, high = xy - field / 2, xy + field / 2

@@ -78,8 +78,9 @@ def section_features(
 
     Returns
     -------
-    ``(n_spots, n_features)``; NaN for spots outside the image. Standardised and joined with neighbour features if
-    ``encoder.spec`` says so.
+    ndarray
+        ``(n_spots, n_features)``; NaN for spots outside the image. Standardised and joined with neighbour features if
+        ``encoder.spec`` says so.
     """
     features = _described(section, encoder, crop=crop, compute=compute, cache=cache)
     features[section.outside] = np.nan

@@ -53,7 +53,8 @@ def look_over(slide: Slide, crops: Sequence[CropSpec]) -> list[NDArray[np.bool_]
 
     Returns
     -------
-    Per section, ``(n_spots,)``: spots with a field of view that leaves the image at an edge that tissue touches.
+    list of ndarray
+        Per section, ``(n_spots,)``: spots with a field of view that leaves the image at an edge that tissue touches.
 
     Raises
     ------

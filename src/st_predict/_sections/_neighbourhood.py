@@ -25,7 +25,8 @@ def standardize(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Returns
     -------
-    ``(n_spots, n_features)``.
+    ndarray
+        ``(n_spots, n_features)``.
     """
     known = features[np.isfinite(features).all(axis=1)].astype(np.float64)
     if not len(known):
@@ -52,7 +53,8 @@ def join_neighbours(features: NDArray[np.float32], xy: NDArray[np.float64], n: i
 
     Returns
     -------
-    ``(n_spots, 2 * n_features)``.
+    ndarray
+        ``(n_spots, 2 * n_features)``.
     """
     known = np.flatnonzero(np.isfinite(features).all(axis=1))
     beside = np.full_like(features, np.nan)

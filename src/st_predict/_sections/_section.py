@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -90,6 +91,8 @@ class Section:
         Micrometres per pixel at level 0, with its source; ``None`` if unknown.
     stain
         Stain of the image, if colours are normalised to a reference.
+    missing_levels
+        Handling of crop levels that are finer than the image: refused, or masked.
     """
 
     region: str
@@ -100,14 +103,15 @@ class Section:
     reader: PyramidReader
     mpp: Mpp | None
     stain: Stain | None = None
+    missing_levels: Literal["error", "mask"] = "error"
 
     def plan(self, crop: CropSpec, rows: NDArray[np.int64] | None = None) -> tuple[LevelPlan, ...]:
         """Plan the crops of some spots, by default of every spot."""
         mpp = None if self.mpp is None else self.mpp.value
         xy = self.spots.xy if rows is None else self.spots.xy[rows]
-        offsets = level_offsets(self.reader)
+        levels = partial(plan_crops, downsamples=self.reader.downsamples, offsets=level_offsets(self.reader))
         try:
-            return plan_crops(xy, crop, downsamples=self.reader.downsamples, mpp=mpp, offsets=offsets)
+            return levels(xy, crop, mpp=mpp, missing_levels=self.missing_levels)
         except StPredictError as error:
             source = "" if self.mpp is None else f", mpp {mpp:.4g} from {self.mpp.source}"
             raise error.about(f"Image {self.image_key!r}{source}:") from None
@@ -126,7 +130,8 @@ class Section:
 
         Yields
         ------
-        Batches whose ``index`` are rows of the section.
+        Batch
+            Batches whose ``index`` are rows of the section.
         """
         rows = np.flatnonzero(~self.outside)
         plan = self.plan(crop, rows)
@@ -308,6 +313,7 @@ def _open_section(
         image_key=image_key,
         reader=reader,
         stain=stain,
+        missing_levels=where.missing_levels,
         mpp=_mpp_of(
             sdata,
             image_key=image_key,

@@ -58,7 +58,8 @@ def open_unlabelled(
 
     Returns
     -------
-    Sections with the spots inside the image and on tissue; targets are ``(n_spots, 0)``.
+    list of Observed
+        Sections with the spots inside the image and on tissue; targets are ``(n_spots, 0)``.
 
     Raises
     ------

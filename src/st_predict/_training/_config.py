@@ -102,6 +102,13 @@ class TrainConfig:
         if they need at most 30 % of the free memory; else they are copied batch by batch.
     precision
         Precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 if the device supports it natively.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> config = stp.tl.TrainConfig(epochs=20, schedule="cosine", seed=1)
+    >>> config.epochs, config.lr
+    (20, 0.0001)
     """
 
     epochs: Count = 100

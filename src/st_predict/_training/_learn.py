@@ -60,7 +60,8 @@ def learn(
 
     Returns
     -------
-    The trained network in evaluation mode, and the history of scores per epoch.
+    tuple of SpotModel and list
+        The trained network in evaluation mode, and the history of scores per epoch.
     """
     if get_spec(card.model).closed_form:
         return solve(card, data, val_data, config=config)

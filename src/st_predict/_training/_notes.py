@@ -87,8 +87,9 @@ def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict
 
     Returns
     -------
-    ``mean`` and ``sd`` of red, green and blue from 0 to 1, over all levels; ``stain``, mean optical density of haematoxylin and eosin;
-    ``n_crops``; ``mpp``.
+    dict of str to object
+        ``mean`` and ``sd`` of red, green and blue from 0 to 1, over all levels; ``stain``, mean optical density of
+        haematoxylin and eosin; ``n_crops``; ``mpp``.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(crops[0]))[:_OF_ALL])
     measured = describe_pixels(tuple(level[rows] for level in crops))

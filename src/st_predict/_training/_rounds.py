@@ -144,8 +144,9 @@ def fit_rounds(
 
     Returns
     -------
-    The network of the round with the best validation score (without validation, of the last round), and the history of all
-    rounds, with the column ``"round"``, 0 before the first.
+    tuple of SpotModel and list
+        The network of the round with the best validation score (without validation, of the last round), and the history
+        of all rounds, with the column ``"round"``, 0 before the first.
     """
     parts = split_rounds(len(unlabelled), rounds, config.seed)
     nothing = np.empty((0, len(card.genes)), dtype=np.float32)

@@ -21,8 +21,9 @@ def validation_scores(prediction: NDArray[Any], target: NDArray[Any], section: N
 
     Returns
     -------
-    ``val_pearson``, mean over genes and sections of the correlation within a section (-1 if all predictions are constant),
-    and ``val_mse``.
+    dict of str to float
+        ``val_pearson``, mean over genes and sections of the correlation within a section (-1 if all predictions are
+        constant), and ``val_mse``.
     """
     each = np.stack([pearson(prediction[section == s], target[section == s], axis=0) for s in np.unique(section)])
     defined = each[np.isfinite(each)]

@@ -62,7 +62,9 @@ def held_by(device: torch.device, store: Store) -> Store:
 
     Returns
     -------
-    The store on the device; the unchanged store for a CPU, or if its crops need more than 30 % of a GPU's free memory.
+    Store
+        The store on the device; the unchanged store for a CPU, or if its crops need more than 30 % of a GPU's free
+        memory.
     """
     if device.type != "cuda":
         return store

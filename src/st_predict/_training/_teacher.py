@@ -40,7 +40,8 @@ def teach(data: CropStore, read: CropStore, card: ModelCard, *, share: float) ->
 
     Returns
     -------
-    The training spots with mixed targets.
+    CropStore
+        The training spots with mixed targets.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.checkpoints._describe import GeneScore, card_facts, card_gaps, rank_genes, score_sentence
 from st_predict.checkpoints._file import build, load, load_encoder, notice_of, save
 from st_predict.checkpoints._published import import_published
@@ -28,3 +29,5 @@ __all__ = [
     "save",
     "score_sentence",
 ]
+
+__dir__ = show_only(__all__)

@@ -65,8 +65,10 @@ def card_facts(card: ModelCard) -> dict[str, str]:
 
     Returns
     -------
-    Texts by heading: ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``stain``, ``epoch chosen by``, ``data``,
-    ``limits``, ``licence``, ``citation`` and ``made with``. Headings without contents are left out.
+    dict of str to str
+        Texts by heading: ``predicts``, ``units``, ``model``, ``reads``, ``trained on``, ``colours``, ``stain``, ``epoch
+        chosen by``, ``data``, ``limits``, ``licence``, ``citation`` and ``made with``. Headings without contents are
+        left out.
 
     Examples
     --------
@@ -106,6 +108,11 @@ def card_gaps(card: ModelCard) -> list[str]:
     card
         Card of a checkpoint.
 
+    Returns
+    -------
+    list of str
+        One sentence per missing fact; empty for a complete card.
+
     Examples
     --------
     >>> import st_predict as stp
@@ -142,6 +149,11 @@ def score_sentence(reliability: Reliability) -> str:
     reliability
         Scores of one kind of held-out section.
 
+    Returns
+    -------
+    str
+        Two or three sentences.
+
     Examples
     --------
     >>> import st_predict as stp
@@ -168,6 +180,11 @@ def rank_genes(card: ModelCard, reliability: Reliability) -> list[GeneScore]:
         Card of a checkpoint.
     reliability
         Scores of one kind of held-out section, of this card.
+
+    Returns
+    -------
+    list of GeneScore
+        Scores of all genes of the card.
 
     Examples
     --------

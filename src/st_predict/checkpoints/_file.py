@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -55,6 +55,11 @@ def build(card: ModelCard) -> SpotModel:
     ----------
     card
         Card with the model, its panel and its hyper-parameters.
+
+    Returns
+    -------
+    SpotModel
+        Network with initial weights.
 
     Raises
     ------
@@ -110,7 +115,7 @@ def save(
         Type for stored floating-point weights, for example ``torch.float16`` to halve the file; by default unchanged.
     encoder
         Encoder of the features that the model reads. Its weights are included as float16 if they are small and their licence allows
-        it (:attr:`st_predict.encoders.EncoderSpec.carried`); prediction then needs no other file.
+        it (``carried`` of :class:`st_predict.encoders.EncoderSpec`); prediction then needs no other file.
 
     Raises
     ------
@@ -168,7 +173,8 @@ def notice_of(path: PathLike[str] | str) -> str:
 
     Returns
     -------
-    Sentences that must accompany every copy of the file; empty without third-party weights.
+    str
+        Sentences that must accompany every copy of the file; empty without third-party weights.
 
     Raises
     ------
@@ -206,7 +212,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @keeping_generator()
 def load(
-    path: PathLike[str] | str, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+    path: PathLike[str] | str, *, hparams: Mapping[str, object] | None = None, trust: bool = False
 ) -> tuple[SpotModel, ModelCard]:
     """Load the network of a checkpoint.
 
@@ -217,15 +223,16 @@ def load(
     path
         File written by :func:`save`.
     hparams
-        Hyper-parameters that override the card. Only those in :attr:`st_predict.models.ModelSpec.at_prediction` may change, such
+        Hyper-parameters that override the card. Only those in ``at_prediction`` of :class:`st_predict.models.ModelSpec` may change, such
         as ``mode`` and ``k`` of BLEEP.
     trust
         Whether to accept any card: encoders and architectures of any source, arguments of any kind, and paths of files. By default
-        only values that :attr:`st_predict.models.ModelSpec.of_card` allows are accepted, and paths on the card are not used.
+        only values that ``of_card`` of :class:`st_predict.models.ModelSpec` allows are accepted, and paths on the card are not used.
 
     Returns
     -------
-    The network, in evaluation mode, float32, on the CPU, and its card.
+    tuple of SpotModel and ModelCard
+        The network, in evaluation mode, float32, on the CPU, and its card.
 
     Raises
     ------
@@ -287,7 +294,7 @@ def _check_sizes(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
 
 @keeping_generator()
 def load_encoder(
-    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, Any] | None = None, trust: bool = False
+    path: PathLike[str] | str, card: ModelCard, *, hparams: Mapping[str, object] | None = None, trust: bool = False
 ) -> Encoder | None:
     """Load the encoder of a checkpoint's network, from the checkpoint if it carries the encoder.
 
@@ -302,7 +309,8 @@ def load_encoder(
 
     Returns
     -------
-    The encoder; ``None`` for a network that does not read features.
+    Encoder or None
+        The encoder; ``None`` for a network that does not read features.
 
     Raises
     ------
@@ -341,7 +349,7 @@ def load_encoder(
 
 
 def _settled(
-    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, Any] | None, *, trust: bool
+    path: PathLike[str] | str, card: ModelCard, hparams: Mapping[str, object] | None, *, trust: bool
 ) -> ModelCard:
     """Return the card with admitted hyper-parameters of the file, overridden by the caller's."""
     _check_free(card.model, {} if hparams is None else hparams)
@@ -352,7 +360,7 @@ def _settled(
     return replace(card, hparams={**own, **(hparams or {})})
 
 
-def _check_free(model: str, hparams: Mapping[str, Any]) -> None:
+def _check_free(model: str, hparams: Mapping[str, object]) -> None:
     """Refuse hyper-parameters that do not exist, or that the weights depend on."""
     spec = get_spec(model)
     spec.check_names(hparams)

@@ -46,12 +46,12 @@ def import_published(  # noqa: PLR0913  # each gives a fact that the files lack
     *,
     genes: PathLike[str] | str | Sequence[str] | None = None,
     out: PathLike[str] | str,
-    hparams: Mapping[str, Any] | None = None,
-    target: TargetSpec | Mapping[str, Any] | None = None,
-    pixels: PixelSpec | Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
+    target: TargetSpec | Mapping[str, object] | None = None,
+    pixels: PixelSpec | Mapping[str, object] | None = None,
     mpp: float | Literal["native"] | None = None,
     source: str | None = None,
-    card: Mapping[str, Any] | None = None,
+    card: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Convert weights files of published code to a checkpoint for :func:`st_predict.tl.predict`.
@@ -96,7 +96,8 @@ def import_published(  # noqa: PLR0913  # each gives a fact that the files lack
 
     Returns
     -------
-    ``out``. Its card has origin, name and SHA-256 of each file, and the source of the units.
+    Path
+        ``out``. Its card has origin, name and SHA-256 of each file, and the source of the units.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def _mapping(argument: str, value: Any) -> dict[str, Any]:
 # HIPT, which has no genes.
 
 
-def _import_hipt(files: _Files, out: Path, *, given: Mapping[str, Any]) -> Path:
+def _import_hipt(files: _Files, out: Path, *, given: Mapping[str, object]) -> Path:
     if unused := [name for name, value in given.items() if value is not None]:
         raise InvalidValueError(f"HIPT is an encoder: its file has no card, so leave out {unused}.")
     if len(files.weights) != 2 or files.vocabulary or files.reference:
@@ -335,7 +336,7 @@ def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
 # Facts that the files lack.
 
 
-def _settle(spec: ModelSpec, state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+def _settle(spec: ModelSpec, state: Mapping[str, Tensor], given: Mapping[str, object]) -> dict[str, Any]:
     """Hyper-parameters: given ones, then inferred from shapes, then the publication's."""
     spec.check_names(given)
     told = {} if spec.hparams_of is None else spec.hparams_of(state)
@@ -361,7 +362,7 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_encoder(spec: ModelSpec, hparams: Mapping[str, Any]) -> None:
+def _check_encoder(spec: ModelSpec, hparams: Mapping[str, object]) -> None:
     """Refuse an encoder whose number of features differs from the network's."""
     describe = spec.reads(hparams).describe_encoder
     expected = hparams.get("n_features")
@@ -375,7 +376,7 @@ def _check_encoder(spec: ModelSpec, hparams: Mapping[str, Any]) -> None:
         )
 
 
-def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
+def _crop_of(spec: ModelSpec, hparams: Mapping[str, object], mpp: Any) -> CropSpec:
     crop = spec.crop_for(hparams)
     if isinstance(mpp, str) and mpp == "native":
         return replace(crop, mpp=None)
@@ -391,7 +392,7 @@ def _crop_of(spec: ModelSpec, hparams: Mapping[str, Any], mpp: Any) -> CropSpec:
     return crop if value is None else replace(crop, mpp=value)
 
 
-def _pixels_of(spec: ModelSpec, hparams: Mapping[str, Any], pixels: Any) -> PixelSpec:
+def _pixels_of(spec: ModelSpec, hparams: Mapping[str, object], pixels: Any) -> PixelSpec:
     if pixels is not None and spec.reads(hparams).describe_encoder is not None:
         raise InvalidValueError(
             f"{spec.name!r} reads features of an encoder, which has its own pixel normalisation.",

@@ -83,7 +83,12 @@ class Trained(Protocol):
 
 
 def list_weights() -> list[Weights]:
-    """Released checkpoints, newest version of each name first.
+    """List the released checkpoints, newest version of each name first.
+
+    Returns
+    -------
+    list of Weights
+        One entry per released checkpoint.
 
     Examples
     --------
@@ -100,12 +105,17 @@ def list_weights() -> list[Weights]:
 
 
 def name_of(model: PathLike[str] | str | Trained) -> str:
-    """Name of a checkpoint in records and messages: a name or path as given, or the path of a training result.
+    """Return the name of a checkpoint as records and messages show it.
 
     Parameters
     ----------
     model
         Name of released weights, path of a ``.safetensors`` file, or training result.
+
+    Returns
+    -------
+    str
+        The name or path as given, or the path of the training result.
 
     Raises
     ------
@@ -150,7 +160,8 @@ def find_weights(
 
     Returns
     -------
-    Path of the file. The SHA-256 of released files is verified on every call.
+    Path
+        Path of the file. The SHA-256 of released files is verified on every call.
 
     Raises
     ------

@@ -82,7 +82,8 @@ def add_reliability(
 
     Returns
     -------
-    Path of the file.
+    Path
+        Path of the file.
 
     Raises
     ------
@@ -97,10 +98,17 @@ def add_reliability(
 
     Examples
     --------
+    >>> import tempfile
     >>> import st_predict as stp
-    >>> evaluation = stp.tl.evaluate(held_out)  # doctest: +SKIP
-    >>> stp.checkpoints.add_reliability("run/ridge.safetensors", evaluation, out="ridge.safetensors")  # doctest: +SKIP
-    PosixPath('ridge.safetensors')
+    >>> simulated = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2)
+    >>> train, test = simulated.sections.values()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(train, "ridge", panel=["GENE1", "GENE2"], out=out)
+    ...     stp.tl.predict(test, result)
+    ...     path = stp.checkpoints.add_reliability(result, stp.tl.evaluate(test), overwrite=True)
+    ...     card = stp.specs.ModelCard.of_file(path)
+    >>> [scores.held_out for scores in card.reliability]
+    ['patient']
     """
     if not isinstance(evaluation, Evaluated):
         raise InvalidTypeError(

@@ -42,7 +42,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Returns
     -------
-    Tensors by name, on the CPU, without wrapper prefixes.
+    dict of str to Tensor
+        Tensors by name, on the CPU, without wrapper prefixes.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.crops._augment import N_SYMMETRIES, apply_symmetry, augment, drop_levels
 from st_predict.crops._batch import Batch
 from st_predict.crops._batches import iter_batches
@@ -19,3 +20,5 @@ __all__ = [
     "jitter_stain",
     "plan_crops",
 ]
+
+__dir__ = show_only(__all__)

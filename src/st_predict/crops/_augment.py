@@ -21,14 +21,36 @@ N_SYMMETRIES = 8
 
 
 def augment(batch: Batch, generator: Generator) -> Batch:
-    """Turn and mirror each spot by one of the 8 symmetries, drawn anew at each call.
+    """Apply a random symmetry of the square to each spot: quarter turns, plain or mirrored.
 
-    All levels of a spot get the same symmetry, so that they go on showing the same tissue. No pixel is resampled.
+    All levels of a spot get the same symmetry, so that they keep showing the same tissue. Pixels are not resampled.
+
+    Parameters
+    ----------
+    batch
+        Batch with crops.
+    generator
+        Random number generator, on the CPU.
+
+    Returns
+    -------
+    Batch
+        A new batch with other crops.
 
     Raises
     ------
     TypeError
         If an argument is of another type.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> crops = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    >>> batch = stp.crops.Batch(crops=(crops,), index=torch.arange(4))
+    >>> turned = stp.crops.augment(batch, torch.Generator().manual_seed(0))
+    >>> turned.crops[0].shape == crops.shape
+    True
     """
     _check(batch, generator)
     symmetry = torch.randint(N_SYMMETRIES, (len(batch),), generator=generator)
@@ -41,12 +63,31 @@ def augment(batch: Batch, generator: Generator) -> Batch:
 
 
 def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
-    """Apply symmetry 0 (identity) to 7 to ``(..., size, size)``: quarter turns, mirrored from 4 on.
+    """Apply one of the 8 symmetries of the square.
+
+    Parameters
+    ----------
+    crop
+        Pixels ``(..., size, size)``.
+    symmetry
+        Number of the symmetry: 0 is the identity, 1 to 3 are counter-clockwise quarter turns, 4 to 7 the same, then mirrored.
+
+    Returns
+    -------
+    Tensor
+        Pixels of the same shape.
 
     Raises
     ------
     TypeError, ValueError
         If ``crop`` is not a tensor, or there is no such symmetry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> stp.crops.apply_symmetry(torch.tensor([[1, 2], [3, 4]]), 1).tolist()
+    [[2, 4], [1, 3]]
     """
     if not isinstance(crop, torch.Tensor) or crop.ndim < 2:
         raise InvalidTypeError(f"crop must be a tensor (..., size, size), got {type(crop).__name__}.")
@@ -57,14 +98,38 @@ def apply_symmetry(crop: Tensor, symmetry: int) -> Tensor:
 
 
 def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
-    """Hide each level of each spot with probability ``rate``; at least one level of a spot stays.
+    """Hide random levels of each spot; at least one level per spot stays.
 
-    The mask of the batch marks hidden levels; a level that was missing before stays missing.
+    The mask of the batch marks hidden levels. A level that was missing before stays missing.
+
+    Parameters
+    ----------
+    batch
+        Batch with crops.
+    rate
+        Probability of hiding a level, from 0 to 1.
+    generator
+        Random number generator, on the CPU.
+
+    Returns
+    -------
+    Batch
+        A new batch with another mask.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is of another type, or ``rate`` is not from 0 to 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> crops = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    >>> batch = stp.crops.Batch(crops=(crops, crops), index=torch.arange(4))
+    >>> hidden = stp.crops.drop_levels(batch, 1.0, torch.Generator().manual_seed(0))
+    >>> hidden.level_mask.sum(dim=1).tolist()  # one level per spot stays
+    [1, 1, 1, 1]
     """
     _check(batch, generator)
     if not isinstance(rate, Real) or not 0 <= rate <= 1:

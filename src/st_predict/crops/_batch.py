@@ -28,23 +28,32 @@ class Batch:
     crops
         One uint8 tensor ``(n, 3, size, size)`` per level, finest first; empty for a model that reads ``features``.
     index
-        ``(n,)`` int64: table rows of the spots. Batches come in reading order, which is not the table's.
+        Table rows of the spots, ``(n,)`` int64. Batches come in reading order, not in table order.
     grid
-        ``(n, 2)`` int64: row and column on the assay's lattice, if it has one.
+        Row and column on the lattice of the assay, ``(n, 2)`` int64, if it has one.
     xy_um
-        ``(n, 2)`` float32: centres in micrometres, if mpp is known.
+        Centres in micrometres, ``(n, 2)`` float32, if mpp is known.
     target
-        ``(n, n_genes)`` float32: transformed expression, in training.
+        Transformed expression, ``(n, n_genes)`` float32, in training.
     level_mask
-        ``(n, n_levels)`` bool: False where a level is missing; ``None`` if all levels are present.
+        Present levels, ``(n, n_levels)`` bool: False where a level is missing; ``None`` if all levels are present.
     features
-        ``(n, n_features)`` float32: embeddings of the crops, for a model that reads them. For a model that reads the cells
-        of a dense map under each spot: ``(n, n_cells, n_features)``, NaN where a spot covers fewer cells than others.
+        Embeddings of the crops, ``(n, n_features)`` float32, for a model that reads them. For a model that reads the cells of a dense
+        map under each spot: ``(n, n_cells, n_features)``, NaN where a spot covers fewer cells than others.
     section
-        ``(n,)`` int64: section of each spot; ``None`` if all spots are of one section.
+        Section of each spot, ``(n,)`` int64; ``None`` if all spots are from one section.
     counts
-        ``(n, n_genes)`` float32: raw counts of the panel. In training, for a model whose loss reads them; in prediction,
-        for context spots, NaN for all others.
+        Raw counts of the panel, ``(n, n_genes)`` float32. In training, for a model whose loss reads them; in prediction, for context
+        spots, NaN for all others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> crops = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    >>> batch = stp.crops.Batch(crops=(crops,), index=torch.arange(4))
+    >>> len(batch), batch.take(slice(2)).crops[0].shape
+    (4, torch.Size([2, 3, 32, 32]))
     """
 
     crops: tuple[Tensor, ...]

@@ -44,41 +44,54 @@ def iter_batches(
     n_threads: int | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Batch]:
-    """Read the planned crops; the next batches are read while one is used.
+    """Read the planned crops, and prefetch the next batches while one is used.
 
-    Every chunk of the image that a crop touches is decoded once, and kept only as long as crops need it: spots come
-    in bands of the image, from left to right. ``batch.index`` says which they are. Where the chunks of one band across
-    the image need more than 256 MiB per level, the image is read in upright stripes, and chunks at their edges are
-    decoded again.
+    Every chunk of the image that a crop touches is decoded once, and kept only as long as crops need it. Spots therefore come in
+    bands of the image, from left to right; ``batch.index`` has their table rows. If the chunks of one band across the image need
+    more than 256 MiB per level, the image is read in upright stripes, and chunks at their edges are decoded again.
 
     Parameters
     ----------
     reader
         Pyramid that the plan was made for.
     plan
-        From :func:`plan_crops`.
+        Result of :func:`plan_crops`.
     batch_size
-        Spots a batch; ``None`` gives all at once, in the order of the table.
+        Number of spots per batch; ``None`` gives all spots in one batch, in the order of the table.
     pad_value
-        Grey value of what lies outside the image.
+        Grey value outside the image.
     n_threads
-        Threads that read; by default one a core, up to 8.
+        Number of reading threads; by default one per core, up to 8.
     device
-        Cut the crops there: chunks are copied to it, each once, rather than crops, which overlap.
-        By default crops are cut where the image is read.
+        Device on which crops are cut: each chunk is copied to it once, instead of crops, which overlap. By default crops are cut
+        where the image is read.
 
     Yields
     ------
-    Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such as
-    of TIFF tiles, are channels-last in memory. Levels that the plan marks as missing have crops of ``pad_value``, and are
-    False in the ``level_mask``. Memory: three batches, and the chunks of about one band across the image.
+    Batch
+        Batches with crops ``(n, 3, size, size)`` uint8 and their index. Crops of a reader that is ``interleaved``, such
+        as a reader of TIFF tiles, are channels-last in memory. Levels that the plan marks as missing have crops of
+        ``pad_value``, and are False in ``level_mask``. Memory: three batches, and the chunks of about one band across
+        the image.
 
     Raises
     ------
     ValueError
         If an argument is of another type or range.
     TypeError
-        If ``reader`` or ``plan`` is something else.
+        If ``reader`` or ``plan`` is of another type.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots, reader = stp.io.read_spots(sdata), stp.io.open_pyramid(sdata)
+    >>> spec = stp.specs.CropSpec(levels=(stp.specs.LevelSpec(size=64), stp.specs.LevelSpec(size=64, downsample=2)))
+    >>> plan = stp.crops.plan_crops(spots.xy, spec, downsamples=reader.downsamples)
+    >>> for batch in stp.crops.iter_batches(reader, plan, batch_size=16):
+    ...     print([tuple(crop.shape) for crop in batch.crops])
+    [(16, 3, 64, 64), (16, 3, 64, 64)]
+    [(3, 3, 64, 64), (3, 3, 64, 64)]
     """
     _check_source(reader, plan)
     batch_size, n_threads = check("batch_size", batch_size, Count | None), check("n_threads", n_threads, Count | None)

@@ -194,7 +194,8 @@ def schedule(
 
     Returns
     -------
-    Chunks that each job needs, and chunks that are dropped after it.
+    tuple of list and dict
+        Chunks that each job needs, and chunks that are dropped after it.
     """
     following = _following(needs)
     uses: list[list[Decoded]] = []

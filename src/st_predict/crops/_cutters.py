@@ -271,7 +271,8 @@ def resize_bands(read: Callable[[slice], Tensor], side: int, size: int) -> Tenso
 
     Returns
     -------
-    ``(n, 3, size, size)`` uint8.
+    Tensor
+        ``(n, 3, size, size)`` uint8.
     """
     n_rows = max(1, _BAND // side)
     bands = [slice(top, min(top + n_rows, side)) for top in range(0, side, n_rows)]

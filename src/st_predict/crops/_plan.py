@@ -27,20 +27,30 @@ _RTOL = 0.01
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """How one level of every crop is read.
+    """Plan for reading one level of all crops.
 
     Parameters
     ----------
     level
-        Level of the pyramid that is read.
+        Level of the pyramid to read.
     read_size
-        Side of the square that is read, in pixels of ``level``.
+        Side of the square to read, in pixels of ``level``.
     size
-        Side of the square that the network sees; the pixels read are resampled to it.
+        Side of the square that the network receives; the pixels are resampled to it.
     origins
-        ``(n_spots, 2)``: left and top ``(x, y)`` of the squares, in pixels of ``level``. May lie outside the image.
+        Left and top edge ``(x, y)`` of the squares, in pixels of ``level``, ``(n_spots, 2)``. They may lie outside the image.
     missing
         Whether the image lacks this level. It is then not read, and masked in the batches.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots, reader = stp.io.read_spots(sdata), stp.io.open_pyramid(sdata)
+    >>> spec = stp.specs.CropSpec(levels=(stp.specs.LevelSpec(size=64), stp.specs.LevelSpec(size=64, downsample=2)))
+    >>> plan = stp.crops.plan_crops(spots.xy, spec, downsamples=reader.downsamples)
+    >>> [(level.level, level.read_size, level.size) for level in plan]
+    [(0, 64, 64), (1, 64, 64)]
     """
 
     level: int
@@ -61,34 +71,44 @@ def plan_crops(
 ) -> tuple[LevelPlan, ...]:
     """Plan the crops around spot centres.
 
-    Each level is cut from the coarsest stored level that is at least as fine, so that nothing is ever upsampled.
-    Squares are aligned to whole pixels of that level: a crop is off by at most half such a pixel.
+    Each level is cut from the coarsest stored level that is at least as fine, so that nothing is ever upsampled. Squares are
+    aligned to whole pixels of that level: a crop is off by at most half such a pixel.
 
     Parameters
     ----------
     xy
-        ``(n_spots, 2)`` centres in continuous pixels of level 0 (pixel ``j`` covers ``[j, j + 1)``).
+        Centres in continuous pixels of level 0 (pixel ``j`` covers ``[j, j + 1)``), ``(n_spots, 2)``.
     spec
-        What the network wants to see.
+        Crops that the network reads.
     downsamples
         Width of a pixel of each stored level in pixels of level 0, finest first.
     mpp
-        Micrometres per pixel of level 0. Needed if ``spec.mpp`` is set.
+        Micrometres per pixel of level 0; required if ``spec.mpp`` is set.
     offsets
-        Left and top edge ``(x, y)`` of each stored level in pixels of level 0; by default all levels begin where level 0
-        does. See :attr:`st_predict.io.SpatialDataPyramid.offsets`.
+        Left and top edge ``(x, y)`` of each stored level in pixels of level 0; by default (0, 0). See :func:`st_predict.io.level_offsets`.
     missing_levels
         Handling of levels with finer pixels than the image has: ``"error"`` refuses, ``"mask"`` marks them as missing.
 
     Returns
     -------
-    One :class:`LevelPlan` a level of ``spec``.
+    tuple of LevelPlan
+        One :class:`LevelPlan` per level of ``spec``.
 
     Raises
     ------
     ValueError
-        If an argument is of another type, shape or range, if ``mpp`` is needed and unknown, or if the image is coarser than
-        the network needs, with ``missing_levels="mask"`` coarser than all of its levels.
+        If an argument is of another type, shape or range, if ``mpp`` is required and unknown, or if the image is coarser than
+        the network needs; with ``missing_levels="mask"``, coarser than all of its levels.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots, reader = stp.io.read_spots(sdata), stp.io.open_pyramid(sdata)
+    >>> spec = stp.specs.CropSpec(levels=(stp.specs.LevelSpec(size=64), stp.specs.LevelSpec(size=64, downsample=2)))
+    >>> plan = stp.crops.plan_crops(spots.xy, spec, downsamples=reader.downsamples)
+    >>> plan[1].origins[0].tolist()  # of the first spot, in pixels of level 1
+    [21, 23]
     """
     if not isinstance(spec, CropSpec):
         raise InvalidTypeError(f"spec must be a CropSpec, got {spec!r}.")

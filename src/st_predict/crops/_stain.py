@@ -25,24 +25,39 @@ _WHITE = 255
 
 
 def jitter_stain(batch: Batch, strength: float, generator: Generator) -> Batch:
-    """Change how strongly each spot is stained, the same for all its levels, drawn anew at each call :cite:p:`Tellez2018`.
+    """Vary the staining strength of each spot at random, equally for all its levels :cite:p:`Tellez2018`.
 
-    The amount of each of haematoxylin, eosin and a rest becomes ``(1 + a) * amount + b``, in optical density, with ``a`` and ``b``
-    drawn from -``strength`` to ``strength``. Pixels that are white, as outside the image, stay white.
+    The amounts of haematoxylin, eosin and a residual become ``(1 + a) * amount + b``, in optical density, with ``a`` and ``b``
+    drawn from -``strength`` to ``strength``. White pixels, as outside the image, stay white.
 
     Parameters
     ----------
     batch
-        Crops of 8-bit pixels.
+        Batch with 8-bit crops.
     strength
         Largest relative change: 0 changes nothing, 0.05 is a mild change and 0.2 a strong one.
     generator
-        Source of random numbers, on the CPU.
+        Random number generator, on the CPU.
+
+    Returns
+    -------
+    Batch
+        A new batch with other crops.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is of another type, or ``strength`` is not from 0 to 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import st_predict as stp
+    >>> crops = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    >>> batch = stp.crops.Batch(crops=(crops,), index=torch.arange(4))
+    >>> stained = stp.crops.jitter_stain(batch, 0.05, torch.Generator().manual_seed(0))
+    >>> stained.crops[0].dtype
+    torch.uint8
     """
     if not isinstance(batch, Batch):
         raise InvalidTypeError(f"batch must be a Batch, got {type(batch).__name__}.")

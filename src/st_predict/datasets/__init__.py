@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.datasets._catalogues import hest, list_hest, list_stimage
 from st_predict.datasets._her2st import her2st
 from st_predict.datasets._legacy import cscc, hbc
@@ -26,3 +27,5 @@ __all__ = [
     "splits",
     "toy",
 ]
+
+__dir__ = show_only(__all__)

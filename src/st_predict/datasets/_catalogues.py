@@ -54,9 +54,10 @@ def list_hest(
 
     Returns
     -------
-    One row per sample, by identifier, with the columns of the metadata. ``patient`` is unique over data sets (several studies have
-    a "Patient 1"), and missing where the metadata name nobody. ``on_disk`` says whether :func:`st_predict.io.read_hest` finds all
-    files.
+    DataFrame
+        One row per sample, by identifier, with the columns of the metadata. ``patient`` is unique over data sets
+        (several studies have a "Patient 1"), and missing where the metadata name nobody. ``on_disk`` says whether
+        :func:`st_predict.io.read_hest` finds all files.
 
     Raises
     ------
@@ -121,7 +122,9 @@ def list_stimage(
 
     Returns
     -------
-    One row per slide, by name. ``on_disk`` says whether its spot coordinates are in ``folder``. No column names the patient.
+    DataFrame
+        One row per slide, by name. ``on_disk`` says whether its spot coordinates are in ``folder``. No column names the
+        patient.
 
     Raises
     ------
@@ -132,8 +135,17 @@ def list_stimage(
 
     Examples
     --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pandas as pd
     >>> import st_predict as stp
-    >>> slides = stp.datasets.list_stimage("STimage-1K4M", tissue="breast")  # doctest: +SKIP
+    >>> slides = pd.DataFrame({"slide": ["Human_Breast_1", "Mouse_Brain_1"], "tissue": ["breast", "brain"]})
+    >>> slides["tech"], slides["species"] = "Visium", ["human", "mouse"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "meta").mkdir()
+    ...     slides.to_csv(Path(folder) / "meta" / "meta_all_gene.csv", index=False)
+    ...     stp.datasets.list_stimage(folder, tissue="breast").index.tolist()
+    ['Human_Breast_1']
     """
     root = Path(check("folder", folder, File))
     frame = read_stimage_metadata(root)
@@ -182,7 +194,8 @@ def hest(sample: str, *, folder: str | PathLike[str] | None = None, progress: bo
 
     Returns
     -------
-    The sample; see :func:`st_predict.io.read_hest`.
+    SpatialData
+        The sample; see :func:`st_predict.io.read_hest`.
 
     Raises
     ------

@@ -67,9 +67,10 @@ def her2st(
 
     Returns
     -------
-    One section for one name, else a mapping from name to section. Elements are named as by
-    :func:`st_predict.io.read_legacy_st`: image ``"he"``, shapes ``"spots"`` and table ``"table"``. The patient is the letter
-    of the section.
+    SpatialData or dict of str to SpatialData
+        One section for one name, else a mapping from name to section. Elements are named as by
+        :func:`st_predict.io.read_legacy_st`: image ``"he"``, shapes ``"spots"`` and table ``"table"``. The patient is
+        the letter of the section.
 
     Raises
     ------

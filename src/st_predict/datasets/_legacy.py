@@ -82,8 +82,9 @@ def cscc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spati
 
     Returns
     -------
-    One section for one name, else a mapping from name to section, with the elements of :func:`st_predict.io.read_legacy_st`; the
-    patient is the first part of the name, ``"P2"``.
+    SpatialData or dict of str to SpatialData
+        One section for one name, else a mapping from name to section, with the elements of
+        :func:`st_predict.io.read_legacy_st`; the patient is the first part of the name, ``"P2"``.
 
     Raises
     ------
@@ -125,8 +126,9 @@ def hbc(sections: str | Iterable[str], *, folder: str | PathLike[str]) -> Spatia
 
     Returns
     -------
-    One section for one name, else a mapping from name to section, with the elements of :func:`st_predict.io.read_legacy_st`; the
-    patient is the first part of the name, ``"BC23209"``.
+    SpatialData or dict of str to SpatialData
+        One section for one name, else a mapping from name to section, with the elements of
+        :func:`st_predict.io.read_legacy_st`; the patient is the first part of the name, ``"BC23209"``.
 
     Raises
     ------

@@ -18,7 +18,8 @@ def list_panels() -> list[Panel]:
 
     Returns
     -------
-    The names that :func:`st_predict.datasets.panel` accepts, sorted.
+    list of str
+        The names that :func:`st_predict.datasets.panel` accepts, sorted.
 
     Examples
     --------
@@ -41,7 +42,8 @@ def panel(name: Panel) -> list[str]:
 
     Returns
     -------
-    The genes, in the published order.
+    list of str
+        The genes, in the published order.
 
     Raises
     ------

@@ -166,8 +166,10 @@ def simulate(
 
     Returns
     -------
-    Sections with their ground truth. Each section has the image ``"he"`` in four levels, the spots ``"spots"`` (100 um, at a
-    pitch of 200 um) and the table ``"table"`` with counts, in the coordinate systems ``"global"`` (pixels) and ``"um"``.
+    Simulation
+        Sections with their ground truth. Each section has the image ``"he"`` in four levels, the spots ``"spots"`` (100
+        um, at a pitch of 200 um) and the table ``"table"`` with counts, in the coordinate systems ``"global"`` (pixels)
+        and ``"um"``.
 
     Raises
     ------
@@ -217,7 +219,8 @@ def toy() -> SpatialData:
 
     Returns
     -------
-    The section, with the elements of :func:`simulate`; always the same.
+    SpatialData
+        The section, with the elements of :func:`simulate`; always the same.
 
     Examples
     --------

@@ -85,7 +85,8 @@ def list_splits() -> list[Split]:
 
     Returns
     -------
-    The names that :func:`st_predict.datasets.splits` accepts, sorted.
+    list of str
+        The names that :func:`st_predict.datasets.splits` accepts, sorted.
 
     Examples
     --------
@@ -119,7 +120,8 @@ def splits(name: Split) -> tuple[Fold, ...]:
 
     Returns
     -------
-    The folds, in the order of the tested sections.
+    tuple of Fold
+        The folds, in the order of the tested sections.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.encoders._catalogue import (
     Encoder,
     EncoderSpec,
@@ -43,3 +44,5 @@ __all__ = [
     "save_hipt_weights",
     "weights_digest",
 ]
+
+__dir__ = show_only(__all__)

@@ -175,6 +175,11 @@ def load_encoder(
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
+    Returns
+    -------
+    Encoder
+        Encoder with weights, on the CPU.
+
     Raises
     ------
     KeyError
@@ -234,6 +239,11 @@ def restore_encoder(spec: EncoderSpec, state: Mapping[str, Tensor]) -> Encoder:
     state
         State dict of the :class:`Encoder`, from :meth:`torch.nn.Module.state_dict`.
 
+    Returns
+    -------
+    Encoder
+        Encoder with these weights.
+
     Raises
     ------
     ValueError
@@ -266,7 +276,7 @@ def _refuse_inputs(encoder: EncoderSpec | Encoder, **inputs: CropSpec | PixelSpe
         )
 
 
-def _refuse_loaded(encoder: Encoder, how: Mapping[str, Any]) -> None:
+def _refuse_loaded(encoder: Encoder, how: Mapping[str, object]) -> None:
     """Refuse other reading options for a loaded encoder."""
     if given := [name for name, value in how.items() if value is not None]:
         raise InvalidValueError(
@@ -363,10 +373,15 @@ def _first_line(error: Exception) -> str:
 
 
 def list_encoders() -> list[str]:
-    """Names of the encoders with known resolution, normalisation and pooling.
+    """List the encoders with known resolution, normalisation and pooling.
 
     Any other name of timm with weights works as well (:func:`get_encoder`). :class:`EncoderSpec` has the crop, features, licence
     and gate of each encoder, and in ``notes`` the properties that no public source confirms.
+
+    Returns
+    -------
+    list of str
+        Names for :func:`get_encoder` and :func:`load_encoder`.
 
     Examples
     --------
@@ -386,6 +401,11 @@ def get_encoder(name: str) -> EncoderSpec:
     name
         Name of the encoder: one of :func:`list_encoders`, its name on the hub, or another name of timm with weights. For the
         last, timm gives pixel normalisation and crop size, at the resolution of the image.
+
+    Returns
+    -------
+    EncoderSpec
+        Specification.
 
     Raises
     ------

@@ -90,7 +90,7 @@ class CellEncoder(Encoder):
     ----------
     network
         Network that is called with the pixels of tiles, ``(n_tiles, 3, size, size)`` float32, and returns ``(n_tiles, n_cells,
-        n_cells, n_features)``. A network that reads whole sections returns the output of :meth:`Hipt.forward`.
+        n_cells, n_features)``. A network that reads whole sections returns the output of ``Hipt.forward``.
     spec
         Specification of the encoder.
 
@@ -134,6 +134,11 @@ def get_cell_encoder(encoder: str, *, cell: int | None = None, n_shifts: int = 4
         Side of a cell, in pixels, by default 16. Free for ``"rgb-cells"``; for others it must be the side of a patch.
     n_shifts
         Number of tile shifts to average along each axis; only for ``"hipt"``.
+
+    Returns
+    -------
+    CellSpec
+        Specification.
 
     Raises
     ------
@@ -182,6 +187,11 @@ def load_cell_encoder(
     weights_sha256
         Expected SHA-256 of that file; by default any.
 
+    Returns
+    -------
+    CellEncoder
+        Encoder with weights, on the CPU.
+
     Raises
     ------
     FileNotFoundError
@@ -223,12 +233,17 @@ def _name_file(what: str) -> tuple[Advice, Advice]:
 
 
 def weights_digest(path: PathLike[str] | str) -> str:
-    """SHA-256 of a weights file, as hexadecimal digits.
+    """Compute the SHA-256 of a weights file.
 
     Parameters
     ----------
     path
         File written by :func:`save_hipt_weights`.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -122,7 +122,7 @@ class HiptBlock(nn.Module):
         return x_BND + self.mlp(self.norm2(x_BND))
 
 
-def save_hipt_weights(vit256: Mapping[str, Any], vit4k: Mapping[str, Any], path: PathLike[str] | str) -> None:
+def save_hipt_weights(vit256: Mapping[str, object], vit4k: Mapping[str, object], path: PathLike[str] | str) -> None:
     """Write the two published networks of HIPT to one ``.safetensors`` file, for ``hparams={"weights": path}`` of iStar.
 
     Parameters
@@ -213,7 +213,7 @@ _OF_BLOCK = {
 }
 
 
-def convert(vit256: Mapping[str, Any], vit4k: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert(vit256: Mapping[str, object], vit4k: Mapping[str, object]) -> dict[str, Tensor]:
     """Convert the two published files, or state dicts, to a state dict of :class:`Hipt`.
 
     Raises
@@ -225,7 +225,7 @@ def convert(vit256: Mapping[str, Any], vit4k: Mapping[str, Any]) -> dict[str, Te
     return of_tile | _renamed(vit4k, "section", {"phi.0": "narrow"}, what="ViT-4K")
 
 
-def _renamed(file: Mapping[str, Any], prefix: str, first: Mapping[str, str], *, what: str) -> dict[str, Tensor]:
+def _renamed(file: Mapping[str, object], prefix: str, first: Mapping[str, str], *, what: str) -> dict[str, Tensor]:
     state = file.get("teacher", file) if isinstance(file, Mapping) else None
     if not isinstance(state, Mapping):
         raise InvalidTypeError(

@@ -46,6 +46,11 @@ def load_hipt_encoder(weights: PathLike[str] | str, *, region: int = 1024) -> En
     region
         Side of the region in pixels, a multiple of 256. The publication has 4096; 1024 (512 um) costs a fifteenth.
 
+    Returns
+    -------
+    Encoder
+        Encoder with 960 features per spot.
+
     Raises
     ------
     FileNotFoundError

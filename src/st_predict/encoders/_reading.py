@@ -46,6 +46,11 @@ def read_as(
     standardize
         Whether each feature is standardised over the spots of a section.
 
+    Returns
+    -------
+    EncoderSpec
+        A new specification.
+
     Raises
     ------
     ValueError
@@ -89,12 +94,17 @@ def _with_fields(spec: EncoderSpec, sides: tuple[int, ...]) -> EncoderSpec:
 
 
 def count_features(spec: EncoderSpec) -> int | None:
-    """Return the number of features per spot; ``None`` if only the loaded network knows it.
+    """Return the number of features per spot.
 
     Parameters
     ----------
     spec
         Specification of the encoder.
+
+    Returns
+    -------
+    int or None
+        Number of features; ``None`` if only the loaded network knows it.
 
     Examples
     --------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class EncoderSpec:
     pixels: PixelSpec = field(default_factory=PixelSpec)
     source: str = ""
     arch: str = ""
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    arch_args: Mapping[str, object] = field(default_factory=dict)
     norm_eps: Positive | None = None
     pool: Literal["timm", "cls_mean"] = "timm"
     n_features: Count | None = None
@@ -95,7 +95,7 @@ class EncoderSpec:
 
     @property
     def notice(self) -> str:
-        """Attribution for copies of the weights: origin, licence and changes."""
+        """Attribution for copies of the weights, with origin, licence and changes."""
         origin = ", ".join(filter(None, (self.source, self.license, self.citation)))
         return f"Contains the encoder {self.name}: {origin}. Changes: tensors were renamed and rounded to float16."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.io._anndata import from_anndata
 from st_predict.io._geojson import write_geojson
 from st_predict.io._hest import read_hest
@@ -52,3 +53,5 @@ __all__ = [
     "write_raster",
     "write_table",
 ]
+
+__dir__ = show_only(__all__)

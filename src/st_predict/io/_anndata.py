@@ -47,39 +47,42 @@ def from_anndata(
     library_key: str | None = None,
     mpp: float | None = None,
 ) -> SpatialData:
-    """Make a SpatialData object of an AnnData object with spots, such as ``scanpy.read_visium`` returns.
+    """Convert an AnnData object with spots, such as the result of ``scanpy.read_visium``, to SpatialData.
 
-    The counts are shared, not copied; results are written to the new object only. :func:`st_predict.get.to_anndata` takes
-    them out again.
+    Counts are shared, not copied. Results are written to the new object only; :func:`st_predict.get.to_anndata` returns them
+    as AnnData.
 
     Parameters
     ----------
     adata
         Table of the spots.
     image
-        Image whose pixels the coordinates are, for Visium the full-resolution image that Space Ranger was given: a file, an
-        array ``(height, width, 3)``, uint8, or an image element. By default the images in ``.uns["spatial"]``, which are coarse.
-        For several libraries: a mapping from library to image.
+        Image in whose pixels the coordinates are; for Visium the full-resolution image given to Space Ranger. A file, a uint8
+        array ``(height, width, 3)`` or an image element. By default the coarse images in ``.uns["spatial"]``. For several
+        libraries: mapping from library to image.
     spatial_key
-        Key of ``.obsm`` with the centres ``x, y``, in pixels of the full-resolution image.
+        Key of ``.obsm`` with the spot centres ``(x, y)``, in pixels of the full-resolution image.
     library_id
-        Library of ``.uns["spatial"]``; may be left out if there is one. Without ``.uns["spatial"]``, the name of the section.
+        Library of ``.uns["spatial"]``; optional if there is only one. Without ``.uns["spatial"]``: name of the section.
     library_key
-        Column of ``.obs`` that says which library each spot is of, for several libraries in one object.
+        Column of ``.obs`` with the library of each spot, for several libraries in one object.
     mpp
-        Micrometres per pixel of the full-resolution image. By default what the file of the image or Space Ranger's scale factors
-        say; for Visium, the distance between spots tells later (:func:`find_mpp`).
+        Micrometres per pixel of the full-resolution image. By default from the image file or Space Ranger's scale factors; for
+        Visium, :func:`find_mpp` can derive it later from the distance between spots.
 
     Returns
     -------
-    ``.tables["table"]``
-        The table, with the columns ``stp_region`` and ``stp_spot`` of ``.obs`` that link it to the spots.
-    ``.shapes[library]`` or ``.points[library]``
-        The spots of each library: circles if ``.uns["spatial"]`` has the diameter, else points.
-    ``.images[f"{library}_full_image"]``
-        The image, or the coarse ones as ``{library}_hires_image`` and so on.
+    SpatialData
+        Object with:
 
-    All of a library are in a coordinate system of its name, in full-resolution pixels.
+        ``.tables["table"]``
+            The table, with the columns ``stp_region`` and ``stp_spot`` of ``.obs`` that link it to the spots.
+        ``.shapes[library]`` or ``.points[library]``
+            The spots of each library: circles if ``.uns["spatial"]`` has the diameter, else points.
+        ``.images[f"{library}_full_image"]``
+            The image, or the coarse ones as ``{library}_hires_image`` and so on.
+
+        All elements of a library share a coordinate system with its name, in full-resolution pixels.
 
     Raises
     ------
@@ -90,13 +93,18 @@ def from_anndata(
     TypeError
         If ``adata`` is not an AnnData object, or ``image`` is of another type.
     ValueError
-        If several libraries could be meant, an image is missing, or coordinates are not finite.
+        If several libraries fit, an image is missing, or coordinates are not finite.
 
     Examples
     --------
-    >>> sdata = st_predict.io.from_anndata(adata, "tissue.tif")  # doctest: +SKIP
-    >>> st_predict.tl.predict(sdata)  # doctest: +SKIP
-    >>> adata = st_predict.get.to_anndata(sdata)  # doctest: +SKIP
+    >>> import numpy as np
+    >>> import st_predict as stp
+    >>> toy = stp.datasets.toy()
+    >>> adata = toy["table"]  # spots with centres in .obsm["spatial"], in pixels of the image
+    >>> pixels = np.asarray(toy["he"]["scale0"]["image"]).transpose(1, 2, 0)
+    >>> sdata = stp.io.from_anndata(adata, pixels, library_id="P1S1", mpp=1.2)
+    >>> sorted(name for _, name, _ in sdata.gen_elements())
+    ['P1S1', 'P1S1_full_image', 'table']
     """
     check_table(adata)
     mpp, spatial_key = check("mpp", mpp, Positive | None), check("spatial_key", spatial_key, Text)

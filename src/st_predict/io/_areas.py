@@ -148,7 +148,8 @@ def resolution_of(adata: AnnData, areas: Areas, sdata: SpatialData | None, mpp: 
 
     Returns
     -------
-    ``None`` if nothing says it.
+    float or None
+        ``None`` if nothing says it.
 
     Raises
     ------

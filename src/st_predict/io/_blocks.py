@@ -224,7 +224,8 @@ def shared_results(graph: Graph, blocks: Collection[Key]) -> dict[Key, int]:
 
     Returns
     -------
-    For each shared result the number of blocks and of other shared results that need it.
+    dict of object to int
+        For each shared result the number of blocks and of other shared results that need it.
     """
     owner: dict[Key, Key] = {}  # block or shared result that a task is computed for
     others: dict[Key, set[Key]] = {}  # where there are several

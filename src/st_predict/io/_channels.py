@@ -32,7 +32,8 @@ def rgb_order(level: DataArray) -> list[int]:
 
     Returns
     -------
-    ``[0, 1, 2]`` if they are stored in this order.
+    list of int
+        ``[0, 1, 2]`` if they are stored in this order.
 
     Raises
     ------

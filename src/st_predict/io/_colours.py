@@ -64,7 +64,8 @@ def number_colours(
 
     Returns
     -------
-    ``(n, 3)``: red, green and blue, 0 to 255.
+    ndarray
+        ``(n, 3)``: red, green and blue, 0 to 255.
     """
     found = values[np.isfinite(values)]
     ends = np.percentile(found, _PERCENTILES) if len(found) else np.array([0.0, 1.0])

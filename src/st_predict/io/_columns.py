@@ -35,7 +35,8 @@ def check_target(path: Any, suffixes: Sequence[str], *, overwrite: bool) -> tupl
 
     Returns
     -------
-    The path, and which of the endings it has.
+    tuple of Path and str
+        The path, and which of the endings it has.
 
     Raises
     ------
@@ -76,7 +77,8 @@ def read_columns(adata: AnnData, genes: Sequence[str] | str | None = None, layer
 
     Returns
     -------
-    ``(n_obs, n_genes)``, float32, with the names of the rows as index.
+    DataFrame
+        ``(n_obs, n_genes)``, float32, with the names of the rows as index.
 
     Raises
     ------

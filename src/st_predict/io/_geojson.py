@@ -58,9 +58,10 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
 ) -> Path:
     """Write a prediction as objects of QuPath: spots, bins or cells with a colour, and a measurement per gene.
 
-    Coordinates are level-0 pixels of the H&E image, from its upper left corner, x right and y down: what QuPath shows of the same
-    file. With ``sdata``, the outlines are its circles or polygons, mapped to the image through the coordinate system that they
-    share. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the full-resolution image, as scanpy and squidpy keep them.
+    Coordinates are level-0 pixels of the H&E image, from its upper left corner, x right and y down, as in QuPath. With
+    ``sdata``, the outlines are its circles or polygons, mapped to the image through the coordinate system that they
+    share. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the full-resolution image, as scanpy and squidpy
+    keep them.
 
     Parameters
     ----------
@@ -75,8 +76,8 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     layer
         Layer of the measurements, such as ``"std"``; by default ``.X``.
     color
-        Gene, or column of ``.obs``, that colours the objects; by default the first of ``genes``. Categories become the class of
-        the objects, in the colours of ``.uns["{column}_colors"]`` if there are any.
+        Gene, or column of ``.obs``, for the colours of the objects; by default the first of ``genes``. Categories
+        become the class of the objects, in the colours of ``.uns["{column}_colors"]`` if there are any.
     cmap
         Function from numbers of 0 to 1 to colours, such as a colour map of matplotlib. By default viridis.
     vmin
@@ -86,13 +87,14 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
     radius_px
         Radius of the rows in level-0 pixels; by default the shapes' own. Without any, objects are points.
     outline
-        How a row with a centre and a radius is drawn: ``"circle"``, the default, as a polygon of 32 corners, ``"square"`` for bins, or
-        ``"point"``. Polygons and labels keep their outline.
+        Outline of a row with a centre and a radius: ``"circle"``, the default, as a polygon of 32 corners, ``"square"``
+        for bins, or ``"point"``. Polygons and labels keep their outline.
     object_type
-        Type of the objects in QuPath. Detections are quick to draw, and coloured by measurement maps; annotations can be edited.
+        Type of the objects in QuPath. Detections are quick to draw, and coloured by measurement maps; annotations can
+        be edited.
     origin
-        Corner of what QuPath shows, x and y in level-0 pixels, which is subtracted. It is not (0, 0) for slides that QuPath crops to the part that was
-        scanned, such as ``.mrxs``: there it is ``openslide.bounds-x`` and ``openslide.bounds-y``.
+        Corner of the area that QuPath shows, ``(x, y)`` in level-0 pixels, which is subtracted. For slides that QuPath crops to
+        the scanned area, such as ``.mrxs``, it is ``openslide.bounds-x`` and ``openslide.bounds-y``.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
@@ -102,7 +104,8 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
 
     Returns
     -------
-    The path. Values that are NaN are left out, as JSON has none; objects without any value have no colour.
+    Path
+        The path. Values that are NaN are left out, as JSON has none; objects without any value have no colour.
 
     Raises
     ------
@@ -119,8 +122,17 @@ def write_geojson(  # noqa: PLR0913  # every one is a keyword
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata)  # doctest: +SKIP
-    >>> st_predict.io.write_geojson(prediction, "B4.geojson", sdata=sdata, genes=["GNAS"])  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     prediction = stp.get.prediction(sdata)
+    ...     path = stp.io.write_geojson(prediction, Path(folder) / "P1S1.geojson", sdata=sdata, color="GENE1")
+    ...     path.name
+    'P1S1.geojson'
     """
     target, _ = check_target(path, (".geojson", ".json"), overwrite=overwrite)
     kind = check("object_type", object_type, ObjectType)

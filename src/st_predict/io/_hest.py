@@ -45,24 +45,29 @@ def read_hest(folder: str | PathLike[str], sample: str, *, mpp: float | None = N
     Parameters
     ----------
     folder
-        Copy of the data set, whole or in part: ``st/{sample}.h5ad``, ``wsis/{sample}.tif`` and ``metadata/{sample}.json``.
+        Complete or partial copy of the data set, with ``st/{sample}.h5ad``, ``wsis/{sample}.tif`` and
+        ``metadata/{sample}.json``.
     sample
         Identifier of the sample, such as ``"TENX95"``; :func:`st_predict.datasets.list_hest` lists them.
     mpp
         Micrometres per pixel of the finest level of the slide. By default ``pixel_size_um_estimated`` of the metadata, which
-        HEST measured on the positions of spots or cells. What the file of the slide itself said, ``pixel_size_um_embedded``, is
-        often wrong (0.35 and 0.26 are print resolutions) and is never taken.
+        HEST measured on the positions of spots or cells. ``pixel_size_um_embedded``, from the slide file, is never used: it is
+        often a print resolution (0.35 or 0.26).
 
     Returns
     -------
-    ``.tables["table"]``
-        Counts as in the file. ``.obs["section"]``: the sample; ``.obs["patient"]``: name of the patient within its data set, in lower
-        case, with the title of that set (:func:`st_predict.datasets.list_hest` has the same); missing if the metadata names
-        nobody, so that training and evaluation ask for it. ``.uns["hest"]``: organ, species, technology, licence and so on.
-    ``.shapes[sample]`` or ``.points[sample]``
-        Spots: circles where their diameter is known.
-    ``.images[f"{sample}_full_image"]``
-        The slide, read lazily.
+    SpatialData
+        Object with:
+
+        ``.tables["table"]``
+            Counts as in the file. ``.obs["section"]``: the sample; ``.obs["patient"]``: name of the patient within its
+            data set, in lower case, with the title of that set (:func:`st_predict.datasets.list_hest` has the same);
+            missing if the metadata names nobody, so that training and evaluation ask for it. ``.uns["hest"]``: organ,
+            species, technology, licence and so on.
+        ``.shapes[sample]`` or ``.points[sample]``
+            Spots: circles where their diameter is known.
+        ``.images[f"{sample}_full_image"]``
+            The slide, read lazily.
 
     Raises
     ------

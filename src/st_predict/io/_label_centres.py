@@ -36,7 +36,8 @@ def label_centres(labels: DataArray | DataTree) -> tuple[pd.Index[int], NDArray[
 
     Returns
     -------
-    The labels, rising, and ``(n_labels, 2)`` centroids x and y in pixels, where pixel ``j`` covers ``[j, j + 1)``.
+    tuple of Index and ndarray
+        The labels, rising, and ``(n_labels, 2)`` centroids x and y in pixels, where pixel ``j`` covers ``[j, j + 1)``.
     """
     array = da.asarray(_finest(labels).transpose("y", "x").data)  # type: ignore[no-untyped-call]
     parts = [_sums(block, top=top, left=left) for block, top, left in _blocks(array)]

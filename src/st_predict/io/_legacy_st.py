@@ -64,17 +64,17 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
 ) -> SpatialData:
     """Read one section of the first generation of Spatial Transcriptomics.
 
-    The layouts of HER2+ breast cancer :cite:p:`Andersson2021`, of the breast cancer of ST-Net (HBC) and of squamous
-    cell carcinoma (cSCC) are known. Text files may be compressed by gzip, and columns are separated by tabs or commas.
+    Known layouts: HER2+ breast cancer :cite:p:`Andersson2021`, breast cancer of ST-Net (HBC) and squamous cell carcinoma
+    (cSCC). Text files may be compressed by gzip, and columns are separated by tabs or commas.
 
     Parameters
     ----------
     counts
         Table of counts: one row per spot, called ``{x}x{y}`` after its place on the array, one column per gene.
     spots
-        Where the spots are in the image. Either a table with the columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and
-        perhaps ``new_x``, ``new_y`` (the place on the array as it was found in the image) and ``selected`` (0 or 1), as
-        in HER2+ and cSCC; or three columns with the name ``{x}x{y}`` and two pixel coordinates, with a header
+        Positions of the spots in the image. Either a table with the columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and
+        optionally ``new_x``, ``new_y`` (place on the array, measured in the image) and ``selected`` (0 or 1), as in HER2+ and
+        cSCC; or three columns with the name ``{x}x{y}`` and two pixel coordinates, with a header
         ``,X,Y`` or without one, as in HBC.
     image
         The H&E image that pixel coordinates refer to: 8-bit RGB as JPEG, PNG or TIFF. An orientation tag is applied,
@@ -91,7 +91,7 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
     pitch_um
         Distance between the centres of neighbouring spots.
     labels
-        What a pathologist saw: a table with ``x``, ``y`` and ``label`` (HER2+), or ``xcoord``, ``ycoord`` and
+        Labels by a pathologist: a table with ``x``, ``y`` and ``label`` (HER2+), or ``xcoord``, ``ycoord`` and
         ``tumor`` (HBC). Places on the array are rounded to find their spot.
     image_key, shapes_key, table_key
         Names of the elements.
@@ -100,29 +100,52 @@ def read_legacy_st(  # noqa: PLR0913  # three files, and what they do not say
 
     Returns
     -------
-    One section. Everything is in the coordinate systems ``"global"`` (pixels of the image) and ``"um"``:
+    SpatialData
+        One section. Everything is in the coordinate systems ``"global"`` (pixels of the image) and ``"um"``:
 
-    ``.images[image_key]``
-        The image, in memory.
-    ``.shapes[shapes_key]``
-        Circles, by the names of the spots.
-    ``.tables[table_key]``
-        ``.X``: counts, sparse float32, ``(n_spots, n_genes)``; ``.obs``: ``array_row`` (y), ``array_col`` (x),
-        ``patient``, ``section``, ``pathologist_label`` (missing: NaN); ``.obsm["spatial"]``: centres in pixels;
-        ``.uns["assay"]``: ``"legacy_st"``; ``.uns["mpp_source"]``: where mpp comes from.
+        ``.images[image_key]``
+            The image, in memory.
+        ``.shapes[shapes_key]``
+            Circles, by the names of the spots.
+        ``.tables[table_key]``
+            ``.X``: counts, sparse float32, ``(n_spots, n_genes)``; ``.obs``: ``array_row`` (y), ``array_col`` (x),
+            ``patient``, ``section``, ``pathologist_label`` (missing: NaN); ``.obsm["spatial"]``: centres in pixels;
+            ``.uns["assay"]``: ``"legacy_st"``; ``.uns["mpp_source"]``: where mpp comes from.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing.
     ValueError
-        If an argument is of another type or range; if a file is damaged or has none of the known layouts; if counts are negative or not whole; if no spot is left; if pixels
-        cannot be placed on an array.
+        If an argument is of another type or range; if a file is damaged or has none of the known layouts; if counts are
+        negative or not whole; if no spot is left; if pixels cannot be placed on an array.
 
     Notes
     -----
     Only spots that have counts and a place, and are not unselected, are kept; how many are dropped is logged. Genes are
     kept as they are, also repeated ones, which are logged; anndata then warns that names are not unique.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from PIL import Image
+    >>> import st_predict as stp
+    >>> spots = pd.DataFrame([(x, y) for x in range(3) for y in range(3)], columns=["x", "y"])
+    >>> spots["pixel_x"], spots["pixel_y"] = 100 + 80 * spots["x"], 100 + 80 * spots["y"]
+    >>> names = [f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)]
+    >>> counts = pd.DataFrame({"ERBB2": 3, "GNAS": 1}, index=names)
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     folder = Path(name)
+    ...     Image.fromarray(np.full((400, 400, 3), 200, np.uint8)).save(folder / "he.png")
+    ...     counts.to_csv(folder / "counts.tsv")
+    ...     spots.to_csv(folder / "spots.tsv", index=False)
+    ...     files = folder / "counts.tsv", folder / "spots.tsv", folder / "he.png"
+    ...     sdata = stp.io.read_legacy_st(*files, section="A1", patient="A", n_levels=2)
+    >>> sdata["table"].shape, round(stp.io.find_mpp(sdata).value, 3)  # 200 um over 80 pixels
+    ((9, 2), 2.5)
     """
     _check({"counts": counts, "spots": spots, "image": image}, File)
     _check({"labels": labels}, File | None)

@@ -36,7 +36,8 @@ def in_micrometres(sdata: SpatialData, table: AnnData, region: str | None) -> tu
 
     Returns
     -------
-    ``None`` if this is not a table of these readers.
+    tuple of str and str or None
+        ``None`` if this is not a table of these readers.
     """
     try:
         regions, region_key, instance_key = get_table_keys(table)

@@ -80,30 +80,32 @@ def find_mpp(
 ) -> Mpp | None:
     """Find micrometres per pixel of level 0 of an image.
 
-    The first of these that says something is taken: the argument; a coordinate system of the image that is called
-    ``"um"``, ``"micrometers"`` or similar; the attribute ``"mpp"`` of the image; the distance between neighbouring
-    spots, when the table says which assay it is. The others are compared with it.
+    Sources are tried in this order: the argument; a coordinate system of the image called ``"um"``, ``"micrometers"`` or
+    similar; the attribute ``"mpp"`` of the image; the distance between neighbouring spots, if the table names the assay. The
+    first one with a value is taken and compared with the others.
 
     Parameters
     ----------
     sdata
-        Holds the image.
+        Object with the image.
     image_key
-        The image; may be left out when :func:`find_image` finds it.
+        Name of the image; by default the one that :func:`find_image` finds.
     table_key
-        Table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"`` (200 um) or
-        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables that ``spatialdata_io.visium``, ``visium_hd``
-        and ``xenium`` made are recognised without it.
+        Name of the table of the spots. Its ``.uns["assay"]`` is ``"visium"`` (100 um between spots), ``"legacy_st"``
+        (200 um) or
+        ``"visium_hd"`` (with the side of its bins in ``.uns["bin_um"]``). Tables made by ``spatialdata_io.visium``, ``visium_hd``
+        and ``xenium`` are recognised without it.
     shapes_key
-        Region of the table, if it annotates several. Shapes that it does not annotate do not matter.
+        Region of the table, if the table annotates several. Shapes that the table does not annotate are ignored.
     mpp
-        A number is taken as it is. ``"spots"`` asks for the distance between spots, whatever the image says.
+        A number to use, or ``"spots"`` to use the distance between spots instead of the resolution of the image.
     required
-        Whether an image whose resolution is unknown is an error.
+        Whether an unknown resolution is an error.
 
     Returns
     -------
-    The number and its source, or ``None`` if nothing is known and ``required`` is false.
+    Mpp or None
+        The number and its source, or ``None`` if nothing is known and ``required`` is false.
 
     Raises
     ------
@@ -112,14 +114,23 @@ def find_mpp(
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If a source says something impossible: mpp that is not positive, pixels that are not square, spots that lie on
-        no such lattice, an unknown assay. If ``required`` is true or ``mpp`` is given: if the number lies outside 0.05 to 50,
-        or another source differs from it by a factor of more than 5 (only the spots, if ``mpp`` is a number). Or if nothing
-        is known and ``required`` is true.
+        If a source has an impossible value: mpp that is not positive, pixels that are not square, spots that do not lie on
+        the lattice of the assay, an unknown assay. If ``required`` is true or ``mpp`` is given: if the number lies outside
+        0.05 to 50, or another source differs from it by a factor of more than 5 (only the spots, if ``mpp`` is a number). If
+        nothing is known and ``required`` is true.
 
     Notes
     -----
-    Warnings are logged of numbers outside 0.1 to 20, and of sources that differ by more than 10 %.
+    Numbers outside 0.1 to 20, and sources that differ by more than 10 %, are logged as warnings.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_mpp(sdata)
+    Mpp(value=1.2, source="coordinate system 'um'")
+    >>> stp.io.find_mpp(sdata, mpp="spots").source
+    'distance between spots (legacy_st: 200 um, 166.67 px)'
     """
     check_slide(sdata)
     table_key, shapes_key = check("table_key", table_key, Text | None), check("shapes_key", shapes_key, Text | None)
@@ -302,8 +313,8 @@ def _assay(table: AnnData) -> str | None:
 def _is_visium_of_spatialdata_io(table: AnnData) -> bool:
     """Whether this is a table of ``spatialdata_io.visium``, or of :func:`from_anndata`.
 
-    Only that reader, and :func:`from_anndata`, call their instances so beside Space Ranger's three columns, and of the assays of
-    Space Ranger only Visium has spots where row + column is even, everywhere.
+    Only that reader, and :func:`from_anndata`, call their instances so beside Space Ranger's three columns, and of the
+    assays of Space Ranger only Visium has spots where row + column is even, everywhere.
     """
     try:
         *_, instance_key = get_table_keys(table)
@@ -352,7 +363,8 @@ def lattice_pitch(xy: NDArray[np.float64], grid: NDArray[np.float64 | np.int64],
 
     Returns
     -------
-    The distance, in the units of ``xy``.
+    float
+        The distance, in the units of ``xy``.
 
     Raises
     ------

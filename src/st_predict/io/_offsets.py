@@ -35,7 +35,8 @@ def cut_at(transformations: Mapping[str, Any]) -> Offset | None:
 
     Returns
     -------
-    x and y in level-0 pixels of the other image; ``None`` for an image that was not cut out.
+    Offset or None
+        x and y in level-0 pixels of the other image; ``None`` for an image that was not cut out.
     """
     found = {_translation(transformation) for transformation in transformations.values()}
     if len(found) != 1:

@@ -30,22 +30,36 @@ PICTURES = {".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".webp"}
 
 
 class OpenSlidePyramid(SlideFile):
-    """A slide in any format that OpenSlide opens, with the levels that the file has.
+    """A slide in any format that OpenSlide opens, with the levels of the file.
 
-    What lies outside the scan is white. OpenSlide addresses all levels in whole pixels of level 0, so at a level whose
-    downsample is not a whole number a region may lie up to half a level-0 pixel beside its place, and is interpolated.
+    Pixels outside the scan are white. OpenSlide addresses all levels in whole pixels of level 0. At a level whose downsample
+    is not a whole number, a region may therefore lie up to half a level-0 pixel beside its place, and is interpolated.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the slide.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If OpenSlide cannot open it, or would show it wrongly: samples that do not have 8 bits, an orientation tag.
+        If OpenSlide cannot open the file or would show it wrongly: samples that do not have 8 bits, an orientation tag.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     slide = stp.io.OpenSlidePyramid(path)
+    ...     slide.level_shapes
+    ((512, 768),)
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

@@ -71,7 +71,8 @@ def read_picture(path: Path, *, scratch: Path | None = None) -> NDArray[Any]:
 
     Returns
     -------
-    ``(height, width, 3 or 4)``, RGB or RGBA, in the type of the file.
+    ndarray
+        ``(height, width, 3 or 4)``, RGB or RGBA, in the type of the file.
 
     Raises
     ------

@@ -35,10 +35,20 @@ __all__ = [
 
 @runtime_checkable
 class PyramidReader(Protocol):
-    """Reads RGB regions of the levels of an image.
+    """Interface of readers: RGB regions of the levels of an image.
 
-    Readers may be used from several threads at once. A reader whose regions lie in memory pixel by pixel, not colour by
-    colour, may say so by an attribute ``interleaved`` that is True; crops of it are then cut faster.
+    Readers may be used from several threads at once. A reader whose regions are stored pixel by pixel in memory, not colour by
+    colour, may have an attribute ``interleaved`` that is True; its crops are cut faster.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> reader = stp.io.open_pyramid(sdata)
+    >>> isinstance(reader, stp.io.PyramidReader)
+    True
+    >>> reader.read(100, 50, 40, 30, level=1).shape
+    (30, 40, 3)
     """
 
     @property
@@ -50,9 +60,9 @@ class PyramidReader(Protocol):
         """Width of a pixel of each level in level-0 pixels; the first is 1."""
 
     def edges(self, level: int) -> Edges:
-        """Where the blocks of pixels that can only be decoded as a whole begin and end, along y and x of ``level``.
+        """Edges of the blocks of ``level`` that can only be decoded as a whole, along y and x.
 
-        Both run from 0 to the side of the level. A region that is exactly one block is read the fastest.
+        Both run from 0 to the side of the level. A region of exactly one block is read fastest.
         """
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> NDArray[np.uint8]:
@@ -69,7 +79,8 @@ class PyramidReader(Protocol):
 
         Returns
         -------
-        ``(height, width, 3)``, RGB; it may share memory with the image.
+        ndarray
+            ``(height, width, 3)``, RGB; it may share memory with the image.
 
         Raises
         ------
@@ -99,6 +110,14 @@ class SpatialDataPyramid:
     ValueError
         If the image is not 8-bit RGB in two dimensions, its channels have names of something else, its levels are not
         stored finest first, or a level is shrunk more along one axis than the other.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> reader = stp.io.SpatialDataPyramid(sdata["he"])
+    >>> reader.level_shapes
+    ((720, 880), (360, 440), (180, 220), (90, 110))
     """
 
     def __init__(self, image: DataArray | DataTree, *, name: str = "image") -> None:
@@ -124,9 +143,10 @@ class SpatialDataPyramid:
     def offsets(self) -> tuple[tuple[float, float], ...]:
         """Left and top edge ``(x, y)`` of each level in level-0 pixels.
 
-        0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there, coarser
-        levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much. That level 0 begins
-        a pixel beside its place is not seen where a cut between two pixels happens to run along pixels of all levels.
+        0, but in an image that was cut out of another one, such as by :func:`spatialdata.bounding_box_query`: there,
+        coarser levels begin up to a pixel beside level 0. Some patches of such an image are read to see by how much.
+        That level 0 begins a pixel beside its place is not seen where a cut between two pixels happens to run along
+        pixels of all levels.
         """
         if self._cut is None:
             return ((0.0, 0.0),) * len(self._level_shapes)
@@ -217,7 +237,25 @@ def _cyx(level: DataArray) -> da.Array:
 
 
 def level_offsets(reader: PyramidReader) -> tuple[tuple[float, float], ...]:
-    """Left and top edge ``(x, y)`` of each level in level-0 pixels; 0 for a reader that does not say."""
+    """Left and top edge of each level in level-0 pixels.
+
+    Parameters
+    ----------
+    reader
+        Reader of an image.
+
+    Returns
+    -------
+    tuple of tuple
+        ``(x, y)`` per level; zeros for a reader without ``offsets``.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.level_offsets(stp.io.open_pyramid(sdata))
+    ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    """
     found: tuple[tuple[float, float], ...] | None = getattr(reader, "offsets", None)
     return ((0.0, 0.0),) * len(reader.level_shapes) if found is None else found
 
@@ -228,13 +266,14 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     Parameters
     ----------
     sdata
-        Holds the image.
+        Object with the image.
     image_key
-        Name of the image; may be left out when there is only one.
+        Name of the image; may be left out if there is only one.
 
     Returns
     -------
-    A reader of its levels.
+    PyramidReader
+        A reader of its levels.
 
     Raises
     ------
@@ -243,8 +282,16 @@ def open_pyramid(sdata: SpatialData, image_key: str | None = None) -> PyramidRea
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If there is no image at all, if there are several and none is named, if it is not 8-bit RGB, or if a level is
+        If there is no image, if there are several and none is named, if the image is not 8-bit RGB, or if a level is
         shrunk more along one axis than the other.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> reader = stp.io.open_pyramid(sdata)
+    >>> reader.level_shapes[0], reader.downsamples
+    ((720, 880), (1.0, 2.0, 4.0, 8.0))
     """
     key = find_image(sdata, image_key)
     try:

@@ -86,10 +86,10 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
     region: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a prediction as an image that lies on the H&E image: a channel per gene, or the number of each spot.
+    """Write a prediction as an image aligned with the H&E image: one channel per gene, or the number of each spot.
 
-    The upper left corners of raster and image are the same. A pixel has the value of the spot that covers its centre, of the last row
-    if several do, and NaN where there is none. Levels of the pyramid are drawn the same way, so that no values are mixed.
+    The upper left corners of raster and image are the same. A pixel has the value of the spot that covers its centre (the last
+    row, if several do), and NaN outside spots. Levels of the pyramid are drawn in the same way, so that values are not mixed.
 
     Parameters
     ----------
@@ -101,33 +101,36 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
         Object with the image and the shapes, points or labels that the rows of ``adata`` are linked to. Without it,
         ``adata.obsm["spatial"]`` is taken as pixels of the full-resolution image.
     genes
-        Genes to write, a channel each; all by default.
+        Genes to write, one channel per gene; all by default.
     layer
         Layer of the values, such as ``"std"``; by default ``.X``.
     labels
         Whether to write labels instead of genes: 0 for none, else one more than the row of ``adata``.
     downsample
-        Level-0 pixels of the image per pixel of the raster. By default the largest power of two at which 8 pixels or more lie across
-        the narrowest spot, and at least 1.
+        Level-0 pixels of the image per pixel of the raster. By default the largest power of two at which 8 pixels or
+        more lie across the narrowest spot, and at least 1.
     shape
         ``(height, width)`` of level 0; by default the image's, and without ``sdata`` as far as the spots reach.
     radius_px
         Radius of the rows in level-0 pixels; by default the shapes' own.
     outline
-        How a row with a centre and a radius is drawn: ``"circle"``, the default, or ``"square"`` for bins. Polygons and labels keep
-        their outline.
+        Outline of a row with a centre and a radius: ``"circle"``, the default, or ``"square"`` for bins. Polygons and
+        labels keep their outline.
     mpp
-        Micrometres per pixel of level 0; by default from the record of the prediction, or from ``sdata``. It gives the size of the pixels of the raster.
+        Micrometres per pixel of level 0; by default from the record of the prediction, or from ``sdata``. It gives the
+        size of the pixels of the raster.
     image_key
         Image whose pixels are meant; may be left out if there is only one.
     region
         Section to write, if ``adata`` annotates several.
     overwrite
-        Whether an existing file is replaced. A folder never is.
+        Whether an existing file is replaced. Folders are never replaced.
 
     Returns
     -------
-    The path. Genes are ``(n_genes, height, width)``, float32, with their names as channels; labels ``(1, height, width)``, uint32.
+    Path
+        The path. Genes are ``(n_genes, height, width)``, float32, with their names as channels; labels ``(1, height,
+        width)``, uint32.
 
     Raises
     ------
@@ -144,8 +147,17 @@ def write_raster(  # noqa: PLR0913  # every one is a keyword
 
     Examples
     --------
-    >>> prediction = st_predict.get.prediction(sdata)  # doctest: +SKIP
-    >>> st_predict.io.write_raster(prediction, "GNAS.ome.tif", sdata=sdata, genes=["GNAS"])  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     prediction = stp.get.prediction(sdata)
+    ...     path = stp.io.write_raster(prediction, Path(folder) / "P1S1.ome.tif", sdata=sdata, genes=["GENE1"])
+    ...     path.name
+    'P1S1.ome.tif'
     """
     target, suffix = check_target(path, (".ome.tif", ".ome.tiff", ".ome.zarr"), overwrite=overwrite)
     step, full = check("downsample", downsample, Positive | None), check("shape", shape, tuple[Count, Count] | None)

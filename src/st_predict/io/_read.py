@@ -40,28 +40,28 @@ def read_image(
     cache: str | PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> SpatialData:
-    """Open any picture: a whole-slide image, TIFF, PNG or JPEG.
+    """Open an image of any kind: whole-slide image, TIFF, PNG or JPEG.
 
-    Slides and tiled TIFF are opened without reading more than one tile per level; their levels are the file's,
-    and anything outside the scan is white. See :func:`open_slide` for the readers.
+    Slides and tiled TIFF keep the levels of the file; opening reads at most one tile per level. Pixels outside the scan are
+    white. See :func:`open_slide` for the readers.
 
-    Pictures without tiles (striped TIFF, PNG, JPEG) are decoded once and stored as a pyramid in the cache. The next
-    call finds them there. JPEG and PNG need memory for the whole picture once, in the first call.
+    Images without tiles (striped TIFF, PNG, JPEG) are decoded once and stored as a pyramid in the cache, where later calls
+    find them. JPEG and PNG need memory for the whole image in the first call.
 
-    An orientation tag is applied, as image viewers do, with a warning. RGBA is put on white.
+    An orientation tag is applied, as in image viewers, with a warning. RGBA is composited on white.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the image.
     mpp
-        Micrometres per pixel of level 0, kept with the image for all later functions. By default from the metadata of
-        the slide or TIFF. JPEG and PNG state none.
+        Micrometres per pixel of level 0, stored with the image for all later functions. By default from the metadata of the
+        slide or TIFF. JPEG and PNG have none.
     image_key
         Name of the image.
     value_range
-        Values that become 0 and 255, for pictures that do not have 8 bits: ``(0, 4095)`` for 12-bit data in a 16-bit
-        file, ``(0, 65535)`` for 16-bit data. Floats are 0 to 1 by default. The picture is stored in the cache.
+        Values that become 0 and 255, for images that do not have 8 bits: ``(0, 4095)`` for 12-bit data in a 16-bit file,
+        ``(0, 65535)`` for 16-bit data. Floats are 0 to 1 by default. The converted image is stored in the cache.
     cache
         Folder of stored pyramids. By default the folder ``images`` in ``ST_PREDICT_CACHE``, or in the user's cache.
     progress
@@ -69,7 +69,8 @@ def read_image(
 
     Returns
     -------
-    One image, 8-bit RGB, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+    SpatialData
+        One image, 8-bit RGB, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
 
     Raises
     ------
@@ -81,6 +82,20 @@ def read_image(
         If no reader can open the file; if it is not RGB; if its samples do not have 8 bits and ``value_range`` is
         missing or wrong; if ``image_key`` cannot be stored; if mpp is not positive, or, without mpp, if the file states
         no positive number or pixels that are not square.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     sdata = stp.io.read_image(path, mpp=0.5)
+    ...     stp.io.find_mpp(sdata).value
+    0.5
     """
     path, folder = Path(check("path", path, File)), check("cache", cache, File | None)
     check("image_key", image_key, Name)
@@ -111,7 +126,8 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
 
     Returns
     -------
-    One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
+    SpatialData
+        One image, in the coordinate system ``"global"`` (pixels) and, if mpp is known, ``"um"``.
 
     Raises
     ------
@@ -119,6 +135,20 @@ def read_wsi(path: str | PathLike[str], *, image_key: str = "he", mpp: float | N
         If the file does not exist.
     ValueError
         In the cases of :func:`read_image`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     sdata = stp.io.read_wsi(path, mpp=0.5)
+    ...     list(sdata.images)
+    ['he']
     """
     return read_image(path, image_key=image_key, mpp=mpp)
 

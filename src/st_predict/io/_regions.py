@@ -120,7 +120,8 @@ def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
 
     Returns
     -------
-    Width of a pixel of each level in level-0 pixels; the first is 1.
+    tuple of float
+        Width of a pixel of each level in level-0 pixels; the first is 1.
 
     Raises
     ------

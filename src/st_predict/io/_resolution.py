@@ -23,9 +23,16 @@ class Mpp:
     Parameters
     ----------
     value
-        The number.
+        Micrometres per pixel.
     source
-        Where it comes from, in words.
+        Source of the value, such as ``"argument"``.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> mpp = stp.io.find_mpp(stp.datasets.toy())
+    >>> mpp.value, mpp.source
+    (1.2, "coordinate system 'um'")
     """
 
     value: float

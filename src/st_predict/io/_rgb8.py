@@ -23,9 +23,9 @@ CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def to_rgb8(image: DataArray | DataTree, *, value_range: Range | None = None) -> DataArray | DataTree:
-    """Convert an image to 8-bit RGB, which all functions of this package read.
+    """Convert an image to 8-bit RGB, the format that this package reads.
 
-    The result is lazy. Grey is repeated three times, RGBA is put on white.
+    The result is lazy. Grey is repeated in three channels; RGBA is composited on white.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ def to_rgb8(image: DataArray | DataTree, *, value_range: Range | None = None) ->
 
     Returns
     -------
-    A new image element with three channels, uint8, and the transformations and attributes of ``image``.
+    DataArray or DataTree
+        A new image element with three channels, uint8, and the transformations and attributes of ``image``.
 
     Raises
     ------
@@ -106,7 +107,8 @@ def rgb8(planes: NDArray[Any], *, value_range: Range | None, what: str) -> NDArr
 
     Returns
     -------
-    ``(3, height, width)``.
+    ndarray
+        ``(3, height, width)``.
 
     Raises
     ------

@@ -25,17 +25,22 @@ logger = logging.getLogger(__name__)
 
 
 def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None = None) -> str:
-    """Name of the image to read.
+    """Find the image to read.
 
     Parameters
     ----------
     sdata
-        Holds the image.
+        Object with the image.
     image_key
-        Name of the image; ``None`` takes the only one that is 8-bit RGB and shares a coordinate system with ``region``. Of
-        images that show the same area at several resolutions, the finest is taken.
+        Name of the image. ``None`` takes the only one that is 8-bit RGB and shares a coordinate system with ``region``.
+        If several images show the same area at different resolutions, the finest is taken.
     region
-        Shapes, points or labels of the spots.
+        Name of the shapes, points or labels of the spots.
+
+    Returns
+    -------
+    str
+        Name of the image.
 
     Raises
     ------
@@ -44,7 +49,14 @@ def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None 
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given and none, or several images, could be meant.
+        If no name is given, and no image or several images fit.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_image(sdata, None)
+    'he'
     """
     check_slide(sdata)
     if image_key is not None:
@@ -53,24 +65,24 @@ def find_image(sdata: SpatialData, image_key: str | None, *, region: str | None 
 
 
 def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: float | None = None) -> str | None:
-    """Name of the table of the spots.
+    """Find the table of the spots.
 
-    Predictions in tables of their own, and those that :func:`st_predict.get.prediction` has returned, are only taken if
-    they are named.
+    Tables of predictions, including the results of :func:`st_predict.get.prediction`, are only taken if they are named.
 
     Parameters
     ----------
     sdata
-        Holds the table.
+        Object with the table.
     table_key
-        Name of the table; ``None`` takes the only one, the one called ``"table"``, or of the tables of a Visium HD section
-        the table of the 8 um bins.
+        Name of the table. ``None`` takes the only one, the one called ``"table"``, or the table of the 8 um bins of a Visium HD
+        section.
     bin_um
-        Side of the bins of Visium HD, in micrometres, instead of the name of their table.
+        Side of the bins of Visium HD in micrometres, instead of the name of their table.
 
     Returns
     -------
-    The name, or ``None`` if none was asked for and there is none.
+    str or None
+        Name of the table, or ``None`` if no name is given and there is no table.
 
     Raises
     ------
@@ -79,7 +91,14 @@ def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: floa
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given and several tables could be meant, or both a name and a size are given.
+        If no name is given and several tables fit, or both a name and a size are given.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_table(sdata)
+    'table'
     """
     check_slide(sdata)
     one_or_other(table_key, bin_um)
@@ -94,24 +113,68 @@ def find_table(sdata: SpatialData, table_key: str | None = None, *, bin_um: floa
 
 
 def named_table(sdata: SpatialData, table_key: str | None, bin_um: float | None) -> str | None:
-    """Name of the table that a caller has asked for, by its name or by the size of its bins; ``None`` without a wish.
+    """Name of the table that a caller asked for, by name or by size of the bins.
+
+    Parameters
+    ----------
+    sdata
+        Object with the table.
+    table_key
+        Name of the table, or ``None``.
+    bin_um
+        Side of the bins of Visium HD in micrometres, or ``None``.
+
+    Returns
+    -------
+    str or None
+        Name of the table, or ``None`` if neither was given.
 
     Raises
     ------
     KeyError, TypeError, ValueError
         See :func:`find_table`.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.named_table(sdata, "table", None)
+    'table'
+    >>> stp.io.named_table(sdata, None, None) is None
+    True
     """
     check_slide(sdata)
     return table_key if bin_um is None else find_table(sdata, table_key, bin_um=bin_um)
 
 
 def find_tables(sdata: SpatialData, table_key: str | None, *, bin_um: float | None = None) -> list[str]:
-    """Names of the tables of the spots: the one of :func:`find_table`, or one per object that ``spatialdata.concatenate`` joined.
+    """Find the tables of the spots: one, or one per object that ``spatialdata.concatenate`` joined.
+
+    Parameters
+    ----------
+    sdata
+        Object with the tables.
+    table_key
+        Name of the table, without the suffix of ``spatialdata.concatenate``; by default as in :func:`find_table`.
+    bin_um
+        Side of the bins of Visium HD in micrometres, instead of the name of their table.
+
+    Returns
+    -------
+    list of str
+        Names of the tables.
 
     Raises
     ------
     KeyError, TypeError, ValueError
         See :func:`find_table`.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_tables(sdata, None)
+    ['table']
     """
     check_slide(sdata)
     names = _spot_tables(sdata)
@@ -151,15 +214,20 @@ def _only_table(names: list[str]) -> str:
 
 
 def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
-    """Name of the shapes that are the spots of a slide without a table.
+    """Find the shapes that are the spots of a slide without a table.
 
     Parameters
     ----------
     sdata
-        Holds the shapes.
+        Object with the shapes.
     shapes_key
-        Name of the shapes; ``None`` takes the only ones, or those called ``"grid"``; never the cells of
+        Name of the shapes. ``None`` takes the only ones, or those called ``"grid"``, but never the cells of
         :func:`st_predict.tl.superresolve`.
+
+    Returns
+    -------
+    str
+        Name of the shapes.
 
     Raises
     ------
@@ -168,7 +236,14 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If no name is given and several shapes, or none, could be meant.
+        If no name is given, and no shapes or several fit.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_shapes(sdata, None)
+    'spots'
     """
     check_slide(sdata)
     if shapes_key is not None:
@@ -191,20 +266,28 @@ def find_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
 
 
 def find_region(sdata: SpatialData, table_key: str | None = None, shapes_key: str | None = None) -> str | None:
-    """Name of the spots, as far as it is clear; tells :func:`find_image` which image is meant.
+    """Find the element of the spots, if it is unambiguous; :func:`find_image` uses it to choose the image.
 
     Parameters
     ----------
     sdata
-        Holds table and spots.
+        Object with table and spots.
     table_key
-        Table of the spots; ``None`` takes the one of :func:`find_table`.
+        Name of the table of the spots; by default the one of :func:`find_table`.
     shapes_key
-        Shapes, points or labels of the spots, if they are named.
+        Name of the shapes, points or labels of the spots, if given.
 
     Returns
     -------
-    ``shapes_key``, or the only region of the table; ``None`` if neither tells.
+    str or None
+        ``shapes_key``, or the only region of the table; ``None`` if neither is known.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> stp.io.find_region(sdata)
+    'spots'
     """
     if shapes_key is not None:
         return shapes_key

@@ -32,23 +32,42 @@ MEAN_TOLERANCE = 2.0
 
 
 def open_slide(path: str | PathLike[str]) -> TiffPyramid | OpenSlidePyramid:
-    """Open a slide by the fastest reader that gives the right pixels.
+    """Open a slide with the fastest reader that gives the right pixels.
 
-    Tiled TIFF (Aperio, generic pyramids, BigTIFF, OME-TIFF) is read by :class:`TiffPyramid`, which decodes tiles
-    in a fraction of OpenSlide's time. One tile per level is compared with OpenSlide first, where OpenSlide opens the
-    file; any difference is logged as a warning, and OpenSlide is used. All other formats are read through OpenSlide.
+    Tiled TIFF (Aperio, generic pyramids, BigTIFF, OME-TIFF) is read by :class:`TiffPyramid`, which decodes tiles in a
+    fraction of OpenSlide's time. If OpenSlide opens the file, one tile per level is compared first; any difference is
+    logged as a warning, and OpenSlide is used. All other formats are read by OpenSlide.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the slide.
+
+    Returns
+    -------
+    TiffPyramid or OpenSlidePyramid
+        A reader of its levels.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If no reader can open it, or its samples do not have 8 bits.
+        If no reader can open the file, or its samples do not have 8 bits.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb")
+    ...     slide = stp.io.open_slide(path)
+    ...     slide.read(0, 0, 100, 50, level=0).shape
+    (50, 100, 3)
     """
     path = Path(check("path", path, File))
     check_file(path)

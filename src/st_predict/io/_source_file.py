@@ -117,7 +117,8 @@ def source_file(graph: Graph, *, larger_than: int) -> SourceFile | None:
 
     Returns
     -------
-    The file, or ``None`` if there is no such task, or more than one.
+    SourceFile or None
+        The file, or ``None`` if there is no such task, or more than one.
     """
     names = {key: path for key, value in graph.items() if (path := _path_in(value)) is not None}
     tasks = [(key, needs) for key in graph if (needs := get_dependencies(graph, key)) & names.keys()]

@@ -52,12 +52,20 @@ class Spots:
     names
         Names of the spots: the ``obs_names`` of their table, or the index of their shapes.
     xy
-        ``(n_spots, 2)``: centres in level-0 pixels of the image, x right and y down. Coordinates are continuous:
+        Centres in level-0 pixels of the image, x right and y down, ``(n_spots, 2)``. Coordinates are continuous:
         pixel ``j`` covers ``[j, j + 1)``, so its centre is at ``j + 0.5``.
     grid
-        ``(n_spots, 2)``: row and column on a lattice, where the table, or the shapes without one, have them.
+        Row and column on the lattice of the assay, ``(n_spots, 2)``, if the table or the shapes have them.
     radius
-        ``(n_spots,)``: radii in level-0 pixels, if the shapes are circles; ``None`` for polygons and points.
+        Radii in level-0 pixels, ``(n_spots,)``, if the shapes are circles; ``None`` for polygons and points.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots = stp.io.read_spots(sdata)
+    >>> spots.names[0], spots.xy[0].round(1).tolist(), spots.grid[0].tolist()
+    ('P1S1_1x1', [106.7, 110.0], [1, 1])
     """
 
     names: pd.Index[str]
@@ -99,41 +107,50 @@ def read_spots(
     shapes_key: str | None = None,
     region: str | None = None,
 ) -> Spots:
-    """Centres of spots in the pixels of an image.
+    """Read the centres of spots in the pixels of an image.
 
-    The spots are the rows of a table, in its order; without a table, they are shapes. The centre of a polygon, or of a label, is its
-    centroid. Centres are mapped to the image
-    through a coordinate system that spots and image share. Rotations and mirror images are fine: they move the
-    centres, crops stay parallel to the axes of the image.
+    The spots are the rows of a table, in its order; without a table, they are shapes. The centre of a polygon or label is its
+    centroid. Centres are mapped to the image through a coordinate system that spots and image share. Rotations and reflections
+    move the centres only; crops stay parallel to the axes of the image.
 
     Parameters
     ----------
     sdata
-        Holds the image and the spots.
+        Object with the image and the spots.
     image_key
-        Image whose pixels are meant; may be left out when :func:`find_image` finds it.
+        Image whose pixels are used; by default the one that :func:`find_image` finds.
     table_key
         Table that annotates the spots. ``None`` takes the only one, or the one called ``"table"``, unless
         ``shapes_key`` asks for shapes.
     shapes_key
-        Without ``table_key``: shapes that are the spots. With it: the region of the table.
+        Without ``table_key``: shapes that are the spots. With ``table_key``: region of the table.
     region
         Section of a table that annotates several.
 
     Returns
     -------
-    The spots of one section.
+    Spots
+        The spots of one section.
 
     Raises
     ------
     KeyError
-        If an element that is named does not exist.
+        If a named element does not exist.
     TypeError
         If ``sdata`` is not a SpatialData object.
     ValueError
-        If it is ambiguous which element is meant; if there are no spots; if names or identifiers are not unique or not found;
-        if coordinates are not finite; if spots and image share no coordinate system, or share several that disagree;
-        if the transformation between them is not a similarity, cannot be inverted, or puts spots on one another or out of reach.
+        If several elements fit; if there are no spots; if names or identifiers are not unique or not found; if
+        coordinates are not finite; if spots and image share no coordinate system, or several that disagree; if the
+        transformation between them is not a similarity, cannot be inverted, or puts spots on one another or out of
+        reach.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots = stp.io.read_spots(sdata)
+    >>> spots.xy.shape
+    (19, 2)
     """
     check_slide(sdata)
     region, shapes_key = check("region", region, Text | None), check("shapes_key", shapes_key, Text | None)
@@ -377,7 +394,7 @@ def _first(values: Any) -> list[Any]:
 
 
 def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which spots have their centre outside the image.
+    """Find the spots whose centre lies outside the image.
 
     Parameters
     ----------
@@ -388,12 +405,21 @@ def spots_outside(spots: Spots, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
     Returns
     -------
-    ``(n_spots,)``, True outside.
+    ndarray
+        Boolean array ``(n_spots,)``, True outside.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else.
+        If an argument is of another type or shape.
+
+    Examples
+    --------
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> spots = stp.io.read_spots(sdata)
+    >>> int(stp.io.spots_outside(spots, (300, 880)).sum())
+    9
     """
     if not isinstance(spots, Spots):
         raise InvalidTypeError(

@@ -53,26 +53,30 @@ def read_stimage(
     Parameters
     ----------
     folder
-        Copy of the data set, whole or in part. In ``ST``, ``Visium`` or ``VisiumHD``: ``coord/{slide}_coord.csv``,
-        ``gene_exp/{slide}_count.csv`` and ``image/{slide}.png``, which may hold TIFF or JPEG under that name.
+        Complete or partial copy of the data set. In ``ST``, ``Visium`` or ``VisiumHD``: ``coord/{slide}_coord.csv``,
+        ``gene_exp/{slide}_count.csv`` and ``image/{slide}.png``, which may be a TIFF or JPEG in spite of its name.
     slide
         Name of the slide; :func:`st_predict.datasets.list_stimage` lists them.
     mpp
-        Micrometres per pixel of the image. By default from the distance between neighbouring spots. The data set states none, and
-        Visium HD needs it.
+        Micrometres per pixel of the image. By default from the distance between neighbouring spots. The data set states
+        none; required for Visium HD.
     pitch_um
-        Distance between the centres of neighbouring spots, in micrometres. By default the pitch of the assay: 100 for Visium, 200 for
-        legacy Spatial Transcriptomics.
+        Distance between the centres of neighbouring spots, in micrometres. By default the pitch of the assay: 100 for
+        Visium, 200 for legacy Spatial Transcriptomics.
 
     Returns
     -------
-    ``.tables["table"]``
-        Counts of the spots that have a place, sparse float32. ``.obs["section"]``: the slide; ``.obs["patient"]`` is missing, as
-        the data set does not say whose tissue a slide is. ``.uns["stimage"]``: species, tissue, publication, if ``meta`` is there.
-    ``.shapes[slide]``
-        Spots: circles with the radius of the file.
-    ``.images[f"{slide}_full_image"]``
-        The image.
+    SpatialData
+        Object with:
+
+        ``.tables["table"]``
+            Counts of the spots that have a place, sparse float32. ``.obs["section"]``: the slide; ``.obs["patient"]``
+            is missing, as the data set does not say whose tissue a slide is. ``.uns["stimage"]``: species, tissue,
+            publication, if ``meta`` is there.
+        ``.shapes[slide]``
+            Spots: circles with the radius of the file.
+        ``.images[f"{slide}_full_image"]``
+            The image.
 
     Raises
     ------

@@ -58,7 +58,8 @@ def spool(path: Path, *, value_range: Range | None, cache: Path | None) -> list[
 
     Returns
     -------
-    Levels ``(3, height, width)``, uint8, finest first.
+    list of Array
+        Levels ``(3, height, width)``, uint8, finest first.
 
     Raises
     ------

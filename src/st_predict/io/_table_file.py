@@ -41,8 +41,9 @@ def write_table(
 ) -> Path:
     """Write a prediction as a table, Parquet or CSV: one row per spot.
 
-    Columns are the name of the spot, ``.obs``, the centre of the spot, and the genes. Centres are in level-0 pixels, ``x_px`` and
-    ``y_px``, from the upper left corner of the image, and in micrometres, ``x_um`` and ``y_um``, if the resolution is known.
+    Columns are the name of the spot, ``.obs``, the centre of the spot, and the genes. Centres are in level-0 pixels,
+    ``x_px`` and ``y_px``, from the upper left corner of the image, and in micrometres, ``x_um`` and ``y_um``, if the
+    resolution is known.
 
     Parameters
     ----------
@@ -51,7 +52,8 @@ def write_table(
     path
         File to write, ``.parquet`` or ``.csv``.
     sdata
-        Object with the image and the spots. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the full-resolution image.
+        Object with the image and the spots. Without it, ``adata.obsm["spatial"]`` is taken as pixels of the
+        full-resolution image.
     genes
         Genes to write; all by default.
     layer
@@ -67,7 +69,9 @@ def write_table(
 
     Returns
     -------
-    The path. In Parquet, values are float32, and the record of the prediction without its genes is kept as ``DataFrame.attrs``.
+    Path
+        The path. In Parquet, values are float32, and the record of the prediction without its genes is kept as
+        ``DataFrame.attrs``.
 
     Raises
     ------
@@ -84,7 +88,18 @@ def write_table(
 
     Examples
     --------
-    >>> st_predict.io.write_table(st_predict.get.prediction(sdata), "B4.parquet", sdata=sdata)  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=folder)
+    ...     stp.tl.predict(sdata, result)
+    ...     path = stp.io.write_table(stp.get.prediction(sdata), Path(folder) / "P1S1.parquet", sdata=sdata)
+    ...     table = pd.read_parquet(path)
+    >>> table.columns[-6:].tolist()
+    ['x_px', 'y_px', 'x_um', 'y_um', 'GENE1', 'GENE2']
     """
     target, suffix = check_target(path, (".parquet", ".csv"), overwrite=overwrite)
     values = read_columns(adata, genes, layer)

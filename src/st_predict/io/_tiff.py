@@ -120,7 +120,7 @@ class TileFile:
 
 
 class TiffPyramid(SlideFile):
-    """A tiled TIFF slide, with the levels that the file has.
+    """A tiled TIFF slide, with the levels of the file.
 
     Aperio (svs), generic pyramidal TIFF, BigTIFF and OME-TIFF with 8-bit RGB tiles: JPEG, deflate, LZW or uncompressed.
     Pixels equal OpenSlide's where OpenSlide does not interpolate. Tiles that were never written are white.
@@ -128,14 +128,31 @@ class TiffPyramid(SlideFile):
     Parameters
     ----------
     path
-        The file.
+        Path of the slide.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If it is not such a file; :func:`open_slide` then asks OpenSlide.
+        If the file is of another kind; :func:`open_slide` then tries OpenSlide.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import tifffile
+    >>> import st_predict as stp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.tif"
+    ...     pixels = np.full((512, 768, 3), 200, np.uint8)
+    ...     tifffile.imwrite(
+    ...         path, pixels, tile=(256, 256), photometric="rgb", resolution=(2e4, 2e4), resolutionunit="CENTIMETER"
+    ...     )
+    ...     slide = stp.io.TiffPyramid(path)
+    ...     slide.level_shapes, slide.mpp
+    (((512, 768),), (0.5, 0.5))
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

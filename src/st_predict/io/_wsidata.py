@@ -30,26 +30,31 @@ TILE_ID, LIBRARY = "tile_id", "library_id"
 _WHICH = Advice("name the tiles with {}", "tile_key")
 
 
-def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None, image_key: str = "he") -> SpatialData:
-    """Make a SpatialData object of a slide of wsidata, with its tiles as spots.
+def from_wsidata(
+    wsi: SpatialData, *, tile_key: str = "tiles", mpp: float | None = None, image_key: str = "he"
+) -> SpatialData:
+    """Convert a slide of wsidata to SpatialData, with its tiles as spots.
 
     Parameters
     ----------
     wsi
-        What ``wsidata.open_wsi`` returns, after tiles were made (``lazyslide.pp.tile_tissues``). It is not changed.
+        Result of ``wsidata.open_wsi`` with tiles (``lazyslide.pp.tile_tissues``). It is not changed.
     tile_key
-        Key of the tiles in ``wsi.shapes``. Only their centres matter: a network reads the fields of view that it was trained on.
+        Key of the tiles in ``wsi.shapes``. Only their centres are used; the network's fields of view set the size of the crops.
     mpp
-        Micrometres per pixel of level 0. By default what ``wsi.properties.mpp`` says, also after ``wsi.set_mpp``.
+        Micrometres per pixel of level 0. By default ``wsi.properties.mpp``, which ``wsi.set_mpp`` changes.
     image_key
         Name of the image.
 
     Returns
     -------
-    ``.images[image_key]``
-        The slide, read lazily by the readers of :func:`read_image`, from the file of ``wsi``.
-    ``.shapes[tile_key]``
-        The tiles as polygons in level-0 pixels, by ``tile_id``.
+    SpatialData
+        Object with:
+
+        ``.images[image_key]``
+            The slide, read lazily by the readers of :func:`read_image`, from the file of ``wsi``.
+        ``.shapes[tile_key]``
+            The tiles as polygons in level-0 pixels, by ``tile_id``.
 
     Raises
     ------
@@ -101,31 +106,37 @@ def from_wsidata(wsi: Any, *, tile_key: str = "tiles", mpp: float | None = None,
 
 
 def to_wsidata(
-    prediction: AnnData, wsi: Any, *, feature_key: str = "st_predict", tile_key: str = "tiles", overwrite: bool = False
+    prediction: AnnData,
+    wsi: SpatialData,
+    *,
+    feature_key: str = "st_predict",
+    tile_key: str = "tiles",
+    overwrite: bool = False,
 ) -> None:
-    """Put a prediction into a slide of wsidata, as LazySlide keeps features of tiles.
+    """Add a prediction to a slide of wsidata, in LazySlide's format for tile features.
 
     Parameters
     ----------
     prediction
-        A row per tile, as :func:`st_predict.get.prediction` returns it for an object of :func:`from_wsidata`; rows are found by
-        their names, which are the ``tile_id``.
+        Result of :func:`st_predict.get.prediction` for an object of :func:`from_wsidata`: one row per tile, named by its
+        ``tile_id``.
     wsi
-        The object of wsidata that the tiles are of.
+        Object of wsidata with the tiles.
     feature_key
-        Name of the features. Plots and tools of LazySlide take it as ``feature_key``.
+        Name of the features, for the argument ``feature_key`` of LazySlide.
     tile_key
         Key of the tiles in ``wsi.shapes``.
     overwrite
-        Whether to replace a table that is there. Otherwise it is an error.
+        Whether to replace an existing table.
 
     Returns
     -------
-    Nothing; adds to ``wsi``:
+    None
+        Adds to ``wsi``:
 
-    ``.tables[f"{feature_key}_{tile_key}"]``
-        ``.X``: the prediction, ``(n_tiles, n_genes)``, in the order of the tiles; ``.var`` and ``.layers`` of the prediction. Tiles
-        that were not predicted are NaN.
+        ``.tables[f"{feature_key}_{tile_key}"]``
+            ``.X``: the prediction, ``(n_tiles, n_genes)``, in the order of the tiles; ``.var`` and ``.layers`` of the
+            prediction. Tiles that were not predicted are NaN.
 
     Raises
     ------
@@ -134,7 +145,13 @@ def to_wsidata(
     TypeError
         If ``wsi`` is not an object of wsidata, or ``prediction`` is not an AnnData object.
     ValueError
-        If the table is there and ``overwrite`` is false, or rows of the prediction are not tiles.
+        If the table exists and ``overwrite`` is false, or rows of the prediction are not tiles.
+
+    Examples
+    --------
+    >>> sdata = st_predict.io.from_wsidata(wsi)  # doctest: +SKIP
+    >>> st_predict.tl.predict(sdata, shapes_key="tiles")  # doctest: +SKIP
+    >>> st_predict.io.to_wsidata(st_predict.get.prediction(sdata), wsi)  # doctest: +SKIP
     """
     check_table(prediction)
     _check_wsi(wsi)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.metrics._bootstrap import (
     bootstrap_mean,
     bootstrap_pearson,
@@ -42,3 +43,5 @@ __all__ = [
     "spearman",
     "ssim",
 ]
+
+__dir__ = show_only(__all__)

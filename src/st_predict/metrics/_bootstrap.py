@@ -37,7 +37,8 @@ def spatial_blocks(xy: ArrayLike, n_blocks: int) -> NDArray[np.int64]:
 
     Returns
     -------
-    ``(n_spots,)``: block of each spot, from 0 to ``n_blocks - 1``. Block sizes differ by a few spots.
+    ndarray
+        ``(n_spots,)``: block of each spot, from 0 to ``n_blocks - 1``. Block sizes differ by a few spots.
 
     Raises
     ------
@@ -102,7 +103,8 @@ def bootstrap_pearson(
 
     Returns
     -------
-    ``(n, n_genes)``, from -1 to 1; NaN where :func:`partial_pearson` of the resample is undefined.
+    ndarray
+        ``(n, n_genes)``, from -1 to 1; NaN where :func:`partial_pearson` of the resample is undefined.
 
     Raises
     ------
@@ -157,7 +159,8 @@ def bootstrap_mean(
 
     Returns
     -------
-    ``(n,)``: mean over genes with a defined score in the resample; NaN if there are none.
+    ndarray
+        ``(n,)``: mean over genes with a defined score in the resample; NaN if there are none.
 
     Raises
     ------
@@ -203,7 +206,8 @@ def bootstrap_sections(samples: ArrayLike, *, seed: int, n: int = 1000) -> NDArr
 
     Returns
     -------
-    ``(n,)``: mean scores. With one section, only its blocks contribute to the spread.
+    ndarray
+        ``(n,)``: mean scores. With one section, only its blocks contribute to the spread.
 
     Raises
     ------
@@ -243,7 +247,8 @@ def percentile_interval(samples: ArrayLike, *, level: float = 0.95) -> tuple[flo
 
     Returns
     -------
-    Lower and upper bound; NaN if no sample is defined.
+    tuple of float and float
+        Lower and upper bound; NaN if no sample is defined.
 
     Raises
     ------

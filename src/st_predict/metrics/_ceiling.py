@@ -57,8 +57,9 @@ def noise_ceiling(
 
     Returns
     -------
-    ``(n_genes,)``, from 0 to 1. 0 where halves are not positively correlated: omitting such genes would raise a mean
-    over genes. NaN where the correlation is undefined in all splits, for example for a gene without counts.
+    ndarray
+        ``(n_genes,)``, from 0 to 1. 0 where halves are not positively correlated: omitting such genes would raise a
+        mean over genes. NaN where the correlation is undefined in all splits, for example for a gene without counts.
 
     Raises
     ------
@@ -116,7 +117,8 @@ def noise_ceilings(
 
     Returns
     -------
-    List with one array ``(n_genes,)`` per score.
+    list of ndarray
+        List with one array ``(n_genes,)`` per score.
 
     Raises
     ------

@@ -35,7 +35,8 @@ def pearson(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray
 
     Returns
     -------
-    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
+    ndarray
+        ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
 
     Raises
     ------
@@ -71,7 +72,8 @@ def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArra
 
     Returns
     -------
-    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
+    ndarray
+        ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1; NaN where ``pred`` or ``true`` is constant.
 
     Raises
     ------
@@ -110,8 +112,9 @@ def partial_pearson(
 
     Returns
     -------
-    ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1. NaN where ``pred`` or ``true`` is constant or a linear function of the
-    covariates (residual spread below 1e-6 of the original), and everywhere with fewer than ``k + 3`` spots.
+    ndarray
+        ``(n_genes,)`` or ``(n_spots,)``, from -1 to 1. NaN where ``pred`` or ``true`` is constant or a linear function
+        of the covariates (residual spread below 1e-6 of the original), and everywhere with fewer than ``k + 3`` spots.
 
     Raises
     ------
@@ -157,8 +160,9 @@ def depth_covariates(totals: ArrayLike) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_spots, 2)``: the standardised log total, and its standardised square. With an intercept, regression on them equals
-    regression on the log total and its square. A constant column is 0.
+    ndarray
+        ``(n_spots, 2)``: the standardised log total, and its standardised square. With an intercept, regression on them
+        equals regression on the log total and its square. A constant column is 0.
 
     Raises
     ------
@@ -197,7 +201,8 @@ def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
 
     Returns
     -------
-    Share of the genes with a defined score, from 0 to 1; NaN if no gene has one.
+    float
+        Share of the genes with a defined score, from 0 to 1; NaN if no gene has one.
 
     Raises
     ------

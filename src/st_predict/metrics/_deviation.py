@@ -26,7 +26,8 @@ def rmse(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np
 
     Returns
     -------
-    ``(n_genes,)`` or ``(n_spots,)``, in the units of the input.
+    ndarray
+        ``(n_genes,)`` or ``(n_spots,)``, in the units of the input.
 
     Raises
     ------
@@ -62,7 +63,8 @@ def mae(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArray[np.
 
     Returns
     -------
-    ``(n_genes,)`` or ``(n_spots,)``, in the units of the input.
+    ndarray
+        ``(n_genes,)`` or ``(n_spots,)``, in the units of the input.
 
     Raises
     ------

@@ -53,8 +53,9 @@ def ssim(
 
     Returns
     -------
-    ``(n_genes,)``, from -1 to 1; 1 for equal maps. NaN where a map that sets the scale is constant, and everywhere if no
-    window has enough spots.
+    ndarray
+        ``(n_genes,)``, from -1 to 1; 1 for equal maps. NaN where a map that sets the scale is constant, and everywhere
+        if no window has enough spots.
 
     Raises
     ------

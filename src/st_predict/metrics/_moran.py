@@ -33,7 +33,8 @@ def neighbour_weights(xy: ArrayLike, *, k: int = 6) -> csr_array:
 
     Returns
     -------
-    Sparse ``(n_spots, n_spots)``, float64. Each row has ``k`` equal weights that sum to 1, and 0 on the diagonal.
+    csr_array
+        Sparse ``(n_spots, n_spots)``, float64. Each row has ``k`` equal weights that sum to 1, and 0 on the diagonal.
 
     Raises
     ------
@@ -79,7 +80,8 @@ def morans_i(values: ArrayLike, weights: csr_array | ArrayLike) -> NDArray[np.fl
 
     Returns
     -------
-    ``(n_genes,)``: ``-1 / (n_spots - 1)`` is expected without spatial pattern. NaN for a constant gene.
+    ndarray
+        ``(n_genes,)``: ``-1 / (n_spots - 1)`` is expected without spatial pattern. NaN for a constant gene.
 
     Raises
     ------
@@ -127,7 +129,8 @@ def morans_i_pvalues(
 
     Returns
     -------
-    ``(n_genes,)``, from 0 to 1; NaN for a constant gene, and everywhere with fewer than 4 spots.
+    ndarray
+        ``(n_genes,)``, from 0 to 1; NaN for a constant gene, and everywhere with fewer than 4 spots.
 
     Raises
     ------

@@ -48,7 +48,8 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 
     Returns
     -------
-    Mean difference, p-value and number of genes.
+    PairedTest
+        Mean difference, p-value and number of genes.
 
     Raises
     ------
@@ -98,8 +99,9 @@ def bootstrap_pvalues(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_genes,)``, at most 1; NaN for a gene that is undefined in all resamples. Adjust them for the number of genes with
-    :func:`benjamini_hochberg`.
+    ndarray
+        ``(n_genes,)``, at most 1; NaN for a gene that is undefined in all resamples. Adjust them for the number of
+        genes with :func:`benjamini_hochberg`.
 
     Raises
     ------
@@ -132,7 +134,8 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_tests,)``: adjusted p-values, NaN where ``p`` is.
+    ndarray
+        ``(n_tests,)``: adjusted p-values, NaN where ``p`` is.
 
     Raises
     ------

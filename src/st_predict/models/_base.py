@@ -147,8 +147,8 @@ class Preset:
     ('sgd', {'weights': 'tv_in1k', 'loss': 'sum'})
     """
 
-    training: Mapping[str, Any] = field(default_factory=dict)
-    hparams: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
+    hparams: Mapping[str, object] = field(default_factory=dict)
     target: TargetSpec | None = None
     panel: Literal["m2ost", "mean", "hvg", "spatial"] = "m2ost"
     min_counts: Natural | None = 0
@@ -270,21 +270,21 @@ class ModelSpec:
     symmetries: Literal[1, 8] = 1
     closed_form: bool = False
     at_prediction: tuple[str, ...] = ()
-    of_card: Mapping[str, Any] = field(default_factory=dict)
+    of_card: Mapping[str, object] = field(default_factory=dict)
     of_user: tuple[str, ...] = ()
-    hparams: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
+    hparams: Mapping[str, object] = field(default_factory=dict)
+    tiny: Mapping[str, object] = field(default_factory=dict)
     original: Preset = field(default_factory=Preset)
     recommended: Preset = RECOMMENDED
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     hparams_of: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
     for_panel: Callable[[Mapping[str, Tensor], Mapping[str, str], Sequence[str]], dict[str, Tensor]] | None = None
 
-    def reads(self, hparams: Mapping[str, Any]) -> Reads:
+    def reads(self, hparams: Mapping[str, object]) -> Reads:
         """Return the inputs of a network with these hyper-parameters."""
         return Reads() if self.reads_of is None else self._with(self.reads_of, hparams)
 
-    def check(self, grids: Mapping[str, NDArray[np.int64]], hparams: Mapping[str, Any]) -> None:
+    def check(self, grids: Mapping[str, NDArray[np.int64]], hparams: Mapping[str, object]) -> None:
         """Refuse sections that a network with these hyper-parameters cannot read; see ``check_of``."""
         if self.check_of is None:
             return
@@ -295,16 +295,16 @@ class ModelSpec:
         except ValueError as error:  # raised by a plug-in model
             raise InvalidValueError(f"{self.name!r} cannot read these sections. {error}") from error
 
-    def complete(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, hparams: Mapping[str, object]) -> dict[str, Any]:
         """Return hyper-parameters converted to their types, with additions of training; see ``complete_of``."""
         known = checked(self.name, hparams, kinds_of(self.build, self.config))
         return known if self.complete_of is None else {**known, **self._with(self.complete_of, known)}
 
-    def extension(self, hparams: Mapping[str, Any]) -> str:
+    def extension(self, hparams: Mapping[str, object]) -> str:
         """Return a note on hyper-parameters that extend the published method; see ``extension_of``."""
         return "" if self.extension_of is None else self._with(self.extension_of, hparams)
 
-    def admit(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    def admit(self, hparams: Mapping[str, object]) -> dict[str, Any]:
         """Return the hyper-parameters of a card of unknown origin, with ``None`` for each in ``of_user``.
 
         Raises
@@ -321,21 +321,21 @@ class ModelSpec:
             raise InvalidValueError(error.found, advice) from error
         return own
 
-    def crop_for(self, hparams: Mapping[str, Any]) -> CropSpec:
+    def crop_for(self, hparams: Mapping[str, object]) -> CropSpec:
         """Return the crops that a network with these hyper-parameters, or its encoder, reads."""
         if self.crop_of is not None:
             return self._with(self.crop_of, hparams)
         describe = self.reads(hparams).describe_encoder
         return self.crop if describe is None else describe().crop
 
-    def pixels_for(self, hparams: Mapping[str, Any]) -> PixelSpec:
+    def pixels_for(self, hparams: Mapping[str, object]) -> PixelSpec:
         """Return the pixel normalisation of a network with these hyper-parameters, or its encoder."""
         if self.pixels_of is not None:
             return self._with(self.pixels_of, hparams)
         describe = self.reads(hparams).describe_encoder
         return self.pixels if describe is None else describe().pixels
 
-    def build_with(self, n_genes: int, hparams: Mapping[str, Any]) -> SpotModel:
+    def build_with(self, n_genes: int, hparams: Mapping[str, object]) -> SpotModel:
         """Build the network with random weights.
 
         Raises
@@ -347,11 +347,11 @@ class ModelSpec:
         """
         return self._with(partial(self.build, check("n_genes", n_genes, Count)), hparams)
 
-    def check_names(self, hparams: Mapping[str, Any]) -> None:
+    def check_names(self, hparams: Mapping[str, object]) -> None:
         """Refuse hyper-parameters that the network does not have; the message lists the valid ones."""
         refuse_unknown(self.name, hparams, kinds_of(self.build, self.config))
 
-    def _with(self, make: Callable[..., Any], hparams: Mapping[str, Any]) -> Any:
+    def _with(self, make: Callable[..., Any], hparams: Mapping[str, object]) -> Any:
         values = checked(self.name, hparams, kinds_of(self.build, self.config))
         try:
             return make(**values)

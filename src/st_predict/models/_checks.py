@@ -104,7 +104,8 @@ def heads_of(dim: int, width: int, *, like: Any) -> dict[str, Any]:
 
     Returns
     -------
-    ``heads`` and ``head_dim``; both ``None`` if ``dim`` or ``width`` differs from the publication.
+    dict of str to object
+        ``heads`` and ``head_dim``; both ``None`` if ``dim`` or ``width`` differs from the publication.
     """
     published = dim == like.dim and width == like.heads * like.head_dim
     return {"heads": like.heads if published else None, "head_dim": like.head_dim if published else None}

@@ -20,6 +20,11 @@ def cite(model: str) -> str:
     model
         Name of the model.
 
+    Returns
+    -------
+    str
+        BibTeX entry; only the key if a plug-in model cites an unknown reference.
+
     Raises
     ------
     KeyError
@@ -36,12 +41,17 @@ def cite(model: str) -> str:
 
 
 def link_to(key: str) -> str:
-    """Return the link to a reference: its DOI, else its web address, else an empty text.
+    """Return the DOI of a reference, or its web address if it has none.
 
     Parameters
     ----------
     key
-        Key of the reference in ``src/st_predict/references.bib``, as in :attr:`ModelSpec.citation`.
+        Key of the reference in ``src/st_predict/references.bib``, as in ``citation`` of :class:`ModelSpec`.
+
+    Returns
+    -------
+    str
+        DOI, web address or an empty text.
 
     Examples
     --------

@@ -91,8 +91,10 @@ def kinds_of_card(kinds: Kinds | None, own: Kinds, names: Iterable[str]) -> Kind
 
     Returns
     -------
-    For each name the type in ``own``. Else the type in ``kinds``, if it allows only numbers, truth values and listed choices. Else
-    a number or a list of numbers. Texts and mappings are thus accepted only where the model says which.
+    dict
+        For each name the type in ``own``. Else the type in ``kinds``, if it allows only numbers, truth values and
+        listed choices. Else a number or a list of numbers. Texts and mappings are thus accepted only where the model
+        says which.
     """
     declared = {name: (kinds or {}).get(name, Any) for name in names}
     return {n: own.get(n, kind if _is_closed(kind) else _Numbers) for n, kind in declared.items()}

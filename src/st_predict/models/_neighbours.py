@@ -29,8 +29,10 @@ def nearest_spots(xy_N2: Tensor, k: int, section_N: Tensor | None = None) -> tup
 
     Returns
     -------
-    Rows of the neighbours, ``(n_spots, k)`` int64, nearest first. Ties are ordered by x, then y, so the order of the spots does
-    not matter. And a mask, ``(n_spots, k)`` bool: False where a section has too few spots; the row is then the spot itself.
+    tuple of Tensor and Tensor
+        Rows of the neighbours, ``(n_spots, k)`` int64, nearest first. Ties are ordered by x, then y, so the order of
+        the spots does not matter. And a mask, ``(n_spots, k)`` bool: False where a section has too few spots; the row
+        is then the spot itself.
     """
     device, n = xy_N2.device, len(xy_N2)
     if device.type == "meta":

@@ -19,7 +19,12 @@ _PACKAGE = "st_predict.models"
 
 
 def list_models() -> list[str]:
-    """Names of the models that can be built. No model is imported.
+    """List the models that can be built. No model is imported.
+
+    Returns
+    -------
+    list of str
+        Names in alphabetical order.
 
     Examples
     --------
@@ -31,12 +36,17 @@ def list_models() -> list[str]:
 
 
 def get_spec(name: str) -> ModelSpec:
-    """Specification of a model.
+    """Return the specification of a model.
 
     Parameters
     ----------
     name
         Name of the model, one of :func:`list_models`.
+
+    Returns
+    -------
+    ModelSpec
+        Specification, without a network.
 
     Raises
     ------

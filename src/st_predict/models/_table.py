@@ -29,36 +29,34 @@ def table() -> pd.DataFrame:
 
     Returns
     -------
-    One row per model, by name, with the columns
+    DataFrame
+        One row per model, by name, with the columns
 
-    ``family``, ``summary``
-        Kind of model, and a sentence on it; see :class:`ModelSpec`.
-    ``params``
-        Parameters of the network.
-    ``gmacs``
-        Multiply-accumulates of one pass through the network, in 1e9 per spot: convolutions and matrix products, including
-        attention. A model with 8 ``symmetries`` makes 8 passes. The search through measured spots is not counted. If ``scope``
-        is ``"section"``, a section of 400 spots is passed.
-    ``levels``
-        Side of each level's crop in pixels, and relative width of a pixel: ``"224 at 1, 224 at 2"``.
-    ``fov_px``, ``fov_um``
-        Side of the largest field of view, in pixels of the finest level, and in micrometres if the model has a resolution.
-    ``inputs``, ``scope``
-        Kind of input, and whether the model reads single spots or sections.
-    ``citation``, ``doi``, ``license``
-        Key of the publication for :func:`cite`, its DOI or else its address, and the licence of its code.
+        ``family``, ``summary``
+            Kind of model, and a sentence on it; see :class:`ModelSpec`.
+        ``params``
+            Parameters of the network.
+        ``gmacs``
+            Multiply-accumulates of one pass through the network, in 1e9 per spot: convolutions and matrix products, including
+            attention. A model with 8 ``symmetries`` makes 8 passes. The search through measured spots is not counted. If ``scope``
+            is ``"section"``, a section of 400 spots is passed.
+        ``levels``
+            Side of each level's crop in pixels, and relative width of a pixel: ``"224 at 1, 224 at 2"``.
+        ``fov_px``, ``fov_um``
+            Side of the largest field of view, in pixels of the finest level, and in micrometres if the model has a resolution.
+        ``inputs``, ``scope``
+            Kind of input, and whether the model reads single spots or sections.
+        ``citation``, ``doi``, ``license``
+            Key of the publication for :func:`cite`, its DOI or else its address, and the licence of its code.
 
-    ``params`` and ``gmacs`` are missing for models in ``closed_form`` and if a required package is not installed. ``gmacs``
-    is also missing for models that read the features of an encoder, which does the work.
+        ``params`` and ``gmacs`` are missing for models in ``closed_form`` and if a required package is not installed.
+        ``gmacs`` is also missing for models that read the features of an encoder, which does the work.
 
     Examples
     --------
     >>> import st_predict as stp
-    >>> stp.models.table().loc[["m2ost", "stnet"], ["params", "levels"]]  # doctest: +SKIP
-            params                            levels
-    name
-    m2ost  7038858  224 at 1, 224 at 2, 224 at 4
-    stnet  7210106                      224 at 1
+    >>> stp.models.table().loc[["m2ost", "stnet"], "levels"].to_dict()
+    {'m2ost': '224 at 1, 224 at 2, 224 at 4', 'stnet': '224 at 1'}
     """
     import pandas as pd
 

@@ -85,11 +85,11 @@ class TimmRegressor(SpotModel):
 
     @property
     def notice(self) -> str:
-        """Origin and licence of ``weights``; see :attr:`SpotModel.notice`."""
+        """Origin and licence of ``weights``; see :attr:`~st_predict.models.SpotModel.notice`."""
         return weights_notice(self.weights and f"{self.arch}.{self.weights}")
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _check_size(self, size: int) -> None:

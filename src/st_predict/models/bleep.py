@@ -175,7 +175,7 @@ class BLEEP(SpotModel):
 
     @property
     def notice(self) -> str:
-        """Origin and licence of ``weights``; see :attr:`SpotModel.notice`."""
+        """Origin and licence of ``weights``; see :attr:`~st_predict.models.SpotModel.notice`."""
         return weights_notice(self.config.weights and f"{self.config.arch}.{self.config.weights}")
 
     @torch.inference_mode(

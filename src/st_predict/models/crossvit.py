@@ -111,7 +111,7 @@ class CrossViT(SpotModel):
     n_genes
         Size of the panel.
     variant
-        Key of :data:`VARIANTS`.
+        Key of ``VARIANTS``.
     sizes
         Fields of :class:`CrossViTConfig` that differ from the variant.
 
@@ -151,7 +151,7 @@ class CrossViT(SpotModel):
         return torch.stack([head(norm(x_BND[:, 0])) for head, norm, x_BND in of_branches]).mean(0)
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         for head in self.heads:
             cast("Head", head).start_at(mean_G)
 

@@ -197,7 +197,7 @@ class Hist2ST(SpotModel):
         return loss
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _layout(self, batch: Batch) -> Layout:
@@ -259,7 +259,9 @@ def neighbours(
 
     Returns
     -------
-    Rows and weights, ``(n_spots, k)`` each. Weights of missing neighbours are 0; a spot without neighbours reads itself.
+    tuple of Tensor and Tensor
+        Rows and weights, ``(n_spots, k)`` each. Weights of missing neighbours are 0; a spot without neighbours reads
+        itself.
     """
     nearest_BK, there_BK = nearest_spots(grid_B2, k, section_B)
     if max_distance is not None:
@@ -279,7 +281,8 @@ def altered(crops_NCSS: Tensor) -> Tensor:
 
     Returns
     -------
-    Grey values from 0 to 255, floats of the same shape.
+    Tensor
+        Grey values from 0 to 255, floats of the same shape.
     """
     grey, turn, mirror = torch.rand(3).tolist()  # on the CPU, so that all devices draw the same
     x_NCSS = crops_NCSS.float()

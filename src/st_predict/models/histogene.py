@@ -133,7 +133,7 @@ class HisToGene(SpotModel):
         return self.head(self.norm(x_BD))[torch.cat(sections).argsort()]
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _tokens(self, batch: Batch, rows_N: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class IStar(SpotModel):
 
     @torch.no_grad()
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         low = (mean_G.clamp_min(1e-6) / _FLOOR).log()  # inverse of the bent part of the output
         self.head.bias.copy_(torch.where(mean_G > _FLOOR, mean_G - _FLOOR, low))
 

@@ -84,7 +84,7 @@ class M2ORTConfig:
 
     @property
     def crop(self) -> CropSpec:
-        """Crops that the network reads: one field of view at three resolutions."""
+        """Crops of one field of view at three resolutions."""
         return CropSpec(levels=tuple(LevelSpec(size=self.size >> k, downsample=2**k) for k in range(N_LEVELS)))
 
     @property
@@ -108,7 +108,7 @@ class M2ORT(SpotModel):
     n_genes
         Size of the panel.
     variant
-        Key of :data:`VARIANTS`.
+        Key of ``VARIANTS``.
     sizes
         Fields of :class:`M2ORTConfig` that differ from the variant.
 
@@ -154,7 +154,7 @@ class M2ORT(SpotModel):
         return torch.cat([cls_B1D, torch.cat(levels, -1)], 1) + self.positions
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def _check(self, batch: Batch) -> None:

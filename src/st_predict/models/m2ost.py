@@ -190,17 +190,17 @@ class M2OST(SpotModel):
         return self.head(torch.cat(pooled, -1).squeeze(1))
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def load_pretrained(self) -> None:
-        """Load the weights of the backbone that ``tokens`` names; see :meth:`SpotModel.load_pretrained`."""
+        """Load the weights of the backbone that ``tokens`` names; see :meth:`~st_predict.models.SpotModel.load_pretrained`."""
         if isinstance(self.embed, TokenEmbedding):
             self.embed.maps.load_pretrained()
 
     @property
     def notice(self) -> str:
-        """Origin and licence of the weights that ``tokens`` names; see :attr:`SpotModel.notice`."""
+        """Origin and licence of the weights that ``tokens`` names; see :attr:`~st_predict.models.SpotModel.notice`."""
         return self.embed.maps.notice if isinstance(self.embed, TokenEmbedding) else ""
 
     @property

@@ -102,7 +102,7 @@ class MLP(FeatureModel):
         self.scale_D.copy_(torch.from_numpy(scaler.scale_))
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
 

@@ -206,7 +206,7 @@ class STFlow(SpotModel):
             return F.mse_loss(self.denoise(torch.lerp(x0_NG, x1_NG, t_N[:, None]), t_N, self.look(batch)), x1_NG)
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         for block in self.blocks:
             block.genes[4].start_at(mean_G)
 
@@ -260,7 +260,8 @@ def frames(offsets_NK2: Tensor, there_NK: Tensor) -> Tensor:
 
     Returns
     -------
-    ``(n_spots, n_neighbours, 4, 3)``: four choices of the signs of the axes of least and largest variance.
+    Tensor
+        ``(n_spots, n_neighbours, 4, 3)``: four choices of the signs of the axes of least and largest variance.
     """
     length_NK = offsets_NK2.norm(dim=-1)
     mean_N2 = offsets_NK2.sum(1) / there_NK.sum(1, keepdim=True).clamp_min(1)  # missing offsets are 0

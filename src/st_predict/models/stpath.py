@@ -17,7 +17,7 @@ licence); :func:`for_panel` and :func:`convert` read its weights. Differences:
   ones, and ``"Others"``, as missing; here ``"Others"`` stands for known organs without their own entry (bladder).
 - All genes of a panel are learned in all spots. In pretraining, genes with fewer than 3 counts in a section were left out, and
   four times out of five all but the 200 most variable. The technology is always given; there one time in five.
-- The unit of context expression is :attr:`STPathConfig.total`. The published weights take ``ln(1 + count)``, as ``"original"``;
+- The unit of context expression is ``total`` of :class:`STPathConfig`. The published weights take ``ln(1 + count)``, as ``"original"``;
   with the M2OST paper's preset it is ``ln(1 + 1e6 * count / sum over panel)``, the target there.
 
 Shapes: N spots, M spots of a block, H heads, D channels, E channels per head, G genes.
@@ -95,9 +95,9 @@ class STPathConfig(Reading):
     drop
         Dropout rate.
     organ
-        Organ of the section, one of :data:`ORGANS`; ``None`` if it is unknown or not in the list. May change after training.
+        Organ of the section, one of ``ORGANS``; ``None`` if it is unknown or not in the list. May change after training.
     technology
-        Technology of the assay, one of :data:`TECHNOLOGIES`; ``None`` as for ``organ``. May change after training.
+        Technology of the assay, one of ``TECHNOLOGIES``; ``None`` as for ``organ``. May change after training.
     total
         Unit of context counts, which must match the target: ``ln(1 + total * count / sum over panel)``, or ``ln(1 + count)`` if
         ``None``.
@@ -178,7 +178,7 @@ class STPath(SpotModel):
         return F.mse_loss(self.predict(batch, self.tokens(seen_NG, hidden))[rows], target_NG[rows])
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
         self.head.start_at(mean_G)
 
     def tokens(self, seen_NG: Tensor, hidden_N: Tensor) -> Tensor:
@@ -228,8 +228,9 @@ def draw_masks(n_spots: int, like_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    Spots that are hidden completely: nine tenths of a share drawn from Beta(10, 1), at least one spot. The remaining spots of
-    this share. And half of the genes, which are hidden in the remaining spots.
+    tuple of Tensor, Tensor and Tensor
+        Spots that are hidden completely: nine tenths of a share drawn from Beta(10, 1), at least one spot. The
+        remaining spots of this share. And half of the genes, which are hidden in the remaining spots.
     """
     share = float(torch.rand(())) ** 0.1  # by the inverse of the distribution function, x**10
     masked = torch.randperm(n_spots, device=like_NG.device)[: max(1, int(share * n_spots))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict.pl._crops import crops
 from st_predict.pl._depth import depth
 from st_predict.pl._heatmap import heatmap
@@ -13,3 +14,5 @@ from st_predict.pl._spatial import spatial
 from st_predict.pl._training import training
 
 __all__ = ["crops", "depth", "heatmap", "pca_map", "report", "scatter", "scores", "spatial", "training"]
+
+__dir__ = show_only(__all__)

@@ -94,7 +94,8 @@ def crops(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    Axes, ``(1 + n_levels,)``.
+    ndarray
+        Axes, ``(1 + n_levels,)``.
 
     Raises
     ------

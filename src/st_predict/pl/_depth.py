@@ -68,7 +68,8 @@ def depth(
 
     Returns
     -------
-    Axes, ``(n_sections, 2)``: plain and partial correlation.
+    ndarray
+        Axes, ``(n_sections, 2)``: plain and partial correlation.
 
     Raises
     ------

@@ -124,7 +124,8 @@ def make_blocks(
 
     Returns
     -------
-    Axes, ``(first + n_blocks * n_panels,)``, block by block.
+    ndarray
+        Axes, ``(first + n_blocks * n_panels,)``, block by block.
     """
     figure = plt.figure(figsize=size, layout="compressed")
     grid = figure.add_gridspec(-(-n_blocks // ncols), first + ncols * n_panels)

@@ -87,7 +87,8 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    Axes, ``(n_sections,)``.
+    ndarray
+        Axes, ``(n_sections,)``.
 
     Raises
     ------
@@ -97,6 +98,20 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
         If ``evaluation`` is another object.
     ValueError
         If an argument has another type or range, or the number of ``ax`` is not the number of sections.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import matplotlib.pyplot as plt
+    >>> import st_predict as stp
+    >>> sections = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2).sections
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sections["P1S1"], "ridge", panel=["GENE1", "GENE2", "GENE3"], out=out)
+    ...     stp.tl.predict(sections["P2S1"], result)
+    >>> axes = stp.pl.heatmap(stp.tl.evaluate(sections["P2S1"]), show=False)
+    >>> axes.shape  # sections
+    (1,)
+    >>> plt.close()
     """
     metrics, n_genes = check("metrics", metrics, Texts), check("n_genes", n_genes, Count)
     check("vmin", vmin, Number), check("vmax", vmax, Number)

@@ -122,7 +122,8 @@ def pca_map(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    Axes, ``(1, n_panels)``.
+    ndarray
+        Axes, ``(1, n_panels)``.
 
     Raises
     ------

@@ -109,7 +109,8 @@ def report(  # noqa: PLR0913 - all options are keywords
 
     Returns
     -------
-    Path of the file, or of ``index.html`` for a cohort.
+    Path
+        Path of the file, or of ``index.html`` for a cohort.
 
     Raises
     ------

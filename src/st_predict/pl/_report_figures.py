@@ -55,7 +55,8 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
 
     Returns
     -------
-    The figure, and a small one for an index.
+    tuple of str and str
+        The figure, and a small one for an index.
     """
     figure = plt.figure(figsize=(WIDTH, WIDTH * view.aspect + 0.5), layout="compressed")
     try:

@@ -105,7 +105,8 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    Axes, ``(n_genes,)``.
+    ndarray
+        Axes, ``(n_genes,)``.
 
     Raises
     ------
@@ -115,6 +116,20 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
         If ``sdata`` is not a SpatialData object.
     ValueError
         If no gene was measured, the prediction has no intervals to draw, or an argument has another type or range.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import matplotlib.pyplot as plt
+    >>> import st_predict as stp
+    >>> sdata = stp.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = stp.tl.train(sdata, "ridge", panel=["GENE1", "GENE2"], out=out)
+    ...     stp.tl.predict(sdata, result)
+    >>> axes = stp.pl.scatter(sdata, ["GENE1", "GENE2"], show=False)
+    >>> axes.shape  # genes
+    (2,)
+    >>> plt.close()
     """
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     table_key = named_table(sdata, table_key, bin_um)

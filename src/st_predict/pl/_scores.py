@@ -104,7 +104,8 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
 
     Returns
     -------
-    Axes, ``(n_sections,)``.
+    ndarray
+        Axes, ``(n_sections,)``.
 
     Raises
     ------

@@ -177,8 +177,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every
-    row), observed, predicted, and standard deviation, as far as they are drawn.
+    ndarray
+        Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every
+        row), observed, predicted, and standard deviation, as far as they are drawn.
 
     Raises
     ------

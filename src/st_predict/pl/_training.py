@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+    from st_predict.tl import TrainResult
+
 __all__ = ["training"]
 
 TRAINED, VALIDATED = "#0072b2", "#d55e00"
@@ -33,7 +35,7 @@ SCORES = {
 
 
 def training(
-    result: Any,
+    result: TrainResult | pd.DataFrame | PathLike[str] | str,
     *,
     score: str = "val_pearson",
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
@@ -70,7 +72,8 @@ def training(
 
     Returns
     -------
-    Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
+    ndarray
+        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
 
     Raises
     ------

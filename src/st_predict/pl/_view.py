@@ -141,7 +141,8 @@ def read_view(
 
     Returns
     -------
-    Pixels ``(height, width, 3)`` uint8, and the exact box that they cover: ``box`` extended to whole pixels.
+    tuple of ndarray and tuple
+        Pixels ``(height, width, 3)`` uint8, and the exact box that they cover: ``box`` extended to whole pixels.
     """
     side = max(box[2] - box[0], box[3] - box[1])
     level = max((i for i, d in enumerate(reader.downsamples) if side / d >= MAX_SIDE), default=0)

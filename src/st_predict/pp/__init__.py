@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict._stain import Stain
 from st_predict.pp._genes import select_panel
 from st_predict.pp._grid import make_grid
@@ -41,3 +42,5 @@ __all__ = [
     "to_log1p_10k",
     "to_target",
 ]
+
+__dir__ = show_only(__all__)

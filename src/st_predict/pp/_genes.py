@@ -102,8 +102,9 @@ def select_panel(  # noqa: PLR0913  # methods have different parameters, all key
 
     Returns
     -------
-    Genes of the panel: in alphabetical order for ``"m2ost"``, by falling mean for ``"mean"``, variability for ``"hvg"``
-    and autocorrelation for ``"spatial"``.
+    list of str
+        Genes of the panel: in alphabetical order for ``"m2ost"``, by falling mean for ``"mean"``, variability for
+        ``"hvg"`` and autocorrelation for ``"spatial"``.
 
     Raises
     ------

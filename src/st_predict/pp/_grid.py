@@ -83,11 +83,12 @@ def make_grid(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Nothing; adds to ``sdata``:
+    None
+        Adds to ``sdata``:
 
-    ``.shapes[key_added]`` : :class:`~geopandas.GeoDataFrame` of circles
-        In level-0 pixels, with all transformations of the image. The columns ``array_row`` and ``array_col`` are the
-        position on the lattice, which is centred on the image; the index is ``"{array_row}x{array_col}"``.
+        ``.shapes[key_added]`` : :class:`~geopandas.GeoDataFrame` of circles
+            In level-0 pixels, with all transformations of the image. The columns ``array_row`` and ``array_col`` are the
+            position on the lattice, which is centred on the image; the index is ``"{array_row}x{array_col}"``.
 
     Raises
     ------

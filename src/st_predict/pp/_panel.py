@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import pandas as pd
 
@@ -45,7 +45,8 @@ def read_panel(path: PathLike[str] | str) -> list[str]:
 
     Returns
     -------
-    Genes in the order of the file.
+    list of str
+        Genes in the order of the file.
 
     Raises
     ------
@@ -167,7 +168,7 @@ class PanelMatch:
             columns=tuple(self.columns[i] for i in kept),
         )
 
-    def take(self, counts: NDArray[Any] | csr_array) -> NDArray[np.float64]:
+    def take(self, counts: NDArray[np.generic] | csr_array) -> NDArray[np.float64]:
         """Return counts of the matched genes, summed over the columns of a gene.
 
         Parameters
@@ -177,7 +178,8 @@ class PanelMatch:
 
         Returns
         -------
-        ``(n_spots, n_matched)``.
+        ndarray
+            ``(n_spots, n_matched)``.
         """
         if counts.shape[1] != len(self.var_names):
             raise InvalidValueError(f"Expected counts of {len(self.var_names)} genes, got {counts.shape[1]}.")
@@ -234,7 +236,8 @@ def align_panel(
 
     Returns
     -------
-    Match of the panel; a summary is logged.
+    PanelMatch
+        Match of the panel; a summary is logged.
 
     Raises
     ------

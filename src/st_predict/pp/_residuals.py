@@ -45,7 +45,8 @@ def pearson_residuals(
 
     Returns
     -------
-    ``(n_spots, n_genes)``; 0 where ``mu`` is 0.
+    ndarray
+        ``(n_spots, n_genes)``; 0 where ``mu`` is 0.
 
     Examples
     --------

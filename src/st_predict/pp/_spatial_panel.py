@@ -79,7 +79,8 @@ def find_places(
 
     Returns
     -------
-    Rows ``(n_spots,)`` and positions ``(n_spots, 2)`` per section, by label.
+    dict of str to tuple
+        Rows ``(n_spots,)`` and positions ``(n_spots, 2)`` per section, by label.
 
     Raises
     ------
@@ -162,7 +163,8 @@ def rank_spatial(sections: Sequence[PlacedCounts], *, min_mean: float, fdr: floa
 
     Returns
     -------
-    Genes that pass in at least half of the sections, by falling autocorrelation, and the number of candidates.
+    tuple of list and int
+        Genes that pass in at least half of the sections, by falling autocorrelation, and the number of candidates.
     """
     kept = [_without_empty(section) for section in sections]
     candidates = _candidates(kept, min_mean)

@@ -60,7 +60,8 @@ def fit_stain(
 
     Returns
     -------
-    Stain, for the argument ``stain`` of :func:`st_predict.tl.train` and :func:`st_predict.tl.predict`.
+    Stain
+        Stain, for the argument ``stain`` of :func:`st_predict.tl.train` and :func:`st_predict.tl.predict`.
 
     Raises
     ------

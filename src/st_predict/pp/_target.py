@@ -126,8 +126,9 @@ def make_target(
 
     Returns
     -------
-    Targets, without spots off the tissue and without spots whose total over the genes of ``spec.over`` is zero,
-    whatever the transform. The numbers left out are logged.
+    Target
+        Targets, without spots off the tissue and without spots whose total over the genes of ``spec.over`` is zero,
+        whatever the transform. The numbers left out are logged.
 
     Raises
     ------
@@ -243,7 +244,8 @@ def to_target(
 
     Returns
     -------
-    ``(n_spots, n_genes)``.
+    ndarray
+        ``(n_spots, n_genes)``.
 
     Raises
     ------
@@ -412,7 +414,8 @@ def fit_target(counts: ArrayLike, totals: ArrayLike, spec: TargetSpec) -> Target
 
     Returns
     -------
-    Units with statistics; unchanged if none are needed.
+    TargetSpec
+        Units with statistics; unchanged if none are needed.
 
     Raises
     ------
@@ -454,7 +457,8 @@ def fit_limits(values: ArrayLike) -> tuple[tuple[float, ...], tuple[float, ...]]
 
     Returns
     -------
-    Minimum and maximum of each gene.
+    tuple of tuple and tuple
+        Minimum and maximum of each gene.
 
     Raises
     ------
@@ -485,8 +489,9 @@ def apply_limits(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
 
     Returns
     -------
-    ``(n_spots, n_genes)``: each gene's limits become 0 and 1; values beyond the limits are not clipped. Unchanged if
-    ``spec`` is not scaled.
+    ndarray
+        ``(n_spots, n_genes)``: each gene's limits become 0 and 1; values beyond the limits are not clipped. Unchanged
+        if ``spec`` is not scaled.
 
     Raises
     ------
@@ -526,7 +531,8 @@ def from_target(
 
     Returns
     -------
-    ``(n_spots, n_genes)``: counts, not rounded; for predictions these are expected counts.
+    ndarray
+        ``(n_spots, n_genes)``: counts, not rounded; for predictions these are expected counts.
 
     Raises
     ------
@@ -568,7 +574,9 @@ def to_log1p_10k(values: ArrayLike, spec: TargetSpec) -> NDArray[np.float32]:
 
     Returns
     -------
-    ``(n_spots, n_genes)``, like scanpy's ``normalize_total(target_sum=1e4)`` and ``log1p``; negative rates become 0.
+    ndarray
+        ``(n_spots, n_genes)``, like scanpy's ``normalize_total(target_sum=1e4)`` and ``log1p``; negative rates become
+        0.
 
     Raises
     ------

@@ -85,7 +85,8 @@ class Tissue(ShortRepr):
 
         Returns
         -------
-        ``(...)``; False outside the image.
+        ndarray
+            ``(...)``; False outside the image.
         """
         columns, rows = np.moveaxis(np.floor(xy / self.downsample).astype(np.int64), -1, 0)
         height, width = self.mask.shape
@@ -128,7 +129,8 @@ def find_tissue(
 
     Returns
     -------
-    Tissue mask, which may be empty.
+    Tissue
+        Tissue mask, which may be empty.
 
     Raises
     ------

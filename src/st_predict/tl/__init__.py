@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_predict._public import show_only
 from st_predict._sections import LeakageError
 from st_predict._training import TrainConfig
 from st_predict.tl._calibrate import Calibration, calibrate
@@ -24,3 +25,5 @@ __all__ = [
     "superresolve",
     "train",
 ]
+
+__dir__ = show_only(__all__)

@@ -106,7 +106,7 @@ class Calibration(ShortRepr):
     trained: frozenset[tuple[str, str]]
     group_key: str
     card: ModelCard
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     @property
     def n_spots(self) -> int:
@@ -128,16 +128,17 @@ class Calibration(ShortRepr):
 
         Returns
         -------
-        Nothing; adds to the table that holds the prediction:
+        None
+            Adds to the table that holds the prediction:
 
-        ``.obsm["{key}_lower"]``, ``.obsm["{key}_upper"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
-            Bounds in the units of the prediction, limited to the range of these units. NaN where the prediction is NaN.
-        ``.uns["st_predict"][key]["calibration"]``
-            JSON with ``coverage``, ``scaled``, and the calibration ``sections`` with their numbers of spots.
+            ``.obsm["{key}_lower"]``, ``.obsm["{key}_upper"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
+                Bounds in the units of the prediction, limited to the range of these units. NaN where the prediction is NaN.
+            ``.uns["st_predict"][key]["calibration"]``
+                JSON with ``coverage``, ``scaled``, and the calibration ``sections`` with their numbers of spots.
 
-        Columns are the ``genes`` of ``.uns["st_predict"][key]``, as in the prediction;
-        :func:`st_predict.get.prediction` gives the bounds as layers, with the gene names. A prediction in a linked
-        table gets layers ``"lower"`` and ``"upper"`` instead.
+            Columns are the ``genes`` of ``.uns["st_predict"][key]``, as in the prediction;
+            :func:`st_predict.get.prediction` gives the bounds as layers, with the gene names. A prediction in a linked
+            table gets layers ``"lower"`` and ``"upper"`` instead.
 
         Raises
         ------
@@ -210,10 +211,11 @@ class Calibration(ShortRepr):
 
         Returns
         -------
-        One row per section and gene: ``section``, ``patient``, ``shared`` (overlap with the calibration: ``"section"``
-        if other spots of the section were calibrated on, else ``"patient"`` or ``"none"``), ``gene``, ``n_spots``,
-        ``coverage`` (share of the values inside their interval) and ``width`` (mean width, in the units of the
-        prediction); both are NaN for a gene without intervals.
+        DataFrame
+            One row per section and gene: ``section``, ``patient``, ``shared`` (overlap with the calibration:
+            ``"section"`` if other spots of the section were calibrated on, else ``"patient"`` or ``"none"``), ``gene``,
+            ``n_spots``, ``coverage`` (share of the values inside their interval) and ``width`` (mean width, in the
+            units of the prediction); both are NaN for a gene without intervals.
 
         Raises
         ------
@@ -434,8 +436,9 @@ def calibrate(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    The calibration: ``apply`` adds intervals to a prediction, ``report`` measures their coverage on other spots,
-    ``save`` and ``load`` store it.
+    Calibration
+        The calibration: ``apply`` adds intervals to a prediction, ``report`` measures their coverage on other spots,
+        ``save`` and ``load`` store it.
 
     Raises
     ------

@@ -127,15 +127,16 @@ def embed(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Nothing; adds to ``sdata.tables[table_key]``:
+    None
+        Adds to ``sdata.tables[table_key]``:
 
-    ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_features)``, float32
-        Features. NaN for spots whose centre is outside the image.
-    ``.uns["st_predict"][key_added]``
-        Encoder with the SHA-256 of its weights, its input, version, device and precision, and the mpp of each section
-        with its source.
+        ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_features)``, float32
+            Features. NaN for spots whose centre is outside the image.
+        ``.uns["st_predict"][key_added]``
+            Encoder with the SHA-256 of its weights, its input, version, device and precision, and the mpp of each section
+            with its source.
 
-    A slide without a table gets a linked table ``sdata.tables[key_added]`` whose ``.X`` are the features.
+        A slide without a table gets a linked table ``sdata.tables[key_added]`` whose ``.X`` are the features.
 
     Raises
     ------

@@ -135,7 +135,7 @@ class Ensemble:
         cls,
         models: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained],
         *,
-        hparams: Mapping[str, Any] | None = None,
+        hparams: Mapping[str, object] | None = None,
         trust: bool = False,
         draws: Draws | None = None,
         symmetries: int | None = None,
@@ -251,8 +251,9 @@ class Ensemble:
 
         Returns
         -------
-        Mean and, with several predictions per spot, their standard deviation: ``(n_spots, n_genes)``, NaN for spots
-        outside the image and for ``left_out``.
+        tuple of ndarray and ndarray or None
+            Mean and, with several predictions per spot, their standard deviation: ``(n_spots, n_genes)``, NaN for spots
+            outside the image and for ``left_out``.
         """
         outside, moments = section.outside, Moments()
         for member in self.members:

@@ -147,12 +147,14 @@ def evaluate(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Scores of ``key`` and of each baseline. Also adds to each table:
+    Evaluation
+        Scores of ``key`` and of each baseline. Also adds to each table:
 
-    ``.var["{key}_partial"]`` and the same with ``_residual``, ``_pearson`` and ``_spearman`` : float64
-        Per-gene scores within the section, NaN where undefined (the mean, if the table has several sections).
+        ``.var["{key}_partial"]`` and the same with ``_residual``, ``_pearson`` and ``_spearman`` : float64
+            Per-gene scores within the section, NaN where undefined (the mean, if the table has several sections).
 
-    Spots without a prediction or without counts, and context spots (``context`` of :func:`predict`), are never scored.
+        Spots without a prediction or without counts, and context spots (``context`` of :func:`predict`), are never
+        scored.
 
     Raises
     ------

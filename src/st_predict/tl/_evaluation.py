@@ -124,7 +124,8 @@ class Evaluation:
 
         Returns
         -------
-        One entry for other patients and one for other sections of training patients, as far as there are any.
+        tuple of Reliability
+            One entry for other patients and one for other sections of training patients, as far as there are any.
 
         Raises
         ------

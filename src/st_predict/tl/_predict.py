@@ -54,7 +54,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
     ignore_case: bool = False,
     id_column: str | None = None,
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
-    hparams: Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
     trust: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -109,7 +109,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
         Random seed for sampling. Dropout samples also depend on ``batch_size``; all samples depend on row order.
     context
         Boolean column of ``.obs`` that selects the context spots, whose counts the network may read to predict the
-        others (only models with :attr:`st_predict.models.ModelSpec.reads_context`). :func:`evaluate` leaves these spots
+        others (only models with ``reads_context`` in :class:`st_predict.models.ModelSpec`). :func:`evaluate` leaves these spots
         out. Panel genes that the table lacks count as 0.
     layer
         Layer with the raw counts of the context spots; by default ``.X``.
@@ -125,7 +125,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
         Table of previous symbols and Ensembl identifiers of context genes, in the format of HGNC's complete set; see
         :func:`st_predict.pp.align_panel`.
     hparams
-        Hyper-parameters to change, from :attr:`st_predict.models.ModelSpec.at_prediction`, on which weights do
+        Hyper-parameters to change, from ``at_prediction`` of :class:`st_predict.models.ModelSpec`, on which weights do
         not depend: ``mode`` and ``k`` of BLEEP.
     trust
         Whether to accept every encoder and file that the checkpoint's card names. By default only encoders of
@@ -150,23 +150,24 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Nothing; adds to ``sdata.tables[table_key]``:
+    None
+        Adds to ``sdata.tables[table_key]``:
 
-    ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
-        Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
-        centre is outside the image and, with ``cut_tissue="nan"``, for spots whose field of view is cut.
-    ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
-        With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. Not yet an
-        error; :func:`calibrate` turns it into prediction intervals.
-    ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
-        Predicted expression again, if the panel covers every gene of the table and the layer takes at most 1 GiB.
-    ``.uns["st_predict"][key_added]``
-        ``genes`` in column order, the model's card, version, device and precision, warnings, and the mpp of each
-        section with its source.
+        ``.obsm[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
+            Predicted expression in the units of the model's :class:`~st_predict.specs.TargetSpec`. NaN for spots whose
+            centre is outside the image and, with ``cut_tissue="nan"``, for spots whose field of view is cut.
+        ``.obsm[key_added + "_std"]`` : :class:`~numpy.ndarray`, ``(n_obs, n_genes)``, float32
+            With ``n_samples`` or several checkpoints: standard deviation of the samples, over all checkpoints. Not yet an
+            error; :func:`calibrate` turns it into prediction intervals.
+        ``.layers[key_added]`` : :class:`~numpy.ndarray`, ``(n_obs, n_vars)``, float32
+            Predicted expression again, if the panel covers every gene of the table and the layer takes at most 1 GiB.
+        ``.uns["st_predict"][key_added]``
+            ``genes`` in column order, the model's card, version, device and precision, warnings, and the mpp of each
+            section with its source.
 
-    A slide without a table gets a linked table ``sdata.tables[key_added]`` instead, with the standard deviation as
-    ``.layers["std"]``. :func:`st_predict.get.prediction` reads either as AnnData, :func:`st_predict.get.frame` as a
-    DataFrame, both with the gene names.
+        A slide without a table gets a linked table ``sdata.tables[key_added]`` instead, with the standard deviation as
+        ``.layers["std"]``. :func:`st_predict.get.prediction` reads either as AnnData, :func:`st_predict.get.frame` as a
+        DataFrame, both with the gene names.
 
     Raises
     ------

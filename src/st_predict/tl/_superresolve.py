@@ -58,7 +58,7 @@ def superresolve(  # noqa: PLR0913  # every argument is a keyword
     tissue_only: bool = True,
     out: PathLike[str] | str | None = None,
     key_added: str | None = None,
-    hparams: Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
     trust: bool = False,
     batch_size: int | None = None,
     device: str = "auto",
@@ -111,19 +111,20 @@ def superresolve(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Nothing; adds to ``sdata``:
+    None
+        Adds to ``sdata``:
 
-    ``.tables[key_added]`` : :class:`~anndata.AnnData`, ``(n_cells, n_genes)``, float32
-        One row per cell, in the encoder's order of tiles. ``.obs["array_row"]`` and ``.obs["array_col"]`` are the
-        position on the lattice of cells, counted from the corner of the image; :func:`spatialdata.rasterize_bins` turns
-        a gene into an image with them. ``.obsm["spatial"]`` has centres in level-0 pixels, ``.uns["st_predict"]`` the
-        record of the prediction.
-    ``.shapes[f"{key_added}_grid"]`` : :class:`~geopandas.GeoDataFrame` of circles
-        Cells that the rows annotate, in level-0 pixels and with all transformations of the image. The diameter is the
-        cell size.
+        ``.tables[key_added]`` : :class:`~anndata.AnnData`, ``(n_cells, n_genes)``, float32
+            One row per cell, in the encoder's order of tiles. ``.obs["array_row"]`` and ``.obs["array_col"]`` are the
+            position on the lattice of cells, counted from the corner of the image; :func:`spatialdata.rasterize_bins` turns
+            a gene into an image with them. ``.obsm["spatial"]`` has centres in level-0 pixels, ``.uns["st_predict"]`` the
+            record of the prediction.
+        ``.shapes[f"{key_added}_grid"]`` : :class:`~geopandas.GeoDataFrame` of circles
+            Cells that the rows annotate, in level-0 pixels and with all transformations of the image. The diameter is the
+            cell size.
 
-    Both replace the result of an earlier call with the same name. :func:`st_predict.get.prediction` and
-    :func:`st_predict.pl.spatial` take ``key_added``.
+        Both replace the result of an earlier call with the same name. :func:`st_predict.get.prediction` and
+        :func:`st_predict.pl.spatial` take ``key_added``.
 
     Raises
     ------

@@ -122,12 +122,12 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     min_counts: int | None = None,
     tissue_only: bool = True,
     stain: Stain | Method | None = None,
-    hparams: Mapping[str, Any] | None = None,
-    config: TrainConfig | Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
+    config: TrainConfig | Mapping[str, object] | None = None,
     unlabelled: Sections | None = None,
     rounds: int = 5,
     resume: bool = False,
-    card: Mapping[str, Any] | None = None,
+    card: Mapping[str, object] | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a network to predict gene expression of spots from the H&E image around them.
@@ -219,8 +219,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    Path of the best checkpoint, history and card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
-    ``checkpoints/`` to resume an interrupted run.
+    TrainResult
+        Path of the best checkpoint, history and card. In ``out``: ``{model}.safetensors``, ``history.csv``, and
+        ``checkpoints/`` to resume an interrupted run.
 
     Raises
     ------
@@ -321,7 +322,7 @@ class _Data:
         return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": self.rounds}
 
 
-def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None, spec: ModelSpec) -> TrainConfig:
+def _configure(setting: Preset, changes: TrainConfig | Mapping[str, object] | None, spec: ModelSpec) -> TrainConfig:
     """Return the configuration; refuse settings that the model or the machine cannot use."""
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
@@ -367,9 +368,9 @@ def _write_card(
     setting: Preset,
     genes: tuple[str, ...],
     *,
-    hparams: Mapping[str, Any] | None,
+    hparams: Mapping[str, object] | None,
     mpp: float | None,
-    extra: Mapping[str, Any] | None,
+    extra: Mapping[str, object] | None,
     stain: Stain | None,
 ) -> ModelCard:
     """Return the card of the network to train; facts about the sections are added later."""
@@ -415,7 +416,7 @@ _NOTED = (
 """Entries of ``ModelCard.training`` that training sets and leakage checks read."""
 
 
-def _further_fields(extra: Mapping[str, Any] | None, stain: Stain | None) -> dict[str, Any]:
+def _further_fields(extra: Mapping[str, object] | None, stain: Stain | None) -> dict[str, Any]:
     fields = check_card_fields({} if extra is None else extra)
     if taken := sorted(set(fields.get("training", ())) & set(_NOTED)):
         raise InvalidValueError(
@@ -545,7 +546,13 @@ def _keeping_filters() -> Iterator[None]:
 
 @_keeping_filters()
 def _fit(
-    card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
+    card: ModelCard,
+    data: _Data,
+    out: PathLike[str] | str,
+    *,
+    config: TrainConfig,
+    resume: bool,
+    how: Mapping[str, object],
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
     _check_buildable(card, config)
