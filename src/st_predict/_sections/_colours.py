@@ -49,7 +49,7 @@ def describe_colours(sections: Sequence[Observed], card: ModelCard, store: CropS
     if get_spec(card.model).reads(card.hparams).kind == "nothing":
         return None
     crops = store.crops or _cut(sections, card.crop)
-    return colours_of(crops, mpp=card.crop.mpp)
+    return colours_of(crops, mpp=card.crop.mpp, level_mask=store.level_mask)
 
 
 def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8], ...]:
@@ -62,7 +62,7 @@ def _cut(sections: Sequence[Observed], crop: CropSpec) -> tuple[NDArray[np.uint8
 def sample_crops(
     section: Section, rows: NDArray[np.int64], crop: CropSpec, generator: np.random.Generator | None = None
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Read crops of randomly drawn spots, one array ``(n, 3, size, size)`` per level.
+    """Read crops of randomly drawn spots, one array ``(n, 3, size, size)`` per level that the image has.
 
     Parameters
     ----------
@@ -77,5 +77,8 @@ def sample_crops(
     """
     n_crops = min(_PER_SECTION, max(1, _PIXELS // sum(level.size**2 for level in crop.levels)))
     drawn = rows[np.sort((generator or np.random.default_rng(0)).permutation(len(rows))[:n_crops])]
-    (batch,) = iter_batches(section.reader, section.plan(crop, drawn), batch_size=None, pad_value=crop.pad_value)
-    return tuple(level.contiguous().numpy() for level in batch.crops)
+    plan = section.plan(crop, drawn)
+    (batch,) = iter_batches(section.reader, plan, batch_size=None, pad_value=crop.pad_value)
+    return tuple(
+        pixels.contiguous().numpy() for pixels, level in zip(batch.crops, plan, strict=True) if not level.missing
+    )

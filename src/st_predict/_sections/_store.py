@@ -58,9 +58,12 @@ def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> 
         np.lib.format.open_memmap(folder / f"level{i}.npy", mode="w+", dtype=np.uint8, shape=shape)
         for i, shape in enumerate(shapes)
     )
+    present = []
     for start, section in zip(np.cumsum([0, *lengths[:-1]]), sections, strict=True):
-        _cut_section(section, crop, out=tuple(array[start : start + len(section.rows)] for array in crops))
-    return _store(sections, crops=crops)
+        out = tuple(array[start : start + len(section.rows)] for array in crops)
+        present.append(_cut_section(section, crop, out=out))
+    mask = np.repeat(present, lengths, axis=0)
+    return _store(sections, crops=crops, level_mask=None if mask.all() else mask)
 
 
 def keep_features(sections: Sequence[Observed], features: Sequence[NDArray[np.float32]]) -> CropStore:
@@ -78,11 +81,13 @@ def _store(
     *,
     crops: tuple[NDArray[np.uint8], ...] = (),
     features: NDArray[np.float32] | None = None,
+    level_mask: NDArray[np.bool_] | None = None,
 ) -> CropStore:
     """Add targets, counts and positions of the spots."""
     return CropStore(
         crops=crops,
         features=features,
+        level_mask=level_mask,
         target=np.concatenate([s.target for s in sections]),
         section=np.repeat(np.arange(len(sections)), [len(s.rows) for s in sections]),
         grid=_join(sections, [s.section.spots.grid for s in sections]),
@@ -102,11 +107,12 @@ def _join(sections: Sequence[Observed], places: Sequence[NDArray[Any] | None]) -
     return np.concatenate(known) if len(known) == len(sections) else None
 
 
-def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> None:
-    """Cut the crops of the spots with a target; other crops are not read."""
+def _cut_section(observed: Observed, crop: CropSpec, *, out: tuple[NDArray[np.uint8], ...]) -> list[bool]:
+    """Cut the crops of the spots with a target; other crops are not read. Return which levels the image has."""
     section = observed.section
     plan = section.plan(crop, observed.rows)
     batches = iter_batches(section.reader, plan, pad_value=crop.pad_value)
     for batch in track(batches, "Reading crops", len(observed.rows), unit="spot", size=len):
         for array, crops in zip(out, batch.crops, strict=True):
             array[batch.index.numpy()] = crops.numpy()
+    return [not level.missing for level in plan]

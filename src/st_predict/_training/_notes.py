@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_predict._training._scores import best_row, monitored
-from st_predict._training._store import measure_colours
+from st_predict._training._store import draw_rows, measure_colours
 from st_predict._version import __version__
 from st_predict.models import get_spec
 
@@ -75,7 +75,9 @@ def _sources(card: ModelCard, encoder: Encoder | None) -> dict[str, Any]:
     return found
 
 
-def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict[str, Any]:
+def colours_of(
+    crops: Sequence[NDArray[np.uint8]], *, mpp: float | None, level_mask: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
     """Return colour statistics of up to 256 random crops.
 
     Parameters
@@ -84,6 +86,8 @@ def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict
         One array ``(n_spots, 3, size, size)`` per level.
     mpp
         Micrometres per pixel of the finest level.
+    level_mask
+        Whether the image of a spot has a level, ``(n_spots, n_levels)``; ``None`` if all have all levels.
 
     Returns
     -------
@@ -91,10 +95,10 @@ def colours_of(crops: Sequence[NDArray[np.uint8]], *, mpp: float | None) -> dict
         ``mean`` and ``sd`` of red, green and blue from 0 to 1, over all levels; ``stain``, mean optical density of
         haematoxylin and eosin; ``n_crops``; ``mpp``.
     """
-    rows = np.sort(np.random.default_rng(0).permutation(len(crops[0]))[:_OF_ALL])
-    measured = describe_pixels(tuple(level[rows] for level in crops))
+    rows = draw_rows(crops, level_mask, n_most=_OF_ALL)
+    measured = describe_pixels(tuple(level[drawn] for level, drawn in zip(crops, rows, strict=True)))
     rounded = {name: [round(value, _DIGITS) for value in values.tolist()] for name, values in measured.items()}
-    return {**rounded, "n_crops": len(rows), "mpp": mpp}
+    return {**rounded, "n_crops": max(map(len, rows)), "mpp": mpp}
 
 
 def describe_pixels(crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float64]]:
@@ -105,7 +109,7 @@ def describe_pixels(crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.
     crops
         One array ``(n, 3, size, size)`` per level.
     """
-    colours = measure_colours(crops, np.arange(len(crops[0])))
+    colours = measure_colours(crops, [np.arange(len(level)) for level in crops])
     return {"mean": np.array(colours.mean), "sd": np.array(colours.std), "stain": _measure_stain(crops)}
 
 

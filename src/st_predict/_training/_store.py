@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CropStore", "Store", "held_by", "measure_colours"]
+__all__ = ["CropStore", "Store", "draw_rows", "held_by", "measure_colours"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ class CropStore:
         n_features)``, NaN where a spot covers fewer cells than others.
     counts
         Raw counts of the panel, ``(n_spots, n_genes)`` float32, for models whose loss reads them.
+    level_mask
+        Whether the image of a spot has a level, ``(n_spots, n_levels)`` bool; ``None`` if all have all levels.
     held
         Copy of all arrays on a device (:meth:`to`), from which batches are taken.
     """
@@ -107,6 +109,7 @@ class CropStore:
     xy_um: NDArray[np.float32] | None
     features: NDArray[np.float32] | None = None
     counts: NDArray[np.float32] | None = None
+    level_mask: NDArray[np.bool_] | None = None
     held: Batch | None = None
 
     def __len__(self) -> int:
@@ -138,6 +141,7 @@ class CropStore:
             xy_um=None if self.xy_um is None else self.xy_um[rows],
             features=None if self.features is None else self.features[rows],
             counts=None if self.counts is None else self.counts[rows],
+            level_mask=None if self.level_mask is None else self.level_mask[rows],
         )
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
@@ -152,23 +156,32 @@ class CropStore:
         )
 
     def measure_pixels(self) -> PixelSpec:
-        """Return mean and standard deviation of each colour over all levels of up to 1024 random crops."""
-        return measure_colours(self.crops, np.sort(np.random.default_rng(0).permutation(len(self))[:_MEASURED]))
+        """Return mean and standard deviation of each colour over up to 1024 random crops of each level."""
+        return measure_colours(self.crops, draw_rows(self.crops, self.level_mask, n_most=_MEASURED))
 
 
-def measure_colours(crops: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64]) -> PixelSpec:
-    """Return mean and standard deviation of each colour, from 0 to 1, over all levels of selected crops.
+def draw_rows(
+    crops: Sequence[NDArray[np.uint8]], level_mask: NDArray[np.bool_] | None, *, n_most: int
+) -> list[NDArray[np.int64]]:
+    """Return the rows of up to ``n_most`` random crops of each level, of images that have it."""
+    masks = [np.ones(len(level), dtype=bool) for level in crops] if level_mask is None else level_mask.T
+    present = [np.flatnonzero(mask) for mask in masks]
+    return [rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:n_most])] for rows in present]
+
+
+def measure_colours(crops: Sequence[NDArray[np.uint8]], rows: Sequence[NDArray[np.int64]]) -> PixelSpec:
+    """Return mean and standard deviation of each colour, from 0 to 1, over selected crops.
 
     Parameters
     ----------
     crops
         One array ``(n_spots, 3, size, size)`` per level.
     rows
-        Rows of the crops to measure.
+        Rows of the crops to measure, one array per level.
     """
     sums, squares, n = np.zeros(3), np.zeros(3), 0
-    for level in crops:
-        for row in rows:
+    for level, drawn in zip(crops, rows, strict=True):
+        for row in drawn:
             pixels = level[row].reshape(3, -1) / 255
             sums, squares, n = sums + pixels.sum(1), squares + (pixels**2).sum(1), n + pixels.shape[1]
     mean = sums / n

@@ -208,6 +208,8 @@ class ModelSpec:
         training.
     reads_context
         Whether prediction can read the counts of context spots.
+    masks_levels
+        Whether the network does without levels that are masked in :attr:`st_predict.crops.Batch.level_mask`.
     symmetries
         Number of crop symmetries averaged at prediction time (1 or 8).
     closed_form
@@ -267,6 +269,7 @@ class ModelSpec:
     scope: Literal["spot", "section"] = "spot"
     needs: tuple[Literal["grid", "xy_um", "counts"], ...] = ()
     reads_context: bool = False
+    masks_levels: bool = False
     symmetries: Literal[1, 8] = 1
     closed_form: bool = False
     at_prediction: tuple[str, ...] = ()

@@ -399,6 +399,7 @@ SPEC = ModelSpec(
     crop_of=lambda **hparams: M2OSTConfig(**hparams).crop,
     pixels_of=pixels_of,
     extension_of=extension_of,
+    masks_levels=True,
     of_card={"tokens": Tokens | None},
     hparams={"dim": 192, "depth": 4, "heads": 3, "head_dim": 64, "mlp_dim": 128, "levels": [0, 1, 2], "size": 224},
     tiny={"dim": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp_dim": 16, "size": 64},
