@@ -80,7 +80,7 @@ def _page(spec: ModelSpec, row: pd.Series) -> str:
 - Pixels of the finest level: {mpp}; outside the image: grey value {spec.crop.pad_value}.
 - Pixel values: `(x / 255 - mean) / std` with mean {spec.pixels.mean} and std {spec.pixels.std}.
 - Output: `{spec.target.units}`.
-- Reads {spec.reads(spec.hparams).kind}, of {spots} at a time{symmetries}.
+- Reads {spec.reads(spec.hparams).inputs}, of {spots} at a time{symmetries}.
 - Hyper-parameters: {_values(spec.hparams) or "none"}.
 - `preset="recommended"`: {_differences(spec.recommended, RECOMMENDED) or "no setting of its own"}.
 - `preset="original"`: {_differences(spec.original, Preset()) or 'the same as `"paper"`'}. {spec.original.notes}
