@@ -51,6 +51,11 @@ def load_histology_resnet18(weights: PathLike[str] | str, *, sha256: str | None 
     sha256
         Expected SHA-256 of the file; by default any.
 
+    Returns
+    -------
+    Encoder
+        Encoder with these weights.
+
     Raises
     ------
     FileNotFoundError
