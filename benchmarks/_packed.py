@@ -236,7 +236,7 @@ def feature_key(card: ModelCard) -> str:
     """Name of the features that the network of a card reads, by encoder and crop."""
     reads = get_spec(card.model).reads(card.hparams)
     assert reads.describe_encoder is not None  # only asked for models that read features
-    text = f"{reads.describe_encoder()}{card.crop}{reads.radius_um}"
+    text = f"{reads.describe_encoder()}{card.crop}{reads.radius_um}{reads.tiles or ''}"
     return f"features/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -332,14 +332,14 @@ class Pack:
         counts: NDArray[np.float32] | None,
     ) -> CropStore:
         spec = get_spec(card.model)
-        kind = spec.reads(card.hparams).kind
+        reads = spec.reads(card.hparams)
         parts = list(zip(names, rows, strict=True))
         crops: tuple[NDArray[np.uint8], ...] = ()
         features = None
-        if kind == "crops":
+        if reads.kind == "crops":
             levels = zip(*([level[r] for level in self._crops(n, card.crop)] for n, r in parts), strict=True)
             crops = tuple(np.concatenate(level) for level in levels)
-        elif kind != "nothing":
+        if reads.load_encoder is not None:
             features = joined([self.arrays[n][feature_key(card)][r] for n, r in parts])
         xy_um = [self.arrays[n]["xy"][r] * (self.about[n]["mpp"] or np.nan) for n, r in parts]
         return CropStore(

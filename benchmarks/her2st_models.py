@@ -122,11 +122,14 @@ def fill(page: str, figures: dict[str, Any]) -> str:
     sizes = stp.models.table()["params"]
     lines = [head, ["---"] * len(head)]
     rows = {row["variant"]: row for row in figures["rows"]}
-    for name in sorted(rows.keys() - BASELINES - {"patient_mean", "mean"}) + list(BASELINES):
+    shown = {*rows, *stp.models.list_models()} - {*BASELINES, "patient_mean", "mean"}
+    for name in sorted(shown) + list(BASELINES):
         size = sizes.get(name)
-        cells = [f"{rows[name][f'{section} {score}']:.3f}" for section in sections for score in SCORES]
-        shown = BASELINES.get(name, f"`{name}`")
-        lines.append([shown, "" if size is None or size is pd.NA else f"{size / 1e6:.1f}", *cells])
+        scores = [f"{section} {score}" for section in sections for score in SCORES]
+        cells = [f"{rows[name][score]:.3f}" if name in rows else "not run" for score in scores]
+        lines.append(
+            [BASELINES.get(name, f"`{name}`"), "" if size is None or size is pd.NA else f"{size / 1e6:.1f}", *cells]
+        )
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines).replace(" nan ", " undefined ")
     pattern = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", page)

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from st_predict.crops import Batch
     from st_predict.models import ModelSpec
 
-SIZES = {"stflow": [5_000, 50_000], "stpath": [5_000, 20_000], "histogene": [1_000, 5_000], "hist2st": [1_000, 5_000]}
-QUICK = {"stflow": [30, 60], "hist2st": [9, 16]}
+SIZES = {
+    "stflow": [5_000, 50_000],
+    "stpath": [5_000, 20_000],
+    "histogene": [1_000, 5_000],
+    "hist2st": [1_000, 5_000],
+    "triplex": [1_000, 5_000],
+}
+QUICK = {"stflow": [30, 60], "hist2st": [9, 16], "triplex": [9, 16]}
 N_GENES = 250
 GOALS = {("stflow", 50_000): Goal(figure="peak MiB", at_most=4096)}
 # a lattice of 5,000 spots has more rows than 64; UNI has 1024 features
@@ -84,15 +90,16 @@ def make_batch(spec: ModelSpec, hparams: dict[str, Any], n: int) -> Batch:
     import torch
 
     from st_predict.crops import Batch
-    from st_predict.encoders import get_encoder
+    from st_predict.encoders import count_features
 
     generator = torch.Generator().manual_seed(0)
     side = int(n**0.5) + 1
     grid = torch.stack([torch.arange(n) // side, torch.arange(n) % side], dim=1)
-    features, crops = None, ()
-    if spec.reads(spec.hparams).kind == "features":
-        features = torch.randn(n, get_encoder(hparams["encoder"]).n_features, generator=generator)
-    else:
+    features, crops, reads = None, (), spec.reads(hparams)
+    if reads.describe_encoder is not None:
+        n_tiles = (reads.tiles**2,) if reads.tiles else ()
+        features = torch.randn(n, *n_tiles, count_features(reads.describe_encoder()), generator=generator)
+    if reads.kind == "crops":
         shapes = [(n, 3, level.size, level.size) for level in spec.crop_for(hparams).levels]
         crops = tuple(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes)
     xy_um = 100 * grid + 10 * torch.rand(n, 2, generator=generator)

@@ -80,7 +80,7 @@ def _facts(spec: ModelSpec, row: pd.Series) -> str:
     mpp = "the image's own" if spec.crop.mpp is None else f"{spec.crop.mpp:g} um"
     facts = {
         "family": spec.family,
-        "input": f"{spec.reads(spec.hparams).kind}, {_SCOPES[spec.scope]}{symmetries}",
+        "input": f"{spec.reads(spec.hparams).inputs}, {_SCOPES[spec.scope]}{symmetries}",
         "output": f"`{spec.target.units}`",
         "parameters": "closed form" if spec.closed_form else _params(row),
         "GMAC per spot": "-" if spec.closed_form else _gmacs(row),

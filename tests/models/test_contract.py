@@ -70,17 +70,22 @@ def batch(card) -> Batch:
 
 def make_batch(card: ModelCard, n: int) -> Batch:
     rng = np.random.default_rng(0)
-    features = None
-    if get_spec(card.model).reads(card.hparams).kind == "features":
+    features, reads = None, get_spec(card.model).reads(card.hparams)
+    if reads.tiles:
+        features = torch.from_numpy(
+            rng.normal(size=(n, reads.tiles**2, reads.describe_encoder().n_features)).astype(np.float32)
+        )
+        features[n // 2 :, : reads.tiles] = torch.nan  # the upper row of some spots leaves the image
+    elif reads.kind == "features":
         n_features = get_encoder(card.hparams["encoder"]).n_features
         features = torch.from_numpy(rng.normal(size=(n, n_features)).astype(np.float32))
-    elif get_spec(card.model).reads(card.hparams).kind == "cells":
+    elif reads.kind == "cells":
         n_features = get_cell_encoder(card.hparams["encoder"], cell=card.hparams.get("cell")).n_features
         features = torch.from_numpy(rng.normal(size=(n, 5, n_features)).astype(np.float32))
         features[n // 2 :, 3:] = torch.nan  # some spots cover fewer cells
     crops = tuple(
         torch.from_numpy(rng.integers(0, 256, (n, 3, level.size, level.size), dtype=np.uint8))
-        for level in (card.crop.levels if features is None else ())
+        for level in (card.crop.levels if reads.kind in {"crops", "nothing"} else ())
     )
     grid = torch.stack([torch.arange(n) // 3, torch.arange(n) % 3], dim=1)
     target = torch.from_numpy(rng.gamma(2, 1, (n, len(GENES))).astype(np.float32))

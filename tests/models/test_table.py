@@ -78,7 +78,7 @@ def test_what_is_not_known_is_missing(models: pd.DataFrame) -> None:
 
 def test_every_model_has_a_row_that_says_what_its_spec_says(models: pd.DataFrame) -> None:
     assert models.index.tolist() == list_models()
-    assert models["inputs"].tolist() == [get_spec(name).reads(get_spec(name).hparams).kind for name in list_models()]
+    assert models["inputs"].tolist() == [get_spec(name).reads(get_spec(name).hparams).inputs for name in list_models()]
     assert (
         dict(models["inputs"]).items()
         >= {"m2ost": "crops", "ridge": "features", "istar": "cells", "mean": "nothing"}.items()

@@ -43,6 +43,7 @@ from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_sdata
 from st_predict._sections._slides import open_slides
+from st_predict._sections._smooth import smoothed
 from st_predict._sections._split import LeakageError, split_patients
 from st_predict._sections._stained import mean_stain, stain_of, stained
 from st_predict._sections._store import store_of
@@ -100,6 +101,7 @@ __all__ = [
     "split_patients",
     "stain_of",
     "stained",
+    "smoothed",
     "store_of",
     "taught",
     "teacher_of",

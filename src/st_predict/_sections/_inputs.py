@@ -1,13 +1,15 @@
-"""Network inputs of a section: crops, or features of crops."""
+"""Network inputs of a section: crops, features of crops, or both."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from st_predict._sections._cells import spot_cells
 from st_predict._sections._features import section_features
+from st_predict._sections._tiles import tile_features
 from st_predict.crops import Batch
 from st_predict.encoders import CellEncoder
 from st_predict.models import get_spec
@@ -44,14 +46,14 @@ def inputs_of(
 
     Crops of spots outside the image or off the tissue are not read; their features are NaN.
     """
-    if encoder is not None:
-        features = features_of(section, card, encoder, compute=compute)
+    features = None if encoder is None else features_of(section, card, encoder, compute=compute)
+    if get_spec(card.model).reads(card.hparams).kind != "crops":
         yield from _split(section, batch_size, features)
-    elif get_spec(card.model).reads(card.hparams).kind == "nothing":
-        yield from _split(section, batch_size)
-    else:
-        device = compute.place if compute.place.type == "cuda" else None
-        yield from map(section.place, section.batches(card.crop, batch_size=batch_size, device=device))
+        return
+    device = compute.place if compute.place.type == "cuda" else None
+    for batch in section.batches(card.crop, batch_size=batch_size, device=device):
+        values = None if features is None else torch.from_numpy(features[batch.index.numpy()])
+        yield section.place(replace(batch, features=values))
 
 
 def _split(section: Section, batch_size: int | None, features: NDArray[np.float32] | None = None) -> Iterator[Batch]:
@@ -64,8 +66,10 @@ def _split(section: Section, batch_size: int | None, features: NDArray[np.float3
 
 
 def features_of(section: Section, card: ModelCard, encoder: Encoder, *, compute: Compute) -> NDArray[np.float32]:
-    """Return features per spot, ``(n_spots, n_features)``, or per cell, ``(n_spots, n_cells, n_features)``."""
+    """Return features per spot, ``(n_spots, n_features)``, or per cell or tile, ``(n_spots, n, n_features)``."""
+    reads = get_spec(card.model).reads(card.hparams)
     if isinstance(encoder, CellEncoder):
-        radius_um = get_spec(card.model).reads(card.hparams).radius_um
-        return spot_cells(section, encoder, crop=card.crop, radius_um=radius_um, compute=compute)
+        return spot_cells(section, encoder, crop=card.crop, radius_um=reads.radius_um, compute=compute)
+    if reads.tiles:
+        return tile_features(section, encoder, crop=card.crop, n=reads.tiles, compute=compute)
     return section_features(section, encoder, crop=card.crop, compute=compute)

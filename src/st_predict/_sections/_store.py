@@ -1,7 +1,8 @@
-"""Training stores: crops of measured sections, or features of their spots."""
+"""Training stores: crops of measured sections, features of their spots, or both."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,15 +38,23 @@ def store_of(
     folder: Path,
     compute: Compute,
 ) -> CropStore:
-    """Collect the training inputs: crops of measured sections in ``folder``, or features by ``encoder``."""
-    if encoder is None:
-        nothing = get_spec(card.model).reads(card.hparams).kind == "nothing"
-        return keep_targets(observed) if nothing else cut_crops(observed, card.crop, folder=folder)
+    """Collect the training inputs: crops of measured sections in ``folder``, features by ``encoder``, or both."""
+    features = None if encoder is None else _describe(observed, card, encoder, compute=compute)
+    if get_spec(card.model).reads(card.hparams).kind != "crops":
+        return _store(observed, features=features)
+    return replace(cut_crops(observed, card.crop, folder=folder), features=features)
+
+
+def _describe(
+    observed: Sequence[Observed], card: ModelCard, encoder: Encoder, *, compute: Compute
+) -> NDArray[np.float32]:
+    """Return the features of every spot with a target."""
     features = []
     for one in observed:
         with naming(one.section):
             features.append(features_of(one.section, card, encoder, compute=compute))
-    return keep_features(observed, join_cells(features))
+    parts = zip(observed, join_cells(features), strict=True)
+    return np.concatenate([values[one.rows] for one, values in parts])
 
 
 def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> CropStore:
@@ -64,16 +73,6 @@ def cut_crops(sections: Sequence[Observed], crop: CropSpec, *, folder: Path) -> 
         present.append(_cut_section(section, crop, out=out))
     mask = np.repeat(present, lengths, axis=0)
     return _store(sections, crops=crops, level_mask=None if mask.all() else mask)
-
-
-def keep_features(sections: Sequence[Observed], features: Sequence[NDArray[np.float32]]) -> CropStore:
-    """Keep the features of every spot with a target."""
-    return _store(sections, features=np.concatenate([f[s.rows] for s, f in zip(sections, features, strict=True)]))
-
-
-def keep_targets(sections: Sequence[Observed]) -> CropStore:
-    """Keep only targets, for a network that does not read the image."""
-    return _store(sections)
 
 
 def _store(

@@ -95,6 +95,9 @@ class TrainConfig:
         (model ``"ridge"``) that predicts each training section after it was fitted to the others. ``None`` trains without.
     teacher_share
         Weight of the teacher's prediction in the target, 0 to 1; the rest is the measured target.
+    smooth
+        Whether each training target is the mean over a spot and its measured neighbours: those up to 1.57 spot distances away, 8 on a
+        square lattice and 6 on a hexagonal one. Validation and evaluation always use measured targets.
     seed
         Random seed for initial weights, order of spots and augmentation.
     device
@@ -133,6 +136,7 @@ class TrainConfig:
     average: Probability = 0.0
     teacher: Fields | None = None
     teacher_share: Fraction = 0.5
+    smooth: Flag = False
     seed: Annotated[Natural, Field(lt=2**62)] = 0
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

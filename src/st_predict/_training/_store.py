@@ -92,8 +92,8 @@ class CropStore:
     xy_um
         Positions in micrometres, ``(n_spots, 2)`` float32, if the mpp of all sections is known.
     features
-        Features, ``(n_spots, n_features)`` float32, for models that read these instead of crops; or ``(n_spots, n_cells,
-        n_features)``, NaN where a spot covers fewer cells than others.
+        Features, ``(n_spots, n_features)`` float32, for models that read these instead of crops or besides them; or ``(n_spots,
+        n_cells, n_features)``, NaN where a spot covers fewer cells than others, or a tile leaves the image.
     counts
         Raw counts of the panel, ``(n_spots, n_genes)`` float32, for models whose loss reads them.
     level_mask

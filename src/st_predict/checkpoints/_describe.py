@@ -212,7 +212,8 @@ def _reads(card: ModelCard) -> str:
     pixels = "pixels of the image, whatever their size" if mpp is None else f"{mpp:g} um/px"
     encoder = card.hparams.get("encoder")
     what = f"{reads.kind} of {encoder!r}, from crops" if encoder and reads.kind != "crops" else "crops"
-    return f"{what} of {', '.join(wide)}; {pixels}"
+    around = f", and features of {encoder!r} on {reads.tiles} x {reads.tiles} tiles" if reads.tiles else ""
+    return f"{what} of {', '.join(wide)}{around}; {pixels}"
 
 
 def _sections(sections: Any) -> str:

@@ -393,7 +393,7 @@ def _crop_of(spec: ModelSpec, hparams: Mapping[str, object], mpp: Any) -> CropSp
 
 
 def _pixels_of(spec: ModelSpec, hparams: Mapping[str, object], pixels: Any) -> PixelSpec:
-    if pixels is not None and spec.reads(hparams).describe_encoder is not None:
+    if pixels is not None and spec.reads(hparams).inputs in {"features", "cells"}:
         raise InvalidValueError(
             f"{spec.name!r} reads features of an encoder, which has its own pixel normalisation.",
             Advice("leave out {}", "pixels"),

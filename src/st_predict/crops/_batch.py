@@ -26,7 +26,7 @@ class Batch:
     Parameters
     ----------
     crops
-        One uint8 tensor ``(n, 3, size, size)`` per level, finest first; empty for a model that reads ``features``.
+        One uint8 tensor ``(n, 3, size, size)`` per level, finest first; empty for a model that reads only ``features``.
     index
         Table rows of the spots, ``(n,)`` int64. Batches come in reading order, not in table order.
     grid
@@ -39,7 +39,8 @@ class Batch:
         Present levels, ``(n, n_levels)`` bool: False where a level is missing; ``None`` if all levels are present.
     features
         Embeddings of the crops, ``(n, n_features)`` float32, for a model that reads them. For a model that reads the cells of a dense
-        map under each spot: ``(n, n_cells, n_features)``, NaN where a spot covers fewer cells than others.
+        map under each spot: ``(n, n_cells, n_features)``, NaN where a spot covers fewer cells than others. For a
+        model that reads tiles around each spot: ``(n, n_tiles, n_features)``, by row, NaN for tiles that leave the image.
     section
         Section of each spot, ``(n,)`` int64; ``None`` if all spots are from one section.
     counts

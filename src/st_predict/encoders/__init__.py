@@ -21,11 +21,13 @@ from st_predict.encoders._cells import (
 )
 from st_predict.encoders._hipt import save_hipt_weights
 from st_predict.encoders._hipt_spot import load_hipt_encoder
+from st_predict.encoders._histology import HISTOLOGY_RESNET18, load_histology_resnet18
 from st_predict.encoders._reading import Features, count_features, read_as
 from st_predict.encoders._rgb import RGB_NAMES
 
 __all__ = [
     "CELL_NAMES",
+    "HISTOLOGY_RESNET18",
     "RGB_NAMES",
     "CellEncoder",
     "CellSpec",
@@ -41,6 +43,7 @@ __all__ = [
     "read_as",
     "restore_encoder",
     "load_hipt_encoder",
+    "load_histology_resnet18",
     "save_hipt_weights",
     "weights_digest",
 ]

@@ -97,12 +97,16 @@ class Reads:
     Parameters
     ----------
     kind
-        Kind of input. ``"crops"``: image crops around each spot. ``"features"``: an encoder's features of such crops.
-        ``"cells"``: features of the image cells that each spot covers. ``"nothing"``: no input.
+        Kind of input. ``"crops"``: image crops around each spot; with an encoder, its features of tiles besides the crops.
+        ``"features"``: an encoder's features of such crops. ``"cells"``: features of the image cells that each spot covers.
+        ``"nothing"``: no input.
     describe_encoder
-        Function that returns the encoder's specification without weights; for ``"features"`` and ``"cells"``.
+        Function that returns the encoder's specification without weights; for ``"features"``, ``"cells"`` and crops with features.
     load_encoder
-        Function that returns the encoder with weights; for ``"features"`` and ``"cells"``.
+        Function that returns the encoder with weights; likewise.
+    tiles
+        Side of the square of tiles around each spot whose features are read, in tiles: an odd number. A tile is as wide as the
+        finest crop. 0 for features of the spot's own crop.
     radius_um
         Radius of the disk of cells that a spot covers, in micrometres. By default the radius of the spot's circle.
 
@@ -117,7 +121,17 @@ class Reads:
     kind: Literal["crops", "features", "cells", "nothing"] = "crops"
     describe_encoder: Callable[[], EncoderSpec] | None = None
     load_encoder: Callable[[], Encoder] | None = None
+    tiles: Natural = 0
     radius_um: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.tiles and (self.tiles % 2 == 0 or self.load_encoder is None):
+            raise InvalidValueError(f"tiles must be odd, for a network with an encoder, got {self.tiles}.")
+
+    @property
+    def inputs(self) -> str:
+        """Kinds of input, for display."""
+        return "crops and features" if self.kind == "crops" and self.load_encoder is not None else self.kind
 
 
 @validated

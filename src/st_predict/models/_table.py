@@ -77,7 +77,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "levels": ", ".join(f"{level.size} at {level.downsample:.3g}" for level in crop.levels),
         "fov_px": fov,
         "fov_um": None if crop.mpp is None else fov * crop.mpp,
-        "inputs": spec.reads(spec.hparams).kind,
+        "inputs": spec.reads(spec.hparams).inputs,
         "scope": spec.scope,
         "citation": spec.citation,
         "doi": link_to(spec.citation),
@@ -98,7 +98,7 @@ def _size(spec: ModelSpec) -> tuple[int | None, float | None]:
         except ModuleNotFoundError:
             return None, None
         n_params = sum(parameter.numel() for parameter in network.parameters())
-        if spec.reads(spec.hparams).kind != "crops":
+        if spec.reads(spec.hparams).inputs != "crops":
             return n_params, None
         n_spots = _N_SPOTS if spec.scope == "section" else 1
         batch = _batch(spec.crop_for(spec.hparams), n_spots)

@@ -36,6 +36,7 @@ from st_predict._sections import (
     open_sdata,
     open_unlabelled,
     placed_table,
+    smoothed,
     split_patients,
     store_of,
     taught,
@@ -574,17 +575,18 @@ def _learn(
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Prepare the network's inputs and train it; return the card with measured statistics."""
     compute = Compute(device=config.device, precision=config.precision)
+    training = [smoothed(section) for section in data.training] if config.smooth else data.training
     with run.temporary_folder() as crops, _mpp_of_training():
         stores = {
             name: store_of(sections, card, encoder, folder=crops / name, compute=compute)
             for name, sections in (
-                ("training", data.training),
+                ("training", training),
                 ("validation", data.validation),
                 ("unlabelled", data.unlabelled),
             )
             if sections
         }
-        store = taught(stores["training"], data.training, card, config, folder=crops / "teacher", compute=compute)
+        store = taught(stores["training"], training, card, config, folder=crops / "teacher", compute=compute)
         if config.measure_pixels and store.crops:
             card = replace(card, pixels=store.measure_pixels())
         if colours := describe_colours(data.training, card, store):
