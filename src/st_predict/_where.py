@@ -17,6 +17,7 @@ __all__ = ["Duplicates", "GeneMatching", "Missing", "Where"]
 
 Duplicates: TypeAlias = Literal["error", "sum", "first"]
 Missing: TypeAlias = Literal["error", "drop"]
+MissingLevels: TypeAlias = Literal["error", "mask"]
 
 
 @validated
@@ -84,4 +85,4 @@ class Where:
     tissue_only: Flag = True
     genes: GeneMatching = field(default_factory=GeneMatching)
     stain: Stain | None = None
-    missing_levels: Literal["error", "mask"] = "error"
+    missing_levels: MissingLevels = "error"

@@ -9,6 +9,7 @@ import numpy as np
 
 from st_predict._on_tissue import beside_tissue
 from st_predict._sections._cut import fields_cut
+from st_predict._sections._missing import warn_of_missing_levels
 from st_predict._sections._place import check_place
 from st_predict._sections._scale import check_field, check_sizes, field_px
 from st_predict.models import get_spec
@@ -67,6 +68,7 @@ def look_over(slide: Slide, crops: Sequence[CropSpec]) -> list[NDArray[np.bool_]
 def _look(slide: Slide, section: Section, crops: Sequence[CropSpec]) -> NDArray[np.bool_]:
     for crop in crops:
         check_field(section, crop)
+        warn_of_missing_levels(section, crop)
     check_sizes(section)
     tissue = _tissue(slide, section)
     check_place(section, tissue, _expected(slide, section))

@@ -10,7 +10,7 @@ from st_predict._keys import Keys
 from st_predict._progress import shows_progress
 from st_predict._record import Record, warnings_into
 from st_predict._runtime import Compute
-from st_predict._sections import as_list, look_over_for, open_slides, read_context
+from st_predict._sections import as_list, check_missing_levels, look_over_for, open_slides, read_context
 from st_predict._stain import Stain
 from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
@@ -59,6 +59,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     cut_tissue: Literal["keep", "nan"] = "keep",
+    missing_levels: Literal["error", "mask"] = "error",
     tissue_only: bool = True,
     stain: Stain | Literal[False] | None = None,
     progress: bool | None = None,
@@ -140,6 +141,10 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
         (:func:`st_predict.pp.find_tissue`), as after ``sdata.query.bounding_box``. ``"keep"`` pads their field of view,
         which moves a prediction by up to 3 standard deviations of a gene; ``"nan"`` gives NaN. A warning says how many
         there are.
+    missing_levels
+        Handling of levels with finer pixels than the image has: ``"error"`` refuses the slide, ``"mask"`` predicts from
+        the other levels, only by models with :attr:`st_predict.models.ModelSpec.masks_levels`. Scores of the checkpoint
+        hold for all levels, so evaluate it on slides without the finest first.
     tissue_only
         Whether spots off the tissue (``in_tissue`` in ``.obs`` is 0) stay NaN.
     stain
@@ -208,14 +213,17 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
     ensemble = Ensemble.open(
         model, hparams=hparams, trust=trust, draws=Draws.of(n_samples, seed), symmetries=symmetries, compute=compute
     )
-    where = replace(where, stain=ensemble.stain(check("stain", stain, Stain | Literal[False] | None)))
+    levels = check_missing_levels(missing_levels, [card.model for card in ensemble.cards])
+    stain = ensemble.stain(check("stain", stain, Stain | Literal[False] | None))
+    where = replace(where, stain=stain, missing_levels=levels)
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
     said: list[list[str]] = [[] for _ in slides]
     slots = [_slot(ensemble, s, key_added or ensemble.key, words) for s, words in zip(slides, said, strict=True)]
     cut = [_look_over(slide, ensemble, words) for slide, words in zip(slides, said, strict=True)]
     known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
     for slide, slot, read, spots, words in zip(slides, slots, known, cut, said, strict=True):
-        _write(ensemble, slide, slot, read, cut=spots, cut_tissue=cut_tissue, said=words)
+        how = {"cut_tissue": cut_tissue, "missing_levels": levels}
+        _write(ensemble, slide, slot, read, cut=spots, how=how, said=words)
 
 
 def _slot(ensemble: Ensemble, slide: Slide, key: str, said: list[str]) -> Slot:
@@ -240,7 +248,7 @@ def _write(
     known: Context | None,
     *,
     cut: Sequence[NDArray[np.bool_]],
-    cut_tissue: str,
+    how: Mapping[str, str],
     said: list[str],
 ) -> None:
     """Predict the spots of a slide; with ``cut_tissue="nan"``, spots with a cut field of view stay NaN."""
@@ -249,13 +257,13 @@ def _write(
             ensemble.predict(
                 section,
                 counts=None if known is None else known.counts[section.rows],
-                left_out=spots & (cut_tissue == "nan"),
+                left_out=spots & (how["cut_tissue"] == "nan"),
             )
             for section, spots in zip(slide.sections, cut, strict=True)
         ]
     mean = slide.gather([mean for mean, _ in predicted])
     std = slide.gather([std for _, std in predicted if std is not None]) if ensemble.spreads else None
-    params = {**_params(ensemble, slide, known), "cut_tissue": cut_tissue, "warnings": said}
+    params = {**_params(ensemble, slide, known), **how, "warnings": said}
     slot.write_prediction(mean, Record(card=ensemble.card, params=params), std=std)
 
 

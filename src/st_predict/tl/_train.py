@@ -25,6 +25,7 @@ from st_predict._reprs import ShortRepr
 from st_predict._runtime import Compute
 from st_predict._sections import (
     as_list,
+    check_missing_levels,
     check_sums,
     describe_colours,
     encoder_of,
@@ -122,6 +123,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     preset: Literal["recommended", "paper", "original"] = "recommended",
     min_counts: int | None = None,
     tissue_only: bool = True,
+    missing_levels: Literal["error", "mask"] = "error",
     stain: Stain | Method | None = None,
     hparams: Mapping[str, object] | None = None,
     config: TrainConfig | Mapping[str, object] | None = None,
@@ -194,6 +196,10 @@ def train(  # noqa: PLR0913  # every argument is a keyword
         spots of unknown size.
     tissue_only
         Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
+    missing_levels
+        Handling of levels with finer pixels than an image has: ``"error"`` refuses the section, ``"mask"`` trains on its
+        other levels, only for models with :attr:`st_predict.models.ModelSpec.masks_levels`. ``level_drop`` of ``config``
+        hides levels at random, which prepares a network for slides without them.
     stain
         Stain normalisation, in training and in every prediction. ``"macenko"`` or ``"reinhard"`` uses the training
         slides' mean stain as the reference; a :class:`~st_predict.pp.Stain` is itself the reference. Each slide's stain
@@ -263,6 +269,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     spec, hparams = get_spec(model), check("hparams", hparams, Fields | None)
     setting, allow_shared = get_preset(spec, check("preset", preset, Text)), check("allow_shared", allow_shared, Texts)
     config = _configure(setting, config, spec)
+    where = replace(where, missing_levels=check_missing_levels(missing_levels, [model]))
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
@@ -271,6 +278,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
+    how |= {"missing_levels": where.missing_levels}
     return _fit(model_card, data, out, config=config, resume=resume, how=how)
 
 
