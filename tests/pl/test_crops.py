@@ -144,7 +144,7 @@ def test_axes_of_the_user_and_saving(sdata: SpatialData, tmp_path: Path) -> None
         ("image_key", ["he"]),
         ("figsize", "large"),
         ("save", 3),
-        ("show", None),
+        ("show", 3),
     ],
 )
 def test_arguments_of_another_type_are_named(sdata: SpatialData, argument: str, value: object) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patheffects import Normal, Stroke
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Number, Text, check
 from st_predict.io import find_image, find_mpp, find_region, level_offsets, named_table, open_pyramid, read_spots
-from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, Output, add_scale_bar, make_axes, plot
 from st_predict.pl._view import read_view
 from st_predict.specs import CropSpec
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -37,6 +38,7 @@ AROUND = 1.4
 """Side of the image shown, relative to the largest field of view."""
 
 
+@plot
 def crops(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     crop: CropSpec,
@@ -52,8 +54,9 @@ def crops(  # noqa: PLR0913 - plots have many options
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw a network's fields of view around a spot: as squares on the image, and as the network's inputs.
 
     Fields have the size that a prediction uses: a pixel of the finest level is ``crop.mpp`` um wide, or one image pixel
@@ -88,9 +91,13 @@ def crops(  # noqa: PLR0913 - plots have many options
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -122,7 +129,7 @@ def crops(  # noqa: PLR0913 - plots have many options
             f"crop must be a CropSpec, got {crop!r}.",
             "take the crop of a network, such as st_predict.models.get_spec(...).crop",
         )
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     check("region", region, Text | None)
     image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, region))
     reader = open_pyramid(sdata, image_key)
@@ -143,8 +150,7 @@ def crops(  # noqa: PLR0913 - plots have many options
     axes[0].set_title(name, fontsize=FONT)
     for one, field, pixels in zip(axes[1:], fields, batch.crops, strict=True):
         _draw_crop(one, pixels[0].permute(1, 2, 0).numpy(), field, mpp=image_mpp)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 @dataclass(frozen=True, slots=True)

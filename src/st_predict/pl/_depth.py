@@ -8,7 +8,7 @@ import numpy as np
 
 from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, Output, make_axes, plot
 from st_predict.pl._table import predictors_of, score_table, scores_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from st_predict.pl._table import HasGenes
@@ -27,6 +28,7 @@ LOG_TOTAL = "log_total"
 COLOUR = "#0072b2"
 
 
+@plot
 def depth(
     evaluation: HasGenes | pd.DataFrame,
     *,
@@ -36,8 +38,9 @@ def depth(
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw the correlation of every gene against its dependence on sequencing depth: one row of panels per section.
 
     Each point is a gene. The horizontal axis of both panels is the correlation of the observed gene with the log total
@@ -62,9 +65,13 @@ def depth(
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -100,7 +107,7 @@ def depth(
     >>> plt.close()
     """
     check("predictor", predictor, Text | None)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     frame = score_table(evaluation, ["pearson", "partial"])
     predictor = _choose(frame, predictor)
     sections = list(frame["section"].unique())
@@ -115,8 +122,7 @@ def depth(
             one.set(xlim=x_limits, ylim=y_limits)
         plain.set_ylabel(f"{predictor}: Pearson correlation", fontsize=FONT)
         partial.set_ylabel(f"{predictor}: partial correlation", fontsize=FONT)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _choose(frame: pd.DataFrame, predictor: str | None) -> str:

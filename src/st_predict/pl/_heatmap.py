@@ -8,7 +8,7 @@ import numpy as np
 
 from st_predict._errors import NotFoundError
 from st_predict._validated import Count, Number, Text, Texts, check
-from st_predict.pl._figure import FONT, check_figure, colour_map, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, Output, colour_map, figure_of, make_axes, plot
 from st_predict.pl._table import predictors_of, score_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from st_predict.pl._table import HasGenes
@@ -33,6 +34,7 @@ GREY = "0.85"
 """Colour of undefined scores."""
 
 
+@plot
 def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     evaluation: HasGenes | pd.DataFrame,
     *,
@@ -47,8 +49,9 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw several scores of many genes as a heatmap: one row per gene, one column per score, one panel per section.
 
     Genes are sorted by the mean of the first score over the sections, and have the same order in all panels. Undefined scores
@@ -81,9 +84,13 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -100,7 +107,7 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
     """
     metrics, n_genes = check("metrics", metrics, Texts), check("n_genes", n_genes, Count)
     check("vmin", vmin, Number), check("vmax", vmax, Number)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     frame = _rows(score_table(evaluation, metrics), check("predictor", predictor, Text | None))
     genes = frame.groupby("gene", sort=False)[metrics[0]].mean().sort_values(ascending=False).index[:n_genes]
     sections = list(frame["section"].unique())
@@ -116,8 +123,7 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
         one.tick_params(length=0)
     bar = figure_of(axes).colorbar(drawn, ax=list(axes), fraction=0.05, pad=0.02, aspect=30)
     bar.ax.tick_params(labelsize=FONT - 2)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _rows(frame: pd.DataFrame, predictor: str | None) -> pd.DataFrame:

@@ -12,9 +12,9 @@ from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, Output, add_scale_bar, make_axes, plot
 from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from st_predict.pl._values import Values
+    from st_predict.pl._view import View
 
 __all__ = ["pca_map"]
 
 
+@plot
 def pca_map(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     *,
@@ -54,8 +57,9 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw all panel genes as one map, observed beside predicted, as in Figure 7 of :cite:t:`Wang2025`.
 
     Principal components are fitted on the section's observed expression, in the units of the prediction, over all
@@ -116,9 +120,13 @@ def pca_map(  # noqa: PLR0913 - plots have many options
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -153,26 +161,40 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     shapes_key, table_key = check("region", region, Text | None), named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     check("colours", colours, Literal["shared", "each"])
-    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, show=show)
+    style = MapStyle.of(
+        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin
+    )
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     maps, explained = _project(read_values(sdata, key, where, rows=section.rows))
     size = figsize or ((tissue + len(maps)) * PANEL_WIDTH, PANEL_WIDTH * section.aspect + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)
-    if tissue:
-        draw_tissue(axes[0, 0], section)
-        axes[0, 0].set_title("H&E", fontsize=FONT)
+    _draw(axes[0], maps, explained, section, style=style, shared=colours == "shared")
+    return output.finish(axes)
+
+
+def _draw(
+    axes: NDArray[np.object_],
+    maps: dict[str, NDArray[np.float64]],
+    explained: NDArray[np.float64],
+    section: View,
+    *,
+    style: MapStyle,
+    shared: bool,
+) -> None:
+    """Draw the tissue and the maps; the first map has the components' scale."""
+    if style.tissue:
+        draw_tissue(axes[0], section)
+        axes[0].set_title("H&E", fontsize=FONT)
     fitted = next(iter(maps.values()))
-    for one, (kind, scores) in zip(axes[0, tissue:], maps.items(), strict=True):
+    for one, (kind, scores) in zip(axes[int(style.tissue) :], maps.items(), strict=True):
         shown = _complete(scores)
-        colour = _to_colour(scores[shown], fitted if colours == "shared" else scores, percentiles)
-        draw_tissue(one, section, strength=tissue_strength, grey=True)
-        draw_spots(one, section, shown, scale=spot_scale, facecolors=colour)
+        colour = _to_colour(scores[shown], fitted if shared else scores, style.percentiles)
+        draw_tissue(one, section, strength=style.strength, grey=True)
+        draw_spots(one, section, shown, scale=style.scale, facecolors=colour)
         one.set_title(f"{kind}\n{_legend(explained)}", fontsize=FONT)
-    add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    add_scale_bar(axes[0], width=section.width, mpp=section.mpp)
 
 
 def _project(values: Values) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from st_predict._errors import StPredictError
 from st_predict.io import find_image, find_region
-from st_predict.pl._figure import FONT, add_scale_bar, figure_of
+from st_predict.pl._figure import FONT, add_scale_bar
 from st_predict.pl._spatial import spatial
 from st_predict.pl._view import draw_spots, draw_tissue
 from st_predict.pp import find_tissue
@@ -93,7 +93,7 @@ def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D
 
 def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
     """Draw the map of a gene, beside measured values if there are any."""
-    axes = spatial(
+    figure = spatial(
         sdata,
         [gene],
         key=key,
@@ -107,8 +107,8 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
         aliases=where.genes.aliases,
         tissue=False,
         show=False,
+        return_fig=True,
     )
-    figure = figure_of(axes)
     try:
         return picture(figure)
     finally:

@@ -12,7 +12,7 @@ from st_predict._keys import Keys
 from st_predict._validated import Count, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_panels
+from st_predict.pl._figure import FONT, Output, check_flags, make_panels, plot
 from st_predict.pl._values import read_values
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -35,6 +36,7 @@ PANEL = 2.9
 """Side of a panel in inches."""
 
 
+@plot
 def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -54,8 +56,9 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw observed against predicted expression, one panel per gene and one point per spot.
 
     Observed counts are put into the units of the prediction by the target transform of the model. The dashed line is where
@@ -99,9 +102,13 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -119,7 +126,8 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     table_key = named_table(sdata, table_key, bin_um)
     genes, ncols = check("genes", genes, Texts), check("ncols", ncols, Count)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show, intervals=intervals)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
+    check_flags(intervals=intervals)
     key = get.only_key(sdata, key, table_key=table_key)
     values = _values(sdata, key, Where(table_key=table_key, layer=layer, genes=matching), genes)
     bounds = _bounds(sdata, key, table_key) if intervals else None
@@ -131,8 +139,7 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
             _draw_points(one, values, column)
         else:
             _draw_intervals(one, values, column, bounds=[bound[:, column] for bound in bounds])
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _values(sdata: SpatialData, key: str, where: Where, genes: Sequence[str]) -> Values:

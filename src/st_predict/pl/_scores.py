@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from st_predict._errors import NotFoundError
 from st_predict._validated import Count, Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_panels
+from st_predict.pl._figure import FONT, Output, make_panels, plot
 from st_predict.pl._table import check_scores, predictors_of, score_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from st_predict.pl._table import HasGenes
@@ -53,6 +54,7 @@ WINDOW = 25
 """Number of genes of a running mean."""
 
 
+@plot
 def scores(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     evaluation: HasGenes | pd.DataFrame,
     *,
@@ -64,8 +66,9 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw the score of every gene, sorted, beside its noise ceiling and the baselines: one panel per section.
 
     Genes are in the order of one predictor, from its best to its worst. Points of a baseline above that line are genes
@@ -98,9 +101,13 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -138,7 +145,7 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
     check("metric", metric, Text)
     check("sort_by", sort_by, Text | None)
     ncols = check("ncols", ncols, Count)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     frame = score_table(evaluation, [metric])
     predictors = _drawn_predictors(frame, metric=metric, sort_by=sort_by)
     ceiling = _ceiling(frame, metric)
@@ -158,8 +165,7 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
         _add_legend(one, beside=n_labels > MAX_INSIDE)
         one.set(title=section, ylim=limits)
         one.set_yticks([tick for tick in one.get_yticks() if limits[0] <= tick <= 1])
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _drawn_predictors(frame: pd.DataFrame, *, metric: str, sort_by: str | None) -> list[str]:

@@ -11,22 +11,21 @@ from matplotlib.colors import Normalize
 
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import Count, Text, Texts, check
+from st_predict._validated import Count, Flag, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._figure import (
     FONT,
+    Output,
     add_scale_bar,
-    check_figure,
     colour_map,
-    figure_of,
-    finish,
     make_axes,
     make_blocks,
+    plot,
 )
 from st_predict.pl._scale import ColourScale, extend_of
 from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.collections import Collection
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -58,6 +58,7 @@ CHARACTERS_PER_INCH = 15
 """Density of the units beside a colour bar."""
 
 
+@plot
 def spatial(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -89,8 +90,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
@@ -171,9 +173,13 @@ def spatial(  # noqa: PLR0913 - plots have many options
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -209,19 +215,18 @@ def spatial(  # noqa: PLR0913 - plots have many options
     shapes_key, table_key = check("region", region, Text | None), named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     genes, cmap, ncols = check("genes", genes, Texts), colour_map(cmap), check("ncols", ncols, Count | None)
-    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
+    style = MapStyle.of(
+        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin
+    )
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, std=std, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, rows=section.rows)
-    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
+    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=check("std", std, Flag))
     axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
-    _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
-    for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
-        _draw_gene(row, of_gene, section, units=values.spec.units, size=spot_scale, shared=scale == "shared")
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    _draw(axes, maps, section, style=style, units=values.spec.units, shared=scale == "shared")
+    return output.finish(axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -303,28 +308,32 @@ def _make_panels(
     return np.column_stack([np.repeat(flat[:1], n_genes), maps]) if tissue else maps
 
 
-def _draw_background(axes: NDArray[np.object_], section: View, *, tissue: bool, strength: float) -> None:
-    """Draw the tissue in its colours on its axes, and faded under the maps."""
-    if tissue:
+def _draw(
+    axes: NDArray[np.object_],
+    maps: Sequence[Sequence[_Map]],
+    section: View,
+    *,
+    style: MapStyle,
+    units: str,
+    shared: bool,
+) -> None:
+    """Draw the tissue, and the maps of each gene with their colour bars."""
+    if style.tissue:
         draw_tissue(axes[0, 0], section)
         axes[0, 0].set_title("H&E", fontsize=FONT)
-    for one in axes[:, int(tissue) :].ravel():
-        draw_tissue(one, section, strength=strength, grey=True)
+    for row, of_gene in zip(axes[:, int(style.tissue) :], maps, strict=True):
+        drawn = [_draw_map(one, section, planned, style) for one, planned in zip(row, of_gene, strict=True)]
+        _add_bars(drawn, row, of_gene, units=_wrap(units, section), shared=shared)
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
 
 
-def _draw_gene(
-    row: NDArray[np.object_], maps: Sequence[_Map], section: View, *, units: str, size: float, shared: bool
-) -> None:
-    """Draw the maps of a gene, and their colour bars."""
-    drawn = [_draw_map(one, section, planned, scale=size) for one, planned in zip(row, maps, strict=True)]
-    _add_bars(drawn, row, maps, units=_wrap(units, section), shared=shared)
-
-
-def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
+def _draw_map(axes: Axes, section: View, planned: _Map, style: MapStyle) -> Collection:
+    draw_tissue(axes, section, strength=style.strength, grey=True)
     axes.set_title(planned.title, fontsize=FONT)
     array = planned.expression[planned.shown]
-    return draw_spots(axes, section, planned.shown, scale=scale, array=array, norm=planned.norm, cmap=planned.cmap)
+    return draw_spots(
+        axes, section, planned.shown, scale=style.scale, array=array, norm=planned.norm, cmap=planned.cmap
+    )
 
 
 def _add_bars(

@@ -11,13 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._validated import Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import FONT, Output, make_axes, plot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = ["training"]
@@ -32,6 +33,7 @@ SCORES = {
 }
 
 
+@plot
 def training(
     result: Any,
     *,
@@ -41,8 +43,9 @@ def training(
     figsize: tuple[float, float] | None = None,
     dpi: int = 150,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw the training curve: losses, and a validation score with its best epoch.
 
     A validation score that falls while the training loss still falls is overfitting. A jumping loss asks for a smaller
@@ -64,9 +67,13 @@ def training(
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
@@ -91,15 +98,14 @@ def training(
     'Best epoch: 1 (0.200)'
     """
     check("score", score, Text)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     history = _history(result)
     validated = score in history and history[score].notna().any()
     axes = make_axes(1, 1 + validated, ax=ax, size=figsize or (4.2 * (1 + validated), 3.2)).ravel()
     _draw_losses(axes[0], history)
     if validated:
         _draw_score(axes[1], history, score)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _history(result: Any) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from spatialdata.transformations import get_transformation
 from st_predict import get
 from st_predict._errors import InvalidValueError
 from st_predict._rows import regions_of
-from st_predict._validated import Fraction, NotNegative, Number, Positive, check
+from st_predict._validated import Flag, Fraction, NotNegative, Number, Positive, check
 from st_predict.io import find_image, find_mpp, find_region, open_pyramid, read_spots
 
 if TYPE_CHECKING:
@@ -27,13 +27,54 @@ if TYPE_CHECKING:
     from st_predict._where import Where
     from st_predict.io import PyramidReader, Spots
 
-__all__ = ["PANEL_WIDTH", "View", "check_style", "draw_spots", "draw_tissue", "read_section", "read_view"]
+__all__ = ["PANEL_WIDTH", "MapStyle", "View", "draw_spots", "draw_tissue", "read_section", "read_view"]
 
 PANEL_WIDTH = 3.2
 """Width of a map in inches."""
 
 MAX_SIDE = 1200
 """Pixels of the longer side of a view; up to twice as many are read, more are invisible in a figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapStyle:
+    """Look of a section in maps.
+
+    Parameters
+    ----------
+    tissue
+        Whether the H&E image is also drawn in its colours.
+    strength
+        Strength of the grey tissue under the spots: 0 is white, 1 is not faded.
+    scale
+        Size of the spots relative to their true size.
+    percentiles
+        Ends of colour scales, as percentiles of their values.
+    margin
+        Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
+    """
+
+    tissue: bool
+    strength: float
+    scale: float
+    percentiles: tuple[float, float]
+    margin: float | None
+
+    @classmethod
+    def of(
+        cls, *, tissue: bool, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None
+    ) -> MapStyle:
+        """Refuse invalid options before a figure is made."""
+        low, high = check("percentiles", percentiles, tuple[Number, Number])
+        if not 0 <= low < high <= 100:
+            raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
+        return cls(
+            tissue=check("tissue", tissue, Flag),
+            strength=check("tissue_strength", strength, Fraction),
+            scale=check("spot_scale", scale, Positive),
+            percentiles=(low, high),
+            margin=check("margin", margin, NotNegative | None),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,16 +242,6 @@ def _corners(shape: Any) -> NDArray[np.float64]:
     return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
 
 
-def check_style(*, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None) -> None:
-    """Refuse invalid options before a figure is made."""
-    check("tissue_strength", strength, Fraction)
-    check("spot_scale", scale, Positive)
-    check("margin", margin, NotNegative | None)
-    low, high = check("percentiles", percentiles, tuple[Number, Number])
-    if not 0 <= low < high <= 100:
-        raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
-
-
 def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:
     """Draw the tissue without axes; ``strength`` 0 is white, 1 is not faded."""
     pixels = section.pixels
@@ -236,7 +267,7 @@ def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: fl
     scale
         Size of the spots relative to their true size.
     style
-        Style of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
+        MapStyle of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
     """
     collection: Collection
     if isinstance(section.outlines, np.ndarray):

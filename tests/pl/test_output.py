@@ -1,0 +1,105 @@
+"""Windows, files and returned objects, the same for all plots."""
+
+from __future__ import annotations
+
+import inspect
+
+import matplotlib.pyplot as plt
+import nbclient
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import st_predict as stp
+
+HISTORY = pd.DataFrame({"epoch": [0, 1], "train_loss": [2.0, 1.0], "val_loss": [2.0, 1.5], "val_pearson": [0.1, 0.3]})
+PLOTS = [getattr(stp.pl, name) for name in stp.pl.__all__ if name != "report"]
+
+
+@pytest.fixture
+def shows(monkeypatch):
+    """Count the calls of ``plt.show``."""
+    calls = []
+    monkeypatch.setattr(plt, "show", lambda: calls.append(1))
+    return calls
+
+
+@pytest.fixture
+def window(monkeypatch):
+    """Let figures be drawn as if a window could show them."""
+    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "tk")
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
+def test_every_plot_has_the_options_of_scanpy(plot):
+    parameters = inspect.signature(plot).parameters
+    assert parameters["show"].default is None
+    assert parameters["return_fig"].default is False
+    assert {"save", "ax", "dpi", "title", "figsize"} <= set(parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({}, 1), ({"show": True}, 1), ({"show": False}, 0), ({"return_fig": True}, 0)],
+)
+def test_a_window_opens_unless_something_else_is_wanted(shows, window, options, shown):
+    stp.pl.training(HISTORY, **options)
+    assert len(shows) == shown
+
+
+def test_no_window_for_a_file_or_axes_of_the_user(shows, window, tmp_path):
+    stp.pl.training(HISTORY, save=tmp_path / "curve.png")
+    stp.pl.training(HISTORY, ax=plt.subplots(1, 2)[1])
+    plt.ion()
+    try:
+        stp.pl.training(HISTORY)  # windows open by themselves
+    finally:
+        plt.ioff()
+    assert not shows
+
+
+def test_no_window_without_a_display(shows):
+    stp.pl.training(HISTORY)
+    assert not shows
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_returned_figure_stays_open(tmp_path, saved):
+    save = tmp_path / "curve.png" if saved else None
+    figure = stp.pl.training(HISTORY, return_fig=True, save=save)
+    assert isinstance(figure, Figure)
+    assert figure.number in plt.get_fignums()
+    assert len(figure.axes) == 2
+    assert (tmp_path / "curve.png").exists() is saved
+    assert isinstance(stp.pl.training(HISTORY), np.ndarray)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("show", "yes"), ("return_fig", None), ("return_fig", 1)])
+def test_other_values_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be"):
+        stp.pl.training(HISTORY, **{argument: value})
+    assert not plt.get_fignums()
+
+
+def test_a_notebook_shows_each_figure_once(tmp_path):
+    head = (
+        f"%matplotlib inline\nimport pandas as pd, st_predict as stp\nhistory = pd.DataFrame({HISTORY.to_dict('list')})"
+    )
+    cells = {
+        "axes = stp.pl.training(history)": 1,
+        "stp.pl.training(history)": 1,
+        "stp.pl.training(history, show=True)": 1,
+        "axes = stp.pl.training(history, show=False)": 1,  # the notebook shows whatever is open
+        "stp.pl.training(history, return_fig=True)": 1,
+        "figure = stp.pl.training(history, return_fig=True)": 0,
+        "figure.axes[0].set_title('changed')\nfigure": 1,
+        f"stp.pl.training(history, save={str(tmp_path / 'curve.png')!r})": 0,
+        "for _ in range(2):\n    stp.pl.training(history)": 2,
+    }
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (head, *cells)])
+    nbclient.NotebookClient(notebook, timeout=300).execute()
+    shown = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells[1:]]
+    assert dict(zip(cells, shown, strict=True)) == cells
