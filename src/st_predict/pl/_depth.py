@@ -8,7 +8,8 @@ import numpy as np
 
 from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Text, check
-from st_predict.pl._figure import FONT, Output, make_axes, plot
+from st_predict.pl._figure import Output, make_axes, plot, tidy
+from st_predict.pl._labels import FONT, PAGE
 from st_predict.pl._table import predictors_of, score_table, scores_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def depth(
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -111,7 +112,7 @@ def depth(
     frame = score_table(evaluation, ["pearson", "partial"])
     predictor = _choose(frame, predictor)
     sections = list(frame["section"].unique())
-    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (9.2, len(sections) * 3.9))
+    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (PAGE, len(sections) * 3.1))
     points = {section: _points(frame, section, predictor) for section in sections}
     x_limits = _limits([table["depth"] for table in points.values()])
     y_limits = _limits([table[column] for table in points.values() for column in ("pearson", "partial")])
@@ -172,8 +173,8 @@ def _draw_plain(axes: Axes, table: pd.DataFrame, section: str) -> None:
     n_above = int((shown["pearson"] > shown["depth"]).sum())
     axes.set_title(
         f"{section}: plain correlation, mean {_mean(shown['pearson'])}\n"
-        f"Dashed: total count, no image, mean {_mean(shown['depth'])}; {n_above} of {len(shown)} genes above",
-        fontsize=FONT - 1,
+        f"{n_above} of {len(shown)} genes above total count (dashed, mean {_mean(shown['depth'])})",
+        fontsize=FONT,
     )
 
 
@@ -181,9 +182,9 @@ def _draw_partial(axes: Axes, table: pd.DataFrame, section: str) -> None:
     """Draw partial correlations, which are zero where the prediction has nothing beyond the log total count."""
     shown = _draw_points(axes, table, "partial")
     axes.set_title(
-        f"{section}: given the total count, mean {_mean(shown['partial'])}\n"
-        f"Zero: nothing predicted beyond sequencing depth; {len(shown)} genes",
-        fontsize=FONT - 1,
+        f"{section}: given the total count, mean {_mean(shown['partial'])}, {len(shown)} genes\n"
+        "Zero: nothing predicted beyond sequencing depth",
+        fontsize=FONT,
     )
 
 
@@ -191,9 +192,9 @@ def _draw_points(axes: Axes, table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Draw one point per gene with both scores, and return these genes."""
     shown = table[["depth", column]].dropna()
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.scatter(shown["depth"], shown[column], s=18, color=COLOUR, alpha=0.6, linewidths=0, zorder=2)
+    axes.scatter(shown["depth"], shown[column], s=10, color=COLOUR, alpha=0.6, linewidths=0, zorder=2)
     axes.set_xlabel("Correlation of the observed gene with log total count", fontsize=FONT)
-    axes.tick_params(labelsize=FONT - 1)
+    tidy(axes)
     return shown
 
 

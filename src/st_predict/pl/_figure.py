@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overl
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colormaps, get_backend
+from matplotlib import colormaps, get_backend, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
@@ -19,19 +19,19 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ig
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import whole
 from st_predict._validated import Count, File, Flag, Positive, Text, check
+from st_predict.pl._labels import FONT, LINE_HEIGHT, SMALL, fit_texts, wrap
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = [
-    "FONT",
     "Output",
     "add_scale_bar",
-    "check_flags",
     "colour_map",
     "figure_of",
     "make_axes",
@@ -39,12 +39,14 @@ __all__ = [
     "make_panels",
     "plot",
     "scale_bar_um",
+    "tidy",
+    "tidy_bar",
 ]
 
 P = ParamSpec("P")
 
-FONT = 9
-"""Points."""
+LINE = 0.6
+"""Width of spines and ticks in points."""
 
 
 class Plot(Protocol[P]):
@@ -126,7 +128,8 @@ class Output:
         shown = self._is_shown(figure)
         try:
             if self.title is not None:
-                figure.suptitle(self.title, fontsize=FONT + 1)
+                self._add_title(figure, self.title)
+            fit_texts(figure.axes if self.new else axes.ravel().tolist())
             if self.save is not None:
                 _save(figure, self.save, dpi=self.dpi)
             if shown:
@@ -135,6 +138,14 @@ class Output:
             if self._is_closed(shown=shown):
                 plt.close(figure)
         return figure if self.return_fig else axes
+
+    def _add_title(self, figure: Figure, title: str) -> None:
+        """Write the title of a figure; a new figure without a given size grows by its height."""
+        text = figure.suptitle("", fontsize=FONT + 1)
+        text.set_text(wrap(title, figure.get_figwidth() - 0.2, text.get_fontproperties()))
+        if self.new and self.figsize is None:
+            n_lines = 1 + text.get_text().count("\n")
+            figure.set_figheight(figure.get_figheight() + n_lines * LINE_HEIGHT + 0.1)
 
     def _is_shown(self, figure: Figure) -> bool:
         """Decide whether to call ``plt.show``: it is needed for windows that do not open by themselves."""
@@ -147,12 +158,6 @@ class Output:
         if self.return_fig:  # an inline notebook shows all open figures when a cell ends, and its last value once more
             return self.new and not shown and "inline" in get_backend()
         return self.save is not None and not self.show
-
-
-def check_flags(**flags: bool) -> None:
-    """Refuse anything but true and false."""
-    for name, flag in flags.items():
-        check(name, flag, Flag)
 
 
 def colour_map(cmap: str | Colormap) -> Colormap:
@@ -258,10 +263,25 @@ def add_scale_bar(axes: Axes, *, width: float, mpp: float | None) -> None:
         sep=3,
         borderpad=0.3,
         size_vertical=width / 150,
-        fontproperties=FontProperties(size=FONT - 1),
+        fontproperties=FontProperties(size=SMALL),
     )
     bar.patch.set(alpha=0.8, linewidth=0)
     axes.add_artist(bar)
+
+
+def tidy(axes: Axes) -> None:
+    """Give axes thin lines, small numbers, and no frame."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_linewidth(LINE)
+    axes.tick_params(width=LINE, length=2.5, labelsize=SMALL)
+    axes.title.set_fontsize(FONT)
+
+
+def tidy_bar(bar: Colorbar, label: str, *, extend: bool = True) -> None:
+    """Give a colour bar its label, thin lines and small numbers; ``extend`` keeps its outline, which arrows need."""
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(width=LINE, length=2, pad=2, labelsize=SMALL)
+    cast("Any", bar.outline).set(linewidth=LINE, visible=extend)
 
 
 def scale_bar_um(width_um: float) -> float:
@@ -274,7 +294,8 @@ def scale_bar_um(width_um: float) -> float:
 def _save(figure: Figure, path: Path, *, dpi: int) -> None:
     """Write to a temporary file and move it, so that a failure keeps an existing file."""
     kind = _check_save(path)
-    with whole(path) as fresh:
+    texts: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # texts stay texts in vector files
+    with rc_context(texts), whole(path) as fresh:
         figure.savefig(fresh, format=kind, dpi=dpi)
 
 

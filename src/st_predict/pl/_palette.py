@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.color import lab2rgb
 
-from st_predict.pl._figure import FONT
+from st_predict.pl._labels import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,6 @@ SIDE = 0.27
 
 STRIP = 0.25
 """Height of the strip of the third value, relative to the legend's side."""
-
-SMALL = FONT - 2
 
 # Corners (lightness, a*, b*) in CIELAB: blue dark, blue light, yellow dark. All colours between them are in sRGB. Readers
 # without red or green cones see lightness and b* only, so these two carry the values. Dark blue and light yellow are
@@ -77,7 +75,10 @@ def add_legend(axes: Axes, names: Sequence[str], *, aspect: float) -> None:
     _draw(square, np.stack([lightness, hue, middle][: len(names)], axis=-1))
     square.set_xlabel(names[1], fontsize=SMALL, labelpad=1)
     square.set_ylabel(names[0], fontsize=SMALL, labelpad=1)
-    square.set(yticks=[0, 1], yticklabels=["low", "high"])
+    square.set_yticks([0, 1], ["low", "high"])
+    low, high = square.get_yticklabels()
+    low.set_verticalalignment("bottom")
+    high.set_verticalalignment("top")
     if len(names) == 3:
         strip = axes.inset_axes((1.2, 0.12 + 2.2 * SIDE / aspect, SIDE, STRIP * SIDE / aspect))
         _draw(strip, np.stack([middle[:1], middle[:1], hue[:1]], axis=-1))
@@ -88,6 +89,9 @@ def _draw(axes: Axes, values: NDArray[np.float64]) -> None:
     colours = colours_of(values.reshape(-1, values.shape[2])).reshape(*values.shape[:2], 3)
     axes.imshow(colours, origin="lower", extent=(0, 1, 0, 1), aspect="auto")
     axes.set(xticks=[0, 1], xticklabels=["low", "high"], yticks=[])
+    low, high = axes.get_xticklabels()
+    low.set_horizontalalignment("left")
+    high.set_horizontalalignment("right")
     axes.tick_params(length=2, pad=1, labelsize=SMALL)
     for spine in axes.spines.values():
         spine.set_linewidth(0.5)

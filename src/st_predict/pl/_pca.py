@@ -12,10 +12,11 @@ from st_predict._errors import Advice, InvalidValueError
 from st_predict._validated import Count, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, Output, add_scale_bar, make_axes, plot
+from st_predict.pl._figure import Output, add_scale_bar, make_axes, plot
+from st_predict.pl._labels import FONT
 from st_predict.pl._palette import LEGEND_WIDTH, add_legend, colours_of
 from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, read_section
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, map_height, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -175,7 +176,7 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     key = get.only_key(sdata, key, table_key=table_key)
     section = read_section(sdata, key, where, margin=margin)
     maps, explained = _project(read_values(sdata, key, where, rows=section.rows), components)
-    size = figsize or ((tissue + len(maps)) * PANEL_WIDTH + LEGEND_WIDTH, PANEL_WIDTH * section.aspect + 0.6)
+    size = figsize or ((tissue + len(maps)) * PANEL_WIDTH + LEGEND_WIDTH, map_height(section.aspect) + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)
     _draw(axes[0], maps, explained, section, style=style, shared=colours == "shared")
     return output.finish(axes)

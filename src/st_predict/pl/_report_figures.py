@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from st_predict._errors import StPredictError
 from st_predict.io import find_image, find_region
-from st_predict.pl._figure import FONT, add_scale_bar
+from st_predict.pl._figure import add_scale_bar
+from st_predict.pl._labels import FONT
 from st_predict.pl._spatial import spatial
 from st_predict.pl._view import draw_spots, draw_tissue
 from st_predict.pp import find_tissue
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["map_of_gene", "overview"]
 
-DPI = 130
+DPI = 200
 QUALITY = 88
 """Quality of WebP images, 0 to 100."""
 

@@ -9,10 +9,11 @@ import numpy as np
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
-from st_predict._validated import Count, Texts, check
+from st_predict._validated import Count, Flag, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, Output, check_flags, make_panels, plot
+from st_predict.pl._figure import Output, make_panels, plot, tidy
+from st_predict.pl._labels import FONT
 from st_predict.pl._values import read_values
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ __all__ = ["scatter"]
 COLOUR, BAND = "#0072b2", "#56b4e9"
 """Colours of Okabe and Ito."""
 
-PANEL = 2.9
+PANEL = 2.4
 """Side of a panel in inches."""
 
 
@@ -50,11 +51,11 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
     bin_um: float | None = None,
-    ncols: int = 4,
+    ncols: int = 3,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -127,10 +128,9 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     table_key = named_table(sdata, table_key, bin_um)
     genes, ncols = check("genes", genes, Texts), check("ncols", ncols, Count)
     output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
-    check_flags(intervals=intervals)
     key = get.only_key(sdata, key, table_key=table_key)
     values = _values(sdata, key, Where(table_key=table_key, layer=layer, genes=matching), genes)
-    bounds = _bounds(sdata, key, table_key) if intervals else None
+    bounds = _bounds(sdata, key, table_key) if check("intervals", intervals, Flag) else None
     ncols = min(ncols, len(genes))
     size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL)
     axes = make_panels(len(genes), ncols, ax=ax, size=size)
@@ -204,5 +204,4 @@ def _correlations(values: Values, column: int) -> str:
 
 def _describe(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=FONT)
-    axes.tick_params(labelsize=FONT - 2)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)

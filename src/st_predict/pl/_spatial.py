@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from matplotlib.colors import Normalize
+from matplotlib.font_manager import FontProperties
 
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
@@ -15,17 +16,18 @@ from st_predict._validated import Count, Flag, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._figure import (
-    FONT,
     Output,
     add_scale_bar,
     colour_map,
     make_axes,
     make_blocks,
     plot,
+    tidy_bar,
 )
+from st_predict.pl._labels import FONT, LINE_HEIGHT, wrap
 from st_predict.pl._scale import ColourScale, extend_of
 from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, read_section
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, map_height, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["spatial"]
 
-BAR_WIDTH = 0.5
+BAR_WIDTH = 0.45
 """Width of a colour bar with its numbers, in inches."""
 
-UNITS_WIDTH = 0.4
+UNITS_WIDTH = 0.3
 """Width of the units beside the last colour bar of a gene, in inches."""
 
 _SHORT = {"patient": "another patient", "section": "another section"}
@@ -88,7 +90,7 @@ def spatial(  # noqa: PLR0913 - plots have many options
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -224,7 +226,7 @@ def spatial(  # noqa: PLR0913 - plots have many options
     section = read_section(sdata, key, where, margin=margin)
     values = read_values(sdata, key, where, rows=section.rows)
     maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=check("std", std, Flag))
-    axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
+    axes = _make_panels(maps, tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
     _draw(axes, maps, section, style=style, units=values.spec.units, shared=scale == "shared")
     return output.finish(axes)
 
@@ -287,8 +289,7 @@ def _plan_std(values: Values, column: int) -> _Map:
 
 
 def _make_panels(
-    n_genes: int,
-    n_maps: int,
+    plans: Sequence[Sequence[_Map]],
     *,
     tissue: bool,
     ncols: int | None,
@@ -297,15 +298,23 @@ def _make_panels(
     size: tuple[float, float] | None,
 ) -> NDArray[np.object_]:
     """Return axes, ``(n_genes, tissue + n_maps)``; all rows share the axes of the tissue."""
+    n_genes, n_maps = len(plans), len(plans[0])
     n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
     if ax is None:
         width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
-        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.5)
+        height = -(-n_genes // n_across) * (map_height(aspect) + _title_height(plans) + 0.1)
         flat = make_blocks(n_genes, n_maps, ncols=n_across, first=tissue, size=size or (width, height))
     else:
         flat = make_axes(1, tissue + n_genes * n_maps, ax=ax, size=(1, 1)).ravel()
     maps = flat[int(tissue) :].reshape(n_genes, n_maps)
     return np.column_stack([np.repeat(flat[:1], n_genes), maps]) if tissue else maps
+
+
+def _title_height(plans: Sequence[Sequence[_Map]]) -> float:
+    """Return the height of the highest title in inches."""
+    font = FontProperties(size=FONT)
+    titles = [wrap(planned.title, PANEL_WIDTH + BAR_WIDTH - 0.1, font) for of_gene in plans for planned in of_gene]
+    return LINE_HEIGHT * max(1 + title.count("\n") for title in titles)
 
 
 def _draw(
@@ -355,14 +364,13 @@ def _add_bars(
 def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
     norm = cast("Normalize", drawn.norm)
     bar = axes[0].figure.colorbar(drawn, ax=list(axes), extend=extend_of(norm, expression), fraction=0.05, pad=0.02)
-    bar.set_label(label, fontsize=FONT - 2)
-    bar.ax.tick_params(labelsize=FONT - 2)
+    tidy_bar(bar, label)
     return bar
 
 
 def _wrap(units: str, section: View) -> str:
     """Break units into lines that fit beside a map."""
-    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * PANEL_WIDTH * section.aspect)))
+    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * map_height(section.aspect))))
 
 
 def _correlation(values: Values, column: int) -> str:

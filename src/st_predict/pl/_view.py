@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from st_predict._where import Where
     from st_predict.io import PyramidReader, Spots
 
-__all__ = ["PANEL_WIDTH", "MapStyle", "View", "draw_spots", "draw_tissue", "read_section", "read_view"]
+__all__ = ["PANEL_WIDTH", "MapStyle", "View", "draw_spots", "draw_tissue", "map_height", "read_section", "read_view"]
 
-PANEL_WIDTH = 3.2
+PANEL_WIDTH = 2.0
 """Width of a map in inches."""
 
 MAX_SIDE = 1200
@@ -113,6 +113,11 @@ class View:
     def aspect(self) -> float:
         """Height of the view relative to its width."""
         return (self.box[3] - self.box[1]) / self.width
+
+
+def map_height(aspect: float) -> float:
+    """Return the height of a map in inches; a low one still has room for the numbers of a colour bar."""
+    return max(PANEL_WIDTH * aspect, 0.8)
 
 
 def read_section(
