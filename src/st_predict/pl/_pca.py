@@ -14,9 +14,10 @@ from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._figure import Output, add_scale_bar, make_axes, plot
 from st_predict.pl._labels import FONT
+from st_predict.pl._paint import Paint
 from st_predict.pl._palette import LEGEND_WIDTH, add_legend, colours_of
-from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, map_height, read_section
+from st_predict.pl._values import read_map
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_tissue, map_height
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict.pl._values import Values
-    from st_predict.pl._view import View
 
 __all__ = ["pca_map"]
 
@@ -52,6 +52,7 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     tissue_strength: float = 0.5,
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
+    raster: bool | None = None,
     components: Sequence[int] = (1, 2),
     percentiles: tuple[float, float] = (2, 98),
     colours: Literal["shared", "each"] = "shared",
@@ -110,6 +111,9 @@ def pca_map(  # noqa: PLR0913 - plots have many options
         Size of the spots relative to their true size.
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
+    raster
+        Whether spots are drawn as an image with twice the resolution of the figure, which is faster and smaller, instead
+        of as patches. By default for more than 20,000 spots.
     components
         Principal components to draw, from 1: two, or three. Others show what the first two leave out.
     percentiles
@@ -170,15 +174,16 @@ def pca_map(  # noqa: PLR0913 - plots have many options
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     components = _check(components, colours)
     style = MapStyle.of(
-        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin
+        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin, raster=raster
     )
     output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
-    section = read_section(sdata, key, where, margin=margin)
-    maps, explained = _project(read_values(sdata, key, where, rows=section.rows), components)
+    section, values = read_map(sdata, key, where, margin=margin)
+    maps, explained = _project(values, components)
     size = figsize or ((tissue + len(maps)) * PANEL_WIDTH + LEGEND_WIDTH, map_height(section.aspect) + 0.6)
     axes = make_axes(1, tissue + len(maps), ax=ax, size=size)
-    _draw(axes[0], maps, explained, section, style=style, shared=colours == "shared")
+    paint = Paint.of(section, style, axes[0, -1], dpi=dpi)
+    _draw(axes[0], maps, explained, paint=paint, shared=colours == "shared")
     return output.finish(axes)
 
 
@@ -194,22 +199,21 @@ def _draw(
     axes: NDArray[np.object_],
     maps: dict[str, NDArray[np.float64]],
     shares: dict[str, float],
-    section: View,
     *,
-    style: MapStyle,
+    paint: Paint,
     shared: bool,
 ) -> None:
     """Draw the tissue, the maps and the legend; the first map has the components' scale."""
-    if style.tissue:
+    section = paint.section
+    if paint.style.tissue:
         draw_tissue(axes[0], section)
         axes[0].set_title("H&E", fontsize=FONT)
     fitted = next(iter(maps.values()))
     explained = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    for one, (kind, scores) in zip(axes[int(style.tissue) :], maps.items(), strict=True):
+    for one, (kind, scores) in zip(axes[int(paint.style.tissue) :], maps.items(), strict=True):
         shown = _complete(scores)
-        colour = colours_of(_scale(scores[shown], fitted if shared else scores, style.percentiles))
-        draw_tissue(one, section, strength=style.strength, grey=True)
-        draw_spots(one, section, shown, scale=style.scale, facecolors=colour)
+        colour = colours_of(_scale(scores[shown], fitted if shared else scores, paint.style.percentiles))
+        paint.draw(one, shown, facecolors=colour)
         one.set_title(f"{kind}\n{explained} of variance", fontsize=FONT)
     add_legend(axes[-1], list(shares), aspect=section.aspect)
     add_scale_bar(axes[0], width=section.width, mpp=section.mpp)

@@ -65,7 +65,7 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
         marks = [_outline(axes, sdata, view, where)]
         for shown, colour, label in ((done, PREDICTED, "predicted"), (~done, LEFT_OUT, "left out")):
             if shown.any():
-                draw_spots(axes, view, shown, facecolors=colour, alpha=0.45)
+                draw_spots(axes, view, shown, facecolors=colour, alpha=0.45, linewidths=0)
                 words = f"{shown.sum():,} spots {label}"
                 marks.append(Line2D([], [], marker="o", linestyle="", color=colour, alpha=0.6, label=words))
         add_scale_bar(axes, width=view.width, mpp=view.mpp)

@@ -25,9 +25,10 @@ from st_predict.pl._figure import (
     tidy_bar,
 )
 from st_predict.pl._labels import FONT, LINE_HEIGHT, wrap
+from st_predict.pl._paint import Paint
 from st_predict.pl._scale import ColourScale, extend_of
-from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_spots, draw_tissue, map_height, read_section
+from st_predict.pl._values import read_map
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_tissue, map_height
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.collections import Collection
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
@@ -87,6 +88,7 @@ def spatial(  # noqa: PLR0913 - plots have many options
     tissue_strength: float = 0.5,
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
+    raster: bool | None = None,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
@@ -165,6 +167,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
         Size of the spots relative to their true size.
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
+    raster
+        Whether spots are drawn as an image with twice the resolution of the figure, which is faster and smaller, instead
+        of as patches. By default for more than 20,000 spots.
     ax
         Axes to draw on: one for the tissue, then the axes of each gene; by default a new figure.
     title
@@ -218,16 +223,15 @@ def spatial(  # noqa: PLR0913 - plots have many options
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     genes, cmap, ncols = check("genes", genes, Texts), colour_map(cmap), check("ncols", ncols, Count | None)
     style = MapStyle.of(
-        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin
+        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin, raster=raster
     )
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
     output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
-    section = read_section(sdata, key, where, margin=margin)
-    values = read_values(sdata, key, where, rows=section.rows)
+    section, values = read_map(sdata, key, where, margin=margin)
     maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=check("std", std, Flag))
     axes = _make_panels(maps, tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
-    _draw(axes, maps, section, style=style, units=values.spec.units, shared=scale == "shared")
+    _draw(axes, maps, Paint.of(section, style, axes[0, -1], dpi=dpi), units=values.spec.units, shared=scale == "shared")
     return output.finish(axes)
 
 
@@ -320,33 +324,30 @@ def _title_height(plans: Sequence[Sequence[_Map]]) -> float:
 def _draw(
     axes: NDArray[np.object_],
     maps: Sequence[Sequence[_Map]],
-    section: View,
+    paint: Paint,
     *,
-    style: MapStyle,
     units: str,
     shared: bool,
 ) -> None:
     """Draw the tissue, and the maps of each gene with their colour bars."""
-    if style.tissue:
+    section = paint.section
+    if paint.style.tissue:
         draw_tissue(axes[0, 0], section)
         axes[0, 0].set_title("H&E", fontsize=FONT)
-    for row, of_gene in zip(axes[:, int(style.tissue) :], maps, strict=True):
-        drawn = [_draw_map(one, section, planned, style) for one, planned in zip(row, of_gene, strict=True)]
+    for row, of_gene in zip(axes[:, int(paint.style.tissue) :], maps, strict=True):
+        drawn = [_draw_map(one, planned, paint) for one, planned in zip(row, of_gene, strict=True)]
         _add_bars(drawn, row, of_gene, units=_wrap(units, section), shared=shared)
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
 
 
-def _draw_map(axes: Axes, section: View, planned: _Map, style: MapStyle) -> Collection:
-    draw_tissue(axes, section, strength=style.strength, grey=True)
+def _draw_map(axes: Axes, planned: _Map, paint: Paint) -> ScalarMappable:
     axes.set_title(planned.title, fontsize=FONT)
     array = planned.expression[planned.shown]
-    return draw_spots(
-        axes, section, planned.shown, scale=style.scale, array=array, norm=planned.norm, cmap=planned.cmap
-    )
+    return paint.draw(axes, planned.shown, array=array, norm=planned.norm, cmap=planned.cmap)
 
 
 def _add_bars(
-    drawn: Sequence[Collection], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
+    drawn: Sequence[ScalarMappable], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
 ) -> None:
     """Add a colour bar to each map, or one to both maps of a shared scale; the prediction's has the units."""
     pair = [i for i, planned in enumerate(maps) if planned.kind != "std"] if shared else []
@@ -361,7 +362,7 @@ def _add_bars(
             bar.ax.set_visible(bool(planned.shown.any()))  # hidden, not left out: maps keep one size
 
 
-def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
+def _add_bar(drawn: ScalarMappable, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
     norm = cast("Normalize", drawn.norm)
     bar = axes[0].figure.colorbar(drawn, ax=list(axes), extend=extend_of(norm, expression), fraction=0.05, pad=0.02)
     tidy_bar(bar, label)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import shapely
 from matplotlib.collections import EllipseCollection, PolyCollection
 from PIL import Image
 from scipy.spatial import KDTree
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
     from st_predict._where import Where
     from st_predict.io import PyramidReader, Spots
 
-__all__ = ["PANEL_WIDTH", "MapStyle", "View", "draw_spots", "draw_tissue", "map_height", "read_section", "read_view"]
+__all__ = [
+    "PANEL_WIDTH",
+    "MapStyle",
+    "View",
+    "draw_spots",
+    "draw_tissue",
+    "faded",
+    "map_height",
+    "read_section",
+    "read_view",
+]
 
 PANEL_WIDTH = 2.0
 """Width of a map in inches."""
@@ -52,6 +63,8 @@ class MapStyle:
         Ends of colour scales, as percentiles of their values.
     margin
         Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
+    raster
+        Whether spots are drawn as an image; ``None`` if they are many.
     """
 
     tissue: bool
@@ -59,10 +72,18 @@ class MapStyle:
     scale: float
     percentiles: tuple[float, float]
     margin: float | None
+    raster: bool | None
 
     @classmethod
     def of(
-        cls, *, tissue: bool, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None
+        cls,
+        *,
+        tissue: bool,
+        strength: float,
+        scale: float,
+        percentiles: tuple[float, float],
+        margin: float | None,
+        raster: bool | None,
     ) -> MapStyle:
         """Refuse invalid options before a figure is made."""
         low, high = check("percentiles", percentiles, tuple[Number, Number])
@@ -74,6 +95,7 @@ class MapStyle:
             scale=check("spot_scale", scale, Positive),
             percentiles=(low, high),
             margin=check("margin", margin, NotNegative | None),
+            raster=check("raster", raster, Flag | None),
         )
 
 
@@ -222,7 +244,7 @@ def _read_outlines(
         return radius
     shapes = sdata.shapes[region].loc[obs[instance_key]]
     matrix = _to_image(sdata.shapes[region], sdata.images[image_key])
-    return [_corners(shape) @ matrix[:2, :2].T + matrix[:2, 2] for shape in shapes.geometry]
+    return [corners @ matrix[:2, :2].T + matrix[:2, 2] for corners in _corners(shapes.geometry.to_numpy())]
 
 
 def _display_radii(spots: Spots) -> NDArray[np.float64]:
@@ -241,21 +263,29 @@ def _to_image(element: Any, image: Any) -> NDArray[np.float64]:
     return np.linalg.solve(np.asarray(image_matrix, np.float64), np.asarray(element_matrix, np.float64))
 
 
-def _corners(shape: Any) -> NDArray[np.float64]:
-    """Corners of a polygon, or of the hull of several polygons."""
-    polygon = shape if shape.geom_type == "Polygon" else shape.convex_hull
-    return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
+def _corners(shapes: Any) -> list[NDArray[np.float64]]:
+    """Corners of polygons, or of the hulls of several polygons."""
+    polygons = np.where(
+        shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON, shapes, shapely.convex_hull(shapes)
+    )
+    corners, of_shape = shapely.get_coordinates(shapely.get_exterior_ring(polygons), return_index=True)
+    return np.split(corners, np.flatnonzero(np.diff(of_shape)) + 1)
 
 
 def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:
     """Draw the tissue without axes; ``strength`` 0 is white, 1 is not faded."""
-    pixels = section.pixels
+    pixels = faded(section.pixels, strength=strength, grey=grey)
+    left, top, right, bottom = section.box
+    axes.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
+    axes.set_axis_off()
+
+
+def faded(pixels: NDArray[np.uint8], *, strength: float, grey: bool) -> NDArray[np.uint8]:
+    """Return pixels mixed with white; ``strength`` 0 is white, 1 is not faded."""
     if grey:
         pixels = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
-    faded = np.rint(255 - strength * (255.0 - pixels)).astype(np.uint8)
-    left, top, right, bottom = section.box
-    axes.imshow(faded, extent=(left, right, bottom, top), interpolation="antialiased")
-    axes.set_axis_off()
+    table = np.rint(255 - strength * (255.0 - np.arange(256))).astype(np.uint8)
+    return table[pixels]
 
 
 def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: float = 1.0, **style: Any) -> Collection:
@@ -284,12 +314,13 @@ def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: fl
             units="xy",
             offsets=section.spots.xy[shown],
             offset_transform=axes.transData,
-            linewidths=0,
             **style,
         )
     else:
         centres = section.spots.xy
         corners = [c + scale * (o - c) for o, c, s in zip(section.outlines, centres, shown, strict=True) if s]
-        collection = PolyCollection(corners, linewidths=0, **style)
+        alike = len({len(polygon) for polygon in corners}) == 1  # faster as one array
+        vertices: Any = np.stack(corners) if alike else corners
+        collection = PolyCollection(vertices, **style)
     axes.add_collection(collection, autolim=False)
     return collection
