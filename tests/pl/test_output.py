@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import st_predict as stp
 
@@ -103,3 +104,37 @@ def test_a_notebook_shows_each_figure_once(tmp_path):
     nbclient.NotebookClient(notebook, timeout=300).execute()
     shown = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells[1:]]
     assert dict(zip(cells, shown, strict=True)) == cells
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_vector_files_have_texts_and_leave_the_settings(tmp_path, suffix):
+    before = dict(plt.rcParams)
+    path = tmp_path / f"curve.{suffix}"
+    stp.pl.training(HISTORY, save=path, title="A title to search for")
+    assert dict(plt.rcParams) == before
+    content = path.read_bytes()
+    if suffix == "svg":
+        assert b"A title to search for" in content
+    else:
+        assert b"/CIDFontType2" in content  # TrueType, which editors can change
+        assert b"/Type3" not in content
+
+
+def test_print_size():
+    """No text is below 7 points on a page, and lines are thin."""
+    frame = pd.DataFrame(
+        {
+            "section": "S1",
+            "predictor": np.repeat(["model", "log_total"], 30),
+            "gene": [f"GENE{i}" for i in range(30)] * 2,
+            **{name: np.linspace(-0.2, 0.8, 60) for name in ("partial", "residual", "pearson", "spearman")},
+        }
+    )
+    figures = [getattr(stp.pl, name)(frame, return_fig=True) for name in ("scores", "heatmap", "depth")]
+    for figure in [*figures, stp.pl.training(HISTORY, return_fig=True)]:
+        figure.canvas.draw()
+        assert figure.get_figwidth() <= 7.2
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        assert min(text.get_fontsize() for text in texts) >= 7
+        spines = [spine for one in figure.axes for spine in one.spines.values() if spine.get_visible()]
+        assert all(spine.get_linewidth() <= 0.8 for spine in spines)

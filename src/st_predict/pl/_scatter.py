@@ -12,7 +12,7 @@ from st_predict._keys import Keys
 from st_predict._validated import Count, Flag, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import Output, make_panels, plot, tidy
+from st_predict.pl._figure import Output, figure_of, make_panels, plot, tidy
 from st_predict.pl._labels import FONT
 from st_predict.pl._values import read_values
 
@@ -62,8 +62,8 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
 ) -> NDArray[np.object_] | Figure:
     """Draw observed against predicted expression, one panel per gene and one point per spot.
 
-    Observed counts are put into the units of the prediction by the target transform of the model. The dashed line is where
-    both are equal. Predictions of a network vary less than measurements, which are noisy, so points form a steeper cloud.
+    Observed counts are put into the units of the prediction by the target transform of the model, which stand below the
+    panels. The dashed line is where both are equal. Predictions of a network vary less than measurements, which are noisy, so points form a steeper cloud.
     With ``intervals``, spots are sorted by their prediction, and a band shows the prediction interval of each; the title
     says how many spots it covers.
 
@@ -132,13 +132,17 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     values = _values(sdata, key, Where(table_key=table_key, layer=layer, genes=matching), genes)
     bounds = _bounds(sdata, key, table_key) if check("intervals", intervals, Flag) else None
     ncols = min(ncols, len(genes))
-    size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL)
+    size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL + 0.2)
     axes = make_panels(len(genes), ncols, ax=ax, size=size)
+    # once for all panels, or on each axis of the user's figure
+    units = f", {values.spec.units}" if ax is not None else ""
+    if ax is None:
+        figure_of(axes).supxlabel(f"Units: {values.spec.units}", fontsize=FONT)
     for one, column in zip(axes, values.columns(genes), strict=True):
         if bounds is None:
-            _draw_points(one, values, column)
+            _draw_points(one, values, column, units=units)
         else:
-            _draw_intervals(one, values, column, bounds=[bound[:, column] for bound in bounds])
+            _draw_intervals(one, values, column, units=units, bounds=[bound[:, column] for bound in bounds])
     return output.finish(axes)
 
 
@@ -167,20 +171,22 @@ def _bounds(sdata: SpatialData, key: str, table_key: str | None) -> list[NDArray
     return [np.asarray(layers[name], np.float32) for name in (Keys.LOWER, Keys.UPPER)]
 
 
-def _draw_points(axes: Axes, values: Values, column: int) -> None:
+def _draw_points(axes: Axes, values: Values, column: int, *, units: str) -> None:
     """Draw the spots with both values, and the line where these are equal."""
     predicted, observed = values.predicted[:, column], values.observed[:, column]
     both = np.isfinite(predicted) & np.isfinite(observed) & values.on_tissue
     if both.any():
-        ends = np.percentile(np.concatenate([predicted[both], observed[both]]), [0, 100])
-        axes.plot(ends, ends, color="0.3", linewidth=1, linestyle="--", zorder=1)
-    axes.scatter(predicted[both], observed[both], s=9, color=COLOUR, alpha=0.5, linewidths=0, zorder=2, rasterized=True)
+        middle = float(np.median(predicted[both]))  # a point in view, as it widens the limits
+        axes.axline((middle, middle), slope=1, color="0.3", linewidth=0.8, linestyle="--", zorder=1)
+    axes.scatter(predicted[both], observed[both], s=6, color=COLOUR, alpha=0.5, linewidths=0, zorder=2, rasterized=True)
     _describe(axes, f"{values.genes[column]}, {both.sum():,} spots\n{_correlations(values, column)}")
-    axes.set_xlabel("Predicted", fontsize=FONT)
-    axes.set_ylabel("Observed", fontsize=FONT)
+    axes.set_xlabel(f"Predicted{units}", fontsize=FONT)
+    axes.set_ylabel(f"Observed{units}", fontsize=FONT)
 
 
-def _draw_intervals(axes: Axes, values: Values, column: int, *, bounds: Sequence[NDArray[np.float32]]) -> None:
+def _draw_intervals(
+    axes: Axes, values: Values, column: int, *, units: str, bounds: Sequence[NDArray[np.float32]]
+) -> None:
     """Draw the interval of each spot, sorted by prediction, and the observed values."""
     low, high = bounds
     predicted, observed = values.predicted[:, column], values.observed[:, column]
@@ -194,7 +200,7 @@ def _draw_intervals(axes: Axes, values: Values, column: int, *, bounds: Sequence
     covered = f"{inside.mean():.0%} of {len(order):,} spots covered" if len(order) else "not measured"
     _describe(axes, f"{values.genes[column]}\n{covered}")
     axes.set_xlabel("Spots, sorted by prediction", fontsize=FONT)
-    axes.set_ylabel("Expression", fontsize=FONT)
+    axes.set_ylabel(f"Expression{units}", fontsize=FONT)
 
 
 def _correlations(values: Values, column: int) -> str:
