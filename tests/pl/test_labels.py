@@ -57,7 +57,7 @@ def scores_of(n, *, long, n_sections=2):
 
 
 @pytest.mark.parametrize("long", [False, True])
-@pytest.mark.parametrize("n", [5, 25, 60, 250])
+@pytest.mark.parametrize("n", [5, 25, 40, 60, 250])
 @pytest.mark.parametrize("plot", ["scores", "heatmap", "depth"])
 def test_scores(monkeypatch, plot, n, long):
     options = {"n_genes": n} if plot == "heatmap" else {}

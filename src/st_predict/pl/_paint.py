@@ -25,7 +25,7 @@ MANY = 20_000
 """Number of spots from which a map is an image by default."""
 
 OVERSAMPLING = 2
-"""Pixels of that image per pixel of the saved figure, so that edges are as smooth as those of patches."""
+"""Pixels of that image per pixel of the saved figure, so that edges are as smooth as on patches."""
 
 MAX_FACTOR = 4
 
