@@ -149,7 +149,8 @@ def cohort(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    Axes, ``(n_genes, n_sections)``; one row for the tissue.
+    ndarray or Figure
+        Axes, ``(n_genes, n_sections)``; one row for the tissue. With ``return_fig``, the figure.
 
     Raises
     ------

@@ -102,8 +102,8 @@ def crops(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    ndarray
-        Axes, ``(1 + n_levels,)``.
+    ndarray or Figure
+        Axes, ``(1 + n_levels,)``. With ``return_fig``, the figure.
 
     Raises
     ------

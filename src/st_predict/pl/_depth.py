@@ -76,8 +76,8 @@ def depth(
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_sections, 2)``: plain and partial correlation.
+    ndarray or Figure
+        Axes, ``(n_sections, 2)``: plain and partial correlation. With ``return_fig``, the figure.
 
     Raises
     ------

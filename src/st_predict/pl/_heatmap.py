@@ -97,8 +97,8 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_sections,)``.
+    ndarray or Figure
+        Axes, ``(n_sections,)``. With ``return_fig``, the figure.
 
     Raises
     ------

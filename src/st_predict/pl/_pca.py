@@ -142,8 +142,8 @@ def pca_map(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    ndarray
-        Axes, ``(1, n_panels)``.
+    ndarray or Figure
+        Axes, ``(1, n_panels)``. With ``return_fig``, the figure.
 
     Raises
     ------

@@ -113,8 +113,8 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_genes,)``.
+    ndarray or Figure
+        Axes, ``(n_genes,)``. With ``return_fig``, the figure.
 
     Raises
     ------

@@ -123,8 +123,8 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_sections,)``.
+    ndarray or Figure
+        Axes, ``(n_sections,)``. With ``return_fig``, the figure.
 
     Raises
     ------

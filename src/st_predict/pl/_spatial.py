@@ -190,9 +190,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
 
     Returns
     -------
-    ndarray
+    ndarray or Figure
         Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every
-        row), observed, predicted, and standard deviation, as far as they are drawn.
+        row), observed, predicted, and standard deviation, as far as they are drawn. With ``return_fig``, the figure.
 
     Raises
     ------

@@ -80,8 +80,8 @@ def training(
 
     Returns
     -------
-    ndarray
-        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
+    ndarray or Figure
+        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation. With ``return_fig``, the figure.
 
     Raises
     ------
