@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from st_predict.cohort._tasks import Loaded
     from st_predict.io import Mpp
 
-__all__ = ["DONE", "EMPTY", "FAILED", "Job", "Outcome", "failed", "full_of", "look_at", "run_job"]
+__all__ = ["DONE", "EMPTY", "FAILED", "SlideJob", "Outcome", "failed", "full_of", "look_at", "run_job"]
 
 DONE, EMPTY, FAILED = "done", "empty", "failed"
 """Status of a slide: spots were written; there is no tissue; an error was recorded."""
@@ -41,7 +41,7 @@ _COLUMNS = {"mpp", "image_key", "pitch_um"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class SlideJob:
     """Work on a slide.
 
     Parameters
@@ -115,7 +115,7 @@ class Outcome:
     full: int | None = None
 
 
-def run_job(job: Job, loaded: Loaded) -> Outcome:
+def run_job(job: SlideJob, loaded: Loaded) -> Outcome:
     """Do the work of a slide; its errors become a failed outcome."""
     start = time.monotonic()
     reset_peak()
@@ -125,7 +125,7 @@ def run_job(job: Job, loaded: Loaded) -> Outcome:
         return failed(job, error, seconds=time.monotonic() - start)
 
 
-def _run(job: Job, loaded: Loaded, start: float) -> Outcome:
+def _run(job: SlideJob, loaded: Loaded, start: float) -> Outcome:
     sdata = open_listed(job.slide)
     try:
         add_grid(sdata, job.slide)
@@ -149,7 +149,7 @@ def _run(job: Job, loaded: Loaded, start: float) -> Outcome:
     return outcome
 
 
-def _write(job: Job, result: AnnData, outcome: Outcome) -> None:
+def _write(job: SlideJob, result: AnnData, outcome: Outcome) -> None:
     """Write the result whole, with the note that it is known by; an older one is replaced."""
     note = {name: value for name, value in asdict(outcome).items() if value not in ("", None)}
     slide = {"path": str(job.slide.path), "version": __version__}
@@ -176,7 +176,7 @@ def _described(mpp: Mpp | None) -> tuple[float | None, str]:
     return (None, "unknown") if mpp is None else (mpp.value, mpp.source)
 
 
-def look_at(job: Job, *, need_mpp: bool) -> Outcome:
+def look_at(job: SlideJob, *, need_mpp: bool) -> Outcome:
     """Open a slide and look for its resolution and tissue, without computing anything."""
     start = time.monotonic()
     reset_peak()
@@ -188,7 +188,7 @@ def look_at(job: Job, *, need_mpp: bool) -> Outcome:
     return replace(outcome, seconds=round(time.monotonic() - start, 3), peak_mib=round(peak_mib(), 1))
 
 
-def _look(job: Job, sdata: SpatialData, *, need_mpp: bool) -> Outcome:
+def _look(job: SlideJob, sdata: SpatialData, *, need_mpp: bool) -> Outcome:
     status, n_spots = DONE, sum(len(table) for table in sdata.tables.values())
     bare = not (sdata.shapes or sdata.tables)
     try:
@@ -202,7 +202,7 @@ def _look(job: Job, sdata: SpatialData, *, need_mpp: bool) -> Outcome:
     return Outcome(id=job.slide.id, status=status, key=job.key, spots=n_spots, mpp=value, mpp_source=source)
 
 
-def failed(job: Job, error: BaseException, *, seconds: float = 0.0) -> Outcome:
+def failed(job: SlideJob, error: BaseException, *, seconds: float = 0.0) -> Outcome:
     """Return the outcome of an error."""
     return Outcome(
         id=job.slide.id,

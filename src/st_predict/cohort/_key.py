@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import h5py
+
 from st_predict._errors import InvalidValueError
 from st_predict._files import sha256
 from st_predict._keys import Keys
@@ -50,21 +52,16 @@ def read_note(path: Path) -> dict[str, Any] | None:
     ValueError
         If the file is not a result of a cohort.
     """
-    import anndata
-
     if not path.exists():
         return None
     try:
-        found = anndata.read_h5ad(path, backed="r")
-    except Exception as error:  # HDF5 raises many types
-        raise _foreign(path, f"it cannot be read ({' '.join(str(error).split())})") from error
-    try:
-        note = json.loads(found.uns[Keys.COHORT])
+        with h5py.File(path) as file:
+            note = json.loads(file["uns"][Keys.COHORT].asstr()[()])
         return {**note, "key": str(note["key"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _foreign(path, "it has no note of a cohort") from error
-    finally:
-        found.file.close()
+    except OSError as error:  # of HDF5
+        raise _foreign(path, f"it cannot be read ({' '.join(str(error).split())})") from error
 
 
 def _foreign(path: Path, why: str) -> InvalidValueError:

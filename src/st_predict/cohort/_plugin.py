@@ -10,7 +10,7 @@ from distributed import WorkerPlugin, get_worker
 from st_predict.cohort._job import look_at, run_job
 
 if TYPE_CHECKING:
-    from st_predict.cohort._job import Job, Outcome
+    from st_predict.cohort._job import Outcome, SlideJob
     from st_predict.cohort._tasks import Task
 
 __all__ = ["TaskPlugin", "look_on_worker", "run_on_worker"]
@@ -41,14 +41,14 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         self.loaded = None
 
 
-def run_on_worker(job: Job, plugin: str) -> Outcome:
+def run_on_worker(job: SlideJob, plugin: str) -> Outcome:
     """Do a job with the networks of the worker that runs it."""
     mine: TaskPlugin = get_worker().plugins[plugin]
     with mine.lock:
         return run_job(job, mine.loaded)
 
 
-def look_on_worker(job: Job, plugin: str, *, need_mpp: bool) -> Outcome:
+def look_on_worker(job: SlideJob, plugin: str, *, need_mpp: bool) -> Outcome:
     """Look at a slide, on the worker that would read it."""
     with get_worker().plugins[plugin].lock:
         return look_at(job, need_mpp=need_mpp)

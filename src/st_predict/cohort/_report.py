@@ -18,7 +18,7 @@ from st_predict.cohort._job import FAILED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from st_predict.cohort._job import Job, Outcome
+    from st_predict.cohort._job import Outcome, SlideJob
 
 __all__ = ["COLUMNS", "Report"]
 
@@ -58,7 +58,7 @@ class Report:
             file.flush()
             os.fsync(file.fileno())
 
-    def note_failure(self, job: Job, outcome: Outcome) -> None:
+    def note_failure(self, job: SlideJob, outcome: Outcome) -> None:
         """Write the traceback of a failed slide, or remove the one of an earlier run."""
         path = self.failures / f"{outcome.id}.json"
         if outcome.status != FAILED:
@@ -72,7 +72,7 @@ class Report:
             text = json.dumps({**found, "path": str(job.slide.path), "version": __version__}, indent=1)
             fresh.write_text(text + "\n", encoding="utf-8")
 
-    def earlier_failure(self, job: Job) -> dict[str, Any] | None:
+    def earlier_failure(self, job: SlideJob) -> dict[str, Any] | None:
         """Return the record of the same work's failure in an earlier run, if there is one."""
         try:
             found = json.loads((self.failures / f"{job.slide.id}.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from st_predict._locks import locked
 from st_predict._progress import track
 from st_predict._validated import Count, File, Flag, Natural, check
 from st_predict.cohort._cluster import connected, need_distributed
-from st_predict.cohort._job import DONE, EMPTY, FAILED, Job, Outcome, failed
+from st_predict.cohort._job import DONE, EMPTY, FAILED, Outcome, SlideJob, failed
 from st_predict.cohort._key import key_of, read_note
 from st_predict.cohort._merge import MERGED, join
 from st_predict.cohort._report import COLUMNS, Report
@@ -90,7 +90,7 @@ def run(
     folder = _writable(check("out", out, File))
     mine = of_shard(slides, options.shard)
     part = "" if options.shard is None else "-{}-of-{}".format(*options.shard)
-    jobs = [Job(slide=s, key=key_of(s, task.settings), path=folder / f"{s.id}.h5ad") for s in mine]
+    jobs = [SlideJob(slide=s, key=key_of(s, task.settings), path=folder / f"{s.id}.h5ad") for s in mine]
     with locked(folder / f".lock{part}", folder=folder, what="run of a cohort"):
         notes = {job.slide.id: read_note(job.path) for job in jobs}
         report = Report.begin(folder / f"report{part}.csv", folder / "failed")
@@ -119,7 +119,7 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _is_known(job: Job, note: Mapping[str, Any] | None, report: Report, options: Options) -> bool:
+def _is_known(job: SlideJob, note: Mapping[str, Any] | None, report: Report, options: Options) -> bool:
     """Add the row of a slide whose result, or failure, is already there; return whether it was."""
     if note is not None and note["key"] == job.key:
         names = {"status", "spots", "mpp", "mpp_source", "seconds", "peak_mib", "attempts"}
@@ -133,11 +133,11 @@ def _is_known(job: Job, note: Mapping[str, Any] | None, report: Report, options:
     return True
 
 
-def _unknown(job: Job) -> Outcome:
+def _unknown(job: SlideJob) -> Outcome:
     return Outcome(id=job.slide.id, status=FAILED, key=job.key)
 
 
-def _work(client: Client, jobs: Sequence[Job], task: Task, report: Report, *, retries: int) -> None:
+def _work(client: Client, jobs: Sequence[SlideJob], task: Task, report: Report, *, retries: int) -> None:
     """Do the jobs; the report has each as soon as it ends."""
     for outcome, job in track(_finished(client, jobs, task, retries), "Slides", len(jobs), unit="slide"):
         if outcome.full is not None:
@@ -154,7 +154,7 @@ def _work(client: Client, jobs: Sequence[Job], task: Task, report: Report, *, re
             logger.warning("%s has no tissue; its result has no spots.", outcome.id)
 
 
-def _finished(client: Client, jobs: Sequence[Job], task: Task, retries: int) -> Iterator[tuple[Outcome, Job]]:
+def _finished(client: Client, jobs: Sequence[SlideJob], task: Task, retries: int) -> Iterator[tuple[Outcome, SlideJob]]:
     """Yield outcomes as they come; errors of reading and of memory are tried again, after the other slides."""
     from st_predict.cohort._plugin import TaskPlugin, run_on_worker
 
@@ -167,21 +167,21 @@ def _finished(client: Client, jobs: Sequence[Job], task: Task, retries: int) -> 
 
 
 def _in_turn(
-    client: Client, jobs: Sequence[Job], function: Callable[[Job], Outcome], *, retries: int
-) -> Iterator[tuple[Outcome, Job]]:
+    client: Client, jobs: Sequence[SlideJob], function: Callable[[SlideJob], Outcome], *, retries: int
+) -> Iterator[tuple[Outcome, SlideJob]]:
     from distributed import as_completed
 
-    def submit(job: Job) -> Any:
+    def submit(job: SlideJob) -> Any:
         future = client.submit(
             function, job, key=f"{job.slide.id}-{uuid.uuid4().hex[:12]}", pure=False, priority=-job.attempt
         )
         todo[future.key] = job
         return future
 
-    todo: dict[str, Job] = {}
+    todo: dict[str, SlideJob] = {}
     futures = [submit(job) for job in jobs]
     ended = as_completed(futures)
-    del futures  # so that the scheduler forgets what was worked off
+    del futures  # so that the scheduler forgets finished slides
     try:
         for future in ended:
             job = todo.pop(future.key)
@@ -195,7 +195,7 @@ def _in_turn(
         client.cancel([future for future in ended.futures if not future.done()], force=True)
 
 
-def _lost(job: Job, error: BaseException) -> Outcome:
+def _lost(job: SlideJob, error: BaseException) -> Outcome:
     """Return the outcome of a job whose workers died, which distributed has tried several times."""
     return failed(job, error)
 
@@ -203,7 +203,7 @@ def _lost(job: Job, error: BaseException) -> Outcome:
 def look_over_slides(slides: Sequence[CohortSlide], *, options: Options, need_mpp: bool) -> pd.DataFrame:
     """Open all slides and look for resolution and tissue; return a row per slide."""
     need_distributed()
-    jobs = [Job(slide=slide, key="", path=Path()) for slide in of_shard(slides, options.shard)]
+    jobs = [SlideJob(slide=slide, key="", path=Path()) for slide in of_shard(slides, options.shard)]
     with connected(options.client, n_workers=options.n_workers, n_slides=len(jobs), device="cpu") as client:
         found = _look_over(client, jobs, need_mpp=need_mpp)
     columns = [name for name in COLUMNS if name not in {"id", "key", "reused", "attempts"}]
@@ -211,7 +211,7 @@ def look_over_slides(slides: Sequence[CohortSlide], *, options: Options, need_mp
     return pd.DataFrame(rows, index=pd.Index([one.id for one in found], name="id"), columns=columns)
 
 
-def _look_over(client: Client, jobs: Sequence[Job], *, need_mpp: bool) -> list[Outcome]:
+def _look_over(client: Client, jobs: Sequence[SlideJob], *, need_mpp: bool) -> list[Outcome]:
     """Look at all slides, in the order of the list."""
     from st_predict.cohort._plugin import TaskPlugin, look_on_worker
 

@@ -235,6 +235,9 @@ class EmbedTask:
         return {
             "verb": "embed",
             "encoder": self.described,
+            "neighbours": self.encoder.neighbours,
+            "standardize": self.encoder.standardize,
+            "crop": asdict(self.encoder.crop),
             "key": self.key,
             **_described(self.where, self.machine),
             "at_mpp": self.at_mpp,
