@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import uuid
 from dataclasses import dataclass, replace
@@ -25,7 +26,6 @@ from st_predict.cohort._report import COLUMNS, Report
 from st_predict.cohort._slides import of_shard
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from distributed import Client
@@ -143,7 +143,7 @@ def _work(client: Client, jobs: Sequence[SlideJob], task: Task, report: Report, 
         if outcome.full is not None:
             raise OSError(
                 outcome.full,
-                f"{outcome.error}. Finished slides are kept; make space, or a folder writable, and run again",
+                f"{os.strerror(outcome.full)}. Finished slides are kept; make space and run again",
                 str(job.path),
             )
         report.note_failure(job, outcome)
