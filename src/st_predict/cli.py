@@ -302,6 +302,13 @@ def train(  # noqa: PLR0913  # options of a command line
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed for initial weights, order and augmentation.")] = None,
     device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices per machine; each has a process.")] = 1,
+    num_nodes: Annotated[
+        int, typer.Option(help="Number of machines, on which torchrun or srun starts the command once per device.")
+    ] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="Strategy of Lightning: auto, ddp or ddp_find_unused_parameters_true.")
+    ] = "auto",
     resume: Resume = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
@@ -337,6 +344,9 @@ def train(  # noqa: PLR0913  # options of a command line
         unlabelled=_read(unlabelled) if unlabelled else None,
         rounds=rounds,
         resume=resume,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,  # type: ignore[arg-type]  # checked by the function
     )
     typer.echo(f"Wrote {result.checkpoint}")
 

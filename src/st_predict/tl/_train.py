@@ -42,7 +42,7 @@ from st_predict._sections import (
     teacher_of,
 )
 from st_predict._stain import Method, Stain
-from st_predict._training import Run, check_objective, configure, describe_training, get_preset, learn
+from st_predict._training import Ranks, Run, Strategy, check_objective, configure, describe_training, get_preset, learn
 from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
@@ -128,6 +128,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     rounds: int = 5,
     resume: bool = False,
     card: Mapping[str, Any] | None = None,
+    devices: int | Sequence[int] = 1,
+    num_nodes: int = 1,
+    strategy: Strategy = "auto",
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a network to predict gene expression of spots from the H&E image around them.
@@ -214,6 +217,16 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     card
         Further fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``,
         ``gene_id_type``, ``training``. Tables from another ``organism`` are refused.
+    devices
+        Number of devices of the kind that ``config`` names, or their indices; each has a process. On several devices,
+        the batch size and the number of regions per step are per device, augmentation and dropout differ between them,
+        and batch statistics are of each device's batch. A program needs ``if __name__ == "__main__":``.
+    num_nodes
+        Number of machines. For more than one, start the program once per device, with ``torchrun`` or ``srun``; only
+        the first process writes.
+    strategy
+        Strategy of Lightning: ``"ddp"``, the default on several devices, or ``"ddp_find_unused_parameters_true"`` for
+        networks that do not use all their weights in each step.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -261,6 +274,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     spec, hparams = get_spec(model), check("hparams", hparams, Fields | None)
     setting, allow_shared = get_preset(spec, check("preset", preset, Text)), check("allow_shared", allow_shared, Texts)
     config = _configure(setting, config, spec)
+    ranks = _ranks(spec, config, Ranks.of(devices, num_nodes, strategy), rounds=0 if unlabelled is None else rounds)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
@@ -269,7 +283,25 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
     how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
-    return _fit(model_card, data, out, config=config, resume=resume, how=how)
+    return _fit(model_card, data, out, config=config, resume=resume, how=how, ranks=ranks)
+
+
+def _ranks(spec: ModelSpec, config: TrainConfig, ranks: Ranks, *, rounds: int) -> Ranks:
+    """Return the processes of a training; refuse several where one device has all the work."""
+    if ranks.world == 1:
+        return ranks
+    one = Advice("leave out {}", "devices")
+    if spec.closed_form:
+        raise InvalidValueError(f"{spec.name!r} is fitted in closed form, on one device.", one)
+    if rounds:
+        raise InvalidValueError("Pseudo-labelling trains on one device.", one, Advice("leave out {}", "unlabelled"))
+    if ":" in config.device:
+        raise InvalidValueError(
+            f"The device {config.device!r} is one device.",
+            "name its kind only",
+            Advice("give indices in {}", "devices"),
+        )
+    return ranks
 
 
 def _split(
@@ -410,6 +442,7 @@ _NOTED = (
         "extension",
         "encoder",
         "colours",
+        "devices",
     ),
 )
 """Entries of ``ModelCard.training`` that training sets and leakage checks read."""
@@ -545,25 +578,33 @@ def _keeping_filters() -> Iterator[None]:
 
 @_keeping_filters()
 def _fit(
-    card: ModelCard, data: _Data, out: PathLike[str] | str, *, config: TrainConfig, resume: bool, how: Mapping[str, Any]
+    card: ModelCard,
+    data: _Data,
+    out: PathLike[str] | str,
+    *,
+    config: TrainConfig,
+    resume: bool,
+    how: Mapping[str, Any],
+    ranks: Ranks,
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
     _check_buildable(card, config)
-    run = Run.create(out, get_spec(card.model), resume=resume)
+    run = Run.create(out, get_spec(card.model), resume=resume, writes=ranks.writes)
     with run.locked():
-        sections = data.describe()
+        sections = {**data.describe(), **ranks.describe()}
         run.note(card, config, sections=sections)
         encoder = encoder_of(card)
-        card, network, history = _learn(card, data, run, encoder, config=config)
+        card, network, history = _learn(card, data, run, encoder, config=config, ranks=ranks)
         known = {**sections, "shared_patients": data.shared_patients, **how}
         notes = describe_training(card, config, history, validated=bool(data.validation), encoder=encoder)
         card = replace(card, training={**known, **notes, **card.training})
         checkpoint = run.save(network, card, history, encoder=encoder)
+        ranks.wait()
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
 
 def _learn(
-    card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig
+    card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig, ranks: Ranks
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Prepare the network's inputs and train it; return the card with measured statistics."""
     compute = Compute(device=config.device, precision=config.precision)
@@ -591,6 +632,7 @@ def _learn(
             resume=run.resume,
             unlabelled=stores.get("unlabelled"),
             rounds=data.rounds,
+            ranks=ranks,
         )
     return card, network, history
 
