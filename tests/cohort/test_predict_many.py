@@ -143,6 +143,17 @@ def test_embeddings_are_those_of_single_calls(client: Any, write_slide: Callable
     assert not other["reused"].any()
 
 
+def test_workers_get_absolute_paths(
+    cohort: tuple[Path, Path], client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may run in another folder."""
+    monkeypatch.chdir(tmp_path)
+    stp.cohort.predict_many("slides.csv", cohort[1].name, out="out", client=client, retries=0, **CPU)
+    assert json.loads((tmp_path / "out" / "failed" / "broken.json").read_text())["path"] == str(tmp_path / "broken.tif")
+    record = Record.read(anndata.read_h5ad(tmp_path / "out" / "good.h5ad").uns, "pred_m2ost")
+    assert record.params["members"][0]["checkpoint"] == str(cohort[1])
+
+
 def test_shards_have_reports_of_their_own(
     client: Any, write_slide: Callable[..., Path], checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Train on several devices of a machine: a process per further device helps the one that writes."""
+"""Train on several devices of a machine: a process per further device follows the one that writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["fit_on_several"]
 
 READY = "ready"
 
-_END_S = 60.0  # for helpers to end after the last step
+_END_S = 60.0  # for followers to end after the last step
 
 
 def fit_on_several(
@@ -48,21 +48,21 @@ def fit_on_several(
     resume: bool,
     ranks: Ranks,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
-    """Run :func:`~st_predict._training._fit.fit` here and in one helper per further device, which writes nothing.
+    """Run :func:`~st_predict._training._fit.fit` here and in one follower per further device, which writes nothing.
 
     Lightning would start the user's program again for each device; that program would then find the folder locked, and
-    read all slides again. Helpers get the arrays instead; crops stay in their files.
+    read all slides again. Followers get the arrays instead; crops stay in their files.
 
     Raises
     ------
     RuntimeError
-        If a helper cannot start or fails; the message has its error.
+        If a follower cannot start or fails; the message has its error.
     """
     from st_predict._training._fit import fit
 
     port = _free_port()
     start = {"config": config, "folder": folder, "resume": resume}
-    with _helpers(ranks, port, (card, data, val_data), start), _environment(0, port, ranks.world):
+    with _followers(ranks, port, (card, data, val_data), start), _environment(0, port, ranks.world):
         try:
             return fit(card, data, val_data, config=config, folder=folder, resume=resume, ranks=ranks)
         finally:
@@ -71,7 +71,7 @@ def fit_on_several(
 
 
 @contextmanager
-def _helpers(ranks: Ranks, port: int, data: tuple[Any, ...], start: Mapping[str, Any]) -> Iterator[None]:
+def _followers(ranks: Ranks, port: int, data: tuple[Any, ...], start: Mapping[str, Any]) -> Iterator[None]:
     """Start a process per further device, and end all of them with the block."""
     ForkingPickler.register(np.memmap, _reduce)
     context = multiprocessing.get_context("spawn")
@@ -81,7 +81,7 @@ def _helpers(ranks: Ranks, port: int, data: tuple[Any, ...], start: Mapping[str,
             here, there = context.Pipe(duplex=False)
             own = replace(ranks, rank=rank, local_rank=rank)
             process = context.Process(
-                target=_help, args=(own, port, there), kwargs={"data": data, "start": dict(start)}, daemon=True
+                target=_follow, args=(own, port, there), kwargs={"data": data, "start": dict(start)}, daemon=True
             )
             process.start()
             there.close()
@@ -101,7 +101,7 @@ def _helpers(ranks: Ranks, port: int, data: tuple[Any, ...], start: Mapping[str,
 
 
 def _expect(line: Connection, message: str) -> None:
-    """Wait for a message of a helper."""
+    """Wait for a message of a follower."""
     try:
         said = line.recv()
     except EOFError:
@@ -114,14 +114,14 @@ def _expect(line: Connection, message: str) -> None:
 
 
 def _blame(running: list[tuple[SpawnProcess, Connection]], error: Exception) -> None:
-    """Raise the error of a helper, whose end is what this process has noticed."""
+    """Raise the error of a follower, whose end is what this process has noticed."""
     for _, line in running:
         with suppress(EOFError, OSError):
             if line.poll(1.0):
                 raise RuntimeError(f"A process of the training failed: {line.recv()}") from error
 
 
-def _help(ranks: Ranks, port: int, line: Connection, *, data: tuple[Any, ...], start: Mapping[str, Any]) -> None:
+def _follow(ranks: Ranks, port: int, line: Connection, *, data: tuple[Any, ...], start: Mapping[str, Any]) -> None:
     """Train on a further device, in a process of its own."""
     try:
         from st_predict._training._fit import fit

@@ -88,7 +88,7 @@ def run(
     """
     need_distributed()
     folder = _writable(check("out", out, File))
-    mine = of_shard(slides, options.shard)
+    mine = _absolute(of_shard(slides, options.shard))
     part = "" if options.shard is None else "-{}-of-{}".format(*options.shard)
     jobs = [SlideJob(slide=s, key=key_of(s, task.settings), path=folder / f"{s.id}.h5ad") for s in mine]
     with locked(folder / f".lock{part}", folder=folder, what="run of a cohort"):
@@ -108,8 +108,14 @@ def run(
     return found
 
 
+def _absolute(slides: Sequence[CohortSlide]) -> list[CohortSlide]:
+    """Make paths absolute, because workers may run in another folder."""
+    return [replace(slide, path=slide.path.absolute()) for slide in slides]
+
+
 def _writable(folder: Path) -> Path:
-    """Make the output folder; refuse one that cannot be written to, before any work."""
+    """Make the output folder and return its absolute path; refuse one that cannot be written to, before any work."""
+    folder = folder.absolute()
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -203,7 +209,8 @@ def _lost(job: SlideJob, error: BaseException) -> Outcome:
 def look_over_slides(slides: Sequence[CohortSlide], *, options: Options, need_mpp: bool) -> pd.DataFrame:
     """Open all slides and look for resolution and tissue; return a row per slide."""
     need_distributed()
-    jobs = [SlideJob(slide=slide, key="", path=Path()) for slide in of_shard(slides, options.shard)]
+    mine = _absolute(of_shard(slides, options.shard))
+    jobs = [SlideJob(slide=slide, key="", path=Path()) for slide in mine]
     with connected(options.client, n_workers=options.n_workers, n_slides=len(jobs), device="cpu") as client:
         found = _look_over(client, jobs, need_mpp=need_mpp)
     columns = [name for name in COLUMNS if name not in {"id", "key", "reused", "attempts"}]

@@ -369,8 +369,8 @@ def check_slides(
     >>> from distributed import Client
     >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
     ...     looked = stp.cohort.check_slides(["no.svs"], client=client)
-    >>> looked.loc["no", "error"]
-    "The file 'no.svs' does not exist; correct its path in the list."
+    >>> looked.loc["no", "status"]
+    'failed'
     """
     options = Options(client=client, n_workers=n_workers, shard=shard)
     return look_over_slides(list_slides(slides, pitch_um=pitch_um), options=options, need_mpp=False)
