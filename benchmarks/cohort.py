@@ -95,7 +95,7 @@ def predict(slides: Path, *, n_workers: int, quick: bool) -> dict[str, Any]:
 
     warnings.simplefilter("ignore")
     load, start = os.getloadavg()[0] / (os.cpu_count() or 1), time.perf_counter()
-    cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=not quick, dashboard_address=None)
+    cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=not quick, dashboard_address=":0")
     with tempfile.TemporaryDirectory() as out, cluster, Client(cluster) as client:
         found = stp.cohort.predict_many(f"{slides}/*.tif", out=out, client=client, pitch_um=100, device="cpu")
         seconds = time.perf_counter() - start

@@ -103,7 +103,7 @@ def two_workers() -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -161,7 +161,7 @@ def drive(folder: Path, expected: dict[str, Any], out: Path, told: Any) -> None:
     from distributed import Client
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
         told.send("begun")
         try:
             report = Cohort(folder, expected).run(out, client=client)

@@ -94,7 +94,7 @@ class SectionLoader:
     seed
         Random seed of regions and order; ``None`` keeps the order of the sections.
     rank, world
-        Number of this process and number of processes: all of them draw the same parts, and share those of each step.
+        Number of this process and number of processes: all of them draw the same parts, and share the parts of each step.
     """
 
     store: CropStore

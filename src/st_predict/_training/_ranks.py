@@ -66,7 +66,7 @@ class Ranks:
         strategy
             Strategy of Lightning; ``"auto"`` is ``"ddp"`` on several devices.
         environment
-            Environment variables; ``None`` for those of this process.
+            Environment variables; ``None`` for this process's own.
 
         Raises
         ------

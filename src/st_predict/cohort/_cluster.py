@@ -93,7 +93,7 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
         n_workers=n,
         threads_per_worker=1,
         memory_limit=MEMORY_LIMIT // n,
-        dashboard_address=None,
+        dashboard_address=":0",
         env={"OMP_NUM_THREADS": threads},
     )
 
