@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+import dask
 from distributed import WorkerPlugin, get_worker
 
 from st_predict.cohort._job import look_at, run_job
@@ -41,14 +42,19 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         self.loaded = None
 
 
+def _own_computations() -> Any:
+    """Read lazy images in this thread: on a worker, dask would send each block through the scheduler, and keep some."""
+    return dask.config.set(scheduler="synchronous")
+
+
 def run_on_worker(job: SlideJob, plugin: str) -> Outcome:
     """Do a job with the networks of the worker that runs it."""
     mine: TaskPlugin = get_worker().plugins[plugin]
-    with mine.lock:
+    with mine.lock, _own_computations():
         return run_job(job, mine.loaded)
 
 
 def look_on_worker(job: SlideJob, plugin: str, *, need_mpp: bool) -> Outcome:
     """Look at a slide, on the worker that would read it."""
-    with get_worker().plugins[plugin].lock:
+    with get_worker().plugins[plugin].lock, _own_computations():
         return look_at(job, need_mpp=need_mpp)
