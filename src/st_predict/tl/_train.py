@@ -265,35 +265,45 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     >>> sdata["table"].obsm["pred_ridge"].shape
     (19, 2)
     """
-    genes = GeneMatching(
-        missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
-    )
+    genes = _matching(missing, duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     rounds, resume, out = check("rounds", rounds, Count), check("resume", resume, Flag), check("out", out, File)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
     where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
-    spec, hparams = get_spec(model), check("hparams", hparams, Fields | None)
-    setting, allow_shared = get_preset(spec, check("preset", preset, Text)), check("allow_shared", allow_shared, Texts)
-    config = _configure(setting, config, spec)
-    ranks = _ranks(spec, config, Ranks.of(devices, num_nodes, strategy), rounds=0 if unlabelled is None else rounds)
+    hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
+    spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
+    setting, config = _configure(preset, config, spec, ranks, unlabelled=unlabelled)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
-    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
-    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
+    how = _describe(setting, min_counts, group_key=group_key, preset=preset, tissue_only=tissue_only)
+    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), how=how)
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
     return _fit(model_card, data, out, config=config, resume=resume, how=how, ranks=ranks)
 
 
-def _ranks(spec: ModelSpec, config: TrainConfig, ranks: Ranks, *, rounds: int) -> Ranks:
-    """Return the processes of a training; refuse several where one device has all the work."""
+def _matching(
+    missing: Missing, duplicates: Duplicates, *, ignore_case: bool, id_column: str | None, aliases: Any
+) -> GeneMatching:
+    """Return the options to match genes."""
+    genes = GeneMatching(missing=missing, duplicates=duplicates, ignore_case=ignore_case)
+    return replace(genes, id_column=id_column, aliases=aliases)
+
+
+def _describe(setting: Preset, min_counts: int | None, **how: str | bool) -> dict[str, Any]:
+    """Return the settings for the card, with the smallest number of counts per spot."""
+    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
+    return {**how, "min_counts": least}
+
+
+def _check_devices(spec: ModelSpec, config: TrainConfig, ranks: Ranks, unlabelled: Sections | None) -> None:
+    """Refuse several devices where one has all the work."""
     if ranks.world == 1:
-        return ranks
+        return
     one = Advice("leave out {}", "devices")
     if spec.closed_form:
         raise InvalidValueError(f"{spec.name!r} is fitted in closed form, on one device.", one)
-    if rounds:
+    if unlabelled is not None:
         raise InvalidValueError("Pseudo-labelling trains on one device.", one, Advice("leave out {}", "unlabelled"))
     if ":" in config.device:
         raise InvalidValueError(
@@ -301,7 +311,6 @@ def _ranks(spec: ModelSpec, config: TrainConfig, ranks: Ranks, *, rounds: int) -
             "name its kind only",
             Advice("give indices in {}", "devices"),
         )
-    return ranks
 
 
 def _split(
@@ -353,8 +362,16 @@ class _Data:
         return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": self.rounds}
 
 
-def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None, spec: ModelSpec) -> TrainConfig:
-    """Return the configuration; refuse settings that the model or the machine cannot use."""
+def _configure(
+    preset: str,
+    changes: TrainConfig | Mapping[str, Any] | None,
+    spec: ModelSpec,
+    ranks: Ranks,
+    *,
+    unlabelled: Sections | None,
+) -> tuple[Preset, TrainConfig]:
+    """Return the preset and the configuration; refuse settings that the model or the machine cannot use."""
+    setting = get_preset(spec, check("preset", preset, Text))
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
@@ -362,7 +379,8 @@ def _configure(setting: Preset, changes: TrainConfig | Mapping[str, Any] | None,
             Advice("leave out 'regions' in {}", "config"),
         )
     Compute(device=config.device, precision=config.precision)  # refuses unknown devices
-    return config if config.teacher is None else replace(config, teacher=_plain(config.teacher))
+    _check_devices(spec, config, ranks, unlabelled)
+    return setting, config if config.teacher is None else replace(config, teacher=_plain(config.teacher))
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
@@ -478,14 +496,14 @@ def _read(
     where: Where,
     *,
     named: tuple[Any, Any],
-    min_counts: int | None,
+    how: Mapping[str, Any],
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
     """Read training and validation targets; return them with the card, limited to genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
     card = keep_common(card, slides)
     check_sums(card, known[0])
-    card, observed = _observe(slides, len(training), card, min_counts=min_counts)
+    card, observed = _observe(slides, len(training), card, min_counts=how["min_counts"])
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
