@@ -154,18 +154,6 @@ def test_workers_get_absolute_paths(
     assert record.params["members"][0]["checkpoint"] == str(cohort[1])
 
 
-def test_pixels_do_not_pass_through_the_scheduler(
-    client: Any, cohort: tuple[Path, Path], write_slide: Callable[..., Path], tmp_path: Path
-) -> None:
-    """In a task, dask would compute lazy images as tasks of the cluster."""
-    log = client.cluster.scheduler.transition_log
-    log.clear()
-    path = write_slide("one.tif")
-    stp.cohort.predict_many([path], cohort[1], out=tmp_path / "out", client=client, check_first=True, **CPU)
-    assert len({transition.key for transition in log}) == 2  # one look and one job
-    assert {str(transition.key).rpartition("-")[0] for transition in log} == {"one"}
-
-
 def test_shards_have_reports_of_their_own(
     client: Any, write_slide: Callable[..., Path], checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

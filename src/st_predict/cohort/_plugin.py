@@ -43,7 +43,7 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
 
 
 def _own_computations() -> Any:
-    """Read lazy images in this thread: on a worker, dask would send each block through the scheduler, and keep some."""
+    """Compute lazy arrays in this thread: in a task, dask would make tasks of the cluster of them."""
     return dask.config.set(scheduler="synchronous")
 
 
