@@ -92,7 +92,7 @@ def report(sections: dict[str, SpatialData], out: Path) -> None:
     for name, sdata in zip((SAME_PATIENT, OTHER_PATIENT), held_out, strict=True):
         stp.tl.predict(sdata, out / FILE)
         stp.pl.spatial(sdata, SHOWN, save=out / f"{name}.png", show=False)
-        stp.pl.pca_map(sdata, save=out / f"{name}_pca.png", show=False)
+        stp.pl.pca_map(sdata, save=out / f"{name}_pca.png", dpi=150, show=False)
     evaluation = stp.tl.evaluate(held_out, train=[sections[name] for name in TRAIN])
     evaluation.summary.to_csv(out / "summary.csv", index=False)
     evaluation.paper.to_csv(out / "paper.csv", index=False)

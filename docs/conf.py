@@ -42,10 +42,11 @@ PUBLIC = {
 # alternative texts of the pictures that docs/plots draws, one per function of st_predict.pl
 PLOTS = {
     "crops": "Fields of view around a spot: three squares on the H&E image, and the three inputs of the network beside it.",
+    "cohort": "Maps of a gene in two sections on one colour scale, with the correlation of each in its title.",
     "depth": "Two scatter plots, a point per gene: correlation and partial correlation of the prediction against correlation of the gene with "
     "sequencing depth.",
     "heatmap": "Heat map of genes by scores for two sections, with a colour bar from -1 to 1.",
-    "pca_map": "H&E image of a section, and its spots in the colours of three principal components, as observed and as predicted.",
+    "pca_map": "H&E image of a section, and its spots in the colours of two principal components, as observed and as predicted.",
     "scatter": "Observed against predicted expression of two genes, a point per spot, with the line of equality.",
     "scores": "Partial correlation of each gene, best first, with a baseline and the noise ceiling.",
     "spatial": "H&E image of a section, and two genes as observed and as predicted, a coloured circle per spot, with colour bars.",

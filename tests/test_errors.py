@@ -18,7 +18,7 @@ import st_predict as stp
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, NotFoundError, StPredictError
 
 SRC = Path(stp.__file__).parent
-OURS = {"InvalidValueError", "NotFoundError", "InvalidTypeError", "LeakageError"}
+OURS = {"NoTissueError", "InvalidValueError", "NotFoundError", "InvalidTypeError", "LeakageError"}
 BUILTIN = {
     "RuntimeError",  # of a network that was not trained
     "AttributeError",  # of modules that load lazily

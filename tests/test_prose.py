@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_a_planted_sentence_is_found(sentence: str) -> None:
 )
 def test_plain_sentences_pass(sentence: str) -> None:
     assert not HOOK.search(sentence)
+
+
+def test_tutorials_are_in_plain_english() -> None:
+    cells = [
+        (path.stem, line)
+        for path in (ROOT / "docs" / "tutorials").glob("*.ipynb")
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).splitlines()
+    ]
+    assert len(cells) > 100
+    assert [cell for cell in cells if HOOK.search(cell[1])] == []
 
 
 def test_users_read_plain_english() -> None:

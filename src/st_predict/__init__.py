@@ -11,6 +11,7 @@ from st_predict._version import __version__ as __version__
 
 __all__ = [
     "checkpoints",
+    "cohort",
     "crops",
     "datasets",
     "encoders",
@@ -28,7 +29,7 @@ __all__ = [
 __dir__ = show_only([*__all__, "__version__"])
 
 if TYPE_CHECKING:
-    from st_predict import checkpoints, crops, datasets, encoders, get, io, metrics, models, pl, pp, specs, tl
+    from st_predict import checkpoints, cohort, crops, datasets, encoders, get, io, metrics, models, pl, pp, specs, tl
 
 
 def __getattr__(name: str) -> Any:

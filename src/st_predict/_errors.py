@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import CodeType, TracebackType
 
-__all__ = ["Advice", "InvalidTypeError", "InvalidValueError", "NotFoundError", "StPredictError", "wrapper"]
+__all__ = [
+    "Advice",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "NoTissueError",
+    "NotFoundError",
+    "StPredictError",
+    "wrapper",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,6 +107,10 @@ def _restored(
 
 class InvalidValueError(StPredictError, ValueError):
     """Invalid value, element or file."""
+
+
+class NoTissueError(InvalidValueError):
+    """Slide without tissue, for callers that skip such slides."""
 
 
 class NotFoundError(StPredictError, KeyError):

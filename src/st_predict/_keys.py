@@ -56,6 +56,9 @@ class Keys:
     GRID = "grid"
     """Shapes of :func:`st_predict.pp.make_grid`."""
 
+    COHORT = "st_predict_cohort"
+    """``uns`` of a slide's result of :func:`st_predict.cohort.predict_many`: JSON with the key of the work and its costs."""
+
     STD, LOWER, UPPER = "std", "lower", "upper"
     """Layers of a prediction's table: standard deviations and interval bounds."""
 

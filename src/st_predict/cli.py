@@ -86,7 +86,14 @@ _NOT = "not "
 _EXPORTS = (".geojson", ".parquet", ".csv", ".ome.tif", ".ome.zarr")
 """File types of exported predictions."""
 
-_NAMES = {"key_added": "key", "checkpoints": "model", "sdatas": "sections"}
+_NAMES = {
+    "key_added": "key",
+    "checkpoints": "model",
+    "sdatas": "sections",
+    "client": "scheduler",
+    "n_workers": "workers",
+    "check_first": "check",
+}
 """Options with another name than the function's argument."""
 
 
@@ -295,6 +302,13 @@ def train(  # noqa: PLR0913  # options of a command line
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed for initial weights, order and augmentation.")] = None,
     device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices per machine; each has a process.")] = 1,
+    num_nodes: Annotated[
+        int, typer.Option(help="Number of machines, on which torchrun or srun starts the command once per device.")
+    ] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="Strategy of Lightning: auto, ddp or ddp_find_unused_parameters_true.")
+    ] = "auto",
     resume: Resume = False,  # noqa: FBT002
 ) -> None:
     """Train a model on measured sections."""
@@ -330,6 +344,9 @@ def train(  # noqa: PLR0913  # options of a command line
         unlabelled=_read(unlabelled) if unlabelled else None,
         rounds=rounds,
         resume=resume,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,  # type: ignore[arg-type]  # checked by the function
     )
     typer.echo(f"Wrote {result.checkpoint}")
 
@@ -728,6 +745,105 @@ def report(  # noqa: PLR0913  # options of a command line
         score=score,
     )
     typer.echo(f"Wrote {written}")
+
+
+@app.command()
+def batch(  # noqa: PLR0913  # options of a command line
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            help="CSV file with the columns path, id, mpp, image_key and pitch_um; or slides, images, stores or patterns."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for one .h5ad per slide and the report; may hold earlier results.")],
+    model: Checkpoints = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler; by default workers start on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of workers on this machine; by default as cores and memory allow.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Part of the list, such as 3/20: every 20th slide, from the third.")
+    ] = None,
+    check: Annotated[  # noqa: FBT002
+        bool, typer.Option("--check", help="Open all slides first; compute nothing if one cannot be used.")
+    ] = False,
+    retry_failed: Annotated[  # noqa: FBT002
+        bool, typer.Option("--retry-failed", help="Try slides again that failed in an earlier run.")
+    ] = False,
+    retries: Annotated[int, typer.Option(help="Further attempts after errors of reading and of memory.")] = 2,
+    merge: Annotated[bool, typer.Option("--merge", help="Join all results in merged.h5ad.")] = False,  # noqa: FBT002
+    pitch_um: Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")] = 100.0,
+    table_key: TableKey = None,
+    bin_um: BinUm = None,
+    shapes_key: Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Number of spots per step, for spot-level models.")] = None,
+    cut_tissue: Annotated[
+        str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
+    ] = "keep",
+    tissue_only: TissueOnly = True,  # noqa: FBT002
+    ignore_stain: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option(
+            "--ignore-stain", help="Do not normalise the stain, although the network was trained with --stain."
+        ),
+    ] = False,
+    symmetries: Annotated[
+        int | None, typer.Option(help="Number of crop symmetries averaged at test time: 1 or 8.")
+    ] = None,
+    hparams: Annotated[
+        str | None, typer.Option(help="Hyper-parameters that may change at prediction, as JSON: '{\"k\": 20}'.")
+    ] = None,
+    trust: Trust = False,  # noqa: FBT002
+    n_samples: Samples = None,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+) -> None:
+    """Predict many slides, here or on a cluster, with a report. Run again, only slides without a result are done."""
+    report = stp.cohort.predict_many(
+        slides,
+        model or ["m2ost"],
+        out=out,
+        client=scheduler,
+        n_workers=workers,
+        shard=_shard(shard),
+        check_first=check,
+        retry_failed=retry_failed,
+        retries=retries,
+        merge=merge,
+        pitch_um=pitch_um,
+        table_key=table_key,
+        bin_um=bin_um,
+        shapes_key=shapes_key,
+        key_added=key,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]  # checked by the function
+        batch_size=batch_size,
+        cut_tissue=cut_tissue,  # type: ignore[arg-type]
+        tissue_only=tissue_only,
+        stain=False if ignore_stain else None,
+        symmetries=symmetries,  # type: ignore[arg-type]
+        hparams=_parse(hparams),
+        trust=trust,
+        n_samples=n_samples,
+        seed=seed,
+    )
+    counts = report["status"].value_counts()
+    typer.echo(", ".join(f"{counts.get(status, 0)} {status}" for status in ("done", "empty", "failed")) + f": {out}")
+    if "failed" in counts:
+        raise typer.Exit(1)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise InvalidValueError(f"--shard must be a number and a number of parts, such as 3/20; got {text!r}.")
+    return int(found[1]), int(found[2])
 
 
 @app.command()

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
-import textwrap
+import logging
+import shlex
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import h5py
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 import torch
 import zarr
+from matplotlib import pyplot as plt
 from PIL import Image
 from scipy import sparse
+from sybil import Document
+from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from typer.testing import CliRunner
 
 from st_predict import checkpoints
+from st_predict.cli import app
 from st_predict.encoders import get_encoder
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+    from sybil import Example
 
-PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+ROOT = Path(__file__).parents[2]
 GENES = ("ENSG01", "ENSG02", "ENSG03", "ENSG04")
 STEP = 36  # between the 8 values of a channel
 
@@ -466,15 +475,50 @@ def codes() -> SimpleNamespace:
     return SimpleNamespace(colours=colours, paint=paint, decode=decode)
 
 
+def _in_shell(example: Example) -> None:
+    """Run a block of commands of ``st-predict``, each in this process."""
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True) or [None]
+        if program is None:
+            continue
+        assert program == "st-predict", f"{example.path}:{example.line}: mark this block, or let it call st-predict"
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+PARSERS = (
+    SkipParser(),
+    PythonCodeBlockParser(),
+    *(CodeBlockParser(language, _in_shell) for language in ("bash", "console", "sh", "shell")),
+)
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def read_page() -> Callable[[str], Document]:
+    """Reads the examples of a page, named from the root of the project."""
+    return lambda name: Document.parse(str(ROOT / name), *PARSERS)
+
+
+@pytest.fixture
+def run(
+    read_page: Callable[[str], Document], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[..., dict[str, Any]]]:
     """Runs the blocks of a page one after another, in the folder with the data, with some names known before."""
+    mpl.use("agg")
+    loggers = [logging.getLogger(name) for name in (None, "st_predict")]  # the command line sets them
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
 
     def page(name: str, **known: Any) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)
-        blocks = re.findall(r"```python\n(.*?)\n *```", (PAGES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
-        for block in blocks:
-            exec(compile(textwrap.dedent(block), name, "exec"), known)
-        return known
+        document = read_page(name)
+        document.namespace.update(known)
+        for example in document.examples():
+            with contextlib.suppress(SkipTest):
+                example.evaluate()
+        return document.namespace
 
-    return page
+    yield page
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
+    plt.close("all")

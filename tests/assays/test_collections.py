@@ -543,7 +543,7 @@ def test_the_page(hest_folder, stimage_folder, legacy_folder, run, tmp_path):
     root.rename(tmp_path / "STimage-1K4M")
     for name, place in (("hbc", "29ntw7sh4r"), ("cscc", "GSE144239")):
         legacy_folder(name)[0].rename(tmp_path / place)
-    known = run("collections.md")
+    known = run("docs/how-to/collections.md")
     assert list(known["samples"].index) == ["TENX95"]
     assert np.isfinite(known["sdata"].tables["table"].obsm["pred_m2ost"]).all()
     assert known["breast"].tables["table"].n_obs == known["skin"].tables["table"].n_obs

@@ -153,7 +153,7 @@ def test_the_page(run, tmp_path):
         resolution=(20_000, 20_000),
         resolutionunit="CENTIMETER",
     )
-    known = run("lazyslide.md")
+    known = run("docs/how-to/lazyslide.md")
     table = known["wsi"].tables["st_predict_tiles"]
     assert table.n_obs == len(known["wsi"].shapes["tiles"]) > 50
     assert np.isfinite(table.X).any()

@@ -61,7 +61,7 @@ def test_squares_are_nested_around_the_spot(sdata: SpatialData) -> None:
 def test_colours_match_the_crops(sdata: SpatialData) -> None:
     axes = crops(sdata, THREE, spot="s6")
     edges = [patch.get_edgecolor() for patch in axes[0].patches if not patch.get_fill()][::-1]
-    assert [one.spines["left"].get_edgecolor() for one in axes[1:]] == edges
+    assert [one.patches[0].get_edgecolor() for one in axes[1:]] == edges
     assert len(set(edges)) == 3
 
 
@@ -144,7 +144,7 @@ def test_axes_of_the_user_and_saving(sdata: SpatialData, tmp_path: Path) -> None
         ("image_key", ["he"]),
         ("figsize", "large"),
         ("save", 3),
-        ("show", None),
+        ("show", 3),
     ],
 )
 def test_arguments_of_another_type_are_named(sdata: SpatialData, argument: str, value: object) -> None:

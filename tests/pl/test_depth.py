@@ -57,11 +57,9 @@ def test_only_the_plain_panel_has_the_diagonal(frame: pd.DataFrame) -> None:
 
 def test_titles_say_what_the_figure_shows(frame: pd.DataFrame) -> None:
     plain, partial = depth(frame)[1]
-    assert plain.get_title() == (
-        "B4: plain correlation, mean 0.23\nDashed: total count, no image, mean 0.17; 2 of 3 genes above"
-    )
+    assert plain.get_title() == ("B4: plain correlation, mean 0.23\n2 of 3 genes above total count (dashed, mean 0.17)")
     assert partial.get_title() == (
-        "B4: given the total count, mean 0.07\nZero: nothing predicted beyond sequencing depth; 2 genes"
+        "B4: given the total count, mean 0.07, 2 genes\nZero: nothing predicted beyond sequencing depth"
     )
     assert plain.get_xlabel() == "Correlation of the observed gene with log total count"
     assert (plain.get_ylabel(), partial.get_ylabel()) == ("pred_x: Pearson correlation", "pred_x: partial correlation")

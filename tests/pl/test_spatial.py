@@ -605,7 +605,7 @@ def test_titles_have_the_scores_of_the_card(predicted: SpatialData) -> None:
     for held_out in ("patient", "section"):
         record["card"] = replace(card, reliability=(replace(scores, held_out=held_out),)).to_json()
         titles = [row[2].get_title() for row in spatial(predicted, ["ERBB2", "COL1A1", "ACTB"])]
-        assert [title.splitlines()[2] for title in titles] == [
+        assert [" ".join(title.splitlines()[2:]) for title in titles] == [
             f"r = 0.50 (0.40 to 0.60), another {held_out}",
             f"not reliable: r = 0.13 (-0.10 to 0.30), another {held_out}",
             f"not measured on another {held_out}",

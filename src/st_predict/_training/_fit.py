@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import functional as F
@@ -29,6 +30,7 @@ from st_predict._progress import bar
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
+from st_predict._training._ranks import Ranks
 from st_predict._training._scores import best_row, monitored, validation_scores
 from st_predict._training._state import BEST, LAST, find_state, intact, replaced, versions
 from st_predict._training._store import held_by
@@ -58,6 +60,9 @@ _MEANT = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+_CHATTY = ("pytorch.utilities.rank_zero", "fabric.utilities.distributed", "fabric.utilities.rank_zero")
+"""Loggers of Lightning that say which devices there are."""
+
 _NEVER = 2**62
 """Step beyond any training."""
 
@@ -72,12 +77,14 @@ def fit(
     config: TrainConfig,
     folder: Path,
     resume: bool,
+    ranks: Ranks | None = None,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
     """Run Lightning; return the network of the best epoch (without validation, the last epoch) and the history."""
+    ranks = ranks or Ranks()
     state = find_state(folder) if resume else None
     history, callbacks = _callbacks(config, folder / "checkpoints", validated=val_data is not None)
-    device = pick_device(config.device)
-    loader = for_training(held_by(device, data), card, config)
+    device = _device(config, ranks)
+    loader = for_training(held_by(device, data), card, config, ranks)
     with torch.random.fork_rng(_gpus(config)), quiet(), _interrupts(), _reading_state(folder):
         torch.manual_seed(config.seed)  # noqa: TID251  # initial weights know no other generator
         network = checkpoints.build(card)
@@ -95,7 +102,7 @@ def fit(
             reference=reference,
             sections=None if val_data is None else val_data.section,
         )
-        _trainer(config, callbacks).fit(
+        _trainer(config, callbacks, ranks).fit(
             adapter,
             loader,
             # mixed, because a contrastive loss compares the spots of a batch
@@ -155,11 +162,24 @@ def _gpus(config: TrainConfig) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
+def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
+    """Return the device of this process."""
     device = pick_device(config.device)
+    if ranks.world == 1 or device.type != "cuda":
+        return device
+    return torch.device("cuda", ranks.local_rank if isinstance(ranks.devices, int) else ranks.devices[ranks.local_rank])
+
+
+def _trainer(config: TrainConfig, callbacks: list[L.Callback], ranks: Ranks) -> L.Trainer:
+    device = pick_device(config.device)
+    one = 1 if device.index is None else [device.index]
+    # processes that this package started are known by the environment, whatever else runs on the machine
+    known = [LightningEnvironment()] if ranks.world > 1 and not ranks.external else []
     return L.Trainer(
         accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
+        devices=one if ranks.world == 1 and isinstance(ranks.devices, int) else ranks.devices,
+        num_nodes=ranks.num_nodes,
+        strategy=ranks.strategy,
         precision=_precision_of_lightning(config.precision, device),
         max_epochs=config.epochs,
         callbacks=callbacks,
@@ -168,7 +188,7 @@ def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=config.clip,
-        plugins=[Files()],
+        plugins=[Files(), *known],
     )
 
 
@@ -179,16 +199,18 @@ def _precision_of_lightning(precision: str, device: torch.device) -> Literal["32
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's device messages, hints, and warnings about intended behaviour."""
-    chatty = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = chatty.level
-    chatty.setLevel(max(level, logging.WARNING))
+    chatty = [logging.getLogger(f"lightning.{name}") for name in _CHATTY]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(max(logger.level, logging.WARNING))
     try:
         with warnings.catch_warnings():
             for message in _MEANT:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        chatty.setLevel(level)
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -333,7 +355,7 @@ class Adapter(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # depends only on the epoch, so that a resumed training draws the same random numbers
-        seed = self.config.seed + 1_000_003 * self.current_epoch
+        seed = self.config.seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank
         self._generator.manual_seed(seed)
         torch.manual_seed(seed)  # noqa: TID251  # dropout knows no other generator; restored by the caller
         if self.loader is not None:
@@ -348,7 +370,7 @@ class Adapter(L.LightningModule):
             batch = drop_levels(batch, self.config.level_drop, self._generator)
         loss = self.network.loss(batch) if self.loss is None else self.loss(self.network, batch)
         self._watch(loss.detach())
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True, sync_dist=True)
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -379,7 +401,7 @@ class Adapter(L.LightningModule):
         loss = float(np.average(losses, weights=sizes))
         if not math.isfinite(loss):
             raise self._diverged("validation loss", loss, step=self.global_step - 1)
-        self.log_dict({**scores, "val_loss": loss}, prog_bar=True)
+        self.log_dict({**scores, "val_loss": loss}, prog_bar=True, sync_dist=True)  # equal in all processes
 
     def on_train_epoch_end(self) -> None:
         self._check_finite()  # callbacks save weights afterwards

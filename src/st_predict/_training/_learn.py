@@ -9,6 +9,7 @@ import numpy as np
 from st_predict import checkpoints
 from st_predict._runtime import Inference, pick_device
 from st_predict._training._loader import in_order
+from st_predict._training._ranks import Ranks
 from st_predict._training._scores import validation_scores
 from st_predict.models import get_spec
 
@@ -36,6 +37,7 @@ def learn(
     resume: bool = False,
     unlabelled: CropStore | None = None,
     rounds: int = 5,
+    ranks: Ranks | None = None,
 ) -> tuple[SpotModel, list[dict[str, float]]]:
     """Train the network of a card.
 
@@ -57,6 +59,8 @@ def learn(
         Spots without target, for pseudo-labelling.
     rounds
         Number of rounds of pseudo-labelling.
+    ranks
+        Devices, and the number of this process; ``None`` for one device.
 
     Returns
     -------
@@ -68,9 +72,12 @@ def learn(
     # importing Lightning takes 2 s; only training should pay for it
     from st_predict._training._fit import fit
     from st_predict._training._rounds import fit_rounds
+    from st_predict._training._several import fit_on_several
 
     if unlabelled is None:
-        network, history = fit(card, data, val_data, config=config, folder=folder, resume=resume)
+        ranks = ranks or Ranks()
+        function = fit if ranks.world == 1 or ranks.external else fit_on_several
+        network, history = function(card, data, val_data, config=config, folder=folder, resume=resume, ranks=ranks)
     else:
         network, history = fit_rounds(
             card, data, val_data, unlabelled, config=config, folder=folder, resume=resume, rounds=rounds

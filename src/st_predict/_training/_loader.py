@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from st_predict._training._config import TrainConfig
+    from st_predict._training._ranks import Ranks
     from st_predict._training._store import Store
     from st_predict.crops import Batch
     from st_predict.specs import ModelCard
@@ -34,22 +34,48 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CropLoader:
-    """Batches of a :class:`Store`, in a new order per epoch that depends only on seed and epoch."""
+    """Batches of a :class:`Store`, in a new order per epoch that depends only on seed and epoch.
+
+    Parameters
+    ----------
+    store
+        Spots.
+    batch_size
+        Number of spots per batch and process.
+    seed
+        Random seed of the order; ``None`` keeps it.
+    rank, world
+        Number of this process and number of processes: all of them draw the same order, and share each step's spots.
+    """
 
     store: Store
     batch_size: int
     seed: int | None = None
+    rank: int = 0
+    world: int = 1
     epoch: int = field(default=0, init=False)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.store) / self.batch_size)
+        return n_steps(len(self.store), self.batch_size, self.world)
 
     def __iter__(self) -> Iterator[Batch]:
         rows = np.arange(len(self.store))
         if self.seed is not None:
             np.random.default_rng((self.seed, self.epoch)).shuffle(rows)
-        starts = range(0, len(rows), self.batch_size)
-        yield from read_ahead(self.store.batch, (rows[start : start + self.batch_size] for start in starts))
+        step = self.batch_size * self.world
+        shares = (share(rows[i * step : (i + 1) * step], self.rank, self.world) for i in range(len(self)))
+        yield from read_ahead(self.store.batch, shares)
+
+
+def n_steps(n: int, batch_size: int, world: int) -> int:
+    """Return the number of steps of an epoch; a rest too small for all processes is left out, unless it is everything."""
+    full, rest = divmod(n, batch_size * world)
+    return full + (rest >= world)
+
+
+def share(rows: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+    """Return a process's part of the rows of a step; parts differ by at most one in size."""
+    return np.array_split(rows, world)[rank]
 
 
 @dataclass(slots=True)
@@ -67,16 +93,20 @@ class SectionLoader:
         Number of sections or regions per batch; ``batch.section`` distinguishes them.
     seed
         Random seed of regions and order; ``None`` keeps the order of the sections.
+    rank, world
+        Number of this process and number of processes: all of them draw the same parts, and share the parts of each step.
     """
 
     store: CropStore
     regions: int = 0
     per_batch: int = 1
     seed: int | None = None
+    rank: int = 0
+    world: int = 1
     epoch: int = field(default=0, init=False)
 
     def __len__(self) -> int:
-        return math.ceil(len(np.unique(self.store.section)) * max(1, self.regions) / self.per_batch)
+        return n_steps(len(np.unique(self.store.section)) * max(1, self.regions), self.per_batch, self.world)
 
     def __iter__(self) -> Iterator[Batch]:
         rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))
@@ -85,7 +115,10 @@ class SectionLoader:
             parts = [part for rows in parts for part in self._draw(rows, rng or np.random.default_rng(0))]
         if rng is not None:
             parts = [parts[i] for i in rng.permutation(len(parts))]
-        batches = (parts[start : start + self.per_batch] for start in range(0, len(parts), self.per_batch))
+        step = self.per_batch * self.world
+        order = np.arange(len(parts))
+        shares = (share(order[i * step : (i + 1) * step], self.rank, self.world) for i in range(len(self)))
+        batches = ([parts[i] for i in mine] for mine in shares)
         yield from read_ahead(self._read, batches)
 
     def _draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -122,12 +155,28 @@ def read_ahead(read: Callable[[T], Batch], what: Iterable[T]) -> Iterator[Batch]
 Loader = CropLoader | SectionLoader
 
 
-def for_training(store: Store, card: ModelCard, config: TrainConfig) -> Loader:
-    """Return the training batches, in a new order per epoch."""
+def for_training(store: Store, card: ModelCard, config: TrainConfig, ranks: Ranks | None = None) -> Loader:
+    """Return this process's training batches, in a new order per epoch.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer spots, or sections or regions, than processes.
+    """
+    rank, world = (0, 1) if ranks is None else (ranks.rank, ranks.world)
+    loader: Loader
     if get_spec(card.model).scope == "section":
         assert isinstance(store, CropStore)  # such networks learn only from measured spots
-        return SectionLoader(store, config.regions, config.regions_per_step, config.seed)
-    return CropLoader(store, config.batch_size, seed=config.seed)
+        loader = SectionLoader(store, config.regions, config.regions_per_step, config.seed, rank, world)
+    else:
+        loader = CropLoader(store, config.batch_size, config.seed, rank, world)
+    if len(loader) == 0:
+        raise InvalidValueError(
+            f"An epoch has fewer batches than there are devices, {world}.",
+            Advice("train on fewer {}", "devices"),
+            Advice("set regions to a larger number in {}", "config"),
+        )
+    return loader
 
 
 def in_order(store: Store, card: ModelCard, config: TrainConfig, *, mixed: bool = False) -> Loader:

@@ -53,14 +53,17 @@ class Run:
         Whether the run continues an interrupted one.
     spec
         Model to train.
+    writes
+        Whether this process writes the results; of several that train together, only the first does.
     """
 
     folder: Path
     resume: bool
     spec: ModelSpec
+    writes: bool = True
 
     @classmethod
-    def create(cls, out: PathLike[str] | str, spec: ModelSpec, *, resume: bool) -> Run:
+    def create(cls, out: PathLike[str] | str, spec: ModelSpec, *, resume: bool, writes: bool = True) -> Run:
         """Make the folder. Existing results are kept.
 
         Raises
@@ -73,7 +76,7 @@ class Run:
             If the folder cannot be written to.
         """
         out = Path(out)
-        run = cls(folder=out, resume=resume, spec=spec)
+        run = cls(folder=out, resume=resume, spec=spec, writes=writes)
         run._check()
         try:
             (out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,8 @@ class Run:
 
     def _check(self) -> None:
         """Refuse a folder that holds results, or nothing to resume."""
+        if not self.writes:
+            return
         out, begun = self.folder, is_begun(self.folder)
         if self.resume and not begun:
             raise FileNotFoundError(f"Nothing to resume: {str(out / 'checkpoints' / LAST)!r} does not exist.")
@@ -102,6 +107,9 @@ class Run:
         FileExistsError
             If another training runs in the folder, or has ended there since this run was created.
         """
+        if not self.writes:
+            yield
+            return
         with locked(self.folder / LOCK, folder=self.folder, what="training"):
             self._check()
             yield
@@ -118,6 +126,8 @@ class Run:
         ValueError
             If the run was started with another card, configuration or sections.
         """
+        if not self.writes:
+            return
         path = self.folder / "checkpoints" / "begun.json"
         # finished rounds are not resumed, so their number of epochs is fixed
         free = _MAY_CHANGE if "rounds" in sections else _MAY_CHANGE | {"epochs", "patience"}
@@ -140,6 +150,8 @@ class Run:
     ) -> Path:
         """Write the checkpoint, including an encoder that may be carried, and ``history.csv``; return the checkpoint's path."""
         path = self.folder / f"{card.model}.safetensors"
+        if not self.writes:
+            return path
         checkpoints.save(path, network, card, encoder=encoder)
         with whole(self.folder / "history.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
             names = list(dict.fromkeys(name for row in history for name in row))

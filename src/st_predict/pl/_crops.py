@@ -13,7 +13,8 @@ from matplotlib.patheffects import Normal, Stroke
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
 from st_predict._validated import Number, Text, check
 from st_predict.io import find_image, find_mpp, find_region, level_offsets, named_table, open_pyramid, read_spots
-from st_predict.pl._figure import FONT, add_scale_bar, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import Output, add_scale_bar, make_axes, plot
+from st_predict.pl._labels import FONT
 from st_predict.pl._view import read_view
 from st_predict.specs import CropSpec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -37,6 +39,7 @@ AROUND = 1.4
 """Side of the image shown, relative to the largest field of view."""
 
 
+@plot
 def crops(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     crop: CropSpec,
@@ -50,10 +53,11 @@ def crops(  # noqa: PLR0913 - plots have many options
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw a network's fields of view around a spot: as squares on the image, and as the network's inputs.
 
     Fields have the size that a prediction uses: a pixel of the finest level is ``crop.mpp`` um wide, or one image pixel
@@ -88,14 +92,18 @@ def crops(  # noqa: PLR0913 - plots have many options
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
-    ndarray
-        Axes, ``(1 + n_levels,)``.
+    ndarray or Figure
+        Axes, ``(1 + n_levels,)``. With ``return_fig``, the figure.
 
     Raises
     ------
@@ -123,7 +131,7 @@ def crops(  # noqa: PLR0913 - plots have many options
             f"crop must be a CropSpec, got {crop!r}.",
             "take the crop of a network, such as st_predict.models.get_spec(...).crop",
         )
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     check("region", region, Text | None)
     image_key = find_image(sdata, image_key, region=find_region(sdata, table_key, region))
     reader = open_pyramid(sdata, image_key)
@@ -139,13 +147,12 @@ def crops(  # noqa: PLR0913 - plots have many options
     (batch,) = iter_batches(reader, plan, pad_value=crop.pad_value)
     fields = _scale_to_image(crop, image_mpp)
     n_panels = 1 + len(fields)
-    axes = make_axes(1, n_panels, ax=ax, size=figsize or (n_panels * 2.6, 3.2)).ravel()
+    axes = make_axes(1, n_panels, ax=ax, size=figsize or (n_panels * 1.8, 2.4)).ravel()
     _draw_around(axes[0], reader, xy, fields=fields, mpp=image_mpp, pad_value=crop.pad_value)
     axes[0].set_title(name, fontsize=FONT)
     for one, field, pixels in zip(axes[1:], fields, batch.crops, strict=True):
         _draw_crop(one, pixels[0].permute(1, 2, 0).numpy(), field, mpp=image_mpp)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,22 +227,30 @@ def _draw_around(
     axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
     # coarse levels first and thick, so that fields of the same size all stay visible
     for place, field in enumerate(fields[::-1]):
-        thickness = 2 + 4 * sum(other.width == field.width for other in fields[::-1][place + 1 :])
+        thickness = 1.2 + 2.4 * sum(other.width == field.width for other in fields[::-1][place + 1 :])
         corner = x - field.width / 2, y - field.width / 2
-        square = Rectangle(corner, field.width, field.width, fill=False, edgecolor=field.colour, linewidth=thickness)
-        square.set_path_effects([Stroke(linewidth=thickness + 1, foreground="black"), Normal()])
+        square = Rectangle(corner, field.width, field.width, fill=False)
+        _outline(square, field.colour, thickness)
         axes.add_patch(square)
     axes.set_axis_off()
     add_scale_bar(axes, width=side, mpp=mpp)
 
 
+def _outline(square: Rectangle, colour: str, thickness: float) -> None:
+    """Give a square a coloured line with thin black edges."""
+    square.set(edgecolor=colour, linewidth=thickness, joinstyle="miter")
+    square.set_path_effects([Stroke(linewidth=thickness + 0.8, foreground="black", joinstyle="miter"), Normal()])
+
+
 def _draw_crop(axes: Axes, pixels: NDArray[np.uint8], field: _Field, *, mpp: float | None) -> None:
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(
-            edgecolor=field.colour, linewidth=3, path_effects=[Stroke(linewidth=4.5, foreground="black"), Normal()]
-        )
+    axes.spines[:].set_visible(False)
+    # inside the image, as spines would leave gaps at the corners
+    inset = 0.008
+    frame = Rectangle((inset, inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, transform=axes.transAxes)
+    _outline(frame, field.colour, 2.0)
+    axes.add_patch(frame)
     size = field.level.size
     of_um, field_um = ("", "") if mpp is None else (f" of {field.pixel * mpp:.3g} µm", f" = {field.width * mpp:.0f} µm")
     axes.set_title(f"{size} x {size} px{of_um}\nfield {field.width:.0f} px{field_um}", fontsize=FONT)

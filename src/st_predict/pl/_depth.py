@@ -8,7 +8,8 @@ import numpy as np
 
 from st_predict._errors import InvalidValueError, NotFoundError
 from st_predict._validated import Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import Output, make_axes, plot, tidy
+from st_predict.pl._labels import FONT, PAGE
 from st_predict.pl._table import predictors_of, score_table, scores_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from st_predict.pl._table import HasGenes
@@ -27,6 +29,7 @@ LOG_TOTAL = "log_total"
 COLOUR = "#0072b2"
 
 
+@plot
 def depth(
     evaluation: HasGenes | pd.DataFrame,
     *,
@@ -34,10 +37,11 @@ def depth(
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw the correlation of every gene against its dependence on sequencing depth: one row of panels per section.
 
     Each point is a gene. The horizontal axis of both panels is the correlation of the observed gene with the log total
@@ -62,14 +66,18 @@ def depth(
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_sections, 2)``: plain and partial correlation.
+    ndarray or Figure
+        Axes, ``(n_sections, 2)``: plain and partial correlation. With ``return_fig``, the figure.
 
     Raises
     ------
@@ -101,11 +109,11 @@ def depth(
     >>> plt.close()
     """
     check("predictor", predictor, Text | None)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     frame = score_table(evaluation, ["pearson", "partial"])
     predictor = _choose(frame, predictor)
     sections = list(frame["section"].unique())
-    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (9.2, len(sections) * 3.9))
+    axes = make_axes(len(sections), 2, ax=ax, size=figsize or (PAGE, len(sections) * 3.1))
     points = {section: _points(frame, section, predictor) for section in sections}
     x_limits = _limits([table["depth"] for table in points.values()])
     y_limits = _limits([table[column] for table in points.values() for column in ("pearson", "partial")])
@@ -116,8 +124,7 @@ def depth(
             one.set(xlim=x_limits, ylim=y_limits)
         plain.set_ylabel(f"{predictor}: Pearson correlation", fontsize=FONT)
         partial.set_ylabel(f"{predictor}: partial correlation", fontsize=FONT)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _choose(frame: pd.DataFrame, predictor: str | None) -> str:
@@ -167,8 +174,8 @@ def _draw_plain(axes: Axes, table: pd.DataFrame, section: str) -> None:
     n_above = int((shown["pearson"] > shown["depth"]).sum())
     axes.set_title(
         f"{section}: plain correlation, mean {_mean(shown['pearson'])}\n"
-        f"Dashed: total count, no image, mean {_mean(shown['depth'])}; {n_above} of {len(shown)} genes above",
-        fontsize=FONT - 1,
+        f"{n_above} of {len(shown)} genes above total count (dashed, mean {_mean(shown['depth'])})",
+        fontsize=FONT,
     )
 
 
@@ -176,9 +183,9 @@ def _draw_partial(axes: Axes, table: pd.DataFrame, section: str) -> None:
     """Draw partial correlations, which are zero where the prediction has nothing beyond the log total count."""
     shown = _draw_points(axes, table, "partial")
     axes.set_title(
-        f"{section}: given the total count, mean {_mean(shown['partial'])}\n"
-        f"Zero: nothing predicted beyond sequencing depth; {len(shown)} genes",
-        fontsize=FONT - 1,
+        f"{section}: given the total count, mean {_mean(shown['partial'])}, {len(shown)} genes\n"
+        "Zero: nothing predicted beyond sequencing depth",
+        fontsize=FONT,
     )
 
 
@@ -186,9 +193,9 @@ def _draw_points(axes: Axes, table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Draw one point per gene with both scores, and return these genes."""
     shown = table[["depth", column]].dropna()
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.scatter(shown["depth"], shown[column], s=18, color=COLOUR, alpha=0.6, linewidths=0, zorder=2)
+    axes.scatter(shown["depth"], shown[column], s=10, color=COLOUR, alpha=0.6, linewidths=0, zorder=2)
     axes.set_xlabel("Correlation of the observed gene with log total count", fontsize=FONT)
-    axes.tick_params(labelsize=FONT - 1)
+    tidy(axes)
     return shown
 
 

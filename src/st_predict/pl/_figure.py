@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overload
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, get_backend, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
@@ -18,47 +19,145 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ig
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._files import whole
 from st_predict._validated import Count, File, Flag, Positive, Text, check
+from st_predict.pl._labels import FONT, LINE_HEIGHT, SMALL, fit_texts, wrap
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = [
-    "FONT",
+    "Output",
     "add_scale_bar",
-    "check_figure",
     "colour_map",
     "figure_of",
-    "finish",
     "make_axes",
     "make_blocks",
     "make_panels",
+    "plot",
     "scale_bar_um",
+    "tidy",
+    "tidy_bar",
 ]
 
-FONT = 9
-"""Points."""
+P = ParamSpec("P")
+
+LINE = 0.6
+"""Width of spines and ticks in points."""
 
 
-def check_figure(
-    *,
-    figsize: tuple[float, float] | None,
-    save: str | os.PathLike[str] | None,
-    title: str | None = None,
-    dpi: int = 150,
-    **flags: bool,
-) -> None:
-    """Refuse options of a figure that cannot be used, before it is made."""
-    check("title", title, Text | None)
-    check("dpi", dpi, Count)
-    check("figsize", figsize, tuple[Positive, Positive] | None)
-    if check("save", save, File | None) is not None:
-        _check_save(Path(cast("str", save)))
-    for name, flag in flags.items():
-        check(name, flag, Flag)
+class Plot(Protocol[P]):
+    """A function that draws and returns axes, or the figure if ``return_fig`` is true."""
+
+    @overload
+    def __call__(self, *args: Any, return_fig: Literal[True], **kwargs: Any) -> Figure: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> NDArray[np.object_]: ...
+
+
+def plot(function: Callable[P, NDArray[np.object_] | Figure]) -> Plot[P]:
+    """Tell type checkers that the result is axes unless ``return_fig`` is true; nothing else changes."""
+    return cast("Plot[P]", function)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Options of all plots: title and size of the figure, file, window, and returned object.
+
+    Parameters
+    ----------
+    title
+        Title of the figure.
+    figsize
+        Size of a new figure in inches.
+    dpi
+        Resolution of a saved raster image in dots per inch.
+    save
+        File to write.
+    show
+        Whether to show all open figures; ``None`` if a window would have to be opened for it.
+    return_fig
+        Whether the figure is returned instead of its axes.
+    new
+        Whether the figure is new, not the user's.
+    """
+
+    title: str | None
+    figsize: tuple[float, float] | None
+    dpi: int
+    save: Path | None
+    show: bool | None
+    return_fig: bool
+    new: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        ax: object,
+        title: str | None,
+        figsize: tuple[float, float] | None,
+        dpi: int,
+        save: str | os.PathLike[str] | None,
+        show: bool | None,
+        return_fig: bool,
+    ) -> Output:
+        """Refuse options that cannot be used, before a figure is made."""
+        path = None if check("save", save, File | None) is None else Path(cast("str", save))
+        if path is not None:
+            _check_save(path)
+        return cls(
+            title=check("title", title, Text | None),
+            figsize=check("figsize", figsize, tuple[Positive, Positive] | None),
+            dpi=check("dpi", dpi, Count),
+            save=path,
+            show=check("show", show, Flag | None),
+            return_fig=check("return_fig", return_fig, Flag),
+            new=ax is None,
+        )
+
+    def finish(self, axes: NDArray[np.object_]) -> NDArray[np.object_] | Figure:
+        """Give a figure its title, save and show it, and return its axes or itself.
+
+        A saved figure is closed unless it is shown or returned.
+        """
+        figure = figure_of(axes)
+        shown = self._is_shown(figure)
+        try:
+            if self.title is not None:
+                self._add_title(figure, self.title)
+            fit_texts(figure.axes if self.new else axes.ravel().tolist())
+            if self.save is not None:
+                _save(figure, self.save, dpi=self.dpi)
+            if shown:
+                plt.show()
+        finally:
+            if self._is_closed(shown=shown):
+                plt.close(figure)
+        return figure if self.return_fig else axes
+
+    def _add_title(self, figure: Figure, title: str) -> None:
+        """Write the title of a figure; a new figure without a given size grows by its height."""
+        text = figure.suptitle("", fontsize=FONT + 1)
+        text.set_text(wrap(title, figure.get_figwidth() - 0.2, text.get_fontproperties()))
+        if self.new and self.figsize is None:
+            n_lines = 1 + text.get_text().count("\n")
+            figure.set_figheight(figure.get_figheight() + n_lines * LINE_HEIGHT + 0.1)
+
+    def _is_shown(self, figure: Figure) -> bool:
+        """Decide whether to call ``plt.show``: it is needed for windows that do not open by themselves."""
+        if self.show is not None:
+            return self.show
+        has_window = figure.canvas.required_interactive_framework is not None
+        return has_window and not plt.isinteractive() and self.new and self.save is None and not self.return_fig
+
+    def _is_closed(self, *, shown: bool) -> bool:
+        if self.return_fig:  # an inline notebook shows all open figures when a cell ends, and its last value once more
+            return self.new and not shown and "inline" in get_backend()
+        return self.save is not None and not self.show
 
 
 def colour_map(cmap: str | Colormap) -> Colormap:
@@ -165,10 +264,25 @@ def add_scale_bar(axes: Axes, *, width: float, mpp: float | None) -> None:
         sep=3,
         borderpad=0.3,
         size_vertical=width / 150,
-        fontproperties=FontProperties(size=FONT - 1),
+        fontproperties=FontProperties(size=SMALL),
     )
     bar.patch.set(alpha=0.8, linewidth=0)
     axes.add_artist(bar)
+
+
+def tidy(axes: Axes) -> None:
+    """Give axes thin lines, small numbers, and no frame."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_linewidth(LINE)
+    axes.tick_params(width=LINE, length=2.5, labelsize=SMALL)
+    axes.title.set_fontsize(FONT)
+
+
+def tidy_bar(bar: Colorbar, label: str, *, extend: bool = True) -> None:
+    """Give a colour bar its label, thin lines and small numbers; ``extend`` keeps its outline, which arrows need."""
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(width=LINE, length=2, pad=2, labelsize=SMALL)
+    cast("Any", bar.outline).set(linewidth=LINE, visible=extend)
 
 
 def scale_bar_um(width_um: float) -> float:
@@ -178,26 +292,11 @@ def scale_bar_um(width_um: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= largest))
 
 
-def finish(
-    figure: Figure, *, save: str | os.PathLike[str] | None, show: bool, dpi: int = 150, title: str | None = None
-) -> None:
-    """Give a figure its title, and save and show it if asked to; one that is saved and not shown is closed."""
-    try:
-        if title is not None:
-            figure.suptitle(title, fontsize=FONT + 1)
-        if save is not None:
-            _save(figure, Path(save), dpi=dpi)
-        if show:
-            plt.show()
-    finally:
-        if save is not None and not show:
-            plt.close(figure)
-
-
 def _save(figure: Figure, path: Path, *, dpi: int) -> None:
     """Write to a temporary file and move it, so that a failure keeps an existing file."""
     kind = _check_save(path)
-    with whole(path) as fresh:
+    texts: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # texts stay texts in vector files
+    with rc_context(texts), whole(path) as fresh:
         figure.savefig(fresh, format=kind, dpi=dpi)
 
 

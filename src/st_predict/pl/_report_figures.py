@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from st_predict._errors import StPredictError
 from st_predict.io import find_image, find_region
-from st_predict.pl._figure import FONT, add_scale_bar, figure_of
+from st_predict.pl._figure import add_scale_bar
+from st_predict.pl._labels import FONT
 from st_predict.pl._spatial import spatial
 from st_predict.pl._view import draw_spots, draw_tissue
 from st_predict.pp import find_tissue
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["map_of_gene", "overview"]
 
-DPI = 130
+DPI = 200
 QUALITY = 88
 """Quality of WebP images, 0 to 100."""
 
@@ -65,7 +66,7 @@ def overview(sdata: SpatialData, view: View, done: NDArray[np.bool_], where: Whe
         marks = [_outline(axes, sdata, view, where)]
         for shown, colour, label in ((done, PREDICTED, "predicted"), (~done, LEFT_OUT, "left out")):
             if shown.any():
-                draw_spots(axes, view, shown, facecolors=colour, alpha=0.45)
+                draw_spots(axes, view, shown, facecolors=colour, alpha=0.45, linewidths=0)
                 words = f"{shown.sum():,} spots {label}"
                 marks.append(Line2D([], [], marker="o", linestyle="", color=colour, alpha=0.6, label=words))
         add_scale_bar(axes, width=view.width, mpp=view.mpp)
@@ -94,7 +95,7 @@ def _outline(axes: Axes, sdata: SpatialData, view: View, where: Where) -> Line2D
 
 def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
     """Draw the map of a gene, beside measured values if there are any."""
-    axes = spatial(
+    figure = spatial(
         sdata,
         [gene],
         key=key,
@@ -108,8 +109,8 @@ def map_of_gene(sdata: SpatialData, gene: str, key: str, where: Where) -> str:
         aliases=where.genes.aliases,
         tissue=False,
         show=False,
+        return_fig=True,
     )
-    figure = figure_of(axes)
     try:
         return picture(figure)
     finally:

@@ -9,10 +9,11 @@ import numpy as np
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
 from st_predict._keys import Keys
-from st_predict._validated import Count, Texts, check
+from st_predict._validated import Count, Flag, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_panels
+from st_predict.pl._figure import Output, figure_of, make_panels, plot, tidy
+from st_predict.pl._labels import FONT
 from st_predict.pl._values import read_values
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -31,10 +33,11 @@ __all__ = ["scatter"]
 COLOUR, BAND = "#0072b2", "#56b4e9"
 """Colours of Okabe and Ito."""
 
-PANEL = 2.9
+PANEL = 2.4
 """Side of a panel in inches."""
 
 
+@plot
 def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in the signature
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -48,18 +51,19 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
     bin_um: float | None = None,
-    ncols: int = 4,
+    ncols: int = 3,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw observed against predicted expression, one panel per gene and one point per spot.
 
-    Observed counts are put into the units of the prediction by the target transform of the model. The dashed line is where
-    both are equal. Predictions of a network vary less than measurements, which are noisy, so points form a steeper cloud.
+    Observed counts are put into the units of the prediction by the target transform of the model, which stand below the
+    panels. The dashed line is where both are equal. Predictions of a network vary less than measurements, which are noisy, so points form a steeper cloud.
     With ``intervals``, spots are sorted by their prediction, and a band shows the prediction interval of each; the title
     says how many spots it covers.
 
@@ -99,14 +103,18 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
-    ndarray
-        Axes, ``(n_genes,)``.
+    ndarray or Figure
+        Axes, ``(n_genes,)``. With ``return_fig``, the figure.
 
     Raises
     ------
@@ -134,20 +142,23 @@ def scatter(  # noqa: PLR0913 - a plot has many options, and users find them in 
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     table_key = named_table(sdata, table_key, bin_um)
     genes, ncols = check("genes", genes, Texts), check("ncols", ncols, Count)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show, intervals=intervals)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
     values = _values(sdata, key, Where(table_key=table_key, layer=layer, genes=matching), genes)
-    bounds = _bounds(sdata, key, table_key) if intervals else None
+    bounds = _bounds(sdata, key, table_key) if check("intervals", intervals, Flag) else None
     ncols = min(ncols, len(genes))
-    size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL)
+    size = figsize or (ncols * PANEL, -(-len(genes) // ncols) * PANEL + 0.2)
     axes = make_panels(len(genes), ncols, ax=ax, size=size)
+    # once for all panels, or on each axis of the user's figure
+    units = f", {values.spec.units}" if ax is not None else ""
+    if ax is None:
+        figure_of(axes).supxlabel(f"Units: {values.spec.units}", fontsize=FONT)
     for one, column in zip(axes, values.columns(genes), strict=True):
         if bounds is None:
-            _draw_points(one, values, column)
+            _draw_points(one, values, column, units=units)
         else:
-            _draw_intervals(one, values, column, bounds=[bound[:, column] for bound in bounds])
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+            _draw_intervals(one, values, column, units=units, bounds=[bound[:, column] for bound in bounds])
+    return output.finish(axes)
 
 
 def _values(sdata: SpatialData, key: str, where: Where, genes: Sequence[str]) -> Values:
@@ -175,20 +186,22 @@ def _bounds(sdata: SpatialData, key: str, table_key: str | None) -> list[NDArray
     return [np.asarray(layers[name], np.float32) for name in (Keys.LOWER, Keys.UPPER)]
 
 
-def _draw_points(axes: Axes, values: Values, column: int) -> None:
+def _draw_points(axes: Axes, values: Values, column: int, *, units: str) -> None:
     """Draw the spots with both values, and the line where these are equal."""
     predicted, observed = values.predicted[:, column], values.observed[:, column]
     both = np.isfinite(predicted) & np.isfinite(observed) & values.on_tissue
     if both.any():
-        ends = np.percentile(np.concatenate([predicted[both], observed[both]]), [0, 100])
-        axes.plot(ends, ends, color="0.3", linewidth=1, linestyle="--", zorder=1)
-    axes.scatter(predicted[both], observed[both], s=9, color=COLOUR, alpha=0.5, linewidths=0, zorder=2, rasterized=True)
+        middle = float(np.median(predicted[both]))  # a point in view, as it widens the limits
+        axes.axline((middle, middle), slope=1, color="0.3", linewidth=0.8, linestyle="--", zorder=1)
+    axes.scatter(predicted[both], observed[both], s=6, color=COLOUR, alpha=0.5, linewidths=0, zorder=2, rasterized=True)
     _describe(axes, f"{values.genes[column]}, {both.sum():,} spots\n{_correlations(values, column)}")
-    axes.set_xlabel("Predicted", fontsize=FONT)
-    axes.set_ylabel("Observed", fontsize=FONT)
+    axes.set_xlabel(f"Predicted{units}", fontsize=FONT)
+    axes.set_ylabel(f"Observed{units}", fontsize=FONT)
 
 
-def _draw_intervals(axes: Axes, values: Values, column: int, *, bounds: Sequence[NDArray[np.float32]]) -> None:
+def _draw_intervals(
+    axes: Axes, values: Values, column: int, *, units: str, bounds: Sequence[NDArray[np.float32]]
+) -> None:
     """Draw the interval of each spot, sorted by prediction, and the observed values."""
     low, high = bounds
     predicted, observed = values.predicted[:, column], values.observed[:, column]
@@ -202,7 +215,7 @@ def _draw_intervals(axes: Axes, values: Values, column: int, *, bounds: Sequence
     covered = f"{inside.mean():.0%} of {len(order):,} spots covered" if len(order) else "not measured"
     _describe(axes, f"{values.genes[column]}\n{covered}")
     axes.set_xlabel("Spots, sorted by prediction", fontsize=FONT)
-    axes.set_ylabel("Expression", fontsize=FONT)
+    axes.set_ylabel(f"Expression{units}", fontsize=FONT)
 
 
 def _correlations(values: Values, column: int) -> str:
@@ -212,5 +225,4 @@ def _correlations(values: Values, column: int) -> str:
 
 def _describe(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=FONT)
-    axes.tick_params(labelsize=FONT - 2)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)

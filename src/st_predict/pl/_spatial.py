@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from matplotlib.colors import Normalize
+from matplotlib.font_manager import FontProperties
 
 from st_predict import get
 from st_predict._errors import Advice, InvalidValueError
-from st_predict._validated import Count, Text, Texts, check
+from st_predict._validated import Count, Flag, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
 from st_predict.io import named_table
 from st_predict.pl._figure import (
-    FONT,
+    Output,
     add_scale_bar,
-    check_figure,
     colour_map,
-    figure_of,
-    finish,
     make_axes,
     make_blocks,
+    plot,
+    tidy_bar,
 )
+from st_predict.pl._labels import FONT, LINE_HEIGHT, wrap
+from st_predict.pl._paint import Paint
 from st_predict.pl._scale import ColourScale, extend_of
-from st_predict.pl._values import read_values
-from st_predict.pl._view import PANEL_WIDTH, check_style, draw_spots, draw_tissue, read_section
+from st_predict.pl._values import read_map
+from st_predict.pl._view import PANEL_WIDTH, MapStyle, draw_tissue, map_height
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,9 +36,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.collections import Collection
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -46,10 +49,10 @@ if TYPE_CHECKING:
 
 __all__ = ["spatial"]
 
-BAR_WIDTH = 0.5
+BAR_WIDTH = 0.45
 """Width of a colour bar with its numbers, in inches."""
 
-UNITS_WIDTH = 0.4
+UNITS_WIDTH = 0.3
 """Width of the units beside the last colour bar of a gene, in inches."""
 
 _SHORT = {"patient": "another patient", "section": "another section"}
@@ -58,6 +61,7 @@ CHARACTERS_PER_INCH = 15
 """Density of the units beside a colour bar."""
 
 
+@plot
 def spatial(  # noqa: PLR0913 - plots have many options
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -84,13 +88,15 @@ def spatial(  # noqa: PLR0913 - plots have many options
     tissue_strength: float = 0.5,
     spot_scale: float = 1.0,
     margin: float | None = 0.08,
+    raster: bool | None = None,
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw observed beside predicted expression of genes on the tissue, and the tissue once.
 
     Observed counts are put into the units of the prediction by the target transform of the model. Each map has its own
@@ -161,6 +167,9 @@ def spatial(  # noqa: PLR0913 - plots have many options
         Size of the spots relative to their true size.
     margin
         Space around the spots that is shown, as a fraction of their extent; ``None`` shows the whole image.
+    raster
+        Whether spots are drawn as an image with twice the resolution of the figure, which is faster and smaller, instead
+        of as patches. By default for more than 20,000 spots.
     ax
         Axes to draw on: one for the tissue, then the axes of each gene; by default a new figure.
     title
@@ -171,15 +180,19 @@ def spatial(  # noqa: PLR0913 - plots have many options
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
-    ndarray
+    ndarray or Figure
         Axes, ``(n_genes, n_panels)``, one row per gene in any layout. The panels are the tissue (the same Axes in every
-        row), observed, predicted, and standard deviation, as far as they are drawn.
+        row), observed, predicted, and standard deviation, as far as they are drawn. With ``return_fig``, the figure.
 
     Raises
     ------
@@ -210,19 +223,17 @@ def spatial(  # noqa: PLR0913 - plots have many options
     shapes_key, table_key = check("region", region, Text | None), named_table(sdata, table_key, bin_um)
     where = Where(image_key=image_key, table_key=table_key, shapes_key=shapes_key, layer=layer, genes=genes_as)
     genes, cmap, ncols = check("genes", genes, Texts), colour_map(cmap), check("ncols", ncols, Count | None)
-    check_style(strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin)
+    style = MapStyle.of(
+        tissue=tissue, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin, raster=raster
+    )
     colours = ColourScale.of(scale, cmap=cmap, vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, tissue=tissue, std=std, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     key = get.only_key(sdata, key, table_key=table_key)
-    section = read_section(sdata, key, where, margin=margin)
-    values = read_values(sdata, key, where, rows=section.rows)
-    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=std)
-    axes = _make_panels(len(maps), len(maps[0]), tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
-    _draw_background(axes, section, tissue=tissue, strength=tissue_strength)
-    for row, of_gene in zip(axes[:, int(tissue) :], maps, strict=True):
-        _draw_gene(row, of_gene, section, units=values.spec.units, size=spot_scale, shared=scale == "shared")
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    section, values = read_map(sdata, key, where, margin=margin)
+    maps = _plan_maps(values, key, values.columns(genes), colours=colours, std=check("std", std, Flag))
+    axes = _make_panels(maps, tissue=tissue, ncols=ncols, aspect=section.aspect, ax=ax, size=figsize)
+    _draw(axes, maps, Paint.of(section, style, axes[0, -1], dpi=dpi), units=values.spec.units, shared=scale == "shared")
+    return output.finish(axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -283,8 +294,7 @@ def _plan_std(values: Values, column: int) -> _Map:
 
 
 def _make_panels(
-    n_genes: int,
-    n_maps: int,
+    plans: Sequence[Sequence[_Map]],
     *,
     tissue: bool,
     ncols: int | None,
@@ -293,10 +303,11 @@ def _make_panels(
     size: tuple[float, float] | None,
 ) -> NDArray[np.object_]:
     """Return axes, ``(n_genes, tissue + n_maps)``; all rows share the axes of the tissue."""
+    n_genes, n_maps = len(plans), len(plans[0])
     n_across = min(n_genes, ncols or max(1, int(np.sqrt(2 * n_genes / n_maps))))
     if ax is None:
         width = tissue * PANEL_WIDTH + n_across * (n_maps * (PANEL_WIDTH + BAR_WIDTH) + UNITS_WIDTH)
-        height = -(-n_genes // n_across) * (PANEL_WIDTH * aspect + 0.5)
+        height = -(-n_genes // n_across) * (map_height(aspect) + _title_height(plans) + 0.1)
         flat = make_blocks(n_genes, n_maps, ncols=n_across, first=tissue, size=size or (width, height))
     else:
         flat = make_axes(1, tissue + n_genes * n_maps, ax=ax, size=(1, 1)).ravel()
@@ -304,32 +315,40 @@ def _make_panels(
     return np.column_stack([np.repeat(flat[:1], n_genes), maps]) if tissue else maps
 
 
-def _draw_background(axes: NDArray[np.object_], section: View, *, tissue: bool, strength: float) -> None:
-    """Draw the tissue in its colours on its axes, and faded under the maps."""
-    if tissue:
+def _title_height(plans: Sequence[Sequence[_Map]]) -> float:
+    """Return the height of the highest title in inches."""
+    font = FontProperties(size=FONT)
+    titles = [wrap(planned.title, PANEL_WIDTH + BAR_WIDTH - 0.1, font) for of_gene in plans for planned in of_gene]
+    return LINE_HEIGHT * max(1 + title.count("\n") for title in titles)
+
+
+def _draw(
+    axes: NDArray[np.object_],
+    maps: Sequence[Sequence[_Map]],
+    paint: Paint,
+    *,
+    units: str,
+    shared: bool,
+) -> None:
+    """Draw the tissue, and the maps of each gene with their colour bars."""
+    section = paint.section
+    if paint.style.tissue:
         draw_tissue(axes[0, 0], section)
         axes[0, 0].set_title("H&E", fontsize=FONT)
-    for one in axes[:, int(tissue) :].ravel():
-        draw_tissue(one, section, strength=strength, grey=True)
+    for row, of_gene in zip(axes[:, int(paint.style.tissue) :], maps, strict=True):
+        drawn = [_draw_map(one, planned, paint) for one, planned in zip(row, of_gene, strict=True)]
+        _add_bars(drawn, row, of_gene, units=_wrap(units, section), shared=shared)
     add_scale_bar(axes[0, 0], width=section.width, mpp=section.mpp)
 
 
-def _draw_gene(
-    row: NDArray[np.object_], maps: Sequence[_Map], section: View, *, units: str, size: float, shared: bool
-) -> None:
-    """Draw the maps of a gene, and their colour bars."""
-    drawn = [_draw_map(one, section, planned, scale=size) for one, planned in zip(row, maps, strict=True)]
-    _add_bars(drawn, row, maps, units=_wrap(units, section), shared=shared)
-
-
-def _draw_map(axes: Axes, section: View, planned: _Map, *, scale: float) -> Collection:
+def _draw_map(axes: Axes, planned: _Map, paint: Paint) -> ScalarMappable:
     axes.set_title(planned.title, fontsize=FONT)
     array = planned.expression[planned.shown]
-    return draw_spots(axes, section, planned.shown, scale=scale, array=array, norm=planned.norm, cmap=planned.cmap)
+    return paint.draw(axes, planned.shown, array=array, norm=planned.norm, cmap=planned.cmap)
 
 
 def _add_bars(
-    drawn: Sequence[Collection], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
+    drawn: Sequence[ScalarMappable], row: NDArray[np.object_], maps: Sequence[_Map], *, units: str, shared: bool
 ) -> None:
     """Add a colour bar to each map, or one to both maps of a shared scale; the prediction's has the units."""
     pair = [i for i, planned in enumerate(maps) if planned.kind != "std"] if shared else []
@@ -344,17 +363,16 @@ def _add_bars(
             bar.ax.set_visible(bool(planned.shown.any()))  # hidden, not left out: maps keep one size
 
 
-def _add_bar(drawn: Collection, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
+def _add_bar(drawn: ScalarMappable, axes: Sequence[Axes], expression: NDArray[np.float32], *, label: str) -> Colorbar:
     norm = cast("Normalize", drawn.norm)
     bar = axes[0].figure.colorbar(drawn, ax=list(axes), extend=extend_of(norm, expression), fraction=0.05, pad=0.02)
-    bar.set_label(label, fontsize=FONT - 2)
-    bar.ax.tick_params(labelsize=FONT - 2)
+    tidy_bar(bar, label)
     return bar
 
 
 def _wrap(units: str, section: View) -> str:
     """Break units into lines that fit beside a map."""
-    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * PANEL_WIDTH * section.aspect)))
+    return textwrap.fill(units, max(16, int(CHARACTERS_PER_INCH * map_height(section.aspect))))
 
 
 def _correlation(values: Values, column: int) -> str:

@@ -11,13 +11,15 @@ from matplotlib.ticker import MaxNLocator
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._validated import Text, check
-from st_predict.pl._figure import FONT, check_figure, figure_of, finish, make_axes
+from st_predict.pl._figure import Output, make_axes, plot, tidy
+from st_predict.pl._labels import FONT, SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from st_predict.tl import TrainResult
@@ -34,6 +36,7 @@ SCORES = {
 }
 
 
+@plot
 def training(
     result: TrainResult | pd.DataFrame | PathLike[str] | str,
     *,
@@ -41,10 +44,11 @@ def training(
     ax: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = 300,
     save: str | PathLike[str] | None = None,
-    show: bool = False,
-) -> NDArray[np.object_]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> NDArray[np.object_] | Figure:
     """Draw the training curve: losses, and a validation score with its best epoch.
 
     A validation score that falls while the training loss still falls is overfitting. A jumping loss asks for a smaller
@@ -66,14 +70,18 @@ def training(
         Resolution of a saved raster image in dots per inch.
     save
         File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
-        ``show`` is set.
+        ``show`` or ``return_fig`` is set.
     show
-        Whether to show all open figures now. Notebooks show them anyway.
+        Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
+        given, and a notebook shows the figure when the cell ends.
+    return_fig
+        Whether to return the Figure, which stays open, instead of its Axes. In a notebook, it is shown where a cell
+        ends with it.
 
     Returns
     -------
-    ndarray
-        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation.
+    ndarray or Figure
+        Axes, ``(2,)``: losses and score, or ``(1,)`` for a training without validation. With ``return_fig``, the figure.
 
     Raises
     ------
@@ -94,15 +102,14 @@ def training(
     'Best epoch: 1 (0.200)'
     """
     check("score", score, Text)
-    check_figure(figsize=figsize, save=save, title=title, dpi=dpi, show=show)
+    output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     history = _history(result)
     validated = score in history and history[score].notna().any()
-    axes = make_axes(1, 1 + validated, ax=ax, size=figsize or (4.2 * (1 + validated), 3.2)).ravel()
+    axes = make_axes(1, 1 + validated, ax=ax, size=figsize or (3.6 * (1 + validated), 2.6)).ravel()
     _draw_losses(axes[0], history)
     if validated:
         _draw_score(axes[1], history, score)
-    finish(figure_of(axes), save=save, show=show, dpi=dpi, title=title)
-    return axes
+    return output.finish(axes)
 
 
 def _history(result: Any) -> pd.DataFrame:
@@ -127,17 +134,17 @@ def _history(result: Any) -> pd.DataFrame:
 def _draw_losses(axes: Axes, history: pd.DataFrame) -> None:
     for column, colour, label in (("train_loss", TRAINED, "training"), ("val_loss", VALIDATED, "validation")):
         if column in history:
-            axes.plot(_epochs(history), history[column], color=colour, label=label, linewidth=1.5)
+            axes.plot(_epochs(history), history[column], color=colour, label=label, linewidth=1.2)
     _label(axes, "Loss")
-    axes.legend(fontsize=FONT - 1, frameon=False)
+    axes.legend(fontsize=SMALL, frameon=False)
 
 
 def _draw_score(axes: Axes, history: pd.DataFrame, score: str) -> None:
     values = history[score].to_numpy(np.float64)
     best = int(np.nanargmin(values) if score.endswith(("loss", "mse")) else np.nanargmax(values))
     epochs = _epochs(history)
-    axes.plot(epochs, values, color=VALIDATED, linewidth=1.5)
-    axes.plot(epochs[best], values[best], "o", color=VALIDATED, markersize=6)
+    axes.plot(epochs, values, color=VALIDATED, linewidth=1.2)
+    axes.plot(epochs[best], values[best], "o", color=VALIDATED, markersize=5)
     axes.set_title(f"Best epoch: {epochs[best]:g} ({values[best]:.3f})", fontsize=FONT)
     _label(axes, SCORES.get(score, score))
 
@@ -151,5 +158,4 @@ def _label(axes: Axes, quantity: str) -> None:
     axes.set_xlabel("Epoch", fontsize=FONT)
     axes.set_ylabel(quantity, fontsize=FONT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=FONT - 1)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)

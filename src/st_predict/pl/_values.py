@@ -17,6 +17,7 @@ from st_predict._on_tissue import beside_tissue
 from st_predict._record import Record
 from st_predict._rows import rows_in
 from st_predict._validated import Text, check
+from st_predict.pl._view import read_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_predict._where import GeneMatching, Where
+    from st_predict.pl._view import View
     from st_predict.pp import PanelMatch
     from st_predict.specs import ModelCard, Reliability, TargetSpec
 
-__all__ = ["Values", "read_values"]
+__all__ = ["Values", "read_map", "read_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,12 @@ def _suggest(gene: str, genes: Sequence[str]) -> list[str]:
     upper = {name.upper(): name for name in genes}
     close = [upper[name] for name in difflib.get_close_matches(gene.upper(), upper, n=5, cutoff=0.6)]
     return [f"take one of {close}"] if close else []
+
+
+def read_map(sdata: SpatialData, key: str, where: Where, *, margin: float | None) -> tuple[View, Values]:
+    """Read the view of a section, and its predicted and observed values."""
+    section = read_section(sdata, key, where, margin=margin)
+    return section, read_values(sdata, key, where, rows=section.rows)
 
 
 def read_values(sdata: SpatialData, key: str, where: Where, *, rows: NDArray[np.int64]) -> Values:

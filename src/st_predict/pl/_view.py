@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import shapely
 from matplotlib.collections import EllipseCollection, PolyCollection
 from PIL import Image
 from scipy.spatial import KDTree
@@ -15,7 +16,7 @@ from spatialdata.transformations import get_transformation
 from st_predict import get
 from st_predict._errors import InvalidValueError
 from st_predict._rows import regions_of
-from st_predict._validated import Fraction, NotNegative, Number, Positive, check
+from st_predict._validated import Flag, Fraction, NotNegative, Number, Positive, check
 from st_predict.io import find_image, find_mpp, find_region, open_pyramid, read_spots
 
 if TYPE_CHECKING:
@@ -27,13 +28,75 @@ if TYPE_CHECKING:
     from st_predict._where import Where
     from st_predict.io import PyramidReader, Spots
 
-__all__ = ["PANEL_WIDTH", "View", "check_style", "draw_spots", "draw_tissue", "read_section", "read_view"]
+__all__ = [
+    "PANEL_WIDTH",
+    "MapStyle",
+    "View",
+    "draw_spots",
+    "draw_tissue",
+    "faded",
+    "map_height",
+    "read_section",
+    "read_view",
+]
 
-PANEL_WIDTH = 3.2
+PANEL_WIDTH = 2.0
 """Width of a map in inches."""
 
 MAX_SIDE = 1200
 """Pixels of the longer side of a view; up to twice as many are read, more are invisible in a figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapStyle:
+    """Look of a section in maps.
+
+    Parameters
+    ----------
+    tissue
+        Whether the H&E image is also drawn in its colours.
+    strength
+        Strength of the grey tissue under the spots: 0 is white, 1 is not faded.
+    scale
+        Size of the spots relative to their true size.
+    percentiles
+        Ends of colour scales, as percentiles of their values.
+    margin
+        Space around the spots, as a fraction of their extent; ``None`` shows the whole image.
+    raster
+        Whether spots are drawn as an image; ``None`` if they are many.
+    """
+
+    tissue: bool
+    strength: float
+    scale: float
+    percentiles: tuple[float, float]
+    margin: float | None
+    raster: bool | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        tissue: bool,
+        strength: float,
+        scale: float,
+        percentiles: tuple[float, float],
+        margin: float | None,
+        raster: bool | None,
+    ) -> MapStyle:
+        """Refuse invalid options before a figure is made."""
+        low, high = check("percentiles", percentiles, tuple[Number, Number])
+        if not 0 <= low < high <= 100:
+            raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
+        return cls(
+            tissue=check("tissue", tissue, Flag),
+            strength=check("tissue_strength", strength, Fraction),
+            scale=check("spot_scale", scale, Positive),
+            percentiles=(low, high),
+            margin=check("margin", margin, NotNegative | None),
+            raster=check("raster", raster, Flag | None),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +135,11 @@ class View:
     def aspect(self) -> float:
         """Height of the view relative to its width."""
         return (self.box[3] - self.box[1]) / self.width
+
+
+def map_height(aspect: float) -> float:
+    """Return the height of a map in inches; a low one still has room for the numbers of a colour bar."""
+    return max(PANEL_WIDTH * aspect, 0.8)
 
 
 def read_section(
@@ -177,7 +245,7 @@ def _read_outlines(
         return radius
     shapes = sdata.shapes[region].loc[obs[instance_key]]
     matrix = _to_image(sdata.shapes[region], sdata.images[image_key])
-    return [_corners(shape) @ matrix[:2, :2].T + matrix[:2, 2] for shape in shapes.geometry]
+    return [corners @ matrix[:2, :2].T + matrix[:2, 2] for corners in _corners(shapes.geometry.to_numpy())]
 
 
 def _display_radii(spots: Spots) -> NDArray[np.float64]:
@@ -196,31 +264,29 @@ def _to_image(element: Any, image: Any) -> NDArray[np.float64]:
     return np.linalg.solve(np.asarray(image_matrix, np.float64), np.asarray(element_matrix, np.float64))
 
 
-def _corners(shape: Any) -> NDArray[np.float64]:
-    """Corners of a polygon, or of the hull of several polygons."""
-    polygon = shape if shape.geom_type == "Polygon" else shape.convex_hull
-    return np.asarray(polygon.exterior.coords, dtype=np.float64)[:, :2]
-
-
-def check_style(*, strength: float, scale: float, percentiles: tuple[float, float], margin: float | None) -> None:
-    """Refuse invalid options before a figure is made."""
-    check("tissue_strength", strength, Fraction)
-    check("spot_scale", scale, Positive)
-    check("margin", margin, NotNegative | None)
-    low, high = check("percentiles", percentiles, tuple[Number, Number])
-    if not 0 <= low < high <= 100:
-        raise InvalidValueError(f"percentiles must be two rising numbers from 0 to 100, got {percentiles}.")
+def _corners(shapes: Any) -> list[NDArray[np.float64]]:
+    """Corners of polygons, or of the hulls of several polygons."""
+    polygons = np.where(
+        shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON, shapes, shapely.convex_hull(shapes)
+    )
+    corners, of_shape = shapely.get_coordinates(shapely.get_exterior_ring(polygons), return_index=True)
+    return np.split(corners, np.flatnonzero(np.diff(of_shape)) + 1)
 
 
 def draw_tissue(axes: Axes, section: View, *, strength: float = 1.0, grey: bool = False) -> None:
     """Draw the tissue without axes; ``strength`` 0 is white, 1 is not faded."""
-    pixels = section.pixels
+    pixels = faded(section.pixels, strength=strength, grey=grey)
+    left, top, right, bottom = section.box
+    axes.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
+    axes.set_axis_off()
+
+
+def faded(pixels: NDArray[np.uint8], *, strength: float, grey: bool) -> NDArray[np.uint8]:
+    """Return pixels mixed with white; ``strength`` 0 is white, 1 is not faded."""
     if grey:
         pixels = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
-    faded = np.rint(255 - strength * (255.0 - pixels)).astype(np.uint8)
-    left, top, right, bottom = section.box
-    axes.imshow(faded, extent=(left, right, bottom, top), interpolation="antialiased")
-    axes.set_axis_off()
+    table = np.rint(255 - strength * (255.0 - np.arange(256))).astype(np.uint8)
+    return table[pixels]
 
 
 def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: float = 1.0, **style: Any) -> Collection:
@@ -237,7 +303,7 @@ def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: fl
     scale
         Size of the spots relative to their true size.
     style
-        Style of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
+        MapStyle of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
     """
     collection: Collection
     if isinstance(section.outlines, np.ndarray):
@@ -249,12 +315,13 @@ def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: fl
             units="xy",
             offsets=section.spots.xy[shown],
             offset_transform=axes.transData,
-            linewidths=0,
             **style,
         )
     else:
         centres = section.spots.xy
         corners = [c + scale * (o - c) for o, c, s in zip(section.outlines, centres, shown, strict=True) if s]
-        collection = PolyCollection(corners, linewidths=0, **style)
+        alike = len({len(polygon) for polygon in corners}) == 1  # faster as one array
+        vertices: Any = np.stack(corners) if alike else corners
+        collection = PolyCollection(vertices, **style)
     axes.add_collection(collection, autolim=False)
     return collection

@@ -13,7 +13,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
 from st_predict._containers import check_slide
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, NoTissueError
 from st_predict._keys import Keys
 from st_predict._progress import shows_progress
 from st_predict._validated import Flag, Name, Positive, Share, check
@@ -181,7 +181,7 @@ def _share(tissue: Tissue, xy: NDArray[np.float64], radius: float) -> NDArray[np
 
 def _check_any(kept: NDArray[np.bool_], tissue: Tissue, *, image_key: str, min_tissue: float) -> None:
     if not kept.any():
-        raise InvalidValueError(
+        raise NoTissueError(
             f"No tissue found in image {image_key!r}: {100 * tissue.mask.mean():.2g} % of it is tissue (contrast above "
             f"{tissue.threshold:.3g}), and none of {len(kept)} spots has a share of at least {min_tissue:g} on it.",
             Advice("lower {}", "min_tissue"),

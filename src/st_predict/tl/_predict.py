@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from st_predict._sections import Context, Sections, Slide
     from st_predict.checkpoints import Trained
 
-__all__ = ["predict"]
+__all__ = ["predict", "predict_with"]
 
 _UNSET = (None, False, "error")
 
@@ -216,13 +216,42 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
     levels = check_missing_levels(missing_levels, [card.model for card in ensemble.cards])
     stain = ensemble.stain(check("stain", stain, Stain | Literal[False] | None))
     where = replace(where, stain=stain, missing_levels=levels)
+    predict_with(ensemble, sdata, where, key_added=key_added, context=context, cut_tissue=cut_tissue)
+
+
+def predict_with(
+    ensemble: Ensemble,
+    sdata: Sections,
+    where: Where,
+    *,
+    key_added: str | None,
+    context: str | None,
+    cut_tissue: Literal["keep", "nan"],
+) -> None:
+    """Predict slides with loaded networks; see :func:`predict`.
+
+    Parameters
+    ----------
+    ensemble
+        Loaded networks.
+    sdata
+        Slides.
+    where
+        Elements of the slides.
+    key_added
+        Key of the result; by default the model's.
+    context
+        Boolean column of ``.obs`` that selects the context spots.
+    cut_tissue
+        Handling of spots with a cut field of view.
+    """
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
     said: list[list[str]] = [[] for _ in slides]
     slots = [_slot(ensemble, s, key_added or ensemble.key, words) for s, words in zip(slides, said, strict=True)]
     cut = [_look_over(slide, ensemble, words) for slide, words in zip(slides, said, strict=True)]
     known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
     for slide, slot, read, spots, words in zip(slides, slots, known, cut, said, strict=True):
-        how = {"cut_tissue": cut_tissue, "missing_levels": levels}
+        how = {"cut_tissue": cut_tissue, "missing_levels": where.missing_levels}
         _write(ensemble, slide, slot, read, cut=spots, how=how, said=words)
 
 

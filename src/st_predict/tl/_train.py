@@ -44,7 +44,7 @@ from st_predict._sections import (
     teacher_of,
 )
 from st_predict._stain import Method, Stain
-from st_predict._training import Run, check_objective, configure, describe_training, get_preset, learn
+from st_predict._training import Ranks, Run, Strategy, check_objective, configure, describe_training, get_preset, learn
 from st_predict._validated import Count, Fields, File, Flag, Natural, Positive, Text, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
 from st_predict.models import get_spec
@@ -131,6 +131,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     rounds: int = 5,
     resume: bool = False,
     card: Mapping[str, object] | None = None,
+    devices: int | Sequence[int] = 1,
+    num_nodes: int = 1,
+    strategy: Strategy = "auto",
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a network to predict gene expression of spots from the H&E image around them.
@@ -221,6 +224,16 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     card
         Further fields of the :class:`~st_predict.specs.ModelCard`: ``organism``, ``license``, ``citation``,
         ``gene_id_type``, ``training``. Tables from another ``organism`` are refused.
+    devices
+        Number of devices of the kind that ``config`` names, or their indices; each has a process. On several devices,
+        the batch size and the number of regions per step are per device, augmentation and dropout differ between them,
+        and batch statistics are of each device's batch. A program needs ``if __name__ == "__main__":``.
+    num_nodes
+        Number of machines. For more than one, start the program once per device, with ``torchrun`` or ``srun``; only
+        the first process writes.
+    strategy
+        Strategy of Lightning: ``"ddp"``, the default on several devices, or ``"ddp_find_unused_parameters_true"`` for
+        networks that do not use all their weights in each step.
     progress
         Whether to show progress bars. By default in a terminal or a notebook, after two seconds.
 
@@ -260,26 +273,54 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     >>> sdata["table"].obsm["pred_ridge"].shape
     (19, 2)
     """
-    genes = GeneMatching(
-        missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
-    )
+    genes = _matching(missing, duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     rounds, resume, out = check("rounds", rounds, Count), check("resume", resume, Flag), check("out", out, File)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
-    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
-    spec, hparams = get_spec(model), check("hparams", hparams, Fields | None)
-    setting, allow_shared = get_preset(spec, check("preset", preset, Text)), check("allow_shared", allow_shared, Texts)
-    config = _configure(setting, config, spec)
-    where = replace(where, missing_levels=check_missing_levels(missing_levels, [model]))
+    levels = check_missing_levels(missing_levels, [model])
+    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only, missing_levels=levels)
+    hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
+    spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
+    setting, config = _configure(preset, config, spec, ranks, unlabelled=unlabelled)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
-    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
-    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), min_counts=least)
+    how = _describe(setting, min_counts, where, preset=preset)
+    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), how=how)
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    how = {"group_key": group_key, "preset": preset, "min_counts": least, "tissue_only": tissue_only}
-    how |= {"missing_levels": where.missing_levels}
-    return _fit(model_card, data, out, config=config, resume=resume, how=how)
+    return _fit(model_card, data, out, config=config, resume=resume, how=how, ranks=ranks)
+
+
+def _matching(
+    missing: Missing, duplicates: Duplicates, *, ignore_case: bool, id_column: str | None, aliases: Any
+) -> GeneMatching:
+    """Return the options to match genes."""
+    genes = GeneMatching(missing=missing, duplicates=duplicates, ignore_case=ignore_case)
+    return replace(genes, id_column=id_column, aliases=aliases)
+
+
+def _describe(setting: Preset, min_counts: int | None, where: Where, *, preset: str) -> dict[str, Any]:
+    """Return the settings for the card, with the smallest number of counts per spot."""
+    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
+    chosen = {name: getattr(where, name) for name in ("group_key", "tissue_only", "missing_levels")}
+    return {**chosen, "preset": preset, "min_counts": least}
+
+
+def _check_devices(spec: ModelSpec, config: TrainConfig, ranks: Ranks, unlabelled: Sections | None) -> None:
+    """Refuse several devices where one has all the work."""
+    if ranks.world == 1:
+        return
+    one = Advice("leave out {}", "devices")
+    if spec.closed_form:
+        raise InvalidValueError(f"{spec.name!r} is fitted in closed form, on one device.", one)
+    if unlabelled is not None:
+        raise InvalidValueError("Pseudo-labelling trains on one device.", one, Advice("leave out {}", "unlabelled"))
+    if ":" in config.device:
+        raise InvalidValueError(
+            f"The device {config.device!r} is one device.",
+            "name its kind only",
+            Advice("give indices in {}", "devices"),
+        )
 
 
 def _split(
@@ -331,8 +372,16 @@ class _Data:
         return {**known, "unlabelled": [o.describe() for o in self.unlabelled], "rounds": self.rounds}
 
 
-def _configure(setting: Preset, changes: TrainConfig | Mapping[str, object] | None, spec: ModelSpec) -> TrainConfig:
-    """Return the configuration; refuse settings that the model or the machine cannot use."""
+def _configure(
+    preset: str,
+    changes: TrainConfig | Mapping[str, object] | None,
+    spec: ModelSpec,
+    ranks: Ranks,
+    *,
+    unlabelled: Sections | None,
+) -> tuple[Preset, TrainConfig]:
+    """Return the preset and the configuration; refuse settings that the model or the machine cannot use."""
+    setting = get_preset(spec, check("preset", preset, Text))
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
@@ -340,7 +389,8 @@ def _configure(setting: Preset, changes: TrainConfig | Mapping[str, object] | No
             Advice("leave out 'regions' in {}", "config"),
         )
     Compute(device=config.device, precision=config.precision)  # refuses unknown devices
-    return config if config.teacher is None else replace(config, teacher=_plain(config.teacher))
+    _check_devices(spec, config, ranks, unlabelled)
+    return setting, config if config.teacher is None else replace(config, teacher=_plain(config.teacher))
 
 
 def _panel(panel: Sequence[str] | int, training: list[SpatialData], where: Where, *, method: Any) -> tuple[str, ...]:
@@ -420,6 +470,7 @@ _NOTED = (
         "extension",
         "encoder",
         "colours",
+        "devices",
     ),
 )
 """Entries of ``ModelCard.training`` that training sets and leakage checks read."""
@@ -455,14 +506,14 @@ def _read(
     where: Where,
     *,
     named: tuple[Any, Any],
-    min_counts: int | None,
+    how: Mapping[str, Any],
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
     """Read training and validation targets; return them with the card, limited to genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
     card = keep_common(card, slides)
     check_sums(card, known[0])
-    card, observed = _observe(slides, len(training), card, min_counts=min_counts)
+    card, observed = _observe(slides, len(training), card, min_counts=how["min_counts"])
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
@@ -562,24 +613,26 @@ def _fit(
     config: TrainConfig,
     resume: bool,
     how: Mapping[str, object],
+    ranks: Ranks,
 ) -> TrainResult:
     """Train, and write the checkpoint with its card and history."""
     _check_buildable(card, config)
-    run = Run.create(out, get_spec(card.model), resume=resume)
+    run = Run.create(out, get_spec(card.model), resume=resume, writes=ranks.writes)
     with run.locked():
-        sections = data.describe()
+        sections = {**data.describe(), **ranks.describe()}
         run.note(card, config, sections=sections)
         encoder = encoder_of(card)
-        card, network, history = _learn(card, data, run, encoder, config=config)
+        card, network, history = _learn(card, data, run, encoder, config=config, ranks=ranks)
         known = {**sections, "shared_patients": data.shared_patients, **how}
         notes = describe_training(card, config, history, validated=bool(data.validation), encoder=encoder)
         card = replace(card, training={**known, **notes, **card.training})
         checkpoint = run.save(network, card, history, encoder=encoder)
+        ranks.wait()
     return TrainResult(checkpoint=checkpoint, history=pd.DataFrame(history), card=card)
 
 
 def _learn(
-    card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig
+    card: ModelCard, data: _Data, run: Run, encoder: Encoder | None, *, config: TrainConfig, ranks: Ranks
 ) -> tuple[ModelCard, SpotModel, list[dict[str, float]]]:
     """Prepare the network's inputs and train it; return the card with measured statistics."""
     compute = Compute(device=config.device, precision=config.precision)
@@ -608,6 +661,7 @@ def _learn(
             resume=run.resume,
             unlabelled=stores.get("unlabelled"),
             rounds=data.rounds,
+            ranks=ranks,
         )
     return card, network, history
 

@@ -1,0 +1,106 @@
+"""Clients of dask: the user's, a scheduler's, or a local cluster's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from st_predict._errors import InvalidTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
+
+__all__ = ["connected", "need_distributed"]
+
+logger = logging.getLogger(__name__)
+
+WORKER_BYTES = 3 << 30
+"""Memory that is planned for a worker of a local cluster."""
+
+
+def need_distributed() -> Any:
+    """Import distributed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module("distributed")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Cohorts need the package distributed: pip install 'st-predict[cluster]'.", name="distributed"
+        ) from error
+
+
+@contextmanager
+def connected(client: Client | str | None, *, n_workers: int | None, n_slides: int, device: str) -> Iterator[Client]:
+    """Yield a client; a local cluster ends with the block.
+
+    Parameters
+    ----------
+    client
+        Client, address of a scheduler, or ``None`` for a local cluster.
+    n_workers
+        Number of workers of a local cluster; by default as many as cores and memory allow, and one per GPU.
+    n_slides
+        Number of slides, which limits the number of workers.
+    device
+        Device of the work.
+    """
+    distributed = need_distributed()
+    if isinstance(client, distributed.Client):
+        yield client
+    elif isinstance(client, str):
+        with distributed.Client(client) as connection:
+            yield connection
+    elif client is None:
+        with _local(device, n_workers, n_slides) as cluster, distributed.Client(cluster) as connection:
+            yield connection
+    else:
+        raise InvalidTypeError(
+            f"client must be a distributed.Client, the address of a scheduler or None, got {type(client).__name__}."
+        )
+
+
+def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
+    """Start workers on this machine: one per GPU if dask-cuda is installed, else processes on the cores."""
+    n_gpus = _count_gpus(device)
+    if n_gpus and importlib.util.find_spec("dask_cuda") is not None:
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster(n_workers=min(n_workers or n_gpus, n_gpus, n_slides), threads_per_worker=1)
+    if n_gpus > 1:
+        logger.warning(
+            "One of %d GPUs is used. Install dask-cuda for a worker per GPU, or connect to a cluster of your own.",
+            n_gpus,
+        )
+    from dask.system import CPU_COUNT
+    from distributed import LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
+    n = min(n_slides, n_workers or (1 if n_gpus else fitting))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // n))
+    return LocalCluster(
+        n_workers=n,
+        threads_per_worker=1,
+        memory_limit=MEMORY_LIMIT // n,
+        dashboard_address=":0",
+        env={"OMP_NUM_THREADS": threads},
+    )
+
+
+def _count_gpus(device: str) -> int:
+    if device != "auto" and not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

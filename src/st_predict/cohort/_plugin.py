@@ -1,0 +1,60 @@
+"""Networks in the memory of a worker. Only modules that have a client import this one."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import dask
+from distributed import WorkerPlugin, get_worker
+
+from st_predict.cohort._job import look_at, run_job
+
+if TYPE_CHECKING:
+    from st_predict.cohort._job import Outcome, SlideJob
+    from st_predict.cohort._tasks import Task
+
+__all__ = ["TaskPlugin", "look_on_worker", "run_on_worker"]
+
+
+class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
+    """Loads the networks of a task once per worker.
+
+    Parameters
+    ----------
+    task
+        Work to do on every slide; ``None`` to only look at slides.
+    name
+        Name of the plugin, unique to the run.
+    """
+
+    def __init__(self, task: Task | None, name: str) -> None:
+        self.task = task
+        self.name = name
+
+    def setup(self, worker: Any) -> None:  # as distributed calls it
+        """Load the networks."""
+        self.loaded: Any = None if self.task is None else self.task.load()
+        self.lock = threading.Lock()  # a worker with several threads still has one slide in memory
+
+    def teardown(self, worker: Any) -> None:  # as distributed calls it
+        """Free the networks."""
+        self.loaded = None
+
+
+def _own_computations() -> Any:
+    """Compute lazy arrays in this thread: in a task, dask would make tasks of the cluster of them."""
+    return dask.config.set(scheduler="synchronous")
+
+
+def run_on_worker(job: SlideJob, plugin: str) -> Outcome:
+    """Do a job with the networks of the worker that runs it."""
+    mine: TaskPlugin = get_worker().plugins[plugin]
+    with mine.lock, _own_computations():
+        return run_job(job, mine.loaded)
+
+
+def look_on_worker(job: SlideJob, plugin: str, *, need_mpp: bool) -> Outcome:
+    """Look at a slide, on the worker that would read it."""
+    with get_worker().plugins[plugin].lock, _own_computations():
+        return look_at(job, need_mpp=need_mpp)
