@@ -67,6 +67,11 @@ def check_objective(network: SpotModel, config: TrainConfig, spec: ModelSpec, *,
             f"{spec.name!r} reads {reads}, and stain jitter needs crops.",
             Advice("leave out 'stain_jitter' in {}", "config"),
         )
+    if config.level_drop and not spec.masks_levels:
+        raise InvalidValueError(
+            f"{spec.name!r} needs all levels that it reads, and level_drop hides some.",
+            Advice("leave out 'level_drop' in {}", "config"),
+        )
     frozen = any(not parameter.requires_grad for parameter in network.parameters())
     if config.measure_pixels and (reads != "crops" or frozen):
         why = "has frozen layers, which need the pixel normalisation of their training" if frozen else f"reads {reads}"
