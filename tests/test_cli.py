@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import st_predict as stp
 from st_predict.cli import app
 from st_predict.models import get_spec
+from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -335,6 +336,19 @@ def test_predict_lays_a_grid_on_a_slide_without_spots(folder: Path, model: Path,
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert written.n_obs > 3
     assert {"array_row", "array_col"} <= set(written.obs)
+
+
+def test_predict_without_the_finest_level(folder: Path, model: Path, tmp_path: Path) -> None:
+    card = ModelCard.of_file(model)
+    network, _ = stp.checkpoints.load(model)
+    fine = tmp_path / "fine.safetensors"
+    stp.checkpoints.save(fine, network, replace(card, crop=replace(card.crop, mpp=0.6)))  # the image has 1.2 um/px
+    options = ["--out", tmp_path / "out.h5ad", "--model", fine]
+    refused = run("predict", folder / "P1S1.zarr", *options)
+    check_refused(refused, "with --missing-levels mask")
+    result = run("predict", folder / "P1S1.zarr", *options, "--missing-levels", "mask")
+    assert result.exit_code == 0, result.output
+    assert np.isfinite(anndata.read_h5ad(tmp_path / "out.h5ad").X).any()
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.h5ad"])

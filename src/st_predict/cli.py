@@ -148,6 +148,12 @@ Preset = Annotated[
 MinCounts = Annotated[
     int | None, typer.Option(help="Minimum panel counts per spot; by default 50 for spots of at least 50 um.")
 ]
+MissingLevels = Annotated[
+    str,
+    typer.Option(
+        help="Levels of the network with finer pixels than the image has: error, or mask to use only the other levels."
+    ),
+]
 TissueOnly = Annotated[
     bool,
     typer.Option("--tissue-only/--all-spots", help="Leave out spots whose in_tissue in .obs is 0, or keep all spots."),
@@ -281,6 +287,7 @@ def train(  # noqa: PLR0913  # options of a command line
     preset: Preset = "recommended",
     min_counts: MinCounts = None,
     tissue_only: TissueOnly = True,  # noqa: FBT002
+    missing_levels: MissingLevels = "error",
     stain: Annotated[
         str | None, typer.Option(help="Stain normalisation to the training slides: macenko or reinhard.")
     ] = None,
@@ -338,6 +345,7 @@ def train(  # noqa: PLR0913  # options of a command line
         preset=preset,  # type: ignore[arg-type]  # checked by the function
         min_counts=min_counts,
         tissue_only=tissue_only,
+        missing_levels=missing_levels,  # type: ignore[arg-type]  # checked by the function
         stain=stain,  # type: ignore[arg-type]  # checked by the function
         hparams=_parse(hparams),
         config={name: value for name, value in config.items() if value is not None},
@@ -373,6 +381,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
     ] = "keep",
     tissue_only: TissueOnly = True,  # noqa: FBT002
+    missing_levels: MissingLevels = "error",
     ignore_stain: Annotated[  # noqa: FBT002
         bool,
         typer.Option(
@@ -436,6 +445,7 @@ def predict(  # noqa: PLR0913  # options of a command line
         precision=precision,  # type: ignore[arg-type]  # checked by the function
         cut_tissue=cut_tissue,  # type: ignore[arg-type]  # checked by the function
         tissue_only=tissue_only,
+        missing_levels=missing_levels,  # type: ignore[arg-type]  # checked by the function
         stain=False if ignore_stain else None,
         symmetries=symmetries,  # type: ignore[arg-type]  # checked by Inference
         hparams=_parse(hparams),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -84,7 +85,7 @@ def with_mpp(sdata, mpp):
 
 def test_training_on_sections_of_several_resolutions(measured, other, quick, tmp_path):
     fine, coarse = with_mpp(measured, 0.5), other("P2")
-    coarse.images["he"] = fine["he"].copy()
+    coarse.images["he"] = copy.deepcopy(fine["he"])  # with transformations of its own
     with_mpp(coarse, 1.0)
     options = {
         "panel": list("abcd"),
