@@ -116,6 +116,8 @@ TEXTS = {
     "pl.heatmap.metrics": _OPEN,
     "pl.scores.metric": _OPEN,
     "tl.embed.encoder": _OPEN,
+    "cohort.embed_many.device": _OPEN,
+    "cohort.predict_many.device": _OPEN,
     "tl.embed.device": _OPEN,
     "tl.predict.device": _OPEN,
     "tl.superresolve.device": _OPEN,

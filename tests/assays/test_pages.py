@@ -41,15 +41,15 @@ PAGES = [
 ]
 LANGUAGES = ("bash", "console", "py", "python", "sh", "shell")
 REASONS = {
-    "installs or checks a clone": 11,
+    "installs or checks a clone": 13,
     "measures for hours": 15,
-    "weights that the reader downloads": 8,
+    "weights that the reader downloads": 9,
     "opens a window": 1,
-    "needs a GPU or a cluster": 2,
+    "needs a GPU or a cluster": 9,
 }
 """Why blocks are not run, and how many: a new mark changes a number here."""
 
-RUN = 74
+RUN = 91
 """Number of blocks that are run."""
 
 PLACES = ("first", "second", "third", "fourth")
@@ -340,6 +340,50 @@ def test_readme(quick, run):
     known = run("README.md")
     assert finite(known["sdata"].tables["table"])
     assert known["prediction"].n_vars == 250
+
+
+def test_index(quick, write_slide, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("st_predict.pl._report_figures.DPI", 30)
+    write_slide("slide.svs")
+    known = run("docs/index.md")
+    assert finite(known["sdata"].tables["table"])
+    assert (tmp_path / "slide.html").read_text("utf-8").count("data:image/webp") > 1
+
+
+def test_faq(tiny, write_slide, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("st_predict.pl._report_figures.DPI", 30)
+    write_slide("slide.svs")
+    run("docs/faq.md")
+    assert (tmp_path / "slide.html").exists()
+
+
+def test_troubleshooting(write_slide, run, tmp_path):
+    image = write_slide("slide.svs")
+    tifffile.imwrite(tmp_path / "slide.tif", image, photometric="rgb")
+    sdata = stp.datasets.toy()
+    pixels = sdata["he"]["scale0"]["image"].values.astype(np.uint16) * 16
+    sdata.images["he"] = spatialdata.models.Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=list("rgb"))
+    known = run("docs/troubleshooting.md", sdata=sdata, stp=stp)
+    assert stp.io.find_mpp(known["sdata"]).value == pytest.approx(0.5)
+
+
+def test_gallery(quick, run, tmp_path):
+    run("docs/gallery.md")
+    assert len(list(tmp_path.glob("gallery_*.png"))) == 8
+    assert (tmp_path / "C6.html").exists()
+
+
+def test_cohorts(tiny, write_slide, run, tmp_path, monkeypatch):
+    """The workers are threads of this process."""
+    from distributed import LocalCluster
+
+    start = partial(LocalCluster, n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0")
+    monkeypatch.setattr("st_predict.cohort._cluster._local", lambda *_: start())
+    write_slide("slide.svs")
+    (tmp_path / "slides.csv").write_text("path,id,mpp\nslide.svs,one,0.5\n")
+    known = run("docs/how-to/cohorts.md", __name__="__main__")
+    assert known["report"]["status"].tolist() == ["done"]
+    assert (tmp_path / "predictions" / "one.h5ad").exists()
 
 
 def test_api(run):

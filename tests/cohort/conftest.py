@@ -17,7 +17,9 @@ def client() -> Iterator[Any]:
     """A client whose only worker is a thread of this process."""
     from distributed import Client
 
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0", set_as_default=False
+    ) as client:
         yield client
 
 

@@ -57,12 +57,17 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
     """
     distributed = need_distributed()
     if isinstance(client, distributed.Client):
-        yield client
+        with client.as_current():
+            yield client
     elif isinstance(client, str):
-        with distributed.Client(client) as connection:
+        with distributed.Client(client, set_as_default=False) as connection, connection.as_current():
             yield connection
     elif client is None:
-        with _local(device, n_workers, n_slides) as cluster, distributed.Client(cluster) as connection:
+        with (
+            _local(device, n_workers, n_slides) as cluster,
+            distributed.Client(cluster, set_as_default=False) as connection,
+            connection.as_current(),
+        ):
             yield connection
     else:
         raise InvalidTypeError(

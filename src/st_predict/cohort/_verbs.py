@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from st_predict._keys import Keys
 from st_predict._progress import shows_progress
@@ -52,7 +52,7 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     symmetries: Literal[1, 8] | None = None,
     n_samples: int | None = None,
     seed: int = 0,
-    hparams: Mapping[str, Any] | None = None,
+    hparams: Mapping[str, object] | None = None,
     trust: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -136,21 +136,22 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    The report, one row per slide, indexed by ``id``:
+    DataFrame
+        The report, one row per slide, indexed by ``id``:
 
-    ``status``
-        ``"done"``, ``"empty"`` (no tissue, no spots) or ``"failed"``.
-    ``spots``, ``mpp``, ``mpp_source``
-        Number of spots, and resolution with its source.
-    ``seconds``, ``peak_mib``
-        Time of the last attempt, and largest memory of its process meanwhile.
-    ``reused``
-        Whether the result, or the failure, is of an earlier run.
-    ``attempts``, ``key``, ``error``
-        Number of attempts, hash of everything that the result depends on, and message of a failure.
+        ``status``
+            ``"done"``, ``"empty"`` (no tissue, no spots) or ``"failed"``.
+        ``spots``, ``mpp``, ``mpp_source``
+            Number of spots, and resolution with its source.
+        ``seconds``, ``peak_mib``
+            Time of the last attempt, and largest memory of its process meanwhile.
+        ``reused``
+            Whether the result, or the failure, is of an earlier run.
+        ``attempts``, ``key``, ``error``
+            Number of attempts, hash of everything that the result depends on, and message of a failure.
 
-    In ``out``: ``{id}.h5ad`` per slide, as :func:`st_predict.get.prediction` returns it; ``report.csv`` (with a shard,
-    ``report-3-of-20.csv``), which grows as slides end; ``failed/{id}.json`` per failure, with its traceback.
+        In ``out``: ``{id}.h5ad`` per slide, as :func:`st_predict.get.prediction` returns it; ``report.csv`` (with a shard,
+        ``report-3-of-20.csv``), which grows as slides end; ``failed/{id}.json`` per failure, with its traceback.
 
     Raises
     ------
@@ -285,7 +286,8 @@ def embed_many(  # noqa: PLR0913  # every argument is a keyword
 
     Returns
     -------
-    The report, as :func:`predict_many` returns it. Each ``{id}.h5ad`` has the features as ``.X``.
+    DataFrame
+        The report, as :func:`predict_many` returns it. Each ``{id}.h5ad`` has the features as ``.X``.
 
     Raises
     ------
@@ -353,8 +355,9 @@ def check_slides(
 
     Returns
     -------
-    One row per slide, indexed by ``id``: ``status`` (``"done"`` if it can be used, ``"empty"`` without tissue,
-    ``"failed"``), ``spots``, ``mpp``, ``mpp_source``, ``seconds``, ``peak_mib`` and ``error``.
+    DataFrame
+        One row per slide, indexed by ``id``: ``status`` (``"done"`` if it can be used, ``"empty"`` without tissue,
+        ``"failed"``), ``spots``, ``mpp``, ``mpp_source``, ``seconds``, ``peak_mib`` and ``error``.
 
     Raises
     ------

@@ -276,19 +276,18 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     genes = _matching(missing, duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     rounds, resume, out = check("rounds", rounds, Count), check("resume", resume, Flag), check("out", out, File)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
-    levels = check_missing_levels(missing_levels, [model])
-    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only, missing_levels=levels)
+    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
+    where = replace(where, missing_levels=check_missing_levels(missing_levels, [model]))
     hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
     spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
-    setting, config = _configure(preset, config, spec, ranks, unlabelled=unlabelled)
+    setting, config = _configure(preset, config, spec, ranks, min_counts=min_counts, unlabelled=unlabelled)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
-    how = _describe(setting, min_counts, where, preset=preset)
-    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), how=how)
+    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), setting=setting)
     more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
     data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    return _fit(model_card, data, out, config=config, resume=resume, how=how, ranks=ranks)
+    return _fit(model_card, data, out, config=config, resume=resume, how=_how(where, preset, setting), ranks=ranks)
 
 
 def _matching(
@@ -299,11 +298,10 @@ def _matching(
     return replace(genes, id_column=id_column, aliases=aliases)
 
 
-def _describe(setting: Preset, min_counts: int | None, where: Where, *, preset: str) -> dict[str, Any]:
-    """Return the settings for the card, with the smallest number of counts per spot."""
-    least = setting.min_counts if min_counts is None else check("min_counts", min_counts, Natural)
+def _how(where: Where, preset: str, setting: Preset) -> dict[str, Any]:
+    """Return the settings for the card."""
     chosen = {name: getattr(where, name) for name in ("group_key", "tissue_only", "missing_levels")}
-    return {**chosen, "preset": preset, "min_counts": least}
+    return {**chosen, "preset": preset, "min_counts": setting.min_counts}
 
 
 def _check_devices(spec: ModelSpec, config: TrainConfig, ranks: Ranks, unlabelled: Sections | None) -> None:
@@ -378,10 +376,13 @@ def _configure(
     spec: ModelSpec,
     ranks: Ranks,
     *,
+    min_counts: int | None,
     unlabelled: Sections | None,
 ) -> tuple[Preset, TrainConfig]:
     """Return the preset and the configuration; refuse settings that the model or the machine cannot use."""
     setting = get_preset(spec, check("preset", preset, Text))
+    if min_counts is not None:
+        setting = replace(setting, min_counts=check("min_counts", min_counts, Natural))
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
@@ -506,14 +507,14 @@ def _read(
     where: Where,
     *,
     named: tuple[Any, Any],
-    how: Mapping[str, Any],
+    setting: Preset,
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
     """Read training and validation targets; return them with the card, limited to genes that all tables have."""
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
     card = keep_common(card, slides)
     check_sums(card, known[0])
-    card, observed = _observe(slides, len(training), card, min_counts=how["min_counts"])
+    card, observed = _observe(slides, len(training), card, min_counts=setting.min_counts)
     return card, (list(chain(*observed[: len(training)])), list(chain(*observed[len(training) :])))
 
 
