@@ -276,8 +276,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     genes = _matching(missing, duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
     rounds, resume, out = check("rounds", rounds, Count), check("resume", resume, Flag), check("out", out, File)
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer)
-    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only)
-    where = replace(where, missing_levels=check_missing_levels(missing_levels, [model]))
+    where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only, missing_levels=missing_levels)
     hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
     spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
     setting, config = _configure(preset, config, spec, ranks, min_counts=min_counts, unlabelled=unlabelled)
@@ -510,6 +509,7 @@ def _read(
     setting: Preset,
 ) -> tuple[ModelCard, tuple[list[Observed], list[Observed]]]:
     """Read training and validation targets; return them with the card, limited to genes that all tables have."""
+    check_missing_levels(where.missing_levels, [card.model])
     known = _measure(training, card, where, named=named[0]), _measure(held_out, card, where, named=named[1])
     slides = [*known[0], *known[1]]
     card = keep_common(card, slides)
