@@ -104,6 +104,7 @@ napoleon_type_aliases = PUBLIC | {
     "DataArray": "~xarray.DataArray",
     "DataFrame": "~pandas.DataFrame",
     "DataTree": "~xarray.DataTree",
+    "Figure": "~matplotlib.figure.Figure",
     "Path": "~pathlib.Path",
     "SpatialData": "~spatialdata.SpatialData",
     "Tensor": "~torch.Tensor",
@@ -135,13 +136,15 @@ if not ON_READ_THE_DOCS:
     nitpick_ignore_regex += [
         (
             "py:.*",
-            r"(anndata|collections|geopandas|matplotlib|numpy|os|pandas|pathlib|scipy|spatialdata|torch|typing|xarray)\..*",
+            r"(anndata|collections|distributed|geopandas|matplotlib|numpy|os|pandas|pathlib|scipy|spatialdata|torch|typing|xarray)\..*",
         ),
         ("py:.*", r"(Ellipsis|bool|bytes|dict|float|int|list|object|str|tuple)"),
     ]
 intersphinx_mapping = (
     {
         "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "distributed": ("https://distributed.dask.org/en/stable/", None),
+        "matplotlib": ("https://matplotlib.org/stable/", None),
         "numpy": ("https://numpy.org/doc/stable/", None),
         "pandas": ("https://pandas.pydata.org/docs/", None),
         "python": ("https://docs.python.org/3", None),

@@ -223,7 +223,7 @@ class ModelSpec:
     reads_context
         Whether prediction can read the counts of context spots.
     masks_levels
-        Whether the network does without levels that are masked in :attr:`st_predict.crops.Batch.level_mask`.
+        Whether the network does without levels that are masked in ``level_mask`` of :class:`st_predict.crops.Batch`.
     symmetries
         Number of crop symmetries averaged at prediction time (1 or 8).
     closed_form

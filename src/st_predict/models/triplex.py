@@ -242,7 +242,7 @@ class Triplex(SpotModel):
         return fusion_loss(self.branches(batch, rows_B), target_BG, self.config.share)
 
     def start_at(self, mean_G: Tensor) -> None:
-        """Initialise all branches with the mean of each gene; see :meth:`SpotModel.start_at`."""
+        """Initialise all branches with the mean of each gene; see :class:`~st_predict.models.SpotModel`."""
         for head in self.heads.values():
             head.start_at(mean_G)  # type: ignore[operator]
 
@@ -259,7 +259,7 @@ class Triplex(SpotModel):
 
     @property
     def notice(self) -> str:
-        """Origin and licence of the target encoder's initial weights; see :attr:`SpotModel.notice`."""
+        """Origin and licence of the target encoder's initial weights; see :class:`~st_predict.models.SpotModel`."""
         c = self.config
         if c.weights is None and c.file is not None and c.arch == "resnet18":
             return f"Trained from the weights of {HISTOLOGY_RESNET18.source}, {HISTOLOGY_RESNET18.license}."
