@@ -9,6 +9,7 @@ import copy
 import gc
 import importlib.util
 import os
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -52,6 +53,13 @@ def pytest_collection() -> Iterator[Any]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def pytest_runtest_teardown() -> None:
+    """Give torch its threads again: packages that compile their code change the number, and sums with it."""
+    torch, asked = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and asked.isdecimal() and torch.get_num_threads() != int(asked):
+        torch.set_num_threads(int(asked))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -507,7 +507,6 @@ def run(
     mpl.use("agg")
     loggers = [logging.getLogger(name) for name in (None, "st_predict")]  # the command line sets them
     before = [(logger.level, list(logger.handlers)) for logger in loggers]
-    n_threads = torch.get_num_threads()
 
     def page(name: str, **known: Any) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)
@@ -522,5 +521,4 @@ def run(
     for logger, (level, handlers) in zip(loggers, before, strict=True):
         logger.setLevel(level)
         logger.handlers = handlers
-    torch.set_num_threads(n_threads)  # other packages change it
     plt.close("all")
