@@ -33,7 +33,7 @@ from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 
 ROOT = Path(__file__).parents[2]
-GENERATED = [ROOT / "docs" / name for name in ("_build", "generated", "weights")]
+GENERATED = [ROOT / "docs" / name for name in ("_build", "cli", "generated", "models", "weights")]
 PAGES = [
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
