@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "docs" / "_static"
 COLOURS = 256
+WIDTH = 1300
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
             plt.close("all")
         for path in Path(folder).glob("gallery_*.png"):
             with Image.open(path) as picture:
+                picture.thumbnail((WIDTH, 10 * WIDTH))
                 small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
                 small.save(PICTURES / path.name, optimize=True)
         os.chdir(ROOT)

@@ -195,6 +195,22 @@ Trust = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device: auto (first GPU, if any), cpu, cuda, cuda:1 or mps.")]
+PitchUm = Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")]
+ShapesToPredict = Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")]
+PredictionKey = Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")]
+Precision = Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")]
+CutTissue = Annotated[
+    str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
+]
+Symmetries = Annotated[int | None, typer.Option(help="Number of crop symmetries averaged at test time: 1 or 8.")]
+HparamsAtPrediction = Annotated[
+    str | None, typer.Option(help="Hyper-parameters that may change at prediction, as JSON: '{\"k\": 20}'.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed for sampling.")]
+IgnoreStain = Annotated[
+    bool,
+    typer.Option("--ignore-stain", help="Do not normalise the stain, although the network was trained with --stain."),
+]
 Samples = Annotated[
     int | None, typer.Option(help="Number of stochastic predictions per spot; adds their standard deviation.")
 ]
@@ -372,31 +388,20 @@ def predict(  # noqa: PLR0913  # options of a command line
     mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel; needed if the file does not state it.")
     ] = None,
-    pitch_um: Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")] = 100.0,
-    shapes_key: Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")] = None,
-    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")] = None,
+    pitch_um: PitchUm = 100.0,
+    shapes_key: ShapesToPredict = None,
+    key: PredictionKey = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")] = "auto",
-    cut_tissue: Annotated[
-        str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
-    ] = "keep",
+    precision: Precision = "auto",
+    cut_tissue: CutTissue = "keep",
     tissue_only: TissueOnly = True,  # noqa: FBT002
     missing_levels: MissingLevels = "error",
-    ignore_stain: Annotated[  # noqa: FBT002
-        bool,
-        typer.Option(
-            "--ignore-stain", help="Do not normalise the stain, although the network was trained with --stain."
-        ),
-    ] = False,
-    symmetries: Annotated[
-        int | None, typer.Option(help="Number of crop symmetries averaged at test time: 1 or 8.")
-    ] = None,
-    hparams: Annotated[
-        str | None, typer.Option(help="Hyper-parameters that may change at prediction, as JSON: '{\"k\": 20}'.")
-    ] = None,
+    ignore_stain: IgnoreStain = False,  # noqa: FBT002
+    symmetries: Symmetries = None,
+    hparams: HparamsAtPrediction = None,
     trust: Trust = False,  # noqa: FBT002
     n_samples: Samples = None,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    seed: Seed = 0,
     context: Annotated[
         str | None, typer.Option(help="Boolean column of .obs that selects the context spots, whose counts are read.")
     ] = None,
@@ -784,33 +789,23 @@ def batch(  # noqa: PLR0913  # options of a command line
     ] = False,
     retries: Annotated[int, typer.Option(help="Further attempts after errors of reading and of memory.")] = 2,
     merge: Annotated[bool, typer.Option("--merge", help="Join all results in merged.h5ad.")] = False,  # noqa: FBT002
-    pitch_um: Annotated[float, typer.Option(help="Slides without spots: distance between grid spots in um.")] = 100.0,
+    pitch_um: PitchUm = 100.0,
     table_key: TableKey = None,
     bin_um: BinUm = None,
-    shapes_key: Annotated[str | None, typer.Option(help="Name of the shapes to predict; ignores tables.")] = None,
-    key: Annotated[str | None, typer.Option(help="Key of the prediction; by default pred_ and the model name.")] = None,
+    shapes_key: ShapesToPredict = None,
+    key: PredictionKey = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Floating-point precision: auto, float32 or bfloat16.")] = "auto",
+    precision: Precision = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Number of spots per step, for spot-level models.")] = None,
-    cut_tissue: Annotated[
-        str, typer.Option(help="Spots whose field of view is cut by the image border within tissue: keep or nan.")
-    ] = "keep",
+    cut_tissue: CutTissue = "keep",
     tissue_only: TissueOnly = True,  # noqa: FBT002
-    ignore_stain: Annotated[  # noqa: FBT002
-        bool,
-        typer.Option(
-            "--ignore-stain", help="Do not normalise the stain, although the network was trained with --stain."
-        ),
-    ] = False,
-    symmetries: Annotated[
-        int | None, typer.Option(help="Number of crop symmetries averaged at test time: 1 or 8.")
-    ] = None,
-    hparams: Annotated[
-        str | None, typer.Option(help="Hyper-parameters that may change at prediction, as JSON: '{\"k\": 20}'.")
-    ] = None,
+    missing_levels: MissingLevels = "error",
+    ignore_stain: IgnoreStain = False,  # noqa: FBT002
+    symmetries: Symmetries = None,
+    hparams: HparamsAtPrediction = None,
     trust: Trust = False,  # noqa: FBT002
     n_samples: Samples = None,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Predict many slides, here or on a cluster, with a report. Run again, only slides without a result are done."""
     report = stp.cohort.predict_many(
@@ -834,6 +829,7 @@ def batch(  # noqa: PLR0913  # options of a command line
         batch_size=batch_size,
         cut_tissue=cut_tissue,  # type: ignore[arg-type]
         tissue_only=tissue_only,
+        missing_levels=missing_levels,  # type: ignore[arg-type]
         stain=False if ignore_stain else None,
         symmetries=symmetries,  # type: ignore[arg-type]
         hparams=_parse(hparams),

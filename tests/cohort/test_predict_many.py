@@ -61,6 +61,25 @@ def test_results_are_those_of_single_calls(
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("?.h5ad")) < 2 * 400 * 400 * 3  # no pixels
 
 
+def test_a_slide_that_is_coarser_than_the_network(
+    client: Any, write_slide: Callable[..., Path], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, model = write_slide("a.tif"), checkpoint(mpp=0.5)  # the slide has 1 um per pixel
+    options = {"out": tmp_path / "out", "client": client, "pitch_um": 60, **CPU}
+    refused = stp.cohort.predict_many(slide, model, **options)
+    assert refused.loc["a", "status"] == "failed"
+    assert "0.5 um/px or finer" in refused.loc["a", "error"]
+    masked = stp.cohort.predict_many(slide, model, missing_levels="mask", **options)
+    assert masked.loc["a", "status"] == "done"
+    sdata = stp.io.read_image(slide)
+    stp.pp.make_grid(sdata, pitch_um=60)
+    stp.tl.predict(sdata, model, missing_levels="mask", **CPU)
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "out" / "a.h5ad").X, get.prediction(sdata).X)
+    stp.tl.train(stp.datasets.toy(), "mean", panel=["GENE1"], out=tmp_path / "mean")
+    with pytest.raises(ValueError, match=r"'mean' needs all levels .*Leave out missing_levels="):
+        stp.cohort.predict_many(slide, tmp_path / "mean" / "mean.safetensors", missing_levels="mask", **options)
+
+
 @pytest.fixture
 def cohort(write_slide: Callable[..., Path], checkpoint: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
     """A list with a good slide, one without tissue, one without mpp, a truncated and a missing one; and a model."""

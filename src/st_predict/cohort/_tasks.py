@@ -17,6 +17,7 @@ from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._runtime import Compute
+from st_predict._sections import check_missing_levels
 from st_predict._stain import Stain
 from st_predict._validated import Count, Fields, Flag, Positive, Text, validated
 from st_predict._where import Where
@@ -168,6 +169,7 @@ def checked(task: PredictTask, *, here: bool) -> tuple[PredictTask, bool]:
         task.machine.compute()
     ensemble = open_ensemble(task, Compute(device="cpu", precision="float32"))
     ensemble.stain(task.stain)
+    check_missing_levels(task.where.missing_levels, [card.model for card in ensemble.cards])
     return replace(task, key=task.key or ensemble.key), ensemble.needs_mpp
 
 
@@ -302,5 +304,5 @@ def _no_rows(names: list[str]) -> AnnData:
 
 def _described(where: Where, machine: Machine) -> dict[str, Any]:
     chosen = asdict(where)
-    names = ("table_key", "bin_um", "shapes_key", "tissue_only")
+    names = ("table_key", "bin_um", "shapes_key", "tissue_only", "missing_levels")
     return {**{name: chosen[name] for name in names}, "device": machine.device, "precision": machine.precision}

@@ -57,6 +57,7 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     cut_tissue: Literal["keep", "nan"] = "keep",
+    missing_levels: Literal["error", "mask"] = "error",
     tissue_only: bool = True,
     stain: Stain | Literal[False] | None = None,
     progress: bool | None = None,
@@ -127,6 +128,9 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
         Floating-point precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
     cut_tissue
         Handling of spots whose field of view leaves the image at an edge that tissue touches: ``"keep"`` or ``"nan"``.
+    missing_levels
+        Handling of levels with finer pixels than an image has: ``"error"`` records a failure, ``"mask"`` predicts from the
+        other levels, only by models with ``masks_levels`` in :class:`st_predict.models.ModelSpec`.
     tissue_only
         Whether spots off the tissue (``in_tissue`` in ``.obs`` is 0) stay NaN.
     stain
@@ -187,6 +191,7 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     options = replace(options, retry_failed=retry_failed, merge=merge)
     listed = list_slides(slides, pitch_um=pitch_um)
     where = Where(table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, tissue_only=tissue_only)
+    where = replace(where, missing_levels=missing_levels)
     machine = Machine(device=device, precision=precision, batch_size=batch_size)
     models, key_added = names_of(model), check("key_added", key_added, Text | None)
     task = PredictTask(models=models, digests=digests_of(models), where=where, machine=machine, hparams=hparams)
