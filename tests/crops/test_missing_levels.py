@@ -46,9 +46,17 @@ def test_the_levels_that_are_there_are_read_as_ever(reader, mpp, n_missing):
 
 
 def test_an_image_without_any_of_the_levels_is_refused(reader):
-    with pytest.raises(ValueError, match=r"The image has 2 um/px, the model needs 0\.25 um/px or finer"):
+    with pytest.raises(ValueError, match=r"The image has 2 um/px, the model needs 1 um/px or finer"):
         batch_of(reader, SPEC, 2.0, missing_levels="mask")
     with pytest.raises(ValueError, match=r"0\.25 um/px or finer.*missing_levels=\"mask\""):
         batch_of(reader, SPEC, 0.5)
     with pytest.raises(ValueError, match=r"missing_levels must be .error. or .mask., got .no."):
         batch_of(reader, SPEC, 0.5, missing_levels="no")
+
+
+def test_the_error_names_the_resolution_that_suffices(reader):
+    coarse = replace(SPEC, levels=LEVELS[1:])  # the finest of them has 0.5 um/px
+    with pytest.raises(ValueError, match=r"has 0\.8 um/px, the model needs 0\.5 um/px or finer"):
+        batch_of(reader, coarse, 0.8)
+    with pytest.raises(ValueError, match=r"has 2 um/px, the model needs 1 um/px or finer"):
+        batch_of(reader, coarse, 2.0, missing_levels="mask")

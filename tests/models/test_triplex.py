@@ -228,6 +228,9 @@ def test_every_branch_starts_at_the_mean():
 @pytest.mark.parametrize(
     ("hparams", "match"),
     [
+        ({"encoder": "Histology-ResNet18", "size": 112}, "sees a tile of 224 px as a whole; got size 112"),
+        ({"encoder": "histology-resnet18", "size": 224, "features": "stages"}, "features 'stages'"),
+        ({"file": "x.ckpt", "arch_args": {"layers": [1, 1, 1, 1]}}, "file is for the encoder 'histology-resnet18'"),
         ({"depths": [1, 2]}, "depths must be 3 values"),
         ({"heads": [3, 2, 2]}, "dim must be a multiple"),
         ({"variant": "visium"}, "variant must be one of"),

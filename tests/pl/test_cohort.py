@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from anndata import concat
+from matplotlib.colors import LogNorm
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
@@ -103,9 +104,40 @@ def test_what_does_not_fit_together(slides: Mapping[str, SpatialData]) -> None:
         cohort({}, "VIM")
     with pytest.raises(TypeError, match="sdata must be"):
         cohort({"S1": "s.zarr"}, "VIM")
+    with pytest.raises(ValueError, match=r"vmin|limits|norm"):
+        cohort(slides, "VIM", norm=LogNorm(vmin=-1, vmax=2))
+    slides["S2"]["table"].uns["st_predict"]["other"] = slides["S2"]["table"].uns["st_predict"].pop("pred_m2ost")
+    slides["S2"]["table"].obsm["other"] = slides["S2"]["table"].obsm.pop("pred_m2ost")
+    with pytest.raises(ValueError, match=r"of one model, got {'S1': 'pred_m2ost', 'S2': 'other'}.*key="):
+        cohort(slides, "VIM")
+    slides["S2"]["table"].uns["st_predict"]["pred_m2ost"] = slides["S2"]["table"].uns["st_predict"].pop("other")
+    slides["S2"]["table"].obsm["pred_m2ost"] = slides["S2"]["table"].obsm.pop("other")
+    assert not plt.get_fignums()
+
+
+def test_what_one_scale_cannot_compare(slides: Mapping[str, SpatialData]) -> None:
+    with pytest.raises(ValueError, match="LogNorm"):
+        cohort(slides, "VIM", norm=LogNorm(vmin=-1, vmax=2))
+    table = slides["S2"]["table"]
+    for slots in (table.obsm, table.uns["st_predict"]):
+        slots["other"] = slots["pred_m2ost"]
+        del slots["pred_m2ost"]
+    with pytest.raises(ValueError, match=r"of one model, got \{'S1': 'pred_m2ost', 'S2': 'other'\}.*key="):
+        cohort(slides, "VIM")
+    for slots in (table.obsm, table.uns["st_predict"]):
+        slots["pred_m2ost"] = slots["other"]
+        del slots["other"]
     stored = slides["S2"]["table"].uns["st_predict"]["pred_m2ost"]
     card = Record.read(slides["S2"]["table"].uns, "pred_m2ost").card
     stored["card"] = replace(card, target=TargetSpec(transform="log1p")).to_json()
     with pytest.raises(ValueError, match=r"same units, got .*'S1'.*'S2'"):
         cohort(slides, "VIM")
     assert not plt.get_fignums()
+
+
+def test_the_image_is_named_where_there_are_several(slides: Mapping[str, SpatialData]) -> None:
+    for slide in slides.values():
+        slide.images["copy"] = deepcopy(slide["he"])
+    with pytest.raises(ValueError, match="image_key="):
+        cohort(slides, "VIM")
+    assert cohort(slides, "VIM", image_key="he").shape == (1, 2)

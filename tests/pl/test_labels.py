@@ -71,6 +71,17 @@ def test_scores_on_a_small_figure(monkeypatch, plot):
     assert overlaps(figure, monkeypatch) == ([], [])
 
 
+def test_a_legend_lies_above_the_points_of_its_panel():
+    """One section has many baselines, the other none."""
+    frame = scores_of(12, long=False)
+    frame = frame[(frame.section != "C2") | (frame.predictor == "pred_m2ost")]
+    figure = stp.pl.scores(frame, metric="pearson", return_fig=True)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        bottom = axes.transData.inverted().transform(axes.get_legend().get_window_extent())[0, 1]
+        assert max(np.nanmax(line.get_ydata()) for line in axes.get_lines()) < bottom
+
+
 def test_names_without_room_are_said():
     (few,) = stp.pl.scores(scores_of(25, long=False, n_sections=1), figsize=(2.5, 3))
     frame = scores_of(25, long=False, n_sections=1)

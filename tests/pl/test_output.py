@@ -138,3 +138,18 @@ def test_print_size():
         assert min(text.get_fontsize() for text in texts) >= 7
         spines = [spine for one in figure.axes for spine in one.spines.values() if spine.get_visible()]
         assert all(spine.get_linewidth() <= 0.8 for spine in spines)
+
+
+def test_a_figure_of_the_user_stays_open(tmp_path):
+    figure, axes = plt.subplots(1, 2)
+    stp.pl.training(HISTORY, ax=axes, save=tmp_path / "curve.png")
+    assert plt.fignum_exists(figure.number)
+    assert (tmp_path / "curve.png").exists()
+    plt.close(figure)
+
+
+def test_a_colour_map_that_does_not_exist_makes_no_figure():
+    rows = pd.DataFrame({"section": "A", "predictor": "pred_x", "gene": ["a", "b"], "pearson": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="nope"):
+        stp.pl.heatmap(rows, metrics=["pearson"], cmap="nope")
+    assert not plt.get_fignums()

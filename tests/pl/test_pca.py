@@ -42,6 +42,9 @@ def even_in_lab(colours: NDArray[np.float64], values: NDArray[np.float64]) -> No
     fitted = terms @ np.linalg.lstsq(terms, lab, rcond=None)[0]
     np.testing.assert_allclose(lab, fitted, atol=0.05)
     assert np.ptp(lab[:, 0]) > 15
+    lightness, blue_to_yellow = (np.abs(np.linalg.lstsq(terms, lab[:, axis], rcond=None)[0][1:3]) for axis in (0, 2))
+    assert lightness[0] > lightness[1]  # by the first component, and hue by the second
+    assert blue_to_yellow[1] > blue_to_yellow[0]
     assert np.ptp(lab[:, 2]) > 15
 
 

@@ -139,3 +139,11 @@ def test_blocks_do_not_matter(monkeypatch):
     monkeypatch.setattr("st_predict.pl._raster.BLOCK", 500)
     np.testing.assert_array_equal(rasterise(xy, np.full(200, 3.0), shape=(50, 50)), whole)
     assert (rasterise(xy, np.full(200, 0.1), shape=(50, 50)) >= -1).all()
+
+
+@pytest.mark.parametrize("bins", ["circles"], indirect=True)
+def test_spots_without_a_value_hide_no_others(bins):
+    bins["table"].obsm["pred_x"][::2] = np.nan
+    options = {"return_fig": True, "spot_scale": 2.5, "figsize": (9, 3), "tissue": False}
+    patches, image = (drawn(stp.pl.spatial(bins, "a", raster=raster, **options)) for raster in (False, True))
+    assert (np.abs(patches - image).max(axis=2) > 60).mean() < 0.005

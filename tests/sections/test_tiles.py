@@ -113,6 +113,21 @@ def test_smoothed_targets_are_means_over_measured_neighbours(sdata: SpatialData,
     assert smoothed(one) is one
 
 
+def test_neighbours_on_a_lattice_that_is_not_perfect(sdata: SpatialData) -> None:
+    """Spots of the legacy assay lie some micrometres beside their places."""
+    (section,) = open_sdata(sdata, Where()).sections
+    rows, columns = np.divmod(np.arange(400), 20)
+    xy = 100.0 * np.column_stack([columns, rows]) + np.random.default_rng(0).normal(0, 3, (400, 2))
+    section = replace(section, spots=replace(section.spots, xy=xy, grid=None))
+    target = np.random.default_rng(1).normal(size=(400, 1)).astype(np.float32)
+    observed = Observed(
+        name="s", patients=(), section=section, rows=np.arange(400), target=target, totals=np.ones(400), counts=None
+    )
+    near = (np.abs(rows[:, None] - rows) <= 1) & (np.abs(columns[:, None] - columns) <= 1)
+    expected = np.array([target[own].mean(0) for own in near])
+    np.testing.assert_allclose(smoothed(observed).target, expected, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def patients() -> dict[str, SpatialData]:
     return stp.datasets.simulate(2, 1, n_genes=6, shape=(360, 400), mpp=1.2, seed=0).sections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from spatialdata.transformations import Scale, set_transformation
 
 import st_predict as stp
 from st_predict import checkpoints
+from st_predict._training import CropStore
+from st_predict._training._rounds import JoinedStore
 from st_predict.crops import Batch
 from st_predict.specs import ModelCard
 
@@ -104,3 +107,42 @@ def test_training_on_sections_of_several_resolutions(measured, other, quick, tmp
     seen = [square(image, xy, side, 64) for side in (64, 128, 256, 64, 128) for xy in centres]
     # of the coarse section two levels, no grey squares in place of the third
     np.testing.assert_allclose(card.pixels.mean, np.mean(seen, axis=(0, 2, 3)) / 255, atol=0.01)
+
+
+def test_a_teacher_needs_all_levels(measured, other, quick, tmp_path):
+    fine, coarse = with_mpp(measured, 0.5), other("P2")
+    coarse.images["he"] = copy.deepcopy(fine["he"])
+    with_mpp(coarse, 1.0)
+    options = {"panel": list("abcd"), "mpp": 0.5, "hparams": dict(stp.models.get_spec("m2ost").tiny)}
+    config = quick(teacher={"encoder": "rgb"})
+    with pytest.raises(ValueError, match=r"teacher needs all levels .*Leave out 'teacher' in config="):
+        stp.tl.train([fine, coarse], "m2ost", out=tmp_path / "o", missing_levels="mask", config=config, **options)
+
+
+def test_advice_is_for_models_that_can_follow_it(sdata, measured, tmp_path, quick):
+    hparams = dict(stp.models.get_spec("m2ort").tiny)
+    options = {"panel": list("abcd"), "preset": "paper", "hparams": hparams, "config": quick(epochs=1)}
+    trained = stp.tl.train(with_mpp(measured, 0.5), "m2ort", out=tmp_path / "fine", mpp=0.5, **options)
+    with pytest.raises(ValueError, match=r"0\.5 um/px or finer") as error:
+        stp.tl.predict(sdata, trained, mpp=1.0)
+    assert "missing_levels" not in str(error.value)
+    with pytest.raises(ValueError, match=r"0\.25 um/px or finer") as error:
+        stp.tl.train(measured, "m2ort", out=tmp_path / "finer", mpp=0.25, **options)
+    assert "missing_levels" not in str(error.value)
+
+
+def test_pseudo_labels_of_sections_of_several_resolutions():
+    """Rows of both parts keep their levels."""
+    target = np.zeros((3, 4), np.float32)
+    crops = tuple(np.full((3, 3, 8, 8), level, np.uint8) for level in range(2))
+    whole = CropStore(crops=crops, target=target, section=np.zeros(3, int), grid=None, xy_um=None)
+    lacking = replace(whole, level_mask=np.array([[False, True]] * 3))
+    for measured, unlabelled in ((whole, lacking), (lacking, whole)):
+        joined = JoinedStore(
+            measured=measured, unlabelled=unlabelled, rows=np.arange(2), labels=np.zeros((2, 4), np.float32)
+        )
+        expected = [[store is whole, True] for store in [measured] * 3 + [unlabelled] * 2]
+        assert joined.batch(np.array([4, 0, 3])).level_mask.tolist() == [expected[i] for i in (4, 0, 3)]
+    assert JoinedStore(measured=lacking, unlabelled=whole, rows=np.arange(0), labels=target[:0]).batch(
+        np.array([1])
+    ).level_mask.tolist() == [[False, True]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -37,6 +38,20 @@ def test_a_note_names_what_changed(tmp_path: Path) -> None:
         resumed.note(CARD, TrainConfig(epochs=2, lr=1.0), sections={"sections": ["S2"]})
     with pytest.raises(FileExistsError, match="already holds a training"):
         Run.create(tmp_path, SPEC, resume=False)
+
+
+def test_a_training_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """Its note lacks fields of the configuration that were added since."""
+    Run.create(tmp_path, SPEC, resume=False).note(CARD, TrainConfig(), sections={})
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    path = tmp_path / "checkpoints" / "begun.json"
+    note = json.loads(path.read_text())
+    assert note.pop("config.smooth") is False
+    path.write_text(json.dumps(note))
+    resumed = Run.create(tmp_path, SPEC, resume=True)
+    resumed.note(CARD, TrainConfig(), sections={})
+    with pytest.raises(ValueError, match=r"started with another config\.smooth"):
+        resumed.note(CARD, TrainConfig(smooth=True), sections={})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"[]"])

@@ -39,7 +39,7 @@ from st_predict._sections._measured import (
     placed_table,
     select_genes,
 )
-from st_predict._sections._missing import check_missing_levels
+from st_predict._sections._missing import advice_for, check_missing_levels
 from st_predict._sections._needs import check_needs, needs_mpp
 from st_predict._sections._observed import Observed, observe
 from st_predict._sections._section import Section, Sections, Slide, as_list, each, naming, open_sdata
@@ -52,6 +52,7 @@ from st_predict._sections._teacher import taught, teacher_of
 from st_predict._sections._unlabelled import open_unlabelled
 
 __all__ = [
+    "advice_for",
     "check_missing_levels",
     "CellGrid",
     "CellReader",

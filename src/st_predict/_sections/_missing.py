@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from st_predict._errors import Advice, InvalidValueError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._validated import check
 from st_predict._where import MissingLevels
 from st_predict.models import get_spec, list_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from st_predict._sections._section import Section
     from st_predict.specs import CropSpec
 
-__all__ = ["check_missing_levels", "warn_of_missing_levels"]
+__all__ = ["advice_for", "check_missing_levels", "warn_of_missing_levels"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +40,22 @@ def check_missing_levels(missing_levels: Any, models: Iterable[str]) -> MissingL
     return chosen
 
 
+@contextmanager
+def advice_for(models: Iterable[str]) -> Iterator[None]:
+    """Remove advice about ``missing_levels`` from errors, unless all models can follow it."""
+    try:
+        yield
+    except StPredictError as error:
+        if all(get_spec(name).masks_levels for name in models):
+            raise
+        raise error.without({"missing_levels"}) from error
+
+
 def warn_of_missing_levels(section: Section, crop: CropSpec) -> None:
     """Log which levels of a crop the image lacks."""
-    plan = section.plan(crop, np.empty(0, np.int64))
-    if lacking := [i for i, level in enumerate(plan) if level.missing]:
+    if lacking := section.lacks(crop):
         logger.warning(
             "Image %r is coarser than the levels %s of %d that the network reads: they are masked, and the prediction "
             "rests on the others.",
-            *(section.image_key, lacking, len(plan)),
+            *(section.image_key, lacking, len(crop.levels)),
         )

@@ -116,6 +116,10 @@ class Section:
             source = "" if self.mpp is None else f", mpp {mpp:.4g} from {self.mpp.source}"
             raise error.about(f"Image {self.image_key!r}{source}:") from None
 
+    def lacks(self, crop: CropSpec) -> list[int]:
+        """Levels of a crop that are finer than the image, finest first."""
+        return [i for i, level in enumerate(self.plan(crop, np.empty(0, np.int64))) if level.missing]
+
     def batches(self, crop: CropSpec, *, batch_size: int | None, device: torch.device | None = None) -> Iterator[Batch]:
         """Read the crops of all spots except those ``outside``.
 

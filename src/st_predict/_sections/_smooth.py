@@ -9,8 +9,6 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.spatial import cKDTree
 
-from st_predict._sections._scale import spacing
-
 if TYPE_CHECKING:
     from st_predict._sections._observed import Observed
 
@@ -22,14 +20,20 @@ _REACH = 1.57  # spot distances: beyond the diagonal of a square lattice (1.41),
 def smoothed(observed: Observed) -> Observed:
     """Replace the target of each measured spot by the mean over it and its measured neighbours, of its own section only.
 
-    Neighbours are the spots at most 1.57 spot distances away: up to 8 on a square lattice, 6 on a hexagonal one.
+    Neighbours are the spots at most 1.57 spot distances away: up to 8 on a square lattice, 6 on a hexagonal one. The spot
+    distance is the median over the 4 nearest spots of each spot. Where spots lie more than 4 % of it beside their places, some
+    diagonal neighbours are missed.
     """
     xy = observed.section.spots.xy[observed.rows]
     n = len(xy)
     if n < 2:
         return observed
-    pairs = cKDTree(xy).query_pairs(_REACH * spacing(xy), output_type="ndarray")
+    tree = cKDTree(xy)
+    near = tree.query(xy, k=min(5, n))[0][
+        :, 1:
+    ]  # of four neighbours: the nearest one is too near where spots are jittered
+    pairs = tree.query_pairs(_REACH * float(np.median(near)), output_type="ndarray")
     one, other = np.concatenate([pairs, pairs[:, ::-1], np.repeat(np.arange(n), 2).reshape(-1, 2)]).T
-    near = coo_array((np.ones(len(one)), (one, other)), shape=(n, n)).tocsr()
-    target = (near @ observed.target.astype(np.float64)) / near.sum(axis=1)[:, None]
+    joined = coo_array((np.ones(len(one)), (one, other)), shape=(n, n)).tocsr()
+    target = (joined @ observed.target.astype(np.float64)) / joined.sum(axis=1)[:, None]
     return replace(observed, target=target.astype(np.float32))

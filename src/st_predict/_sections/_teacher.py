@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._sections._inputs import encoder_of
 from st_predict._sections._store import store_of
 from st_predict._training import teach
@@ -68,5 +69,11 @@ def taught(
     if config.teacher is None:
         return data
     teacher = teacher_of(card, config.teacher)
+    if lacking := [one.section.image_key for one in observed if one.section.lacks(teacher.crop)]:
+        raise InvalidValueError(
+            f"The teacher needs all levels that it reads, and the images {sorted(set(lacking))} are coarser than some.",
+            Advice("leave out 'teacher' in {}", "config"),
+            Advice("leave out these sections and {}", "missing_levels"),
+        )
     read = store_of(observed, teacher, encoder_of(teacher), folder=folder, compute=compute)
     return teach(data, read, teacher, share=config.teacher_share)

@@ -16,6 +16,7 @@ from st_predict import checkpoints
 from st_predict._errors import InvalidValueError
 from st_predict._files import whole
 from st_predict._locks import locked, owned_folder
+from st_predict._training._config import TrainConfig
 from st_predict._training._state import LAST, is_begun
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from os import PathLike
 
-    from st_predict._training._config import TrainConfig
     from st_predict.encoders import Encoder
     from st_predict.models import ModelSpec, SpotModel
     from st_predict.specs import ModelCard
@@ -131,13 +131,15 @@ class Run:
         path = self.folder / "checkpoints" / "begun.json"
         # finished rounds are not resumed, so their number of epochs is fixed
         free = _MAY_CHANGE if "rounds" in sections else _MAY_CHANGE | {"epochs", "patience"}
-        setting = {f"config.{name}": value for name, value in asdict(config).items() if name not in free}
-        now = json.loads(card.to_json()) | json.loads(json.dumps({**sections, **setting}))
+        setting = {name: value for name, value in _plain(config).items() if name.removeprefix("config.") not in free}
+        now = json.loads(card.to_json()) | json.loads(json.dumps(sections)) | setting
         if not self.resume:  # an existing note is from a training that ended before its first epoch
             with whole(path) as fresh:
                 fresh.write_text(json.dumps(now), encoding="utf-8")
             return
-        begun = _read_note(path)
+        # fields that were added since have their default
+        defaults = {name: value for name, value in _plain(TrainConfig()).items() if name in setting}
+        begun = defaults | _read_note(path)
         if changed := sorted(name for name in now.keys() | begun.keys() if now.get(name) != begun.get(name)):
             raise InvalidValueError(
                 f"{str(path.parent)!r} was started with another {' and '.join(changed)}.",
@@ -161,6 +163,11 @@ class Run:
             writer.writerows({name: "" if isnan(value) else value for name, value in row.items()} for row in history)
         logger.info("Wrote %s.", path)
         return path
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of a configuration as JSON gives them back."""
+    return dict(json.loads(json.dumps({f"config.{name}": value for name, value in asdict(config).items()})))
 
 
 def _read_note(path: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def drop_levels(batch: Batch, rate: float, generator: Generator) -> Batch:
     if not isinstance(rate, Real) or not 0 <= rate <= 1:
         raise InvalidValueError(f"rate must be from 0 to 1, got {rate!r}.")
     shape = (len(batch), len(batch.crops))
-    present = torch.ones(shape, dtype=torch.bool) if batch.level_mask is None else batch.level_mask.cpu()
+    present = batch.present.cpu()
     order = torch.rand(shape, generator=generator)
     kept = present & (order >= rate)
     rows, last = torch.arange(len(batch)), torch.where(present, order, -1.0).argmax(dim=1)

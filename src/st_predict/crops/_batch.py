@@ -70,6 +70,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def present(self) -> Tensor:
+        """Levels that each spot has, ``(n, n_levels)`` bool."""
+        if self.level_mask is not None:
+            return self.level_mask
+        return torch.ones(len(self), len(self.crops), dtype=torch.bool, device=self.index.device)
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """Apply ``fn`` to every tensor of the batch; parts that are ``None`` stay ``None``."""
         parts = {name: fn(part) for name in _PARTS if (part := getattr(self, name)) is not None}
@@ -100,6 +107,8 @@ class Batch:
     def cat(cls, batches: Sequence[Batch]) -> Batch:
         """Concatenate batches; a part that is ``None`` in one of them is ``None`` in the result.
 
+        Spots of batches without a ``level_mask`` have all levels.
+
         Raises
         ------
         ValueError
@@ -109,6 +118,8 @@ class Batch:
             found = [len(batch.crops) for batch in batches]
             raise InvalidValueError(f"Batches should have the same number of levels, got {found}.")
         columns = {name: [getattr(batch, name) for batch in batches] for name in _PARTS}
+        if any(mask is not None for mask in columns["level_mask"]):
+            columns["level_mask"] = [batch.present for batch in batches]
         known = {name: torch.cat(parts) for name, parts in columns.items() if all(part is not None for part in parts)}
         levels = zip(*(batch.crops for batch in batches), strict=True)
         return cls(crops=tuple(map(torch.cat, levels)), **known)

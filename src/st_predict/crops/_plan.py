@@ -167,15 +167,17 @@ def _refuse_coarse(spec: CropSpec, mpp: float | None, base: float, *, all_levels
         if all_levels or len(spec.levels) == 1
         else [Advice("predict without the missing levels with {}", "missing_levels", "mask")]
     )
+    widths = [level.downsample for level in spec.levels]
+    finest = max(widths) if all_levels else min(widths)
     if spec.mpp is None or mpp is None:
-        finest = min(level.downsample for level in spec.levels)
         raise InvalidValueError(
             f"The model needs pixels as wide as {base * finest:.3g} pixels of level 0, finer than the image has.",
             "use the full-resolution image",
             *mask,
         )
+    needed = spec.mpp * finest
     raise InvalidValueError(
-        f"The image has {mpp:.4g} um/px, the model needs {spec.mpp:.4g} um/px or finer. Upsampling would show it "
+        f"The image has {mpp:.4g} um/px, the model needs {needed:.4g} um/px or finer. Upsampling would show it "
         "something else than it was trained on.",
         "use the full-resolution image, for Visium with fullres_image_file= of spatialdata_io.visium",
         Advice("correct the resolution of the image with {}", "mpp"),

@@ -135,6 +135,29 @@ class TriplexConfig:
                 )
         if any(self.dim % heads for heads in self.heads):
             raise InvalidValueError(f"dim must be a multiple of the numbers of heads {self.heads}, got {self.dim}.")
+        if self.reads_histology and (self.size != _HISTOLOGY_SIZE or self.features is not None):
+            raise InvalidValueError(
+                f"{HISTOLOGY_RESNET18.name!r} sees a tile of {_HISTOLOGY_SIZE} px as a whole; got size {self.size} and features "
+                f"{self.features!r}.",
+                Advice(f"set size to {_HISTOLOGY_SIZE} and leave out features in {{}}", "hparams"),
+                Advice("set another encoder, such as 'efficientnet_lite0', in {}", "hparams"),
+            )
+        if self.file is not None and not (self.reads_histology or self.starts_from_file):
+            raise InvalidValueError(
+                f"file is for the encoder {HISTOLOGY_RESNET18.name!r} and a target encoder 'resnet18' without weights and "
+                f"arch_args; the network has {self.encoder!r} and {self.arch!r}.",
+                Advice("leave out file in {}", "hparams"),
+            )
+
+    @property
+    def reads_histology(self) -> bool:
+        """Whether the encoder of tiles is the publication's."""
+        return self.encoder.casefold() == HISTOLOGY_RESNET18.name
+
+    @property
+    def starts_from_file(self) -> bool:
+        """Whether the target encoder begins with the weights in ``file``."""
+        return self.file is not None and self.weights is None and self.arch == "resnet18" and not self.arch_args
 
     @property
     def crop(self) -> CropSpec:
@@ -150,7 +173,7 @@ class TriplexConfig:
 
     def load(self) -> Encoder:
         """Return the encoder with weights."""
-        if self.encoder != HISTOLOGY_RESNET18.name:
+        if not self.reads_histology:
             return load_encoder(self.describe())
         if self.file is None:
             raise InvalidValueError(
@@ -171,8 +194,10 @@ class TriplexConfig:
 
 
 def _encoder(name: str) -> EncoderSpec:
-    return HISTOLOGY_RESNET18 if name == HISTOLOGY_RESNET18.name else get_encoder(name)
+    return HISTOLOGY_RESNET18 if name.casefold() == HISTOLOGY_RESNET18.name else get_encoder(name)
 
+
+_HISTOLOGY_SIZE = HISTOLOGY_RESNET18.crop.levels[0].size
 
 VARIANTS = {
     "her2st": TriplexConfig(),
@@ -251,8 +276,8 @@ class Triplex(SpotModel):
         c = self.config
         if c.weights is not None:
             pretrained: nn.Module = fetch_weights(f"{c.arch}.{c.weights}", **(c.arch_args or {}))
-        elif c.file is not None and c.arch == "resnet18" and not c.arch_args:
-            pretrained = load_histology_resnet18(c.file, sha256=c.file_sha256).backbone  # type: ignore[assignment]
+        elif c.starts_from_file:
+            pretrained = load_histology_resnet18(str(c.file), sha256=c.file_sha256).backbone  # type: ignore[assignment]
         else:
             return
         self.backbone.load_state_dict(pretrained.state_dict())
@@ -261,7 +286,7 @@ class Triplex(SpotModel):
     def notice(self) -> str:
         """Origin and licence of the target encoder's initial weights; see :class:`~st_predict.models.SpotModel`."""
         c = self.config
-        if c.weights is None and c.file is not None and c.arch == "resnet18":
+        if c.starts_from_file:
             return f"Trained from the weights of {HISTOLOGY_RESNET18.source}, {HISTOLOGY_RESNET18.license}."
         return weights_notice(c.weights and f"{c.arch}.{c.weights}")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from st_predict import get
 from st_predict._containers import check_slide
-from st_predict._errors import InvalidValueError, StPredictError
+from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._rows import regions_of
 from st_predict._validated import Count, Texts, check
 from st_predict._where import Duplicates, GeneMatching, Where
@@ -56,6 +56,7 @@ def cohort(  # noqa: PLR0913 - plots have many options
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     table_key: str | None = None,
     bin_um: float | None = None,
+    image_key: str | None = None,
     vmin: float | None = None,
     vmax: float | None = None,
     norm: Normalize | None = None,
@@ -109,6 +110,8 @@ def cohort(  # noqa: PLR0913 - plots have many options
         Key of the spots' table; required if several tables of a slide have a prediction of this key.
     bin_um
         Bin size of Visium HD in micrometres, such as 16; alternative to ``table_key``.
+    image_key
+        Key of the image to draw on, in all slides; optional if each has only one.
     vmin
         Lower end of the colour scales; by default the lower one of ``percentiles``.
     vmax
@@ -138,7 +141,7 @@ def cohort(  # noqa: PLR0913 - plots have many options
     dpi
         Resolution of a saved raster image in dots per inch.
     save
-        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. A new figure is then closed, unless
         ``show`` or ``return_fig`` is set.
     show
         Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
@@ -177,7 +180,7 @@ def cohort(  # noqa: PLR0913 - plots have many options
     >>> plt.close()
     """
     matching = GeneMatching(duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases)
-    where, names = Where(layer=layer, genes=matching), check("genes", genes, Texts | None)
+    where, names = Where(layer=layer, genes=matching, image_key=image_key), check("genes", genes, Texts | None)
     observed, ncols = _is_observed(values), check("ncols", ncols, Count | None)
     style = MapStyle.of(
         tissue=False, strength=tissue_strength, scale=spot_scale, percentiles=percentiles, margin=margin, raster=raster
@@ -185,8 +188,9 @@ def cohort(  # noqa: PLR0913 - plots have many options
     colours = ColourScale.of("shared", cmap=colour_map(cmap), vmin=vmin, vmax=vmax, norm=norm, percentiles=percentiles)
     output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
     sections = _read(sdata, key, names, where, table_key=table_key, bin_um=bin_um, margin=margin)
+    maps = [_GeneMap.of(gene, sections, colours, observed=observed) for gene in names or []]
     axes = _make_panels(sections, len(names or "-"), ncols, ax=ax, size=figsize)
-    _draw(axes, names, sections, colours=colours, style=style, observed=observed, dpi=dpi)
+    _draw(axes, maps, sections, style=style, dpi=dpi)
     return output.finish(axes)
 
 
@@ -199,6 +203,7 @@ class _Section:
     """A section of a cohort, with its name."""
 
     name: str
+    key: str
     view: View
     values: Values
 
@@ -225,16 +230,28 @@ def _read(
             found = _read_slide(slide, name, key, at, margin=margin)
             found[0].values.columns(list(found[0].values.genes) if genes is None else genes)  # refuses unknown ones
         except StPredictError as error:
-            raise error.about(f"Slide {name!r}:") if name else error from error
+            if not name:
+                raise
+            raise error.about(f"Slide {name!r}:") from error
         sections += found
-    units = {section.values.spec.units: section.name for section in reversed(sections)}
-    if len(units) > 1:
-        first = {name: text for text, name in reversed(units.items())}
+    _refuse_others(sections)
+    return sections
+
+
+def _refuse_others(sections: Sequence[_Section]) -> None:
+    """Refuse predictions that one colour scale cannot compare."""
+    first, *others = sections
+    if keys := {one.name: one.key for one in others if one.key != first.key}:
         raise InvalidValueError(
-            f"Sections of one colour scale need predictions in the same units, got {first}.",
+            f"Sections of one colour scale need predictions of one model, got { ({first.name: first.key} | keys) }.",
+            Advice("name one that all slides have with {}", "key"),
+        )
+    if units := {one.name: one.values.spec.units for one in others if one.values.spec != first.values.spec}:
+        raise InvalidValueError(
+            f"Sections of one colour scale need predictions in the same units, got { ({first.name: first.values.spec.units} | units) }, "
+            "with reference values of the training.",
             "predict all slides with the same model",
         )
-    return sections
 
 
 def _read_slide(
@@ -249,7 +266,7 @@ def _read_slide(
         at = replace(where, shapes_key=region) if several else where
         view, values = read_map(sdata, key, at, margin=margin)
         found.append(
-            _Section(", ".join(filter(None, [name, str(region) if several or not name else ""])), view, values)
+            _Section(", ".join(filter(None, [name, str(region) if several or not name else ""])), key, view, values)
         )
     return found
 
@@ -277,53 +294,58 @@ def _make_panels(
     return by_gene[:, :n_sections]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _GeneMap:
+    """Values of a gene in all sections, and their colours."""
+
+    gene: str
+    columns: list[int]
+    values: list[NDArray[np.float32]]
+    norm: Normalize
+    colours: ColourScale
+    label: str
+
+    @classmethod
+    def of(cls, gene: str, sections: Sequence[_Section], colours: ColourScale, *, observed: bool) -> _GeneMap:
+        """Read the values; refuse a norm that is undefined for them."""
+        columns = [section.values.columns([gene])[0] for section in sections]
+        values = [
+            (section.values.observed if observed else section.values.predicted)[:, column]
+            for section, column in zip(sections, columns, strict=True)
+        ]
+        label = f"{'observed' if observed else 'predicted'}, {sections[0].values.spec.units}"
+        return cls(gene, columns, values, colours.norms(values)[0], colours, label)
+
+
 def _draw(
-    axes: NDArray[np.object_],
-    genes: Sequence[str] | None,
-    sections: Sequence[_Section],
-    *,
-    colours: ColourScale,
-    style: MapStyle,
-    observed: bool,
-    dpi: int,
+    axes: NDArray[np.object_], maps: Sequence[_GeneMap], sections: Sequence[_Section], *, style: MapStyle, dpi: int
 ) -> None:
     """Draw the maps of each gene, or the tissue, with a scale bar on each."""
-    if genes is None:
+    if not maps:
         for one, section in zip(axes[0], sections, strict=True):
             draw_tissue(one, section.view)
             one.set_title(section.name, fontsize=FONT)
     else:
         paints = [Paint.of(section.view, style, axes[0, 0], dpi=dpi) for section in sections]
-        for row, gene in zip(axes, genes, strict=True):
-            _draw_gene(row, gene, sections, paints, colours=colours, observed=observed)
+        for row, of_gene in zip(axes, maps, strict=True):
+            _draw_gene(row, of_gene, sections, paints)
     for row in axes:
         for one, section in zip(row, sections, strict=True):
             add_scale_bar(one, width=section.view.width, mpp=section.view.mpp)
 
 
 def _draw_gene(
-    axes: NDArray[np.object_],
-    gene: str,
-    sections: Sequence[_Section],
-    paints: Sequence[Paint],
-    *,
-    colours: ColourScale,
-    observed: bool,
+    axes: NDArray[np.object_], drawn: _GeneMap, sections: Sequence[_Section], paints: Sequence[Paint]
 ) -> None:
     """Draw a gene in all sections, and one colour bar."""
-    columns = [section.values.columns([gene])[0] for section in sections]
-    maps = [
-        (section.values.observed if observed else section.values.predicted)[:, column]
-        for section, column in zip(sections, columns, strict=True)
-    ]
-    norm = colours.norms(maps)[0]
-    for one, section, column, expression, paint in zip(axes, sections, columns, maps, paints, strict=True):
-        shown = np.isfinite(expression)
-        drawn = paint.draw(one, shown, array=expression[shown], norm=norm, cmap=colours.cmap)
-        one.set_title(_title(section, gene, column, shown), fontsize=FONT)
-    everything = np.concatenate(maps)
-    bar = figure_of(axes).colorbar(drawn, ax=axes.tolist(), extend=extend_of(norm, everything), fraction=0.05, pad=0.02)
-    tidy_bar(bar, f"{'observed' if observed else 'predicted'}, {sections[0].values.spec.units}")
+    norm, cmap = drawn.norm, drawn.colours.cmap
+    for one, section, column, values, paint in zip(axes, sections, drawn.columns, drawn.values, paints, strict=True):
+        shown = np.isfinite(values)
+        spots = paint.draw(one, shown, array=values[shown], norm=norm, cmap=cmap)
+        one.set_title(_title(section, drawn.gene, column, shown), fontsize=FONT)
+    extend = extend_of(norm, np.concatenate(drawn.values))
+    bar = figure_of(axes).colorbar(spots, ax=axes.tolist(), extend=extend, fraction=0.05, pad=0.02)
+    tidy_bar(bar, drawn.label)
 
 
 def _title(section: _Section, gene: str, column: int, shown: NDArray[np.bool_]) -> str:

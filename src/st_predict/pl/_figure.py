@@ -122,7 +122,7 @@ class Output:
     def finish(self, axes: NDArray[np.object_]) -> NDArray[np.object_] | Figure:
         """Give a figure its title, save and show it, and return its axes or itself.
 
-        A saved figure is closed unless it is shown or returned.
+        A saved figure of ours is closed unless it is shown or returned.
         """
         figure = figure_of(axes)
         shown = self._is_shown(figure)
@@ -157,7 +157,7 @@ class Output:
     def _is_closed(self, *, shown: bool) -> bool:
         if self.return_fig:  # an inline notebook shows all open figures when a cell ends, and its last value once more
             return self.new and not shown and "inline" in get_backend()
-        return self.save is not None and not self.show
+        return self.new and self.save is not None and not self.show
 
 
 def colour_map(cmap: str | Colormap) -> Colormap:

@@ -86,7 +86,7 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
     dpi
         Resolution of a saved raster image in dots per inch.
     save
-        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. A new figure is then closed, unless
         ``show`` or ``return_fig`` is set.
     show
         Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
@@ -126,6 +126,7 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
     metrics, n_genes = check("metrics", metrics, Texts), check("n_genes", n_genes, Count)
     check("vmin", vmin, Number), check("vmax", vmax, Number)
     output = Output.of(ax=ax, title=title, figsize=figsize, dpi=dpi, save=save, show=show, return_fig=return_fig)
+    colours = colour_map(cmap).with_extremes(bad=GREY)
     frame = _rows(score_table(evaluation, metrics), check("predictor", predictor, Text | None))
     genes = frame.groupby("gene", sort=False)[metrics[0]].mean().sort_values(ascending=False)
     genes = list(map(str, genes.index[:n_genes]))
@@ -133,7 +134,6 @@ def heatmap(  # noqa: PLR0913 - a plot has many options, and users find them in 
     names = text_width(genes, SMALL) + 0.9  # the colour bar too
     size = (names + len(sections) * (len(metrics) * COLUMN + 0.1), 1.1 + len(genes) * ROW)
     axes = make_axes(1, len(sections), ax=ax, size=figsize or size).ravel()
-    colours = colour_map(cmap).with_extremes(bad=GREY)
     for one, section in zip(axes, sections, strict=True):
         table = frame[frame["section"] == section].set_index("gene")[list(metrics)].reindex(genes)
         drawn = one.imshow(table.to_numpy(np.float64), cmap=colours, vmin=vmin, vmax=vmax, aspect="auto")

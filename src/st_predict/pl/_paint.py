@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +41,16 @@ class Paint:
         Section to draw.
     style
         Look of the maps.
-    index
-        ``(height, width)``: spot of each pixel, -1 for none; ``None`` if spots are drawn as patches.
+    factor
+        Pixels of the image per pixel of the view; ``None`` if spots are drawn as patches.
+    known
+        Spot of each pixel, ``(height, width)``, for each set of spots that was drawn.
     """
 
     section: View
     style: MapStyle
-    index: NDArray[np.int32] | None
+    factor: int | None
+    known: dict[bytes, NDArray[np.int32]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, section: View, style: MapStyle, axes: Axes, *, dpi: int) -> Paint:
@@ -55,7 +59,7 @@ class Paint:
             return cls(section, style, None)
         width, height = size_in(axes)
         needed = OVERSAMPLING * dpi * max(width, height) / max(section.pixels.shape)
-        return cls(section, style, _index(section, style.scale, factor=int(np.clip(np.ceil(needed), 1, MAX_FACTOR))))
+        return cls(section, style, int(np.clip(np.ceil(needed), 1, MAX_FACTOR)))
 
     def draw(self, axes: Axes, shown: NDArray[np.bool_], **colours: Any) -> ScalarMappable:
         """Draw grey tissue and some of the spots.
@@ -73,7 +77,7 @@ class Paint:
         -------
         Mapping from values to colours, for a colour bar.
         """
-        if self.index is None:
+        if self.factor is None:
             draw_tissue(axes, self.section, strength=self.style.strength, grey=True)
             return draw_spots(axes, self.section, shown, scale=self.style.scale, linewidths=0, **colours)
         mapping = ScalarMappable(norm=colours.get("norm"), cmap=colours.get("cmap"))
@@ -82,34 +86,31 @@ class Paint:
             rgba = np.asarray(mapping.to_rgba(colours["array"], bytes=True))
         else:
             rgba = np.rint(255 * to_rgba_array(colours["facecolors"])).astype(np.uint8)
-        self._draw_image(axes, self.index, shown, rgba[:, :3])
+        self._draw_image(axes, shown, rgba[:, :3], factor=self.factor)
         return mapping
 
-    def _draw_image(
-        self, axes: Axes, index: NDArray[np.int32], shown: NDArray[np.bool_], colours: NDArray[np.uint8]
-    ) -> None:
+    def _draw_image(self, axes: Axes, shown: NDArray[np.bool_], colours: NDArray[np.uint8], *, factor: int) -> None:
         """Draw tissue and spots as one image, which mixes them at edges as patches do."""
         tissue = faded(self.section.pixels, strength=self.style.strength, grey=True)
-        factor = index.shape[0] // tissue.shape[0]
         image = tissue.repeat(factor, axis=0).repeat(factor, axis=1)
-        place = np.full(len(shown) + 1, -1)  # the last one is for pixels without a spot
-        place[:-1][shown] = np.arange(len(colours))
-        row = place[index]
+        mask = shown.tobytes()  # maps of several genes mostly have the same spots
+        if mask not in self.known:
+            self.known[mask] = _index(self.section, shown, self.style.scale, factor=factor)
+        row = self.known[mask]
         image[row >= 0] = colours[row[row >= 0]]
         left, top, right, bottom = self.section.box
         axes.imshow(image, extent=(left, right, bottom, top), interpolation="antialiased")
         axes.set_axis_off()
 
 
-def _index(section: View, scale: float, *, factor: int) -> NDArray[np.int32]:
-    """Return the spot of each pixel, ``factor`` per pixel of the view."""
+def _index(section: View, shown: NDArray[np.bool_], scale: float, *, factor: int) -> NDArray[np.int32]:
+    """Return the number of each pixel's spot among the shown ones, -1 for none; ``factor`` pixels per pixel of the view."""
     height, width = (factor * side for side in section.pixels.shape[:2])
     left, top, right, bottom = section.box
     origin, pixel = np.array([left, top]), np.array([(right - left) / width, (bottom - top) / height])
-    xy = (section.spots.xy - origin) / pixel
+    xy = (section.spots.xy[shown] - origin) / pixel
     if isinstance(section.outlines, np.ndarray):
-        return rasterise(xy, scale * section.outlines / pixel.mean(), shape=(height, width))
-    outlines = [
-        centre + scale * ((o - origin) / pixel - centre) for centre, o in zip(xy, section.outlines, strict=True)
-    ]
+        return rasterise(xy, scale * section.outlines[shown] / pixel.mean(), shape=(height, width))
+    drawn = compress(section.outlines, shown)
+    outlines = [centre + scale * ((o - origin) / pixel - centre) for centre, o in zip(xy, drawn, strict=True)]
     return rasterise(xy, outlines, shape=(height, width))

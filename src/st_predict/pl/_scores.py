@@ -112,7 +112,7 @@ def scores(  # noqa: PLR0913 - a plot has many options, and users find them in t
     dpi
         Resolution of a saved raster image in dots per inch.
     save
-        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. A new figure is then closed, unless
         ``show`` or ``return_fig`` is set.
     show
         Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is
@@ -263,7 +263,7 @@ def _add_legends(axes: NDArray[np.object_], *, beside: bool, ends: tuple[float, 
     lay_out(figure_of(axes))
     shares = [_add_legend(one, beside=beside) for one in axes]
     low, high = ends
-    limits = low, low + (high - low) / (1 - min(0.6, *shares))
+    limits = low, low + (high - low) / (1 - min(0.6, max(shares)))
     for one in axes:
         one.set_ylim(limits)
         one.set_yticks([tick for tick in one.get_yticks() if low <= tick <= min(1, high)])

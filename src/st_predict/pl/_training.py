@@ -69,7 +69,7 @@ def training(
     dpi
         Resolution of a saved raster image in dots per inch.
     save
-        File to write; an existing file is replaced. The suffix selects the format. The figure is then closed, unless
+        File to write; an existing file is replaced. The suffix selects the format. A new figure is then closed, unless
         ``show`` or ``return_fig`` is set.
     show
         Whether to show all open figures now. By default, a window opens unless ``save``, ``ax`` or ``return_fig`` is

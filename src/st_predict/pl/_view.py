@@ -303,7 +303,7 @@ def draw_spots(axes: Axes, section: View, shown: NDArray[np.bool_], *, scale: fl
     scale
         Size of the spots relative to their true size.
     style
-        MapStyle of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
+        Look of the collection: ``array``, ``norm`` and ``cmap``, or ``facecolors``, of the shown spots.
     """
     collection: Collection
     if isinstance(section.outlines, np.ndarray):

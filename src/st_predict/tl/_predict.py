@@ -10,7 +10,7 @@ from st_predict._keys import Keys
 from st_predict._progress import shows_progress
 from st_predict._record import Record, warnings_into
 from st_predict._runtime import Compute
-from st_predict._sections import as_list, check_missing_levels, look_over_for, open_slides, read_context
+from st_predict._sections import advice_for, as_list, check_missing_levels, look_over_for, open_slides, read_context
 from st_predict._stain import Stain
 from st_predict._validated import Fields, Text, check
 from st_predict._where import Duplicates, GeneMatching, Where
@@ -247,8 +247,9 @@ def predict_with(
     """
     slides = open_slides(sdata, where, need_mpp=ensemble.needs_mpp)
     said: list[list[str]] = [[] for _ in slides]
-    slots = [_slot(ensemble, s, key_added or ensemble.key, words) for s, words in zip(slides, said, strict=True)]
-    cut = [_look_over(slide, ensemble, words) for slide, words in zip(slides, said, strict=True)]
+    with advice_for(card.model for card in ensemble.cards):
+        slots = [_slot(ensemble, s, key_added or ensemble.key, words) for s, words in zip(slides, said, strict=True)]
+        cut = [_look_over(slide, ensemble, words) for slide, words in zip(slides, said, strict=True)]
     known = [read_context(slide.sdata, context, ensemble.cards, where, table_key=slide.table_key) for slide in slides]
     for slide, slot, read, spots, words in zip(slides, slots, known, cut, said, strict=True):
         how = {"cut_tissue": cut_tissue, "missing_levels": where.missing_levels}

@@ -24,6 +24,7 @@ from st_predict._progress import shows_progress
 from st_predict._reprs import ShortRepr
 from st_predict._runtime import Compute
 from st_predict._sections import (
+    advice_for,
     as_list,
     check_missing_levels,
     check_sums,
@@ -519,7 +520,7 @@ def _read(
 
 
 def _measure(slides: Sequence[SpatialData], card: ModelCard, where: Where, *, named: Any) -> list[Measured]:
-    with _mpp_of_training():
+    with _mpp_of_training(), advice_for([card.model]):
         return measure_each(slides, card, where, named=named)
 
 
