@@ -157,6 +157,7 @@ def test_every_import_contract_breaks_when_it_is_violated(tmp_path: Path) -> Non
     assert kept == [], result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_training_runs_without_data_containers(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -18,7 +18,10 @@ from st_predict.models import list_models
 if TYPE_CHECKING:
     from types import ModuleType
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
+]
 
 BY_HAND = {"triplex_simulated"}  # six trainings
 SCRIPTS = sorted(

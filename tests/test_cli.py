@@ -103,6 +103,7 @@ def test_help_lists_the_commands() -> None:
         assert command in result.output
 
 
+@pytest.mark.slow
 def test_export(folder: Path, model: Path, tmp_path: Path) -> None:
     store = tmp_path / "predicted.zarr"
     assert run("predict", folder / "P2S1.zarr", "--model", model, "--out", store, "--device", "cpu").exit_code == 0
@@ -227,6 +228,7 @@ def test_predict_and_evaluate(folder: Path, model: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5ad", "out.zarr", "scores.csv"]
 
 
+@pytest.mark.slow
 def test_predict_draws_samples_of_several_checkpoints(folder: Path, model: Path, tmp_path: Path) -> None:
     section = folder / "P2S1.zarr"
     network, card = stp.checkpoints.load(model)
@@ -435,6 +437,7 @@ def layered(folder: Path, tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_counts_elsewhere(folder: Path, layered: list[Path], model: Path, tmp_path: Path) -> None:
     first = (folder / "panel.txt").read_text().split()[0]
     (tmp_path / "names.tsv").write_text(f"symbol\tprev_symbol\n{first}\told\n")
@@ -683,11 +686,13 @@ def test_version_and_short_help() -> None:
     assert "--out" in run("predict", "-h").stdout
 
 
+@pytest.mark.slow
 def test_reference_of_a_model() -> None:
     assert run("cite", "stnet").stdout.startswith("@article{He2020,\n")
     assert "10.1038/s41551" in run("models").stdout
 
 
+@pytest.mark.slow
 def test_report(folder: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st_predict.pl._report_figures.DPI", 40)
     for name in ("P1S1", "P2S1"):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRAIN, SCORED = ["C2", "C3", "C4", "C5"], ["C6", "B4"]
 ABSENT = (

@@ -107,6 +107,7 @@ def test_a_lock_is_for_one_thread(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_one_of_ten_racers_takes_the_lock_of_a_dead_process(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     kill(start(holding(path)))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TRAIN = ["C2", "C3", "C4"]
 MPP = 0.688

@@ -37,6 +37,7 @@ sys.exit(pytest.main([folder, "-c", os.devnull, "--rootdir", folder, "-q", "-p",
 """
 
 
+@pytest.mark.slow
 def test_a_long_run_names_the_files_that_took_longest(warm: Any, tmp_path: Path) -> None:
     (tmp_path / "test_slow.py").write_text(TESTS.format(seconds=0.3, least=0))
     (tmp_path / "test_fast.py").write_text(TESTS.format(seconds=0, least=1))  # one of its tests fails

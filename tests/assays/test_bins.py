@@ -42,6 +42,7 @@ def test_every_verb_takes_the_size(hd_folder, decoder, read, quick, tmp_path, si
     assert stp.pl.spatial(sdata, ["red"], bin_um=size).size
 
 
+@pytest.mark.slow
 def test_the_size_in_training_and_evaluation(hd_folder, read, quick, tmp_path):
     slides = {}
     for name in ("A", "B"):

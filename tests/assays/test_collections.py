@@ -533,6 +533,7 @@ def test_missing_files_of_legacy_sections_are_named(legacy_folder, tmp_path):
         stp.datasets.cscc(3, folder=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_page(hest_folder, stimage_folder, legacy_folder, run, tmp_path):
     hest_folder("TENX95")

@@ -57,7 +57,7 @@ PLACES = ("first", "second", "third", "fourth")
 # The released network takes a fifth of a second a spot.
 FEW = {"n_rows": 4, "n_cols": 8}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of readers
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of readers
 
 
 def test_every_block_is_run_or_marked(read_page):

@@ -118,6 +118,7 @@ def test_two_sections(xenium_folder, decoder, read, quietly, by_name):
     assert [s["mpp"] for s in sections(table)] == pytest.approx([MPP, 0.1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_training_on_cells(xenium_folder, read, quick, tmp_path):
     slides = {}
     for name in ("A", "B"):

@@ -222,6 +222,7 @@ def predict(section: SpatialData, checkpoint: Path) -> np.ndarray:
     return stp.get.prediction(section, "p").X
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", CONVERTED)
 def test_from_the_file_to_the_prediction(
     model: str, tmp_path: Path, reference: np.ndarray, monkeypatch: pytest.MonkeyPatch

@@ -472,6 +472,7 @@ def cards(draw: st.DrawFn) -> dict[str, Any]:
 STATES = {name: state_of(name) for name in list_models()}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

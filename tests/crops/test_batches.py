@@ -491,6 +491,7 @@ class Wide:
             self.live -= n_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize(("height", "width"), [(700, 20_000), (20_000, 700), (3000, 6000)])
 def test_memory_does_not_depend_on_the_width_of_an_image(monkeypatch, height, width, device):

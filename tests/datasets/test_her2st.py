@@ -65,6 +65,7 @@ def real(section):
     return her2st(section, cache=ROOT)
 
 
+@pytest.mark.slow
 @_marks
 def test_counts_are_those_of_the_file():
     table = real("B4")["table"]
@@ -76,6 +77,7 @@ def test_counts_are_those_of_the_file():
     assert set(table.obs[Keys.PATIENT]) == {"B"}
 
 
+@pytest.mark.slow
 @_marks
 @pytest.mark.parametrize("section", ["B4", "C2", "C6"])
 def test_spots_are_on_the_tissue_at_the_known_resolution(section):

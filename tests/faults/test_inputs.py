@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("inputs.py")
 TIMEOUT_S = 900  # for a busy machine
 POOR = 0.02  # share of inputs

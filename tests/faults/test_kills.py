@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 900  # for a busy machine
 BAD = ("wrong or torn", "failed again", "left behind", "hang", "error", "poor error")
 

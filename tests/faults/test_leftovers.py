@@ -44,6 +44,7 @@ def istar(tmp_path: Path) -> Path:
     return tmp_path / "istar.safetensors"
 
 
+@pytest.mark.slow
 def test_hidden_folders_of_killed_calls_are_removed(
     warm: Any, sdata: SpatialData, istar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

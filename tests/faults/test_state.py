@@ -153,6 +153,7 @@ def test_a_forked_process_predicts_the_same(
     run(FORK, stored / "section.zarr", checkpoint())
 
 
+@pytest.mark.slow
 def test_a_spawned_process_predicts_the_same(stored: Path, checkpoint: Callable[..., Path]) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found = pool.submit(predict, stored / "section.zarr", checkpoint()).result(timeout=TIMEOUT_S)

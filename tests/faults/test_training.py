@@ -41,6 +41,8 @@ from spatialdata import read_zarr
 import st_predict as stp
 from st_predict._training._fit import Adapter
 
+pytestmark = pytest.mark.slow
+
 step = Adapter.training_step
 
 def slow(self, *args):

@@ -188,6 +188,7 @@ def space_ranger(folder: Path) -> None:
         file.attrs["library_ids"] = np.array([b"s"])
 
 
+@pytest.mark.slow
 def test_results_beyond_the_memory_go_to_disk(monkeypatch, tmp_path, caplog):
     """The whole image is larger than the limit, and each block of it fits."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

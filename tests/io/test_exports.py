@@ -344,6 +344,7 @@ def test_zarr_and_tiff_say_the_same(prediction: AnnData, predicted: SpatialData,
     assert node.data[0].shape == (4, *SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of spatialdata
 def test_rasters_agree_with_spatialdata(prediction: AnnData, predicted: SpatialData, tmp_path: Path) -> None:
     step = 2
@@ -531,6 +532,7 @@ def her2st() -> tuple[SpatialData, AnnData]:
     return sdata, stp.get.prediction(sdata)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not CACHE.is_dir(), reason=f"The sections of her2st are not at {CACHE}.")
 def test_a_real_section(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_missing_files_and_levels(folder):
         _read(folder, n_levels=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_a_large_image_takes_little_memory_and_no_warning(folder, warm):
     """A whole section of 9274 x 9911 px, in a process of its own."""

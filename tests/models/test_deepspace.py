@@ -178,6 +178,7 @@ def load(arch: str, state: dict[str, torch.Tensor]) -> DeepSpaCE:
     ],
     ids=["torchvision-vgg16", "torchvision-densenet121", "timm-densenet121"],
 )
+@pytest.mark.slow
 @torch.no_grad()
 def test_converted_weights_predict_the_same(arch: str, make: Callable[[], nn.Module], size: int):
     theirs, batch = make(), make_batch(1, size=size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 import torch
@@ -24,6 +26,7 @@ with torch.device("meta"):
 """
 
 
+@pytest.mark.slow
 def test_timm_is_imported_on_the_cpu() -> None:
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "['cpu'] meta", result.stderr

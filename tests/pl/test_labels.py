@@ -15,6 +15,8 @@ from spatialdata.models import TableModel
 import st_predict as stp
 from st_predict.specs import CropSpec, LevelSpec, ModelCard, Reliability
 
+pytestmark = pytest.mark.slow
+
 LONG = "ENSG00000141736_ERBB2_probe"
 
 

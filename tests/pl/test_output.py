@@ -85,6 +85,7 @@ def test_other_values_are_refused(argument, value):
     assert not plt.get_fignums()
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_each_figure_once(tmp_path):
     head = (
         f"%matplotlib inline\nimport pandas as pd, st_predict as stp\nhistory = pd.DataFrame({HISTORY.to_dict('list')})"

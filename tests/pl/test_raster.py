@@ -62,6 +62,7 @@ def drawn(figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [lambda s, **how: stp.pl.spatial(s, "a", **how), stp.pl.pca_map], ids=["one", "all"])
 def test_an_image_looks_like_patches(bins, draw):
     options = {"return_fig": True, "spot_scale": 0.8, "figsize": (9, 3), "tissue": False}
@@ -100,6 +101,7 @@ def test_many_spots_become_an_image(bins, monkeypatch, tmp_path):
     plt.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", ["squares"], indirect=True)
 def test_an_image_is_as_fine_as_the_figure(bins, tmp_path):
     """A border between two bins is no wider than on patches, at any resolution."""

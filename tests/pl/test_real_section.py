@@ -40,6 +40,7 @@ def section() -> SpatialData:
     return sdata
 
 
+@pytest.mark.slow
 def test_spots_are_where_the_authors_say(section: SpatialData) -> None:
     started = time.perf_counter()
     axes = spatial(section, ["ERBB2", "COL3A1"], key="pred_x")

@@ -17,6 +17,8 @@ import st_predict as stp
 from st_predict._record import Record
 from st_predict.pl import _report_figures
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

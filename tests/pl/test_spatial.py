@@ -160,6 +160,7 @@ def cells(axes: np.ndarray) -> list[tuple[int, int]]:
     return [(place.rowspan.start, place.colspan.start) for place in places]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_genes", "std", "counted", "tissue"),
     [*product([1, 5], *[[False, True]] * 3), (2, False, True, True), (2, True, False, False)],

@@ -76,6 +76,7 @@ def test_mean_is_over_spots_not_over_sections():
         pp.select_panel([first, second], n_genes=5, method="mean")
 
 
+@pytest.mark.slow
 def test_hvg_is_that_of_scanpy():
     one = section(1)
     reference = one.copy()

@@ -79,6 +79,7 @@ def reference(adatas: list[AnnData]) -> tuple[list[str], set[str]]:
     return list(sum(ranks).sort_index().sort_values(kind="stable").index), set(adatas[0].var_names[passing])
 
 
+@pytest.mark.slow
 def test_the_rule_against_other_packages():
     adatas = [section(1), section(2), section(3)]
     ours = all_passing(adatas, min_mean=0)

@@ -97,6 +97,7 @@ def test_a_checkpoint_that_carries_another_encoder_is_refused(measured: SpatialD
         ("stpath", {"dim": 32, "depth": 1}),
     ],
 )
+@pytest.mark.slow
 def test_networks_of_sections_read_the_same_features(
     scaled: SpatialData, tmp_path: Path, model: str, hparams: dict[str, Any]
 ) -> None:

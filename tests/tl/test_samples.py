@@ -47,6 +47,7 @@ def read(sdata: SpatialData, key: str) -> np.ndarray:
     return sdata.tables["table"].obsm[key].copy()
 
 
+@pytest.mark.slow
 def test_samples_have_the_spread_of_dropout(measured: SpatialData, make: Callable[..., Path]) -> None:
     path = make()
     stp.tl.predict(measured, path, n_samples=40, seed=5, **HOW)

@@ -32,6 +32,7 @@ def bare(measured: SpatialData) -> SpatialData:
     return type(measured)(images={"he": image}, shapes={"spots": measured.shapes["spots"]})
 
 
+@pytest.mark.slow
 def test_rounds(measured: SpatialData, other: Callable[..., SpatialData], bare: SpatialData, tmp_path: Path) -> None:
     held_out = other("P2")
     result = stp.tl.train(measured, out=tmp_path / "out", validation=[held_out], unlabelled=bare, rounds=3, **OPTIONS)

@@ -223,6 +223,7 @@ def two_colours() -> SpatialData:
     )
 
 
+@pytest.mark.slow
 def test_a_map_that_was_learned_from_spots_is_sharper_than_they_are(two_colours, tmp_path):
     hparams = {"encoder": "rgb-cells", "n_fits": 1, "hidden": 32}
     config = {"epochs": 12, "batch_size": 10, "lr": 1e-2, "device": "cpu", "precision": "float32"}

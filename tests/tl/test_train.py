@@ -47,6 +47,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_overfits_a_few_spots(measured: SpatialData, tmp_path: Path, quick: Config) -> None:
     config = quick(epochs=60, batch_size=12, lr=1e-2, augment=False)
     result = train(measured, tmp_path / "out", config)
@@ -147,6 +148,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, *, epoch: int) -> None:
     monkeypatch.setattr(Adapter, "training_step", stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_resumed_is_as_uninterrupted(
     measured: SpatialData,

@@ -454,6 +454,7 @@ RENAMED = pd.DataFrame(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not CACHE.is_dir(), reason=f"The sections of her2st are not at {CACHE}.")
 def test_a_real_section_with_a_layer_and_other_names(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_validated_weights_are_the_average(
     assert expected == pytest.approx(result.history["val_pearson"].max(), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "m2ost", "bleep", "stnet"])  # buffers: features, none, a bank, running means
 def test_resumed_is_as_uninterrupted(
     train: Callable[..., stp.tl.TrainResult],

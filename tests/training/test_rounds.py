@@ -288,6 +288,7 @@ class Stop(Exception):  # noqa: N818  # not an error of ours
     """Something breaks."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_a_whole_one(
     stores: dict[str, CropStore], quick: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

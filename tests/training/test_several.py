@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 600  # for a busy machine
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, sys
 from st_predict.models import get_spec

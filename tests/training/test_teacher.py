@@ -77,6 +77,7 @@ def patients():
     return list(stp.datasets.simulate(2, 1, n_genes=6, shape=(720, 880), mpp=1.2, seed=0).sections.values())
 
 
+@pytest.mark.slow
 def test_a_network_with_a_teacher(patients, tmp_path):
     panel = list(patients[0]["table"].var_names)[:4]
 
