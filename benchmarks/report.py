@@ -135,10 +135,9 @@ def stages(seconds: dict[str, float]) -> str:
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    lines = [["", *columns.values(), "goal", "met"], ["---"] * (len(columns) + 3)]
-    lines += [
-        [row["variant"], *(cell(key, row.get(key, "")) for key in columns), row["goal"], row["met"]] for row in rows
-    ]
+    judged = ["goal", "met"] if any(row["goal"] for row in rows) else []
+    lines = [["", *columns.values(), *judged], ["---"] * (len(columns) + 1 + len(judged))]
+    lines += [[row["variant"], *(cell(key, row.get(key, "")) for key in [*columns, *judged])] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
