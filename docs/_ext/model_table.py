@@ -30,8 +30,14 @@ def _row(name: str, row: pd.Series) -> str:
     gmacs = "-" if pd.isna(row["gmacs"]) else f"{row['gmacs']:.2f}"
     return (
         f"| {{ref}}`{name} <model-{name}>` | {row['family']} | {params} | {gmacs} | {row['levels']} | {_fov(row)} "
-        f"| {{cite:t}}`{row['citation']}` | {row['license']} |"
+        f"| {{cite:t}}`{row['citation']}` | {_licence(row['license'])} |"
     )
+
+
+def _licence(text: str) -> str:
+    """Link the licence to the code, whose address would make the table too wide."""
+    name, _, address = text.removesuffix(")").partition(" (")
+    return f"[{name}](https://{address})" if "/" in address else text
 
 
 def _fov(row: pd.Series) -> str:
