@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import generated_pages
+import numpy as np
+from sphinx.util.docutils import SphinxDirective
 
 from st_predict import checkpoints
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
+    from docutils.nodes import Node
     from sphinx.application import Sphinx
 
     from st_predict.checkpoints import Weights
@@ -58,6 +61,33 @@ def page_of(weights: Weights) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+class WeightTable(SphinxDirective):
+    """Directive ``weight-table``: a row per released weights, with the scores of their card."""
+
+    def run(self) -> list[Node]:
+        """Return the table."""
+        header = (
+            "| weights | what they predict | another section | another patient | MB |"
+        )
+        rows = [_row(weights) for weights in checkpoints.list_weights()]
+        return self.parse_text_to_nodes(
+            "\n".join([header, "|---|---|---|---|---|", *rows])
+        )
+
+
+def _row(weights: Weights) -> str:
+    name = f"{weights.name}@{weights.version}"
+    means = dict.fromkeys(("section", "patient"), "-")
+    if weights.embedded:
+        card = ModelCard.of_file(checkpoints.find_weights(name))
+        means |= {
+            one.held_out: f"{np.nanmean(np.array(one.partial, float)):.2f}"
+            for one in card.reliability
+        }
+    link = f"[`{name}`]({weights.name}-{weights.version}.md)"
+    return f"| {link} | {weights.summary} | {means['section']} | {means['patient']} | {weights.n_bytes / 1e6:.1f} |"
+
+
 def _facts(card: ModelCard, notice: str) -> str:
     facts = checkpoints.card_facts(card) | (
         {"weights of others": notice} if notice else {}
@@ -78,5 +108,6 @@ def _scores(card: ModelCard, scores: Reliability) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Write the pages before sources are read."""
+    app.add_directive("weight-table", WeightTable)
     app.connect("builder-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
