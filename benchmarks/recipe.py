@@ -106,6 +106,9 @@ def main() -> None:
     parser.add_argument("--only", choices=["pack", "train"], help="one of the stages")
     parser.add_argument("--data", nargs="*", choices=DATA, default=list(DATA))
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument(
+        "--folds", nargs="*", help="what to leave out, C5 and P5S1 for example; by default each in turn"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results file, read and written")
     parser.add_argument("--epochs", type=int, default=CONFIG["epochs"])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no training is begun")
@@ -180,6 +183,8 @@ def train(args: argparse.Namespace) -> None:
         for variant in args.variants:
             for data, packed in packs.items():
                 for fold in packed.train:
+                    if args.folds and fold not in args.folds:
+                        continue
                     if is_done(read(args.results).get(f"{data}/{variant}/{fold}"), args.epochs):
                         continue
                     if time.monotonic() > deadline:

@@ -22,6 +22,7 @@ from st_predict.models._m2ost_tokens import FeatureMaps
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
     from spatialdata import SpatialData
@@ -182,9 +183,21 @@ def test_a_later_run_fills_the_gaps(
     page.write_text("before\n<!-- recipe -->\n<!-- end of recipe -->\nbehind\n", encoding="utf-8")
     monkeypatch.setattr(recipe, "PAGE", page)
 
-    def trained(*variants: str, minutes: str = "9") -> list[str]:
+    def trained(*variants: str, minutes: str = "9", folds: Sequence[str] = ()) -> list[str]:
         arguments = ["--out", str(packed.parent), "--only", "train", "--data", "her2st", "--results", str(results)]
-        more = ["--epochs", "1", "--minutes", minutes, "--device", "cpu", "--page", "--variants", *variants]
+        more = [
+            "--epochs",
+            "1",
+            "--minutes",
+            minutes,
+            "--device",
+            "cpu",
+            "--page",
+            "--variants",
+            *variants,
+            "--folds",
+            *folds,
+        ]
         monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments, *more])
         recipe.main()
         return [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
@@ -192,7 +205,8 @@ def test_a_later_run_fills_the_gaps(
     ridge = "ridge of rank 8, three fields"
     assert trained(ridge) == [f"her2st/{ridge}/{fold}" for fold in TRAIN]
     assert trained(ridge, "base", minutes="0") == []
-    assert trained(ridge, "base") == [f"her2st/base/{fold}" for fold in TRAIN]
+    assert trained(ridge, "base", folds=["C3"]) == ["her2st/base/C3"]
+    assert trained(ridge, "base") == [f"her2st/base/{fold}" for fold in TRAIN if fold != "C3"]
     assert trained(ridge, "base") == []
     scores = [run["validation"][-1] for name, run in json.loads(results.read_text("utf-8")).items() if ridge in name]
     before, _, table = page.read_text("utf-8").partition("<!-- recipe -->")
