@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from st_predict._efficientnet import EfficientNetLite0
 from st_predict._errors import Advice, InvalidValueError, StPredictError
 from st_predict._progress import hub_bars
 
@@ -25,11 +26,14 @@ __all__ = [
     "weights_notice",
 ]
 
+LITE = "tf_efficientnet_lite0"
 _LARGEST = 65_536  # argument of an architecture
 
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
     """Build an architecture of timm, with random weights and without its last layer.
+
+    EfficientNet-Lite0 is ours, with the same tensors and outputs: it needs no import of timm.
 
     Raises
     ------
@@ -40,6 +44,8 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
     ConnectionError
         If the architecture is defined on the hub, which cannot be reached.
     """
+    if name == LITE and arguments.keys() <= {"num_classes"}:
+        return EfficientNetLite0(**arguments).to(memory_format=torch.channels_last)
     timm = import_timm()
     if not name.startswith("hf-hub:"):
         _check_architecture(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Number, check
@@ -88,6 +87,8 @@ def spearman(pred: ArrayLike, true: ArrayLike, *, axis: Literal[0, 1]) -> NDArra
     >>> spearman([[1], [10], [100]], [[1], [2], [3]], axis=0)  # only the order matters
     array([1.])
     """
+    from scipy.stats import rankdata
+
     check_axis(axis)
     pred, true = as_pair(pred, true)
     return _pearson(rankdata(pred, axis=axis), rankdata(true, axis=axis), axis=axis)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.sparse import csr_array, issparse
 from scipy.spatial import KDTree
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Count, check
@@ -164,7 +164,7 @@ def morans_i_pvalues(
     variance = _variance(values, weights, assumption)
     # A complete graph with equal weights has the same Moran's I for all values.
     spread = np.sqrt(np.where(variance > 1e-12, variance, np.nan))
-    p: NDArray[np.float64] = norm.sf((_morans_i(values, weights) + 1 / (n - 1)) / spread)
+    p: NDArray[np.float64] = ndtr(-(_morans_i(values, weights) + 1 / (n - 1)) / spread)
     return p
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.stats import false_discovery_control, wilcoxon
 
 from st_predict._errors import InvalidValueError
 from st_predict.metrics._arrays import as_array
@@ -74,6 +73,8 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     >>> round(test.difference, 3), round(test.p_value, 3), test.n_genes
     (0.035, 0.031, 6)
     """
+    from scipy.stats import wilcoxon
+
     shape = ("n_sections", "n_genes") if np.ndim(a) == 2 else ("n_genes",)
     pair = _differences(a, b, shape)
     difference = _mean_defined(np.atleast_2d(pair))
@@ -150,6 +151,8 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     >>> benjamini_hochberg([0.01, 0.04, float("nan"), 0.03])
     array([0.03, 0.04,  nan, 0.04])
     """
+    from scipy.stats import false_discovery_control
+
     p = as_array(p, "p", ("n_tests",), undefined=True)
     defined = ~np.isnan(p)
     if ((p[defined] < 0) | (p[defined] > 1)).any():

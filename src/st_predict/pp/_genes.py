@@ -11,7 +11,6 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array, csr_matrix
-from sklearn.utils.sparsefuncs import mean_variance_axis
 from spatialdata import SpatialData
 
 from st_predict._containers import check_data
@@ -232,6 +231,8 @@ def _m2ost(sections: list[tuple[pd.Index, csr_array]], *, n_genes: int, n_variab
 
 
 def _most_variable(names: pd.Index, counts: csr_array, n_variable: int) -> set[str]:
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+
     _, variance = mean_variance_axis(csr_matrix(counts, dtype=np.float64), axis=0)
     order = np.lexsort((names.to_numpy(dtype=str), -variance))
     return set(names[order[:n_variable]])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array
-from scipy.stats import false_discovery_control, rankdata
 from spatialdata import SpatialData, get_centroids
 from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
@@ -166,6 +165,8 @@ def rank_spatial(sections: Sequence[PlacedCounts], *, min_mean: float, fdr: floa
     tuple of list and int
         Genes that pass in at least half of the sections, by falling autocorrelation, and the number of candidates.
     """
+    from scipy.stats import false_discovery_control, rankdata
+
     kept = [_without_empty(section) for section in sections]
     candidates = _candidates(kept, min_mean)
     if len(candidates) == 0:
