@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import InvalidTypeError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 WORKER_BYTES = 3 << 30
 """Memory that is planned for a worker of a local cluster."""
+
+_PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+"""Call stacks are sampled for a dashboard that few look at, and take memory for as long as a worker lives."""
 
 
 def need_distributed() -> Any:
@@ -56,7 +59,14 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
         Device of the work.
     """
     distributed = need_distributed()
+    if client is not None and n_workers is not None:
+        raise InvalidValueError(
+            "n_workers is for a cluster of this machine, and the workers of a client are there already.",
+            Advice("leave out {}", "n_workers"),
+            Advice("leave out {}", "client"),
+        )
     if isinstance(client, distributed.Client):
+        _check_usable(client)
         with client.as_current():
             yield client
     elif isinstance(client, str):
@@ -75,6 +85,16 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
         )
 
 
+def _check_usable(client: Client) -> None:
+    if client.asynchronous:
+        raise InvalidTypeError(
+            "client is asynchronous, and slides are waited for here.",
+            "make it without asynchronous=True, outside coroutines",
+        )
+    if client.status != "running":
+        raise InvalidValueError(f"client is {client.status}.", Advice("connect again, and pass that as {}", "client"))
+
+
 def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
     """Start workers on this machine: one per GPU if dask-cuda is installed, else processes on the cores."""
     n_gpus = _count_gpus(device)
@@ -87,6 +107,7 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
             "One of %d GPUs is used. Install dask-cuda for a worker per GPU, or connect to a cluster of your own.",
             n_gpus,
         )
+    import dask
     from dask.system import CPU_COUNT
     from distributed import LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -94,13 +115,15 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
     fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
     n = min(n_slides, n_workers or (1 if n_gpus else fitting))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // n))
-    return LocalCluster(
-        n_workers=n,
-        threads_per_worker=1,
-        memory_limit=MEMORY_LIMIT // n,
-        dashboard_address=":0",
-        env={"OMP_NUM_THREADS": threads},
-    )
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # slides wait for whichever worker is free
+        return LocalCluster(
+            n_workers=n,
+            threads_per_worker=1,
+            memory_limit=MEMORY_LIMIT // n,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            env={"OMP_NUM_THREADS": threads, _PROFILE: "False"},
+        )
 
 
 def _count_gpus(device: str) -> int:

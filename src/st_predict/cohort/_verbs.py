@@ -381,4 +381,4 @@ def check_slides(
     'failed'
     """
     options = Options(client=client, n_workers=n_workers, shard=shard)
-    return look_over_slides(list_slides(slides, pitch_um=pitch_um), options=options, need_mpp=False)
+    return look_over_slides(list_slides(slides, pitch_um=pitch_um), options=options)
