@@ -83,6 +83,7 @@ def _ended(
 
 
 _DIED = (
-    "Workers died while they had this slide alone, most often for lack of memory. Give them more, and see their logs."
+    "Workers died while they had only this slide, most often because memory ran out. Start fewer of them, and read their "
+    "logs."
 )
 _DROPPED = "The scheduler ended, or dropped slides of this run. Finished slides are kept; run again to do the others."

@@ -53,7 +53,7 @@ class Report:
         Raises
         ------
         ValueError
-            If there is a file of this name that is no report.
+            If there is a file of this name other than a report.
         """
         _refuse_other(path)
         with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
