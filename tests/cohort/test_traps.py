@@ -12,7 +12,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 import st_predict as stp
 from st_predict._errors import InvalidTypeError, InvalidValueError
@@ -263,6 +263,36 @@ def test_a_lost_scheduler_fails_no_slide(
     assert not (tmp_path / "out" / "failed").exists()
     monkeypatch.setattr(_run.Report, "add", add)
     assert stp.cohort.predict_many(slides, model, client=client, **options)["status"].eq("done").all()
+
+
+def test_workers_that_end_slowly_cost_no_report(
+    write_slide: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a busy machine."""
+
+    class Slow(LocalCluster):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "processes": False})
+
+        def close(self, timeout: float | None = None) -> None:
+            super().close(timeout)
+            raise TimeoutError
+
+        def __exit__(self, *_: object) -> None:
+            self.close()
+
+    monkeypatch.setattr("distributed.LocalCluster", Slow)
+    assert stp.cohort.check_slides(write_slide("a.tif"))["status"].tolist() == ["done"]
+    assert "Workers did not end in time" in caplog.text
+
+
+def test_a_cluster_keeps_nothing_for_each_slide(client: Any, write_slide: Callable[..., Path], tmp_path: Path) -> None:
+    """Workers keep statistics and profiles for each name of tasks, for as long as they live: 1 MiB."""
+    slides = [write_slide(f"one{name}.tif") for name in "abc"]
+    stp.cohort.embed_many(slides, "rgb", out=tmp_path / "out", client=client, cache=False, device="cpu")
+    names = set(client.cluster.scheduler.task_prefixes)
+    assert "slide" in names
+    assert not {name for name in names if "one" in name}
 
 
 def test_a_local_cluster_is_seen_by_this_machine_only() -> None:

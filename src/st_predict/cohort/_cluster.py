@@ -73,16 +73,24 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
         with distributed.Client(client, set_as_default=False) as connection, connection.as_current():
             yield connection
     elif client is None:
-        with (
-            _local(device, n_workers, n_slides) as cluster,
-            distributed.Client(cluster, set_as_default=False) as connection,
-            connection.as_current(),
-        ):
-            yield connection
+        cluster = _local(device, n_workers, n_slides)
+        try:
+            with distributed.Client(cluster, set_as_default=False) as connection, connection.as_current():
+                yield connection
+        finally:
+            _close(cluster)
     else:
         raise InvalidTypeError(
             f"client must be a distributed.Client, the address of a scheduler or None, got {type(client).__name__}."
         )
+
+
+def _close(cluster: Any) -> None:
+    """End a local cluster. Its processes end with this one, so that slow ones are no reason to lose the report."""
+    try:
+        cluster.close()
+    except TimeoutError:
+        logger.warning("Workers did not end in time. They end with this program.")
 
 
 def _check_usable(client: Client) -> None:
