@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import anndata
+import distributed
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -164,7 +165,14 @@ def quick(monkeypatch, tmp_path, simulated, tiny):
             panel = list(genes[:: len(genes) // n][:n])
         return real_train(sdatas, model, panel=panel, hparams=hparams, config=config, **options)
 
+    class InThreads(distributed.Client):
+        """Starts no processes, which would import everything again."""
+
+        def __init__(self, **options):
+            super().__init__(**{**options, "processes": False})
+
     monkeypatch.setenv("ST_PREDICT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(distributed, "Client", InThreads)
     monkeypatch.setattr(stp.datasets, "her2st", her2st)
     monkeypatch.setattr(stp.tl, "train", train)
     monkeypatch.setattr(

@@ -170,6 +170,30 @@ def drive(folder: Path, expected: dict[str, Any], out: Path, told: Any) -> None:
             told.send([type(error).__name__, str(error)])
 
 
+def poisoned(cohort: Cohort, out: Path) -> dict[str, Any]:
+    """A slide ends every worker that has it, and waits with others for the only one: the scheduler blames all of them."""
+    import dask
+    from distributed import Client, LocalCluster, WorkerPlugin
+
+    class Poison(WorkerPlugin):  # type: ignore[misc]
+        def setup(self, worker: Any) -> None:
+            import os
+
+            from st_predict.cohort import _plugin
+
+            real = _plugin.run_job
+            _plugin.run_job = lambda job, loaded: os._exit(1) if job.slide.id == "S0" else real(job, loaded)
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # the first death is the last
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(Poison())
+        report = cohort.run(out, client=client)
+    return {"failed": report.index[report["status"] == "failed"].tolist(), "differing": cohort.differing(out)}
+
+
 def start_driver(cohort: Cohort, out: Path) -> tuple[Any, Any]:
     here, there = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=drive, args=(cohort.folder, cohort.expected, out, there))
@@ -265,6 +289,7 @@ def run_all(*, n_slides: int, kills: int) -> dict[str, Any]:
         with two_workers() as client:
             found["equal"] = equal(cohort, client, top / "equal")
             found["killed worker"] = [killed_worker(cohort, client, top / f"kw{i}", rng) for i in range(kills)]
+        found["poisoned"] = poisoned(cohort, top / "poisoned")
         found["killed driver"] = [killed_driver(cohort, top / f"kd{i}") for i in range(kills)]
         found["race"] = race(cohort, top / "race")
         found["full disk"] = full_disk(cohort, top / "equal")

@@ -23,6 +23,7 @@ def test_a_cohort_on_real_processes(warm: Any) -> None:
     assert found["equal"] == {"workers": 2, "done": n, "differing": []}
     for case in found["killed worker"]:
         assert case == {"killed": 1, "done": n, "differing": [], "left behind": []}
+    assert found["poisoned"] == {"failed": ["S0"], "differing": ["S0"]}
     for case in found["killed driver"]:
         assert case["killed at work"]
         assert 1 <= case["kept"] < n

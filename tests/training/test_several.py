@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from st_predict._errors import InvalidTypeError, InvalidValueError
 from st_predict._training import CropStore, Ranks, TrainConfig
+from st_predict._training._fit import Adapter
 from st_predict._training._loader import CropLoader, SectionLoader, for_training
 from st_predict.models import get_spec
 from st_predict.specs import ModelCard
@@ -114,6 +117,39 @@ def test_processes_share_the_batch_of_one(n: int, steps: int) -> None:
     two = [[batch.index.tolist() for batch in CropLoader(stored(n), 3, 3, rank, 2)] for rank in range(2)]
     assert len(two[0]) == len(two[1]) == len(CropLoader(stored(n), 3, 3, 0, 2)) == steps
     assert [first + second for first, second in zip(*two, strict=True)] == one[:steps]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_means_of_uneven_shares_are_the_mean_of_the_step(world: int) -> None:
+    """Gradients of processes are averaged, so that a process with fewer spots counts less."""
+    n, size = 11, 2
+    loaders = [CropLoader(stored(n), size, 3, rank, world) for rank in range(world)]
+    shares = list(zip(*loaders, strict=True))
+    one = list(CropLoader(stored(n), size * world, seed=3))
+    assert {len(batch) for batches in shares for batch in batches} == {1, 2}
+    for step, batches in enumerate(shares):
+        means = [loader.weight(step) * float(b.target.mean()) for loader, b in zip(loaders, batches, strict=True)]
+        assert np.mean(means) == pytest.approx(float(one[step].target.mean()))
+    sections = [SectionLoader(stored(10, sections=3), 0, 2, 1, rank, 2) for rank in range(2)]
+    assert [loader.weight(0) for loader in sections] == [4 / 3, 2 / 3]
+
+
+def test_the_loss_of_a_process_is_weighted_before_its_gradient() -> None:
+    loader = CropLoader(stored(5), 3, None, 1, 2)
+    (batch,) = loader
+    loss = torch.tensor(2.0)
+    network = torch.nn.Linear(1, 1)
+    adapter = Adapter(network, TrainConfig(augment=False), loss=lambda *_: loss, loader=loader)  # type: ignore[arg-type]
+    with warnings.catch_warnings(action="ignore"):  # of Lightning, which logs without a trainer
+        assert float(adapter.training_step(batch, 0)) == pytest.approx(2 * 2 * 2 / 5)
+
+
+def test_processes_and_devices_must_agree() -> None:
+    """Shares for processes that do not exist would be lost."""
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    assert Ranks.of(2, 1, "auto", environment=environment).world == 2
+    with pytest.raises(InvalidValueError, match="2 processes were started, but devices and num_nodes name 4"):
+        Ranks.of(4, 1, "auto", environment=environment)
 
 
 def test_processes_share_the_sections_of_a_step() -> None:

@@ -361,7 +361,7 @@ class Adapter(L.LightningModule):
         if self.loader is not None:
             self.loader.epoch = self.current_epoch
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, step: int) -> Tensor:
         if self.config.augment and batch.crops:
             batch = augment(batch, self._generator)
         if self.config.stain_jitter and batch.crops:
@@ -371,7 +371,7 @@ class Adapter(L.LightningModule):
         loss = self.network.loss(batch) if self.loss is None else self.loss(self.network, batch)
         self._watch(loss.detach())
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True, sync_dist=True)
-        return loss
+        return loss if self.loader is None else loss * self.loader.weight(step)
 
     def on_train_batch_end(self, *_: object) -> None:
         if self.average is not None:

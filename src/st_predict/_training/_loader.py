@@ -58,6 +58,10 @@ class CropLoader:
     def __len__(self) -> int:
         return n_steps(len(self.store), self.batch_size, self.world)
 
+    def weight(self, step: int) -> float:
+        """Return the weight of this process's mean in a step, relative to an even share of the spots."""
+        return weight_of(step, len(self.store), self.batch_size, self.rank, self.world)
+
     def __iter__(self) -> Iterator[Batch]:
         rows = np.arange(len(self.store))
         if self.seed is not None:
@@ -76,6 +80,13 @@ def n_steps(n: int, batch_size: int, world: int) -> int:
 def share(rows: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
     """Return a process's part of the rows of a step; parts differ by at most one in size."""
     return np.array_split(rows, world)[rank]
+
+
+def weight_of(step: int, n: int, batch_size: int, rank: int, world: int) -> float:  # noqa: PLR0917
+    """Return the share of a process in the rows of a step, times the number of processes, whose gradients are averaged."""
+    first = step * batch_size * world
+    rows = np.arange(first, min(n, first + batch_size * world))
+    return len(share(rows, rank, world)) * world / len(rows)
 
 
 @dataclass(slots=True)
@@ -106,7 +117,15 @@ class SectionLoader:
     epoch: int = field(default=0, init=False)
 
     def __len__(self) -> int:
-        return n_steps(len(np.unique(self.store.section)) * max(1, self.regions), self.per_batch, self.world)
+        return n_steps(self._n_parts, self.per_batch, self.world)
+
+    @property
+    def _n_parts(self) -> int:
+        return len(np.unique(self.store.section)) * max(1, self.regions)
+
+    def weight(self, step: int) -> float:
+        """Return the weight of this process's mean in a step, relative to an even share of the sections or regions."""
+        return weight_of(step, self._n_parts, self.per_batch, self.rank, self.world)
 
     def __iter__(self) -> Iterator[Batch]:
         rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))

@@ -88,6 +88,7 @@ class Ranks:
                 "start it once per device, with torchrun or srun",
                 Advice("train on this machine only, with {}", "num_nodes", 1),
             )
+        _check_number(os.environ if environment is None else environment, n * num_nodes, started=ranks is not None)
         rank, local_rank = ranks or (0, 0)
         return cls(
             devices=asked,
@@ -123,6 +124,17 @@ class Ranks:
     def writes(self) -> bool:
         """Whether this process writes the results."""
         return self.rank == 0
+
+
+def _check_number(environment: Mapping[str, str], world: int, *, started: bool) -> None:
+    """Refuse another number of processes than devices: each process trains on its share of the spots."""
+    n = int(environment.get("WORLD_SIZE", world)) if started else world
+    if n != world:
+        raise InvalidValueError(
+            f"{n} processes were started, but devices and num_nodes name {world}.",
+            Advice("make them agree by {}", "devices"),
+            "start as many processes",
+        )
 
 
 def _started(environment: Mapping[str, str], n_local: int) -> tuple[int, int] | None:

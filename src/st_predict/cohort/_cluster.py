@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from st_predict._errors import InvalidTypeError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 WORKER_BYTES = 3 << 30
 """Memory that is planned for a worker of a local cluster."""
+
+_PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+"""Call stacks are sampled for a dashboard that few look at, and take memory for as long as a worker lives."""
 
 
 def need_distributed() -> Any:
@@ -56,23 +59,48 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
         Device of the work.
     """
     distributed = need_distributed()
+    if client is not None and n_workers is not None:
+        raise InvalidValueError(
+            "n_workers is for a cluster of this machine, and the workers of a client are there already.",
+            Advice("leave out {}", "n_workers"),
+            Advice("leave out {}", "client"),
+        )
     if isinstance(client, distributed.Client):
+        _check_usable(client)
         with client.as_current():
             yield client
     elif isinstance(client, str):
         with distributed.Client(client, set_as_default=False) as connection, connection.as_current():
             yield connection
     elif client is None:
-        with (
-            _local(device, n_workers, n_slides) as cluster,
-            distributed.Client(cluster, set_as_default=False) as connection,
-            connection.as_current(),
-        ):
-            yield connection
+        cluster = _local(device, n_workers, n_slides)
+        try:
+            with distributed.Client(cluster, set_as_default=False) as connection, connection.as_current():
+                yield connection
+        finally:
+            _close(cluster)
     else:
         raise InvalidTypeError(
             f"client must be a distributed.Client, the address of a scheduler or None, got {type(client).__name__}."
         )
+
+
+def _close(cluster: Any) -> None:
+    """End a local cluster. Its processes end with this one, so that slow ones are no reason to lose the report."""
+    try:
+        cluster.close()
+    except TimeoutError:
+        logger.warning("Workers did not end in time. They end with this program.")
+
+
+def _check_usable(client: Client) -> None:
+    if client.asynchronous:
+        raise InvalidTypeError(
+            "client is asynchronous, and slides are waited for here.",
+            "make it without asynchronous=True, outside coroutines",
+        )
+    if client.status != "running":
+        raise InvalidValueError(f"client is {client.status}.", Advice("connect again, and pass that as {}", "client"))
 
 
 def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
@@ -87,6 +115,7 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
             "One of %d GPUs is used. Install dask-cuda for a worker per GPU, or connect to a cluster of your own.",
             n_gpus,
         )
+    import dask
     from dask.system import CPU_COUNT
     from distributed import LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -94,13 +123,15 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
     fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
     n = min(n_slides, n_workers or (1 if n_gpus else fitting))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // n))
-    return LocalCluster(
-        n_workers=n,
-        threads_per_worker=1,
-        memory_limit=MEMORY_LIMIT // n,
-        dashboard_address=":0",
-        env={"OMP_NUM_THREADS": threads},
-    )
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # slides wait for whichever worker is free
+        return LocalCluster(
+            n_workers=n,
+            threads_per_worker=1,
+            memory_limit=MEMORY_LIMIT // n,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            env={"OMP_NUM_THREADS": threads, _PROFILE: "False"},
+        )
 
 
 def _count_gpus(device: str) -> int:

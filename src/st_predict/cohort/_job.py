@@ -7,24 +7,27 @@ import json
 import time
 import traceback
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_predict._errors import NoTissueError, StPredictError
 from st_predict._files import whole
 from st_predict._keys import Keys
 from st_predict._memory import is_out_of_memory
 from st_predict._record import Record
+from st_predict._sections import open_slides
 from st_predict._version import __version__
 from st_predict.cohort._open import add_grid, open_listed
 from st_predict.cohort._peak import peak_mib, reset_peak
 from st_predict.io import find_image, find_mpp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from st_predict._where import Where
     from st_predict.cohort._slides import CohortSlide
     from st_predict.cohort._tasks import Loaded
     from st_predict.io import Mpp
@@ -159,10 +162,14 @@ def _write(job: SlideJob, result: AnnData, outcome: Outcome) -> None:
 
 
 def _mpp_of(result: AnnData) -> tuple[float | None, str]:
-    """Return the mpp in the record of a result, if all its sections have the same, and its sources."""
+    """Return the mpp in the record of a result, and its sources."""
     keys = Record.keys(result.uns)
     record = Record.read(result.uns, keys[0]) if keys else None
-    sections = [] if record is None else record.params.get("sections", [])
+    return _common([] if record is None else record.params.get("sections", []))
+
+
+def _common(sections: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """Return the mpp of sections, if all have the same, and its sources."""
     values = {section["mpp"] for section in sections}
     sources = dict.fromkeys(section["mpp_source"] for section in sections)
     return (values.pop() if len(values) == 1 else None), "; ".join(sources)
@@ -176,19 +183,29 @@ def _described(mpp: Mpp | None) -> tuple[float | None, str]:
     return (None, "unknown") if mpp is None else (mpp.value, mpp.source)
 
 
-def look_at(job: SlideJob, *, need_mpp: bool) -> Outcome:
-    """Open a slide and look for its resolution and tissue, without computing anything."""
+def look_at(job: SlideJob, where: Where | None, *, need_mpp: bool) -> Outcome:
+    """Open a slide and look for its resolution and tissue, without computing anything.
+
+    Parameters
+    ----------
+    job
+        Slide to look at.
+    where
+        Elements of stores that the work will use; ``None`` if no work is planned.
+    need_mpp
+        Whether the work needs the mpp of a slide with spots.
+    """
     start = time.monotonic()
     reset_peak()
     try:
         sdata = open_listed(job.slide)
-        outcome = _look(job, sdata, need_mpp=need_mpp)
+        outcome = _look(job, sdata, where, need_mpp=need_mpp)
     except Exception as error:  # noqa: BLE001  # every error of a slide is recorded, and the others go on
         return failed(job, error, seconds=time.monotonic() - start)
     return replace(outcome, seconds=round(time.monotonic() - start, 3), peak_mib=round(peak_mib(), 1))
 
 
-def _look(job: SlideJob, sdata: SpatialData, *, need_mpp: bool) -> Outcome:
+def _look(job: SlideJob, sdata: SpatialData, where: Where | None, *, need_mpp: bool) -> Outcome:
     status, n_spots = DONE, sum(len(table) for table in sdata.tables.values())
     bare = not (sdata.shapes or sdata.tables)
     try:
@@ -197,9 +214,13 @@ def _look(job: SlideJob, sdata: SpatialData, *, need_mpp: bool) -> Outcome:
         status = EMPTY
     if bare and status == DONE:
         n_spots = sum(len(shapes) for shapes in sdata.shapes.values())
-    mpp = _find(sdata, job.slide) if bare or need_mpp else None
-    value, source = _described(mpp)
-    return Outcome(id=job.slide.id, status=status, key=job.key, spots=n_spots, mpp=value, mpp_source=source)
+    mpp, source = _described(_find(sdata, job.slide)) if bare else (None, "")
+    if where is not None and status == DONE:  # as the work will open it
+        own = replace(where, image_key=job.slide.image_key, mpp=job.slide.mpp)
+        sections = [each for slide in open_slides(sdata, own, need_mpp=need_mpp) for each in slide.sections]
+        n_spots = sum(len(each.rows) for each in sections)
+        mpp, source = _common([each.describe() for each in sections])
+    return Outcome(id=job.slide.id, status=status, key=job.key, spots=n_spots, mpp=mpp, mpp_source=source)
 
 
 def failed(job: SlideJob, error: BaseException, *, seconds: float = 0.0) -> Outcome:

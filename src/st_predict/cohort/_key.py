@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import sha256
 from st_predict._keys import Keys
 from st_predict._version import __version__
@@ -22,9 +22,12 @@ __all__ = ["key_of", "read_note"]
 
 
 def key_of(slide: CohortSlide, settings: Mapping[str, Any]) -> str:
-    """Return the hash of everything that a result depends on: settings, version, and the slide's size and time."""
+    """Return the hash of everything that a result depends on: settings, version, and name, size and time of the slide.
+
+    The folder of the slide is not part of it, so that results stay valid when a cohort is moved.
+    """
     own = {"mpp": slide.mpp, "image_key": slide.image_key, "pitch_um": slide.pitch_um}
-    known = {**settings, "slide": own, "file": _stat(slide.path), "version": __version__}
+    known = {**settings, "slide": own, "files": _files_of(slide.path), "version": __version__}
     return sha256(json.dumps(known, sort_keys=True, default=_plain))[:32]
 
 
@@ -33,15 +36,13 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _stat(path: Path) -> list[int] | None:
-    """Return size and modification time in nanoseconds, of all files of a folder; ``None`` if there is no file."""
+def _files_of(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time in nanoseconds, of a file or of all files of a folder."""
     # MIRAX slides have their pixels in a folder of the same name
     paths = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
     files = [file for each in paths for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
-    if not files:
-        return None
-    stats = [file.stat() for file in files]
-    return [sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
+    stats = ((file.relative_to(path.parent).as_posix(), file.stat()) for file in files)
+    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
@@ -68,5 +69,5 @@ def _foreign(path: Path, why: str) -> InvalidValueError:
     return InvalidValueError(
         f"{str(path)!r} is not a result of a cohort: {why}. It is not replaced.",
         "move it away",
-        "give the slide another identifier",
+        Advice("choose another folder in {}", "out"),
     )

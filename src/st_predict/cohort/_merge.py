@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ from anndata import AnnData, read_h5ad
 from anndata.experimental import concat_on_disk
 from anndata.io import read_elem, write_elem
 
-from st_predict._errors import Advice, InvalidValueError
-from st_predict._files import whole
+from st_predict._errors import InvalidValueError
+from st_predict._files import sha256, whole
+from st_predict._keys import Keys
 from st_predict._record import Record
+from st_predict.cohort._key import read_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,34 +36,47 @@ _OF_A_SLIDE = {"sections", "warnings"}
 """Parameters in a record that differ between slides."""
 
 
-def join(results: Mapping[str, Path], out: Path) -> Path:
+def join(results: Mapping[Path, str], out: Path) -> None:
     """Write the rows of all results to one file; the column ``slide`` of ``.obs`` names their slide.
 
     Parameters
     ----------
     results
-        Files with at least one row, by slide.
+        Keys of the results, by file. Without any, there is no joined file, and one of an earlier run is removed.
     out
         File to write; an older one is replaced.
+
+    Raises
+    ------
+    ValueError
+        If a file has another key: a worker of an earlier run has written it since.
     """
     if not results:
-        raise InvalidValueError("No slide has spots, so there is nothing to join.", Advice("leave out {}", "merge"))
+        logger.warning("No slide has spots, so there is no %s.", out)
+        out.unlink(missing_ok=True)
+        return
+    for path, key in results.items():
+        if (note := read_note(path)) is None or note["key"] != key:
+            raise InvalidValueError(
+                f"{str(path)!r} was replaced or removed while this run worked.", "wait for other runs, and run again"
+            )
     with whole(out) as fresh:
+        first = next(iter(results))
         if len(results) == 1:  # which concat_on_disk only copies
-            _name_rows(*next(iter(results.items()))).write_h5ad(fresh)
+            _name_rows(first).write_h5ad(fresh)
         else:
-            paths = {name: str(path) for name, path in results.items()}
+            paths = {path.stem: str(path) for path in results}
             concat_on_disk(paths, str(fresh), label=SLIDE, index_unique=":", merge="same")
-        with h5py.File(next(iter(results.values()))) as one, h5py.File(fresh, "r+") as joined:
-            uns = read_elem(one["uns"])
-            write_elem(joined, "uns", _common(uns))
+        with h5py.File(first) as one, h5py.File(fresh, "r+") as joined:
+            note = {"key": sha256(*results.values()), "slides": [path.stem for path in results]}
+            uns = {**_common(read_elem(one["uns"])), Keys.COHORT: json.dumps(note)}
+            write_elem(joined, "uns", uns)
     logger.info("Joined %d slides in %s.", len(results), out)
-    return out
 
 
-def _name_rows(slide: str, path: Path) -> AnnData:
+def _name_rows(path: Path) -> AnnData:
     """Read a result and name its rows as :func:`~anndata.experimental.concat_on_disk` does."""
-    found = read_h5ad(path)
+    found, slide = read_h5ad(path), path.stem
     found.obs[SLIDE] = slide
     found.obs[SLIDE] = found.obs[SLIDE].astype("category")
     found.obs_names = found.obs_names + f":{slide}"

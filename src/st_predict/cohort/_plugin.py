@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import dask
 from distributed import WorkerPlugin, get_worker
 
-from st_predict.cohort._job import look_at, run_job
+from st_predict._errors import InvalidValueError
+from st_predict._version import __version__
+from st_predict.cohort._job import failed, look_at, run_job
 
 if TYPE_CHECKING:
+    from st_predict._where import Where
     from st_predict.cohort._job import Outcome, SlideJob
     from st_predict.cohort._tasks import Task
 
@@ -31,11 +34,26 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
     def __init__(self, task: Task | None, name: str) -> None:
         self.task = task
         self.name = name
+        self.version = __version__
+        self.error: Exception | None = None
 
     def setup(self, worker: Any) -> None:  # as distributed calls it
-        """Load the networks."""
-        self.loaded: Any = None if self.task is None else self.task.load()
+        """Load the networks. An error is kept too: that of a worker which joins later reaches nobody else."""
         self.lock = threading.Lock()  # a worker with several threads still has one slide in memory
+        self.loaded: Any = None
+        try:
+            self._check_version()
+            self.loaded = None if self.task is None else self.task.load()
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _check_version(self) -> None:
+        if self.version != __version__:
+            raise InvalidValueError(
+                f"A worker has st_predict {__version__}, and this run was started with {self.version}.",
+                "install the same version on all machines",
+            )
 
     def teardown(self, worker: Any) -> None:  # as distributed calls it
         """Free the networks."""
@@ -51,10 +69,11 @@ def run_on_worker(job: SlideJob, plugin: str) -> Outcome:
     """Do a job with the networks of the worker that runs it."""
     mine: TaskPlugin = get_worker().plugins[plugin]
     with mine.lock, _own_computations():
-        return run_job(job, mine.loaded)
+        return run_job(job, mine.loaded) if mine.error is None else failed(job, mine.error)
 
 
-def look_on_worker(job: SlideJob, plugin: str, *, need_mpp: bool) -> Outcome:
+def look_on_worker(job: SlideJob, plugin: str, *, where: Where | None, need_mpp: bool) -> Outcome:
     """Look at a slide, on the worker that would read it."""
-    with get_worker().plugins[plugin].lock, _own_computations():
-        return look_at(job, need_mpp=need_mpp)
+    mine: TaskPlugin = get_worker().plugins[plugin]
+    with mine.lock, _own_computations():
+        return look_at(job, where, need_mpp=need_mpp) if mine.error is None else failed(job, mine.error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import whole
 from st_predict._version import __version__
 from st_predict.cohort._job import FAILED
@@ -26,6 +27,8 @@ COLUMNS = (
     *("id", "status", "spots", "mpp", "mpp_source", "seconds", "peak_mib", "reused", "attempts", "key", "error"),
 )
 """Columns of the report."""
+
+_LONGEST = 4096  # bytes of a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,14 @@ class Report:
 
     @classmethod
     def begin(cls, path: Path, failures: Path) -> Report:
-        """Write the header; rows of slides that are not in this run are not kept."""
+        """Write the header; rows of slides that are not in this run are not kept.
+
+        Raises
+        ------
+        ValueError
+            If there is a file of this name other than a report.
+        """
+        _refuse_other(path)
         with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(COLUMNS)
         return cls(path, failures)
@@ -82,5 +92,24 @@ class Report:
 
     def read(self) -> pd.DataFrame:
         """Return the rows."""
-        frame = pd.read_csv(self.path, keep_default_na=False, na_values={"mpp": [""]}, dtype={"id": str, "key": str})
+        numbers = ("mpp", "seconds", "peak_mib")
+        frame = pd.read_csv(
+            self.path,
+            keep_default_na=False,
+            na_values={name: ["", "nan"] for name in numbers},
+            dtype={"id": str, "key": str, **dict.fromkeys(numbers, float)},
+        )
         return frame.set_index("id")
+
+
+def _refuse_other(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if file.readline(_LONGEST).decode(errors="replace").strip() in {",".join(COLUMNS), ""}:
+            return
+    raise InvalidValueError(
+        f"{str(path)!r} is not a report of a cohort. It is not replaced.",
+        "move it away",
+        Advice("choose another folder in {}", "out"),
+    )

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,23 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from st_predict._errors import InvalidValueError
+from st_predict._errors import Advice, InvalidValueError
 from st_predict._files import make_folder
 from st_predict._locks import locked
 from st_predict._progress import track
 from st_predict._validated import Count, File, Flag, Natural, check
 from st_predict.cohort._cluster import connected, need_distributed
-from st_predict.cohort._job import DONE, EMPTY, FAILED, Outcome, SlideJob, failed
+from st_predict.cohort._job import DONE, EMPTY, FAILED, Outcome, SlideJob
 from st_predict.cohort._key import key_of, read_note
 from st_predict.cohort._merge import MERGED, join
 from st_predict.cohort._report import COLUMNS, Report
 from st_predict.cohort._slides import of_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from distributed import Client
 
+    from st_predict._where import Where
     from st_predict.cohort._slides import CohortSlide
     from st_predict.cohort._tasks import Task
 
@@ -58,6 +60,11 @@ class Options:
         check("retries", self.retries, Natural)
         for name in ("check_first", "retry_failed", "merge"):
             check(name, getattr(self, name), Flag)
+        if self.merge and self.shard is not None and self.shard[1] != 1:
+            raise InvalidValueError(
+                f"The shard {self.shard[0]} of {self.shard[1]} is only a part of the slides that would be joined.",
+                Advice("leave out {}, and join in a run of all slides afterwards", "merge"),
+            )
 
 
 def run(
@@ -91,7 +98,9 @@ def run(
     mine = _absolute(of_shard(slides, options.shard))
     part = "" if options.shard is None else "-{}-of-{}".format(*options.shard)
     jobs = [SlideJob(slide=s, key=key_of(s, task.settings), path=folder / f"{s.id}.h5ad") for s in mine]
-    with locked(folder / f".lock{part}", folder=folder, what="run of a cohort"):
+    with _alone(folder, part):
+        if options.merge:
+            read_note(folder / MERGED)  # refuses another file
         notes = {job.slide.id: read_note(job.path) for job in jobs}
         report = Report.begin(folder / f"report{part}.csv", folder / "failed")
         todo = [job for job in jobs if not _is_known(job, notes[job.slide.id], report, options)]
@@ -99,13 +108,25 @@ def run(
         if todo:
             with connected(options.client, n_workers=options.n_workers, n_slides=len(todo), device=device) as client:
                 if options.check_first:
-                    _refuse_broken(_look_over(client, todo, need_mpp=need_mpp))
+                    _refuse_broken(_look_over(client, todo, task.where, need_mpp=need_mpp))
                 _work(client, todo, task, report, retries=options.retries)
-        found = report.read()
+        found = report.read().loc[[job.slide.id for job in jobs]]
         if options.merge:
-            whole = found.index[found["status"] == DONE]
-            join({name: folder / f"{name}.h5ad" for name in whole}, folder / MERGED)
+            join({job.path: job.key for job in jobs if found.loc[job.slide.id, "status"] == DONE}, folder / MERGED)
     return found
+
+
+@contextmanager
+def _alone(folder: Path, part: str) -> Iterator[None]:
+    """Keep other runs out of the folder; parts of one division may work in it at the same time."""
+    what, own = "run of a cohort", folder / f".lock{part}"
+    together = f"-of-{part.rpartition('-')[2]}" if part else None
+    with locked(own, folder=folder, what=what):
+        for other in folder.glob(".lock*"):
+            if other != own and not (together and other.name.endswith(together)):
+                with locked(other, folder=folder, what=what):  # of a dead process
+                    pass
+        yield
 
 
 def _absolute(slides: Sequence[CohortSlide]) -> list[CohortSlide]:
@@ -161,74 +182,47 @@ def _work(client: Client, jobs: Sequence[SlideJob], task: Task, report: Report, 
 
 
 def _finished(client: Client, jobs: Sequence[SlideJob], task: Task, retries: int) -> Iterator[tuple[Outcome, SlideJob]]:
-    """Yield outcomes as they come; errors of reading and of memory are tried again, after the other slides."""
+    """Yield outcomes as they come."""
+    from st_predict.cohort._futures import in_turn
     from st_predict.cohort._plugin import TaskPlugin, run_on_worker
 
     name = f"st_predict-{uuid.uuid4().hex[:12]}"
     client.register_plugin(TaskPlugin(task, name))
     try:
-        yield from _in_turn(client, jobs, partial(run_on_worker, plugin=name), retries=retries)
+        yield from in_turn(client, jobs, partial(run_on_worker, plugin=name), retries=retries)
     finally:
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            client.unregister_worker_plugin(name)
 
 
-def _in_turn(
-    client: Client, jobs: Sequence[SlideJob], function: Callable[[SlideJob], Outcome], *, retries: int
-) -> Iterator[tuple[Outcome, SlideJob]]:
-    from distributed import as_completed
-
-    def submit(job: SlideJob) -> Any:
-        future = client.submit(
-            function, job, key=f"{job.slide.id}-{uuid.uuid4().hex[:12]}", pure=False, priority=-job.attempt
-        )
-        todo[future.key] = job
-        return future
-
-    todo: dict[str, SlideJob] = {}
-    futures = [submit(job) for job in jobs]
-    ended = as_completed(futures)
-    del futures  # so that the scheduler forgets finished slides
-    try:
-        for future in ended:
-            job = todo.pop(future.key)
-            error = future.exception()
-            outcome = future.result() if error is None else _lost(job, error)
-            if outcome.may_pass and job.attempt < retries:
-                ended.add(submit(replace(job, attempt=job.attempt + 1)))
-                continue
-            yield outcome, job
-    finally:
-        client.cancel([future for future in ended.futures if not future.done()], force=True)
-
-
-def _lost(job: SlideJob, error: BaseException) -> Outcome:
-    """Return the outcome of a job whose workers died, which distributed has tried several times."""
-    return failed(job, error)
-
-
-def look_over_slides(slides: Sequence[CohortSlide], *, options: Options, need_mpp: bool) -> pd.DataFrame:
+def look_over_slides(slides: Sequence[CohortSlide], *, options: Options) -> pd.DataFrame:
     """Open all slides and look for resolution and tissue; return a row per slide."""
     need_distributed()
     mine = _absolute(of_shard(slides, options.shard))
     jobs = [SlideJob(slide=slide, key="", path=Path()) for slide in mine]
-    with connected(options.client, n_workers=options.n_workers, n_slides=len(jobs), device="cpu") as client:
-        found = _look_over(client, jobs, need_mpp=need_mpp)
+    found: list[Outcome] = []
+    if jobs:
+        with connected(options.client, n_workers=options.n_workers, n_slides=len(jobs), device="cpu") as client:
+            found = _look_over(client, jobs, None, need_mpp=False)
     columns = [name for name in COLUMNS if name not in {"id", "key", "reused", "attempts"}]
     rows = [{name: getattr(one, name) for name in columns} for one in found]
     return pd.DataFrame(rows, index=pd.Index([one.id for one in found], name="id"), columns=columns)
 
 
-def _look_over(client: Client, jobs: Sequence[SlideJob], *, need_mpp: bool) -> list[Outcome]:
+def _look_over(client: Client, jobs: Sequence[SlideJob], where: Where | None, *, need_mpp: bool) -> list[Outcome]:
     """Look at all slides, in the order of the list."""
+    from st_predict.cohort._futures import in_turn
     from st_predict.cohort._plugin import TaskPlugin, look_on_worker
 
     name = f"st_predict-{uuid.uuid4().hex[:12]}"
     client.register_plugin(TaskPlugin(None, name))
     try:
-        looks = _in_turn(client, jobs, partial(look_on_worker, plugin=name, need_mpp=need_mpp), retries=0)
+        look = partial(look_on_worker, plugin=name, where=where, need_mpp=need_mpp)
+        looks = in_turn(client, jobs, look, retries=0)
         seen = {outcome.id: outcome for outcome, _ in track(looks, "Looking at slides", len(jobs), unit="slide")}
     finally:
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            client.unregister_worker_plugin(name)
     return [seen[job.slide.id] for job in jobs]
 
 

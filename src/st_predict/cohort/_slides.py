@@ -85,6 +85,7 @@ def list_slides(slides: Slides, *, pitch_um: float) -> list[CohortSlide]:
     if reserved := sorted(RESERVED & {slide.id.casefold() for slide in found}):
         raise InvalidValueError(f"{reserved} are names of other results.", "give these slides other identifiers")
     _refuse_duplicates(found)
+    _warn_of_copies(found)
     return found
 
 
@@ -173,6 +174,17 @@ def _number(value: Any, name: str, row: int) -> float:
         raise InvalidValueError(
             f"The {name} in row {row} of the list must be a number, got {value!r}.", "correct it"
         ) from error
+
+
+def _warn_of_copies(slides: Iterable[CohortSlide]) -> None:
+    """Name slides that are the same work on one file, directly or by links."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for slide in slides:
+        work = slide.path.resolve(), slide.mpp, slide.image_key, slide.pitch_um
+        found.setdefault(work, []).append(slide.id)
+    for names in found.values():
+        if len(names) > 1:
+            logger.warning("The slides %s are one file, and each is done; leave out all but one.", names)
 
 
 def _refuse_duplicates(slides: Iterable[CohortSlide]) -> None:

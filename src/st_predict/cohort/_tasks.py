@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from st_predict import checkpoints, get
+from st_predict._errors import InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict._keys import Keys
 from st_predict._record import Record
@@ -22,6 +23,7 @@ from st_predict._stain import Stain
 from st_predict._validated import Count, Fields, Flag, Positive, Text, validated
 from st_predict._where import Where
 from st_predict.encoders import Encoder, EncoderSpec, count_features, load_encoder
+from st_predict.io import find_table
 from st_predict.tl import Draws, Ensemble, embed, predict_with
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class Loaded(Protocol):
 
 class Task(Protocol):
     """Work to do on every slide; small, because it is sent to the workers."""
+
+    @property
+    def where(self) -> Where:
+        """Elements of stores to use."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -139,8 +145,19 @@ class PredictTask:
 
     def load(self) -> Loaded:
         """Load the networks, on a worker."""
+        for name, digest, found in zip(self.models, self.digests, digests_of(self.models), strict=True):
+            if found != digest:
+                raise _other_file(name)
         ensemble = open_ensemble(self, self.machine.compute())
         return _LoadedPrediction(self, ensemble, replace(self.where, stain=ensemble.stain(self.stain)))
+
+
+def _other_file(name: str) -> InvalidValueError:
+    """Return the error for weights that are not those in the keys of the results."""
+    return InvalidValueError(
+        f"{name!r} is not the file that this run was started with.",
+        "do not change it meanwhile, and have the same file on all machines",
+    )
 
 
 def names_of(model: PathLike[str] | str | Trained | Sequence[PathLike[str] | str | Trained]) -> tuple[str, ...]:
@@ -253,7 +270,10 @@ class EmbedTask:
     def load(self) -> Loaded:
         """Load the encoder, on a worker."""
         self.machine.compute()  # refuses unknown devices
-        return _LoadedEncoder(self, load_encoder(self.encoder))
+        encoder = load_encoder(self.encoder)
+        if encoder.describe() != self.described:
+            raise _other_file(self.encoder.name)
+        return _LoadedEncoder(self, encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,17 +300,18 @@ class _LoadedEncoder:
             tissue_only=where.tissue_only,
             progress=False,
         )
-        return _features(sdata, task.key)
+        return _features(sdata, task)
 
     def empty(self) -> AnnData:
         return _no_rows([str(i) for i in range(count_features(self.encoder.spec) or 0)])
 
 
-def _features(sdata: SpatialData, key: str) -> AnnData:
+def _features(sdata: SpatialData, task: EmbedTask) -> AnnData:
     """Return an embedding as a separate object, with positions and record but without the pixels."""
-    table = next((table for table in sdata.tables.values() if key in table.obsm), None)
-    values = sdata.tables[key].X if table is None else table.obsm[key]
-    table = sdata.tables[key] if table is None else table
+    key, where = task.key, task.where
+    name = None if where.shapes_key is not None else find_table(sdata, where.table_key, bin_um=where.bin_um)
+    table = sdata.tables[key if name is None else name]
+    values = table.X if name is None else table.obsm[key]
     found = AnnData(np.asarray(values), obs=table.obs.copy())
     if Keys.SPATIAL in table.obsm:
         found.obsm[Keys.SPATIAL] = np.asarray(table.obsm[Keys.SPATIAL])

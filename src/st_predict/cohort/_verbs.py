@@ -90,7 +90,7 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
         Number of workers of a local cluster.
     shard
         Number of this part, from 1, and number of parts: ``(3, 20)`` does every 20th slide, from the third. For job
-        arrays, with one output folder for all parts.
+        arrays, with one output folder for all parts; parts of one division may work at the same time.
     check_first
         Whether to open all slides and look for resolution and tissue before any is computed (:func:`check_slides`); if
         one cannot be used, nothing is computed.
@@ -99,7 +99,8 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     retries
         Number of further attempts after errors of reading and of memory.
     merge
-        Whether to join all results in ``{out}/merged.h5ad``; ``.obs["slide"]`` names the slide.
+        Whether to join all results in ``{out}/merged.h5ad``, in the order of the list; ``.obs["slide"]`` names the slide.
+        Not for shards.
     pitch_um
         Distance between grid spots in micrometres, for slides without spots and without their own ``pitch_um``.
     table_key
@@ -141,7 +142,7 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     Returns
     -------
     DataFrame
-        The report, one row per slide, indexed by ``id``:
+        The report, one row per slide in the order of the list, indexed by ``id``:
 
         ``status``
             ``"done"``, ``"empty"`` (no tissue, no spots) or ``"failed"``.
@@ -162,14 +163,16 @@ def predict_many(  # noqa: PLR0913  # every argument is a keyword
     ModuleNotFoundError
         If dask's ``distributed`` is not installed: ``pip install "st-predict[cluster]"``.
     FileExistsError
-        If another run works in ``out`` (with shards: on the same shard).
+        If another run works in ``out``, except other parts of the same division.
     FileNotFoundError
         If the list or a checkpoint does not exist.
+    ConnectionError
+        If the scheduler ends; finished slides are kept.
     OSError
         If ``out`` cannot be written to, or its disk is full; finished slides are kept.
     ValueError
-        If the list is invalid, two slides have the same identifier, ``out`` has a file of the name of a result that is
-        none, arguments do not fit the model, or, with ``check_first``, a slide cannot be used.
+        If the list is invalid, two slides have the same identifier, ``out`` has another file with the name of a result,
+        arguments do not fit the model, or, with ``check_first``, a slide cannot be used.
 
     Examples
     --------
@@ -381,4 +384,4 @@ def check_slides(
     'failed'
     """
     options = Options(client=client, n_workers=n_workers, shard=shard)
-    return look_over_slides(list_slides(slides, pitch_um=pitch_um), options=options, need_mpp=False)
+    return look_over_slides(list_slides(slides, pitch_um=pitch_um), options=options)
