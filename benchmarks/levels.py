@@ -43,6 +43,7 @@ BLOCK_UM, N_DRAWS = 600.0, 1000
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "simulated" / "levels.json", ROOT / "docs" / "benchmarks.md"
 
+Scores = dict[tuple[str, str], "NDArray[np.float64]"]  # per network and kind of gene: of the data, then of each draw
 Scored = dict[str, "tuple[pd.DataFrame, dict[str, pd.DataFrame]]"]  # per section: expected, predicted per network
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--out", type=Path, help="JSON file for what was measured")
+    parser.add_argument("--work", type=Path, help="folder for finished seeds, which are not run again")
     parser.add_argument("--keep", action="store_true", help="put the scores into the project")
     args = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(message)s")
@@ -66,21 +68,31 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train and score both networks for each seed."""
-    draws: dict[tuple[str, str], list[NDArray[np.float64]]] = {(n, k): [] for n in NETWORKS for k in KINDS}
-    each = []
+    each, seeds = [], []
     for seed in args.seeds[:1] if args.quick else args.seeds:
-        scored, kinds = run(seed, quick=args.quick, epochs=1 if args.quick else args.epochs)
-        found = bootstrap(scored, kinds, seed)
-        for key, values in found.items():
-            draws[key].append(values)
-        each.append({f"{name}, {kind}": round(float(values[0]), 4) for (name, kind), values in found.items()})
-        print(json.dumps({"seed": seed, **each[-1]}), flush=True)
-    mean = {key: np.mean(values, axis=0) for key, values in draws.items()}
+        each.append(scores_of(seed, args))
+        seeds.append({f"{name}, {kind}": round(float(found[0]), 4) for (name, kind), found in each[-1].items()})
+        print(json.dumps({"seed": seed, **seeds[-1]}), flush=True)
+    mean = {key: np.mean([one[key] for one in each], axis=0) for key in each[0]}
     rows = [{"variant": kind, **row_of(mean, kind)} for kind in KINDS]
-    return {"rows": rows, "seeds": each, "epochs": args.epochs}
+    return {"rows": rows, "seeds": seeds, "epochs": args.epochs}
 
 
-def row_of(mean: dict[tuple[str, str], NDArray[np.float64]], kind: str) -> dict[str, float]:
+def scores_of(seed: int, args: argparse.Namespace) -> Scores:
+    """Draws of the mean scores of a seed, from the working folder if they are there."""
+    keys = [(network, kind) for network in NETWORKS for kind in KINDS]
+    kept = args.work and args.work / f"{seed}.npy"
+    if kept and kept.exists():
+        return dict(zip(keys, np.load(kept), strict=True))
+    scored, kinds = run(seed, quick=args.quick, epochs=1 if args.quick else args.epochs)
+    found = bootstrap(scored, kinds, seed)
+    if kept:
+        args.work.mkdir(parents=True, exist_ok=True)
+        np.save(kept, np.array([found[key] for key in keys]))
+    return found
+
+
+def row_of(mean: Scores, kind: str) -> dict[str, float]:
     """Scores of both networks, their difference, and its interval; the first draw is the data itself."""
     one, three = (mean[name, kind] for name in NETWORKS)
     low, high = np.quantile((three - one)[1:], [0.025, 0.975])
@@ -124,7 +136,7 @@ def run(seed: int, *, quick: bool, epochs: int) -> tuple[Scored, pd.Series]:
     return scored, kinds
 
 
-def bootstrap(scored: Scored, kinds: pd.Series, seed: int) -> dict[tuple[str, str], NDArray[np.float64]]:
+def bootstrap(scored: Scored, kinds: pd.Series, seed: int) -> Scores:
     """Mean score per network and kind of gene: first of all spots, then of each draw of blocks."""
     found: dict[tuple[str, str], list[NDArray[np.float64]]] = {(n, k): [] for n in NETWORKS for k in KINDS}
     rng = np.random.default_rng(seed)
