@@ -81,6 +81,7 @@ def rows_of(name: str, sections: dict[str, SpatialData], args: argparse.Namespac
         allow_shared=[SAME_PATIENT[0]],
         preset="paper",
         mpp={"crops": MPP, "cells": CELL_MPP}.get(spec.reads(spec.hparams).kind),
+        hparams={"size": spec.hparams["size"]} if spec.paper.hparams else None,  # crops of 224 px take hours here
         config={"epochs": epochs, "batch_size": args.batch_size},
     )
     minutes = (time.perf_counter() - start) / 60

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from st_predict.models import list_models
@@ -23,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
 ]
 
-BY_HAND = {"triplex_simulated"}  # six trainings
+BY_HAND = {"triplex_simulated", "levels"}  # six trainings; scores instead of ratios
 SCRIPTS = sorted(
     path
     for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py")
@@ -145,6 +147,49 @@ def test_the_page_shows_the_scores_of_all_models() -> None:
     assert script.fill(page, figures) == page
     assert set(list_models()) - {row["variant"] for row in figures["rows"]} <= {"triplex"}  # not run yet
     assert all(f"| `{name}` |" in page for name in list_models() if name != "mean")
+
+
+def test_levels_are_compared_on_patients_that_did_not_train(tmp_path: Path) -> None:
+    script, out = SCRIPTS[0].with_name("levels.py"), tmp_path / "levels.json"
+    done = subprocess.run(
+        [sys.executable, script, "--quick", "--out", out], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["variant"] for row in figures["rows"]] == ["spot", "near", "far", "cross"]
+    for row in figures["rows"]:
+        assert row["difference"] == pytest.approx(row["three"] - row["one"], abs=2e-4)
+        assert row["low"] < row["high"]
+        assert f"| {row['variant']} | {row['one']:.3f} |" in done.stdout
+    assert len(figures["seeds"]) == 1
+
+
+def test_draws_of_blocks_are_correlated_as_if_their_spots_were_repeated() -> None:
+    script = load("levels")
+    rng = np.random.default_rng(0)
+    block = script.block_of(pd.Index([f"P1S1_{col}x{row}" for col in range(1, 8) for row in range(1, 8)]))
+    assert len(block) == 49
+    assert np.unique(block, return_counts=True)[1].max() == 9  # 3 x 3 spots
+    weights = script.draw_weights(rng, block)
+    assert (weights[0] == 1).all()
+    assert all(len(set(draw[block == one])) == 1 for draw in weights[:5] for one in set(block))
+    a, b = rng.normal(size=(2, 49, 3))
+    found = script.weighted_pearson(a, a + b, weights)
+    for draw, scores in zip(weights[:5].astype(int), found, strict=False):
+        rows = np.repeat(np.arange(49), draw)
+        expected = [np.corrcoef(a[rows, gene], (a + b)[rows, gene])[0, 1] for gene in range(3)]
+        np.testing.assert_allclose(scores, expected)
+
+
+def test_the_page_shows_what_levels_give_and_levels_help() -> None:
+    script = load("levels")
+    figures = json.loads(script.RESULTS.read_text(encoding="utf-8"))
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.fill(page, figures) == page
+    assert len(figures["seeds"]) == 3
+    low = {row["variant"]: row["low"] for row in figures["rows"]}
+    assert low["far"] > 0
+    assert low["cross"] > 0
 
 
 def test_the_page_shows_the_scores_with_and_without_stain() -> None:

@@ -112,7 +112,9 @@ def _levels(spec: ModelSpec) -> str:
 def _presets(spec: ModelSpec) -> str:
     recommended = _differences(spec.recommended, RECOMMENDED) or "no setting of its own"
     original = _differences(spec.original, Preset()) or 'the same as `"paper"`'
+    paper = _differences(spec.paper, Preset()) or "the setting common to all models"
     return f"""- `preset="recommended"`: {recommended}.
+- `preset="paper"`: {paper}. {spec.paper.notes}
 - `preset="original"`: {original}. {spec.original.notes}"""
 
 

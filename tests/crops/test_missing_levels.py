@@ -60,3 +60,23 @@ def test_the_error_names_the_resolution_that_suffices(reader):
         batch_of(reader, coarse, 0.8)
     with pytest.raises(ValueError, match=r"has 2 um/px, the model needs 1 um/px or finer"):
         batch_of(reader, coarse, 2.0, missing_levels="mask")
+
+
+@pytest.mark.parametrize(
+    ("shape", "missing"),
+    [
+        (None, [False] * 3),
+        ((256, 900), [False] * 3),
+        ((255, 200), [False, False, True]),
+        ((60, 900), [False, True, True]),
+    ],
+)
+def test_levels_wider_than_the_image_are_missing_but_for_the_finest(shape, missing):
+    """Fields of view are 64, 128 and 256 px."""
+    how = {"downsamples": [1.0], "shape": shape}
+    spec = CropSpec(levels=tuple(LevelSpec(size=64, downsample=2**k) for k in range(3)))
+    plan = plan_crops(np.array([[30.0, 30.0]]), spec, **how, missing_levels="mask")
+    assert [level.missing for level in plan] == missing
+    assert not any(level.missing for level in plan_crops(np.array([[30.0, 30.0]]), spec, **how))
+    with pytest.raises(ValueError, match=r"shape\.0 must be at least 1, got 0"):
+        plan_crops(np.array([[30.0, 30.0]]), spec, downsamples=[1.0], shape=(0, 5))

@@ -133,7 +133,7 @@ def test_hyper_parameters_of_the_paper_need_the_crops_of_the_paper(spec):
 
 
 def test_the_hyper_parameters_are_stored_as_they_are(spec):
-    for hparams in (spec.hparams, spec.tiny, spec.original.hparams, spec.recommended.hparams):
+    for hparams in (spec.hparams, spec.tiny, spec.original.hparams, spec.paper.hparams, spec.recommended.hparams):
         assert json.loads(json.dumps(hparams)) == hparams
 
 

@@ -27,6 +27,7 @@ from st_predict.models.hist2st import (
     turned,
     zinb_loss,
 )
+from st_predict.pp import to_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -390,9 +391,19 @@ def test_loss_without_training_is_that_of_prediction_and_counts():
     assert torch.equal(net.loss(batch), net.loss(batch))
 
 
-def test_original_loss_is_that_of_the_logarithm_of_base_10():
-    factor = SPEC.original.hparams["zinb"] / SPEC.hparams["zinb"]
-    assert factor == pytest.approx(np.log(1e3) ** 2 / np.log10(1e3) ** 2, rel=1e-4)  # of a squared error
+def test_original_loss_has_the_published_weights_on_the_published_target():
+    hparams, target = SPEC.hparams | dict(SPEC.original.hparams), SPEC.original.target
+    assert (hparams["zinb"], hparams["distill"]) == (0.25, 0.5)
+    counts = np.array([[3, 0, 7, 90], [0, 5, 1, 14]])
+    expected = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(to_target(counts, target, panel_index=[0, 1, 2, 3]), expected, rtol=1e-6)
+
+
+def test_size_of_the_paper_s_table_is_that_of_its_preset():
+    with torch.device("meta"):
+        net = SPEC.build_with(250, {**SPEC.hparams, **SPEC.paper.hparams})
+    assert sum(p.numel() for p in net.parameters()) == 759_917_997
+    assert SPEC.crop_for({**SPEC.hparams, **SPEC.paper.hparams}).levels[0].size == 224
 
 
 @torch.no_grad()

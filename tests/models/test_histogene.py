@@ -12,8 +12,10 @@ from scipy.special import erf, softmax
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from st_predict._training import get_preset
 from st_predict.crops import Batch
 from st_predict.models.histogene import SPEC, HisToGene, convert
+from st_predict.pp import to_target
 
 TINY = dict(SPEC.tiny)
 
@@ -46,6 +48,19 @@ def make_net(**hparams: Any) -> HisToGene:
 def test_number_of_parameters(n_genes, hparams, n_params):
     with torch.device("meta"):
         assert sum(p.numel() for p in HisToGene(n_genes, **hparams).parameters()) == n_params
+
+
+def test_size_of_the_paper_s_table_is_that_of_its_preset():
+    with torch.device("meta"):
+        net = SPEC.build_with(250, {**SPEC.hparams, **SPEC.paper.hparams})
+    assert sum(p.numel() for p in net.parameters()) == 188_118_266
+    assert get_preset(SPEC, "paper") is SPEC.paper
+
+
+def test_original_target_is_the_logarithm_of_base_10():
+    counts = np.array([[3, 0, 7, 90], [0, 5, 1, 14]])
+    expected = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(to_target(counts, SPEC.original.target, panel_index=[0, 1, 2, 3]), expected, rtol=1e-6)
 
 
 def test_pixels_are_grey_values():

@@ -30,6 +30,28 @@ def test_on_a_lattice_the_order_of_the_spots_does_not_matter() -> None:
     assert lattice[rows[7]].tolist() == [[0, 1], [1, 0], [1, 2]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+def test_on_a_hexagonal_lattice_neither_order_nor_origin_matters(angle: float, dtype: torch.dtype) -> None:
+    """Eight neighbours are the first six and two of the next six, which tie."""
+    row, col = (index.ravel() for index in np.mgrid[:9, :10])
+    x, y = 100 * (col + row % 2 / 2), 100 * np.sqrt(3) / 2 * row
+    turned = np.column_stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y])
+    rows, there = nearest_spots(torch.from_numpy(turned).to(dtype), 8)
+    assert there.all()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        order, shift = rng.permutation(90), rng.uniform(0, 20_000, 2)
+        moved, _ = nearest_spots(torch.from_numpy((turned + shift)[order]).to(dtype), 8)
+        for ours, theirs in zip(rows[order], order[moved], strict=True):
+            assert set(ours.tolist()) == set(theirs.tolist())
+    inner = 4 * 10 + 5
+    assert np.allclose(cdist(turned[[inner]], turned[rows[inner, :6]]), 100)
+    second = np.flatnonzero(np.isclose(cdist(turned[[inner]], turned)[0], 100 * np.sqrt(3)))
+    least = sorted(second, key=lambda spot: tuple((turned[spot] - turned[inner]).round(6)))[:2]
+    assert rows[inner, 6:].tolist() == least
+
+
 def test_no_neighbour_is_of_another_section() -> None:
     xy = torch.tensor([[0.0, 0], [0.1, 0], [5, 0], [5.1, 0], [5.2, 0], [99, 99]])
     rows, there = nearest_spots(xy, 3, torch.tensor([0, 1, 0, 1, 0, 2]))

@@ -55,6 +55,30 @@ def test_the_network_sees_the_levels_that_are_there(sdata, checkpoint, caplog):
     assert "coarser than the levels [0]" in " ".join(params["warnings"])
 
 
+def test_a_level_wider_than_the_image_is_masked_as_well(sdata, checkpoint, caplog):
+    path = checkpoint(mpp=0.5)  # fields of view of 128, 256 and 512 px at 0.25 um/px; the image has 400 x 600 px
+    stp.tl.predict(sdata, path, mpp=0.25, key_added="masked", missing_levels="mask", **FLOAT32)
+    assert "the levels [2] of 3 that the network reads, or narrower" in caplog.text
+    network, _ = checkpoints.load(path)
+    image = sdata["he"]["scale0"]["image"].to_numpy()
+    centres = stp.io.read_spots(sdata).xy
+    levels = [np.stack([square(image, xy, side, 64) for xy in centres]) for side in (128, 256)]
+    unseen = torch.randint(256, (len(centres), 3, 64, 64), dtype=torch.uint8)
+    batch = Batch(
+        crops=(*map(torch.from_numpy, levels), unseen),
+        index=torch.arange(len(centres)),
+        level_mask=torch.tensor([True, True, False]).repeat(len(centres), 1),
+    )
+    with torch.no_grad():
+        expected = network.eval()(batch).numpy()
+    found = sdata["table"].obsm["masked"]
+    inside = np.isfinite(found).all(1)
+    assert inside.any()
+    np.testing.assert_allclose(found[inside], expected[inside], atol=0.02 * expected.std())
+    stp.tl.predict(sdata, path, mpp=0.25, key_added="padded", **FLOAT32)
+    assert np.abs(sdata["table"].obsm["padded"][inside] - expected[inside]).max() > 0.1 * expected.std()
+
+
 def test_an_image_with_all_levels_is_predicted_as_ever(sdata, checkpoint, caplog):
     for key, option in (("plain", "error"), ("masked", "mask")):
         stp.tl.predict(sdata, checkpoint(mpp=0.5), mpp=0.5, key_added=key, missing_levels=option, **FLOAT32)

@@ -55,7 +55,7 @@ def warn_of_missing_levels(section: Section, crop: CropSpec) -> None:
     """Log which levels of a crop the image lacks."""
     if lacking := section.lacks(crop):
         logger.warning(
-            "Image %r is coarser than the levels %s of %d that the network reads: they are masked, and the prediction "
-            "rests on the others.",
+            "Image %r is coarser than the levels %s of %d that the network reads, or narrower: they are masked, and the "
+            "prediction rests on the others.",
             *(section.image_key, lacking, len(crop.levels)),
         )

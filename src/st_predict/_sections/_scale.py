@@ -32,8 +32,9 @@ _SAMPLED = 2000
 
 
 def field_px(section: Section, crop: CropSpec) -> float:
-    """Return the side of the widest field of view in level-0 pixels."""
-    widest = max(level.size * level.downsample for level in crop.levels)
+    """Return the side of the widest field of view in level-0 pixels; masked levels do not count."""
+    lacking = section.lacks(crop) if section.missing_levels == "mask" else []
+    widest = max(level.fov for i, level in enumerate(crop.levels) if i not in lacking)
     return widest if crop.mpp is None or section.mpp is None else widest * crop.mpp / section.mpp.value
 
 

@@ -92,7 +92,7 @@ class Section:
     stain
         Stain of the image, if colours are normalised to a reference.
     missing_levels
-        Handling of crop levels that are finer than the image: refused, or masked.
+        Handling of crop levels that are finer than the image: refused, or masked, as are those wider than the image.
     """
 
     region: str
@@ -109,7 +109,10 @@ class Section:
         """Plan the crops of some spots, by default of every spot."""
         mpp = None if self.mpp is None else self.mpp.value
         xy = self.spots.xy if rows is None else self.spots.xy[rows]
-        levels = partial(plan_crops, downsamples=self.reader.downsamples, offsets=level_offsets(self.reader))
+        reader = self.reader
+        levels = partial(
+            plan_crops, downsamples=reader.downsamples, shape=reader.level_shapes[0], offsets=level_offsets(reader)
+        )
         try:
             return levels(xy, crop, mpp=mpp, missing_levels=self.missing_levels)
         except StPredictError as error:
@@ -117,7 +120,7 @@ class Section:
             raise error.about(f"Image {self.image_key!r}{source}:") from None
 
     def lacks(self, crop: CropSpec) -> list[int]:
-        """Levels of a crop that are finer than the image, finest first."""
+        """Masked levels of a crop, finest first: finer or wider than the image."""
         return [i for i, level in enumerate(self.plan(crop, np.empty(0, np.int64))) if level.missing]
 
     def batches(self, crop: CropSpec, *, batch_size: int | None, device: torch.device | None = None) -> Iterator[Batch]:

@@ -20,10 +20,9 @@ from st_predict._validated import (
     Probability,
     validated,
 )
-from st_predict.models import Preset
 
 if TYPE_CHECKING:
-    from st_predict.models import ModelSpec
+    from st_predict.models import ModelSpec, Preset
 
 __all__ = ["TrainConfig", "configure", "get_preset"]
 
@@ -156,7 +155,7 @@ def get_preset(spec: ModelSpec, name: str) -> Preset:
     ValueError
         If the preset does not exist.
     """
-    presets = {"recommended": spec.recommended, "paper": Preset(), "original": spec.original}
+    presets = {"recommended": spec.recommended, "paper": spec.paper, "original": spec.original}
     if name not in presets:
         raise InvalidValueError(f"preset must be one of {list(presets)}, got {name!r}.")
     return presets[name]

@@ -9,7 +9,7 @@ import numpy as np
 
 from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
 from st_predict._keys import Keys
-from st_predict._validated import Positive, check
+from st_predict._validated import Count, Positive, check
 from st_predict.specs import CropSpec
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def plan_crops(
     mpp: float | None = None,
     offsets: Sequence[tuple[float, float]] | None = None,
     missing_levels: Literal["error", "mask"] = "error",
+    shape: tuple[int, int] | None = None,
 ) -> tuple[LevelPlan, ...]:
     """Plan the crops around spot centres.
 
@@ -87,7 +88,11 @@ def plan_crops(
     offsets
         Left and top edge ``(x, y)`` of each stored level in pixels of level 0; by default (0, 0). See :func:`st_predict.io.level_offsets`.
     missing_levels
-        Handling of levels with finer pixels than the image has: ``"error"`` refuses, ``"mask"`` marks them as missing.
+        Handling of levels that cannot be had: ``"error"`` refuses levels with finer pixels than the image has, ``"mask"``
+        marks them as missing; so are levels with a field of view wider than the image, if ``shape`` is given, except the
+        finest that can be read.
+    shape
+        Height and width of level 0 in pixels. Without it, or with ``"error"``, what lies outside the image is padded.
 
     Returns
     -------
@@ -118,10 +123,13 @@ def plan_crops(
     if len(edges) != len(downsamples):
         raise InvalidValueError(f"offsets must be one per level, got {len(edges)} for {len(downsamples)} levels.")
     mask = check("missing_levels", missing_levels, Literal["error", "mask"]) == "mask"
+    sides = check("shape", shape, tuple[Count, Count] | None)
     base, finest = _base_downsample(spec, mpp), min(downsamples)
     present = [_is_fine_enough(finest, base * level.downsample) for level in spec.levels]
     if not all(present) and not (mask and any(present)):
         _refuse_coarse(spec, mpp, base, all_levels=not any(present))
+    if mask and sides:
+        present = _inside(spec, base, present, side=min(sides))
     return tuple(
         _plan_level(xy, level, base * level.downsample, downsamples=downsamples, edges=edges)
         if here
@@ -158,6 +166,13 @@ def _base_downsample(spec: CropSpec, mpp: float | None) -> float:
 def _is_fine_enough(finest: float, downsample: float) -> bool:
     """Whether the finest stored level has pixels at most as wide as ``downsample``."""
     return finest <= downsample * (1 + _RTOL)
+
+
+def _inside(spec: CropSpec, base: float, present: list[bool], *, side: int) -> list[bool]:
+    """Of the levels that are present, leave those not wider than the image, and the finest in any case."""
+    first = present.index(True)
+    fits = [level.fov * base <= side * (1 + _RTOL) for level in spec.levels]
+    return [here and (i == first or fits[i]) for i, here in enumerate(present)]
 
 
 def _refuse_coarse(spec: CropSpec, mpp: float | None, base: float, *, all_levels: bool) -> NoReturn:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from st_predict._public import show_only
 from st_predict.datasets._catalogues import hest, list_hest, list_stimage
+from st_predict.datasets._expression import SectionTruth
 from st_predict.datasets._her2st import her2st
 from st_predict.datasets._legacy import cscc, hbc
 from st_predict.datasets._panels import list_panels, panel
-from st_predict.datasets._simulate import SectionTruth, Simulation, simulate, toy
+from st_predict.datasets._simulate import Simulation, simulate, toy
 from st_predict.datasets._splits import Fold, list_splits, splits
 
 __all__ = [

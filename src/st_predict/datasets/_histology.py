@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
     Map = NDArray[np.floating]
 
-__all__ = ["GRID_UM", "Histology", "Style", "draw_style", "grow_tissue"]
+__all__ = ["GRID_UM", "Histology", "Style", "draw_style", "grow_tissue", "smooth_noise"]
 
 GRID_UM = 4.0
 """Pixel width of the plan, in micrometres. Coarser than the image: the plan has outlines, the rendering has detail."""
 
 FAR_UM = 1000.0
 """Distance to structures that are absent."""
+
+TURN, SLIDE_UM, MOVED_UM, STRETCH_UM = 0.02, 15.0, 20.0, 300.0
+"""Differences between cuts of a block, as standard deviations: angle in radians, shift, and a displacement that varies
+over ``STRETCH_UM``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +95,12 @@ class Histology:
     nuclei: pd.DataFrame
 
 
-def draw_style(rng: np.random.Generator) -> Style:
-    """Draw the properties shared by one patient's sections."""
-    stains = np.array([[0.60, 0.71, 0.37], [0.16, 0.86, 0.48]]) + rng.normal(0, 0.03, (2, 3))
+def draw_style(rng: np.random.Generator, *, shift: float = 1.0) -> Style:
+    """Draw the properties shared by one patient's sections; ``shift`` scales the differences in stain."""
+    stains = np.array([[0.60, 0.71, 0.37], [0.16, 0.86, 0.48]]) + rng.normal(0, 0.03 * shift, (2, 3))
     return Style(
         stains=stains / np.linalg.norm(stains, axis=1, keepdims=True),
-        strength=np.exp(rng.normal(0, 0.12, 2)),
+        strength=np.exp(rng.normal(0, 0.12 * shift, 2)),
         nests=rng.normal(0, 0.15),
         glands=rng.normal(0, 0.15),
         fat=rng.normal(0, 0.2),
@@ -105,9 +109,21 @@ def draw_style(rng: np.random.Generator) -> Style:
     )
 
 
-def grow_tissue(rng: np.random.Generator, style: Style, *, shape: tuple[int, int], mpp: float) -> Histology:
-    """Simulate one section of ``shape`` (height, width) pixels."""
-    plan = _draw_plan(rng, style, shape=shape, mpp=mpp)
+def grow_tissue(
+    rng: np.random.Generator,
+    style: Style,
+    *,
+    shape: tuple[int, int],
+    mpp: float,
+    block: np.random.Generator | None = None,
+) -> Histology:
+    """Simulate one section of ``shape`` (height, width) pixels.
+
+    ``block`` draws the plan of all cuts of one block; each is deformed a little.
+    """
+    plan = (
+        _draw_plan(rng, style, shape=shape, mpp=mpp) if block is None else _cut(rng, block, style, shape=shape, mpp=mpp)
+    )
     nuclei = _place_nuclei(rng, style, plan)
     image = _render(rng, style, plan, nuclei, shape=shape, mpp=mpp)
     inside = plan.body > 0
@@ -120,11 +136,30 @@ def grow_tissue(rng: np.random.Generator, style: Style, *, shape: tuple[int, int
     )
 
 
+def _cut(
+    rng: np.random.Generator, block: np.random.Generator, style: Style, *, shape: tuple[int, int], mpp: float
+) -> Plan:
+    """Plan of one cut of a block: moved, turned and stretched a little."""
+    plan = _draw_plan(block, style, shape=shape, mpp=mpp)
+    grid = plan.body.shape
+    place = np.indices(grid, np.float32)
+    centre = np.array(grid, np.float32)[:, None, None] / 2
+    angle = np.float32(rng.normal(0, TURN))
+    y, x = place - centre
+    place += angle * np.stack([x, -y]) + rng.normal(0, SLIDE_UM / GRID_UM, (2, 1, 1)).astype(np.float32)
+    place += np.stack([smooth_noise(rng, grid, STRETCH_UM / GRID_UM) for _ in grid]) * np.float32(MOVED_UM / GRID_UM)
+    moved = {
+        field.name: ndimage.map_coordinates(getattr(plan, field.name), place, order=1, mode="nearest")
+        for field in fields(plan)
+    }
+    return Plan(**moved)
+
+
 def _draw_plan(rng: np.random.Generator, style: Style, *, shape: tuple[int, int], mpp: float) -> Plan:
     grid = (int(np.ceil(shape[0] * mpp / GRID_UM)), int(np.ceil(shape[1] * mpp / GRID_UM)))
 
     def noise(scale_um: float) -> Map:
-        return _smooth_noise(rng, grid, scale_um / GRID_UM)
+        return smooth_noise(rng, grid, scale_um / GRID_UM)
 
     body = _outline(grid) + 45 * noise(110) + 12 * noise(25)
     region = noise(260)
@@ -147,7 +182,7 @@ def _draw_plan(rng: np.random.Generator, style: Style, *, shape: tuple[int, int]
     )
 
 
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Map:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Map:
     """Gaussian noise of unit variance, blurred with a standard deviation of ``scale`` cells."""
     step = max(1.0, scale / 3)
     sigma = scale / step
@@ -183,7 +218,7 @@ def _glands(rng: np.random.Generator, style: Style, grid: tuple[int, int], regio
     distance, nearest = _nearest(centres, grid, k=2)
     depth = radius[nearest] - distance
     hollow = radius[nearest] - rng.uniform(15, 30, len(centres)).astype(np.float32)[nearest] - distance
-    wobble = 7 * _smooth_noise(rng, grid, 25 / GRID_UM)
+    wobble = 7 * smooth_noise(rng, grid, 25 / GRID_UM)
     return depth.max(axis=-1) + wobble, hollow.max(axis=-1) + wobble
 
 
@@ -227,7 +262,7 @@ def _aggregates(rng: np.random.Generator, style: Style, grid: tuple[int, int]) -
     radius = rng.uniform(45, 115, n).astype(np.float32)
     distance, nearest = _nearest(centres, grid, k=2)
     reach = (1 - distance / radius[nearest]).max(axis=-1)
-    ragged = reach + 0.35 * _smooth_noise(rng, grid, 14 / GRID_UM)
+    ragged = reach + 0.35 * smooth_noise(rng, grid, 14 / GRID_UM)
     return np.clip(2.5 * ragged, 0, 0.9) * (reach > 0) + 0.02
 
 
@@ -299,7 +334,7 @@ def _render(
     rng: np.random.Generator, style: Style, plan: Plan, nuclei: pd.DataFrame, *, shape: tuple[int, int], mpp: float
 ) -> NDArray[np.uint8]:
     ground_h, ground_e = _ground(rng, plan, shape=shape, mpp=mpp)
-    chromatin = 1 + 0.16 * _smooth_noise(rng, shape, max(0.9 / mpp, 0.5))
+    chromatin = 1 + 0.16 * smooth_noise(rng, shape, max(0.9 / mpp, 0.5))
     stamped = _stamp(nuclei, shape, mpp=mpp) * chromatin
     covered = (stamped * 1.6).clip(0, 1)
     hematoxylin = ground_h * (1 - 0.6 * covered) + stamped
@@ -313,8 +348,8 @@ def _ground(rng: np.random.Generator, plan: Plan, *, shape: tuple[int, int], mpp
     def full(name: str) -> Map:
         return _to_image(getattr(plan, name), shape, mpp=mpp)
 
-    grain = _smooth_noise(rng, shape, 1.3 / mpp)
-    cloud = _smooth_noise(rng, shape, 9 / mpp)
+    grain = smooth_noise(rng, shape, 1.3 / mpp)
+    cloud = smooth_noise(rng, shape, 9 / mpp)
     body = _soft(full("body") + 2 * cloud, 2.0)
     epithelium = _soft(full("epithelium") + 1.2 * cloud, 1.0)
     lumen = _soft(full("lumen") + 1.0 * cloud, 1.2)
@@ -323,7 +358,7 @@ def _ground(rng: np.random.Generator, plan: Plan, *, shape: tuple[int, int], mpp
     stroma_e = _fill_fat(rng, plan, stroma_e, mpp=mpp)
     cytoplasm_e = 0.27 + 0.03 * cloud + 0.03 * grain
     cytoplasm_h = 0.17 + 0.03 * cloud + 0.02 * grain
-    secretion = np.clip(0.12 + 0.2 * _smooth_noise(rng, shape, 40 / mpp), 0, 0.35)
+    secretion = np.clip(0.12 + 0.2 * smooth_noise(rng, shape, 40 / mpp), 0, 0.35)
     tissue = body * (1 - lumen * epithelium * (1 - secretion))
     eosin = tissue * (stroma_e + epithelium * (cytoplasm_e - stroma_e))
     hematoxylin = tissue * (0.10 * stroma_e + epithelium * (cytoplasm_h - 0.10 * stroma_e))
@@ -346,7 +381,7 @@ def _fibres(rng: np.random.Generator, contour_um: Map, *, mpp: float) -> Map:
     fine = ndimage.gaussian_filter(table, (2.0, 5.0), mode="wrap")
     coarse = ndimage.gaussian_filter(table[::-1], (9.0, 3.0), mode="wrap")
     table = fine / fine.std() + coarse / coarse.std()
-    drift = _smooth_noise(rng, contour_um.shape, 30 / mpp)
+    drift = smooth_noise(rng, contour_um.shape, 30 / mpp)
     row = (contour_um * np.float32(2.0)).astype(np.int32) % across
     col = (drift * np.float32(20.0)).astype(np.int32) % along
     return table[row, col] / np.float32(np.sqrt(2))

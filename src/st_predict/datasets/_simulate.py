@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import dask.array as da
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
@@ -21,20 +20,36 @@ from st_predict._keys import Keys
 from st_predict._multiscale import halve, image_of_levels, transformations
 from st_predict._progress import shows_progress, track
 from st_predict._reprs import ShortRepr
-from st_predict._validated import Count, Natural, Positive, check
+from st_predict._validated import Count, Natural, NotNegative, Positive, check
+from st_predict.datasets._expression import (
+    DISPERSION,
+    PATIENT_SPREAD,
+    SPOT_UM,
+    Depth,
+    Noise,
+    Programme,
+    SectionTruth,
+    ceilings,
+    cells_of,
+    draw_counts,
+    draw_genes,
+    draw_truth,
+    within_spot,
+)
 from st_predict.datasets._histology import GRID_UM, Histology, draw_style, grow_tissue
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from xarray import DataArray, DataTree
 
-__all__ = ["SectionTruth", "Simulation", "simulate", "toy"]
+__all__ = ["Simulation", "simulate", "toy"]
 
-PITCH_UM, SPOT_UM = 200.0, 100.0
+Cuts = Literal["separate", "consecutive"]
+
+PITCH_UM = 200.0
 """Lattice of legacy Spatial Transcriptomics, as ``uns["assay"]`` says."""
-
-CROP_PX = 224
-"""Side of the finest crop of M2OST; the fields of its other levels are two and four times as wide."""
 
 N_LEVELS = 4
 CHUNK = 512
@@ -43,58 +58,6 @@ MAX_MEAN_COUNT = 1e6
 """Larger means leave the range of whole numbers in the tails."""
 
 _LARGER = (Advice("show more tissue with a larger {}", "shape"), Advice("with a larger {}", "mpp"))
-
-DISPERSION = 0.08
-"""Overdispersion of the negative binomial: variance beyond Poisson over the squared mean."""
-
-DEPTH_SPREAD, PATIENT_SPREAD, SECTION_SPREAD = 0.3, 0.3, 0.1
-"""Standard deviations, in natural logarithms, of spot depth and of effects on genes."""
-
-COVARIATES = pd.DataFrame(
-    [
-        ("spot_epithelium", "nuclei", 0.35, 0.32),
-        ("spot_nuclei", "nuclei", 5500.0, 3700.0),
-        ("spot_nucleus_area", "nuclei", 38.0, 9.5),
-        ("near_epithelium", "region", 0.31, 0.16),
-        ("near_lymphocytes", "region", 600.0, 640.0),
-        ("far_epithelium", "region", 0.26, 0.115),
-        ("far_lymphocytes", "region", 480.0, 350.0),
-    ],
-    columns=["name", "programme", "centre", "spread"],
-).set_index("name")
-"""Covariates that drive genes. Centre and spread are constants from many sections, so one law holds in all sections."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
-class SectionTruth(ShortRepr):
-    """Ground truth of the counts of one section; rows are the spots of its table.
-
-    Parameters
-    ----------
-    log_rate
-        Noise-free natural logarithm of the expected count at depth 1, ``(n_spots, n_genes)``.
-    covariates
-        Measurements on the plan of the tissue, ``(n_spots, n_covariates)``. ``spot_*``: inside the spot. ``near_*``: between
-        one and two fields of view. ``far_*``: between two and four. ``*_epithelium`` is a share of the area, ``*_nuclei`` and
-        ``*_lymphocytes`` are numbers per square millimetre, ``*_area`` is in square micrometres.
-    depth
-        Sequencing depth, ``(n_spots,)``: the expected count is ``depth * exp(log_rate)``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import st_predict as stp
-    >>> simulation = stp.datasets.simulate(1, 1, n_genes=10, shape=(400, 400), seed=3)
-    >>> truth = simulation.truth["P1S1"]
-    >>> expected = np.exp(truth.log_rate).mul(truth.depth, axis=0)  # counts without noise
-    >>> counts = simulation.sections["P1S1"]["table"].to_df()
-    >>> round(float(counts.to_numpy().sum() / expected.to_numpy().sum()), 1)
-    1.1
-    """
-
-    log_rate: pd.DataFrame
-    covariates: pd.DataFrame
-    depth: pd.Series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
@@ -109,7 +72,7 @@ class Simulation(ShortRepr):
         Mapping from section name to the ground truth of its counts.
     genes
         One row per gene: its ``programme`` (``"nuclei"``: driven by the spot itself; ``"region"``: by its surroundings;
-        ``"none"``: by nothing), the ``covariate`` that drives it (empty for ``"none"``), and the ``effect`` of one standard
+        ``"cross"``: by both together; ``"none"``: by nothing), the ``covariate`` that drives it (empty for ``"none"``), and the ``effect`` of one standard
         deviation of that covariate on the logarithm of the rate.
 
     Examples
@@ -127,7 +90,7 @@ class Simulation(ShortRepr):
 
 
 @shows_progress
-def simulate(
+def simulate(  # noqa: PLR0913  # properties of tissue, counts and patients
     n_patients: int = 2,
     n_sections: int = 2,
     *,
@@ -135,15 +98,21 @@ def simulate(
     shape: tuple[int, int] = (2000, 2000),
     mpp: float = 1.0,
     mean_count: float = 20.0,
+    programmes: Sequence[Programme] = ("nuclei", "region"),
+    depth: Depth = "random",
+    cuts: Cuts = "separate",
+    stain_shift: float = 1.0,
+    expression_shift: float = 1.0,
+    dispersion: float = DISPERSION,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Simulation:
     """Simulate tissue sections with images, spots and counts, offline.
 
     The image shows epithelium in nests and in glands with a lumen, stroma, fat and clusters of lymphocytes, in the
-    colours of hematoxylin and eosin. Two genes in five depend on the tissue inside the spot. Two in five depend on its
-    surroundings, outside the finest crop of :mod:`M2OST <st_predict.models.m2ost>`. One in five depends on neither.
-    Patients differ in stain, in tissue composition and in the level of every gene.
+    colours of hematoxylin and eosin. Four genes in five depend on the tissue: on that inside the spot, or on its
+    surroundings outside the finest crop of :mod:`M2OST <st_predict.models.m2ost>`, or on both together. One in five does
+    not. Patients differ in stain, in tissue composition and in the level of every gene.
 
     Parameters
     ----------
@@ -158,7 +127,24 @@ def simulate(
     mpp
         Micrometres per pixel. Crops of 224 px have fields of view of 1, 2 and 4 times ``224 * mpp``.
     mean_count
-        Expected count of a typical gene in a typical spot.
+        Expected count of a typical gene in a typical spot, from below 1. The mean over genes and spots is about 1.4 times as
+        large, because a few are much larger.
+    programmes
+        Programmes of genes, which share four genes in five equally. ``"nuclei"``: the tissue inside the spot.
+        ``"region"``: its surroundings. ``"cross"``: the product of both, which neither predicts; their sum does not, either.
+    depth
+        What the sequencing depth of a spot follows. ``"random"``: nothing. ``"cellularity"``: mostly the density of nuclei
+        within about 150 um, and a drift over the section. Neighbouring spots are then alike in depth, as in measured
+        sections, and spots on fat have few counts.
+    cuts
+        Sections of a patient: ``"separate"`` pieces of tissue, or ``"consecutive"`` cuts of one block. The latter are laid
+        out alike, but for a deformation of some 30 um; nuclei and noise are drawn anew.
+    stain_shift, expression_shift
+        Size of the batch effects, relative to the default; 0 for none. ``stain_shift``: colour and strength of the stains
+        between patients. ``expression_shift``: level of every gene between patients (a standard deviation of 0.3, in
+        natural logarithms, at 1) and between sections (0.1).
+    dispersion
+        Overdispersion of the counts; 0 for Poisson counts.
     seed
         Random seed. A section depends only on the seed and its name, not on the numbers of patients and sections.
     progress
@@ -169,7 +155,9 @@ def simulate(
     Simulation
         Sections with their ground truth. Each section has the image ``"he"`` in four levels, the spots ``"spots"`` (100
         um, at a pitch of 200 um) and the table ``"table"`` with counts, in the coordinate systems ``"global"`` (pixels)
-        and ``"um"``.
+        and ``"um"``. Its ``.var`` has the highest correlation with analytic Pearson residuals of the counts, per gene:
+        ``ceiling`` for a predictor that knows the truth, ``noise_ceiling`` for one limited by counting only, which
+        :func:`st_predict.metrics.noise_ceiling` estimates from counts.
 
     Raises
     ------
@@ -178,7 +166,7 @@ def simulate(
 
     Notes
     -----
-    Counts are negative binomial with the mean ``depth * exp(log_rate)`` and the variance ``mean + 0.08 * mean**2``.
+    Counts are negative binomial with the mean ``depth * exp(log_rate)`` and the variance ``mean + dispersion * mean**2``.
     ``log_rate`` is linear in one covariate per gene, from 2 standard deviations below its centre to 2.5 above, and constant
     beyond. Driven genes come in pairs, one up and one down, so the sum of a spot hardly depends on the tissue. With the
     default arguments, a driven gene's log counts correlate with their expectation by 0.65 to 0.8 within a section: the noise
@@ -194,22 +182,29 @@ def simulate(
     {'nuclei': 24, 'region': 24, 'none': 12}
     """
     _check(n_patients, n_sections, n_genes, shape=shape, mpp=mpp, mean_count=mean_count, seed=seed)
-    genes = _draw_genes(np.random.default_rng([seed, 0]), n_genes)
+    programmes = _check_programmes(programmes)
+    noise = _check_noise(depth, shift=expression_shift, dispersion=dispersion)
+    is_block = check("cuts", cuts, Cuts) == "consecutive"
+    shift = check("stain_shift", stain_shift, NotNegative)
+    genes = draw_genes(np.random.default_rng([seed, 0]), n_genes, programmes)
     sections, truth = {}, {}
     patients = range(1, n_patients + 1)
     for patient in track(patients, "Simulating", n_patients, unit="patient"):
         rng = np.random.default_rng([seed, 1, patient])
-        style = draw_style(rng)
-        level = np.log(mean_count) + genes["baseline"].to_numpy() + rng.normal(0, PATIENT_SPREAD, n_genes)
+        style = draw_style(rng, shift=shift)
+        own = rng.normal(0, PATIENT_SPREAD * noise.shift, n_genes)
+        level = np.log(mean_count) + genes["baseline"].to_numpy() + own
         for section in range(1, n_sections + 1):
             name = f"P{patient}S{section}"
             rng = np.random.default_rng([seed, 2, patient, section])
-            tissue = grow_tissue(rng, style, shape=shape, mpp=mpp)
+            block = np.random.default_rng([seed, 3, patient]) if is_block else None
+            tissue = grow_tissue(rng, style, shape=shape, mpp=mpp, block=block)
             spots = _lay_spots(tissue, name, shape=shape, mpp=mpp)
-            truth[name] = _draw_truth(rng, tissue, spots, genes, level=level, mpp=mpp)
-            counts = _draw_counts(rng, truth[name])
+            truth[name] = draw_truth(rng, tissue, spots, genes, level=level, mpp=mpp, noise=noise)
+            counts = draw_counts(rng, truth[name], noise.dispersion)
+            var = ceilings(truth[name], noise.dispersion)
             sections[name] = _assemble(
-                tissue.image, spots, counts, genes=genes.index, patient=f"P{patient}", section=name, mpp=mpp
+                tissue.image, spots, counts, var=var, patient=f"P{patient}", section=name, mpp=mpp
             )
     return Simulation(sections=sections, truth=truth, genes=genes[["programme", "covariate", "effect"]])
 
@@ -255,28 +250,21 @@ def _check(
         raise InvalidValueError(f"{_extent(shape, mpp)} are too small for a spot.", *_LARGER)
 
 
+def _check_programmes(programmes: Sequence[Programme]) -> tuple[Programme, ...]:
+    found: tuple[Programme, ...] = check("programmes", programmes, tuple[Programme, ...])
+    return found
+
+
+def _check_noise(depth: Depth, *, shift: float, dispersion: float) -> Noise:
+    return Noise(
+        depth=check("depth", depth, Depth),
+        shift=check("expression_shift", shift, NotNegative),
+        dispersion=check("dispersion", dispersion, NotNegative),
+    )
+
+
 def _extent(shape: tuple[int, int], mpp: float) -> str:
     return f"{shape[0]} x {shape[1]} px at {mpp:g} um/px ({shape[0] * mpp:g} x {shape[1] * mpp:g} um)"
-
-
-def _draw_genes(rng: np.random.Generator, n_genes: int) -> pd.DataFrame:
-    """Draw two genes in five per programme; the last one in five is free."""
-    n_driven = round(0.4 * n_genes)
-    programme = np.repeat(["nuclei", "region", "none"], [n_driven, n_driven, n_genes - 2 * n_driven])
-    baseline, effect = rng.normal(0, 0.5, n_genes), rng.uniform(0.5, 0.8, n_genes) * (programme != "none")
-    covariate = np.full(n_genes, "", dtype=object)
-    # genes come in pairs with opposite effects: otherwise the sum of a spot would follow the tissue, and with it every
-    # normalised gene, even free ones
-    turn = np.arange(n_driven)
-    for name in ("nuclei", "region"):
-        drivers = COVARIATES.index[COVARIATES["programme"] == name]
-        where = np.flatnonzero(programme == name)
-        covariate[where] = drivers[turn // 2 % len(drivers)]
-        baseline[where] = baseline[where[turn // 2 * 2]]
-        effect[where] = effect[where[turn // 2 * 2]] * (1 - 2 * (turn % 2))
-    names = [f"GENE{i:0{len(str(n_genes))}d}" for i in range(1, n_genes + 1)]
-    columns = {"programme": programme, "covariate": covariate, "effect": effect, "baseline": baseline}
-    return pd.DataFrame(columns, index=pd.Index(names, name="gene"))
 
 
 def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: float) -> pd.DataFrame:
@@ -287,87 +275,10 @@ def _lay_spots(tissue: Histology, section: str, *, shape: tuple[int, int], mpp: 
     x, y = margin[1] + (col + 0.5) * PITCH_UM, margin[0] + (row + 0.5) * PITCH_UM
     names = [f"{section}_{c}x{r}" for c, r in zip(col + 1, row + 1, strict=True)]
     spots = pd.DataFrame({"x": x, "y": y, Keys.ARRAY_ROW: row + 1, Keys.ARRAY_COL: col + 1}, index=names)
-    spots = spots[_within_spot(_cells(tissue.body), spots[["x", "y"]].to_numpy()) * GRID_UM**2 >= 0.5]
+    spots = spots[within_spot(cells_of(tissue.body), spots[["x", "y"]].to_numpy()) * GRID_UM**2 >= 0.5]
     if spots.empty:
         raise InvalidValueError(f"No spot lies on the tissue of {_extent(shape, mpp)}.", *_LARGER)
     return spots
-
-
-def _cells(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Centres in micrometres of the cells of a mask: ``(n_cells, 2)``, x and y."""
-    row, col = np.nonzero(mask)
-    return np.column_stack([col + 0.5, row + 0.5]).astype(np.float64) * GRID_UM
-
-
-def _within_spot(things: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Number per square micrometre in each spot."""
-    return _count(things, xy, SPOT_UM / 2, square=False) / (np.pi * SPOT_UM**2 / 4)
-
-
-def _around(things: NDArray[np.float64], xy: NDArray[np.float64], half: float) -> NDArray[np.float64]:
-    """Number per square micrometre between a square around each spot and the square twice as wide; 0 outside the image."""
-    between = _count(things, xy, 2 * half, square=True) - _count(things, xy, half, square=True)
-    return between / (16 * half**2 - 4 * half**2)
-
-
-def _count(things: NDArray[np.float64], xy: NDArray[np.float64], radius: float, *, square: bool) -> NDArray[np.float64]:
-    found = cKDTree(things).query_ball_point(xy, radius, p=np.inf if square else 2.0, return_length=True)
-    return np.asarray(found, dtype=np.float64)
-
-
-def _draw_truth(
-    rng: np.random.Generator,
-    tissue: Histology,
-    spots: pd.DataFrame,
-    genes: pd.DataFrame,
-    *,
-    level: NDArray[np.float64],
-    mpp: float,
-) -> SectionTruth:
-    covariates = _measure(tissue, spots, mpp=mpp)
-    standard = (covariates - COVARIATES["centre"]) / COVARIATES["spread"]
-    standard[""] = 0.0
-    # genes saturate, otherwise a few spots would dominate every correlation
-    driven = standard[genes["covariate"]].clip(-2.0, 2.5).to_numpy() * genes["effect"].to_numpy()
-    log_rate = level + rng.normal(0, SECTION_SPREAD, len(genes)) + driven
-    return SectionTruth(
-        log_rate=pd.DataFrame(log_rate, index=spots.index, columns=genes.index),
-        covariates=covariates,
-        depth=pd.Series(np.exp(rng.normal(0, DEPTH_SPREAD, len(spots))), index=spots.index, name="depth"),
-    )
-
-
-def _measure(tissue: Histology, spots: pd.DataFrame, *, mpp: float) -> pd.DataFrame:
-    xy = spots[["x", "y"]].to_numpy()
-    nuclei = tissue.nuclei[["x", "y"]].to_numpy(np.float64)
-    lymphocytes = nuclei[(tissue.nuclei["kind"] == "lymphocyte").to_numpy()]
-    epithelium = _cells(tissue.epithelium)
-    cell, mm2 = GRID_UM**2, 1e6
-    near = CROP_PX * mpp / 2
-    columns = {
-        "spot_epithelium": _within_spot(epithelium, xy) * cell,
-        "spot_nuclei": _within_spot(nuclei, xy) * mm2,
-        "spot_nucleus_area": _nucleus_area(tissue.nuclei, xy),
-        "near_epithelium": _around(epithelium, xy, near) * cell,
-        "near_lymphocytes": _around(lymphocytes, xy, near) * mm2,
-        "far_epithelium": _around(epithelium, xy, 2 * near) * cell,
-        "far_lymphocytes": _around(lymphocytes, xy, 2 * near) * mm2,
-    }
-    return pd.DataFrame(columns, index=spots.index)[list(COVARIATES.index)]
-
-
-def _nucleus_area(nuclei: pd.DataFrame, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean area of the nuclei in each spot, shrunk towards the typical area where they are few."""
-    inside = cKDTree(nuclei[["x", "y"]].to_numpy()).query_ball_point(xy, SPOT_UM / 2)
-    area = nuclei["area"].to_numpy()
-    usual, weight = COVARIATES.loc["spot_nucleus_area", "centre"], 5
-    return np.array([(area[i].sum() + weight * usual) / (len(i) + weight) for i in inside])
-
-
-def _draw_counts(rng: np.random.Generator, truth: SectionTruth) -> NDArray[np.int64]:
-    mean = truth.depth.to_numpy()[:, None] * np.exp(truth.log_rate.to_numpy())
-    # a Poisson variable whose mean is gamma distributed is negative binomial
-    return rng.poisson(lam=mean * rng.gamma(1 / DISPERSION, DISPERSION, mean.shape))
 
 
 def _assemble(
@@ -375,7 +286,7 @@ def _assemble(
     spots: pd.DataFrame,
     counts: NDArray[np.int64],
     *,
-    genes: pd.Index,
+    var: pd.DataFrame,
     patient: str,
     section: str,
     mpp: float,
@@ -390,7 +301,7 @@ def _assemble(
     table = AnnData(
         csr_matrix(counts, dtype=np.float32),
         obs=obs,
-        var=pd.DataFrame(index=genes),
+        var=var.rename_axis(index=None),
         obsm={Keys.SPATIAL: centres},
         uns={Keys.ASSAY: "legacy_st", Keys.MPP_SOURCE: "simulated"},
     )

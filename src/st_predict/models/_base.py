@@ -239,6 +239,9 @@ class ModelSpec:
         Hyper-parameters of the published model.
     original
         Training preset of the model's own publication.
+    paper
+        Training preset of the M2OST paper :cite:p:`Wang2025`, with the hyper-parameters in which its Table 3 differs from
+        ``hparams``.
     recommended
         Training preset for use today: ``RECOMMENDED`` (target, panel and spots that suit all models) with training and
         hyper-parameters that were measured to be better.
@@ -292,6 +295,7 @@ class ModelSpec:
     hparams: Mapping[str, object] = field(default_factory=dict)
     tiny: Mapping[str, object] = field(default_factory=dict)
     original: Preset = field(default_factory=Preset)
+    paper: Preset = field(default_factory=Preset)
     recommended: Preset = RECOMMENDED
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     hparams_of: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None

@@ -208,7 +208,8 @@ SPEC = ModelSpec(
         },
         hparams={"weights": "tv_in1k", "loss": "smooth_l1", "field": 2.5},
         target=TargetSpec(total=1e4, over="all", scale="minmax"),
-        notes="Needs `hparams={'spot_um': ...}`. Counts are scaled to 10,000 instead of by SCTransform (the base of the "
+        notes="Needs `hparams={'spot_um': ...}`. All layers are trained; the command in the published README also has "
+        "`--transfer`, which trains only the last one: `hparams={'spot_um': ..., 'frozen': True}`. Counts are scaled to 10,000 instead of by SCTransform (the base of the "
         "logarithm does not matter before min-max), and limits come only from the training spots. Spots with fewer than 1,000 "
         "UMI or genes and mostly bright crops are not left out. Crops are turned and mirrored, but not resized or changed in "
         "colour, sharpness or noise. Training stops 5 epochs after the least loss and keeps that epoch; the publication "

@@ -12,6 +12,9 @@ licence); :func:`convert` reads its weights. Differences:
   neighbour, and in training treats the padding of a smaller section as spots.
 - Neighbours with equal spread in all directions, as inside a square lattice, have no principal axes. The frame is then the
   coordinate axes; in the published code it depends on rounding, so that turning such a section changes the prediction.
+- On hexagonal lattices, eight neighbours are the six nearest spots and two of the next six, which are equally far. Here
+  these are the two with the smallest x, then y, whatever the order of the spots and the origin of their coordinates; in the
+  published code, rounding decides. Turning such a section may change them, and with them the prediction.
 - Offsets are in pixels of 0.5 um, the resolution of the published crops; the published code takes the pixels of any image.
 - The published code learns ``ln(1 + count)`` and draws counts for it. With the M2OST paper's target, values are several times
   as large and the prior stays as it is: the network sees the time, and so the prior's share of a mixture. On her2st, counts in
@@ -486,7 +489,9 @@ SPEC = ModelSpec(
         target=TargetSpec(transform="log1p"),
         panel="hvg",
         notes="UNI is gated. Not reproduced: a search for the best prior per data set, and the choice of the best epoch on the "
-        "test sections; here it is chosen on validation sections.",
+        "test sections; here it is chosen on validation sections. The publication predicts the 50 most variable genes of a "
+        "data set (`panel=50`), and its score is the correlation over the spots of all test sections of a fold together, mean "
+        "over genes. That rewards knowing the mean of a section; `tl.evaluate` scores each section by itself.",
     ),
     convert=convert,
     hparams_of=hparams_of,

@@ -143,7 +143,7 @@ def predict(  # noqa: PLR0913  # every argument is a keyword
         there are.
     missing_levels
         Handling of levels with finer pixels than the image has: ``"error"`` refuses the slide, ``"mask"`` predicts from
-        the other levels, only by models with ``masks_levels`` in :class:`st_predict.models.ModelSpec`. Scores of the checkpoint
+        the other levels, and without those with a field of view wider than the image; only by models with ``masks_levels`` in :class:`st_predict.models.ModelSpec`. Scores of the checkpoint
         hold for all levels, so evaluate it on slides without the finest first.
     tissue_only
         Whether spots off the tissue (``in_tissue`` in ``.obs`` is 0) stay NaN.

@@ -202,7 +202,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
         Whether to leave out spots off the tissue (``in_tissue`` in ``.obs`` is 0). Their number is logged.
     missing_levels
         Handling of levels with finer pixels than an image has: ``"error"`` refuses the section, ``"mask"`` trains on its
-        other levels, only for models with ``masks_levels`` in :class:`st_predict.models.ModelSpec`. ``level_drop`` of ``config``
+        other levels, without those with a field of view wider than the image; only for models with ``masks_levels`` in :class:`st_predict.models.ModelSpec`. ``level_drop`` of ``config``
         hides levels at random, which prepares a network for slides without them.
     stain
         Stain normalisation, in training and in every prediction. ``"macenko"`` or ``"reinhard"`` uses the training
