@@ -154,7 +154,8 @@ def quick(monkeypatch, tmp_path, simulated, tiny):
         config = {**(config or {}), "epochs": 1} if config is None or isinstance(config, dict) else config
         spec = get_spec(model)
         random = {"weights": None} if "weights" in spec.hparams else {}
-        hparams = {**spec.tiny, **random, **(hparams or {})}
+        own = spec.original.hparams if options.get("preset") == "original" else {}
+        hparams = {**spec.tiny, **{name: own[name] for name in {"encoder"} & set(own)}, **random, **(hparams or {})}
         if isinstance(sdatas, dict):
             sdatas = dict(list(sdatas.items())[:2])
         if isinstance(panel, int):
