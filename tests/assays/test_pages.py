@@ -5,14 +5,18 @@ A page is run as a whole, in an empty folder with the files that it names. ``<!-
 
 from __future__ import annotations
 
+import ast
 import copy
 import gzip
 import json
 import re
 import shutil
+import sys
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import anndata
@@ -41,7 +45,7 @@ PAGES = [
 ]
 LANGUAGES = ("bash", "console", "py", "python", "sh", "shell")
 REASONS = {
-    "installs or checks a clone": 13,
+    "installs or checks a clone": 14,
     "measures for hours": 15,
     "weights that the reader downloads": 9,
     "opens a window": 1,
@@ -204,7 +208,32 @@ def test_a_tutorial_shows_what_a_run_from_top_to_bottom_gave(path):
     assert not re.search(r"/(home|root|tmp|work)/", json.dumps([output.get("text", "") for output in outputs]))
 
 
+def imports_of(path):
+    """Top packages that the cells of a notebook import."""
+    nodes = [node for cell in cells_of(path, "code") for node in ast.walk(ast.parse("".join(cell["source"])))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"st_predict"}
+
+
+def test_the_installation_for_tutorials_has_all_that_they_import():
+    page = (ROOT / "docs" / "installation.md").read_text("utf-8").partition("## To follow the tutorials")[2]
+    command = page.partition("```bash")[2].partition("```")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = re.search(r"\[(.*)\]", command)[1].split(",")
+    required = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
+    installed = {re.match(r"[\w.-]+", need)[0] for need in required} | set(command.split())
+    installed = {re.sub("[-_.]+", "-", name.lower()) for name in installed}
+    modules = packages_distributions()
+    for path in TUTORIALS:
+        for module in imports_of(path):
+            provided = {re.sub("[-_.]+", "-", name.lower()) for name in modules[module]}
+            assert provided & installed, f"{path.stem} imports {module}"
+
+
 def test_the_index_names_every_tutorial():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert not [path.name for path in TUTORIALS if f"docs/tutorials/{path.name}" not in readme]
     listed = re.findall(r"^tutorials/(.*)$", (ROOT / "docs" / "index.md").read_text("utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == [path.stem for path in TUTORIALS]
 
