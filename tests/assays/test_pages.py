@@ -6,6 +6,7 @@ A page is run as a whole, in an empty folder with the files that it names. ``<!-
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import gzip
 import json
@@ -83,6 +84,30 @@ def test_every_block_is_run_or_marked(read_page):
     assert marked == REASONS
     assert run <= set(PAGES)
     assert blocks - marked.total() == RUN
+
+
+def names_in(tree):
+    """Names that code reads, and names that it makes."""
+    nodes = list(ast.walk(tree))
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {(alias.asname or alias.name).partition(".")[0] for node in nodes for alias in getattr(node, "names", [])}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+    return read, made
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_the_names_are_that_its_code_takes_for_granted(page):
+    """A reader who types the blocks has no ``sdata`` yet."""
+    text = (ROOT / page).read_text("utf-8")
+    known, unknown = set(dir(builtins)), set()
+    for indent, code in re.findall(r"^( *)```(?:py|python)\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL):
+        read, made = names_in(ast.parse("".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))))
+        unknown |= read - made - known
+        known |= made
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert not [name for name in unknown if f"`{name}`" not in prose]
 
 
 @pytest.mark.parametrize("command", ["python other.py", "st-predict card nothing"])
