@@ -5,14 +5,19 @@ A page is run as a whole, in an empty folder with the files that it names. ``<!-
 
 from __future__ import annotations
 
+import ast
+import builtins
 import copy
 import gzip
 import json
 import re
 import shutil
+import sys
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import anndata
@@ -42,7 +47,7 @@ PAGES = [
 ]
 LANGUAGES = ("bash", "console", "py", "python", "sh", "shell")
 REASONS = {
-    "installs or checks a clone": 13,
+    "installs or checks a clone": 14,
     "measures for hours": 16,
     "weights that the reader downloads": 9,
     "opens a window": 1,
@@ -80,6 +85,30 @@ def test_every_block_is_run_or_marked(read_page):
     assert marked == REASONS
     assert run <= set(PAGES)
     assert blocks - marked.total() == RUN
+
+
+def names_in(tree):
+    """Names that code reads, and names that it makes."""
+    nodes = list(ast.walk(tree))
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {(alias.asname or alias.name).partition(".")[0] for node in nodes for alias in getattr(node, "names", [])}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+    return read, made
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_the_names_are_that_its_code_takes_for_granted(page):
+    """A reader who types the blocks has no ``sdata`` yet."""
+    text = (ROOT / page).read_text("utf-8")
+    known, unknown = set(dir(builtins)), set()
+    for indent, code in re.findall(r"^( *)```(?:py|python)\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL):
+        read, made = names_in(ast.parse("".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))))
+        unknown |= read - made - known
+        known |= made
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert not [name for name in unknown if f"`{name}`" not in prose]
 
 
 @pytest.mark.parametrize("command", ["python other.py", "st-predict card nothing"])
@@ -155,7 +184,8 @@ def quick(monkeypatch, tmp_path, simulated, tiny):
         config = {**(config or {}), "epochs": 1} if config is None or isinstance(config, dict) else config
         spec = get_spec(model)
         random = {"weights": None} if "weights" in spec.hparams else {}
-        hparams = {**spec.tiny, **random, **(hparams or {})}
+        own = spec.original.hparams if options.get("preset") == "original" else {}
+        hparams = {**spec.tiny, **{name: own[name] for name in {"encoder"} & set(own)}, **random, **(hparams or {})}
         if isinstance(sdatas, dict):
             sdatas = dict(list(sdatas.items())[:2])
         if isinstance(panel, int):
@@ -211,7 +241,32 @@ def test_a_tutorial_shows_what_a_run_from_top_to_bottom_gave(path):
     assert not re.search(r"/(home|root|tmp|work)/", json.dumps([output.get("text", "") for output in outputs]))
 
 
+def imports_of(path):
+    """Top packages that the cells of a notebook import."""
+    nodes = [node for cell in cells_of(path, "code") for node in ast.walk(ast.parse("".join(cell["source"])))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"st_predict"}
+
+
+def test_the_installation_for_tutorials_has_all_that_they_import():
+    page = (ROOT / "docs" / "installation.md").read_text("utf-8").partition("## To follow the tutorials")[2]
+    command = page.partition("```bash")[2].partition("```")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = re.search(r"\[(.*)\]", command)[1].split(",")
+    required = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
+    installed = {re.match(r"[\w.-]+", need)[0] for need in required} | set(command.split())
+    installed = {re.sub("[-_.]+", "-", name.lower()) for name in installed}
+    modules = packages_distributions()
+    for path in TUTORIALS:
+        for module in imports_of(path):
+            provided = {re.sub("[-_.]+", "-", name.lower()) for name in modules[module]}
+            assert provided & installed, f"{path.stem} imports {module}"
+
+
 def test_the_index_names_every_tutorial():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert not [path.name for path in TUTORIALS if f"docs/tutorials/{path.name}" not in readme]
     listed = re.findall(r"^tutorials/(.*)$", (ROOT / "docs" / "index.md").read_text("utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == [path.stem for path in TUTORIALS]
 

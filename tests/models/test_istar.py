@@ -99,10 +99,10 @@ def test_a_sample_is_one_of_the_fits(network, batch):
 
 @torch.no_grad()
 def test_it_begins_with_the_mean_of_each_gene(network, batch):
-    mean_G = torch.tensor([3.0, 0.5, 0.01, 0.002])  # on both sides of the bend
+    mean_G = torch.tensor([3.0, 0.5, 0.01, -0.5])
     network.head.weight.zero_()
     network.start_at(mean_G)
-    torch.testing.assert_close(network(batch), mean_G.expand(3, -1))
+    torch.testing.assert_close(network(batch), mean_G.clamp_min(0.01).expand(3, -1))
 
 
 def test_parameters_of_the_publication():
@@ -148,3 +148,12 @@ def test_what_is_unfit_is_named(network, batch):
         network(Batch(crops=(), index=torch.arange(3)))
     with pytest.raises(ValueError, match=r"'istar' has no hyper-parameters \['depth'\]; there are"):
         get_spec("istar").build_with(3, {"depth": 2})
+
+
+def test_a_gene_with_a_mean_of_zero_can_learn(network, batch):
+    """Residuals have such means. Where all outputs are on the flat side, no weight has a gradient."""
+    network.start_at(torch.tensor([-0.5, 0.0, 1e-3, 2.0]))
+    network.loss(batch).backward()
+    size = network.head.bias.grad.abs().amax((0, 1))
+    assert (size > 0.05).all()
+    assert network.head.bias[:, 0, 3].tolist() == pytest.approx([1.99] * 3)

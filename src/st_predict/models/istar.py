@@ -159,8 +159,8 @@ class IStar(SpotModel):
     @torch.no_grad()
     def start_at(self, mean_G: Tensor) -> None:
         """Initialise with the mean of each gene; see :meth:`~st_predict.models.SpotModel.start_at`."""
-        low = (mean_G.clamp_min(1e-6) / _FLOOR).log()  # inverse of the bent part of the output
-        self.head.bias.copy_(torch.where(mean_G > _FLOOR, mean_G - _FLOOR, low))
+        # lower means, as residuals have, would start where the output is so flat that nothing is learned
+        self.head.bias.copy_((mean_G - _FLOOR).clamp_min(0))
 
 
 def _mean(y_BKG: Tensor, known_BK1: Tensor) -> Tensor:
