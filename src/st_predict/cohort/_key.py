@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from st_predict.cohort._slides import CohortSlide
 
-__all__ = ["key_of", "read_note"]
+__all__ = ["key_of", "read_note", "stat_of"]
 
 
 def key_of(slide: CohortSlide, settings: Mapping[str, Any]) -> str:
     """Return the hash of everything that a result depends on: settings, version, and the slide's size and time."""
     own = {"mpp": slide.mpp, "image_key": slide.image_key, "pitch_um": slide.pitch_um}
-    known = {**settings, "slide": own, "file": _stat(slide.path), "version": __version__}
+    known = {**settings, "slide": own, "file": stat_of(slide.path), "version": __version__}
     return sha256(json.dumps(known, sort_keys=True, default=_plain))[:32]
 
 
@@ -33,7 +33,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _stat(path: Path) -> list[int] | None:
+def stat_of(path: Path) -> list[int] | None:
     """Return size and modification time in nanoseconds, of all files of a folder; ``None`` if there is no file."""
     # MIRAX slides have their pixels in a folder of the same name
     paths = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]

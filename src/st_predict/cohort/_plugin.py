@@ -9,12 +9,14 @@ import dask
 from distributed import WorkerPlugin, get_worker
 
 from st_predict.cohort._job import look_at, run_job
+from st_predict.cohort._run_cell import run_cell
 
 if TYPE_CHECKING:
+    from st_predict.cohort._cell import Cell
     from st_predict.cohort._job import Outcome, SlideJob
     from st_predict.cohort._tasks import Task
 
-__all__ = ["TaskPlugin", "look_on_worker", "run_on_worker"]
+__all__ = ["TaskPlugin", "look_on_worker", "run_cell_on_worker", "run_on_worker"]
 
 
 class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -28,7 +30,7 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         Name of the plugin, unique to the run.
     """
 
-    def __init__(self, task: Task | None, name: str) -> None:
+    def __init__(self, task: Task | Any, name: str) -> None:
         self.task = task
         self.name = name
 
@@ -58,3 +60,10 @@ def look_on_worker(job: SlideJob, plugin: str, *, need_mpp: bool) -> Outcome:
     """Look at a slide, on the worker that would read it."""
     with get_worker().plugins[plugin].lock, _own_computations():
         return look_at(job, need_mpp=need_mpp)
+
+
+def run_cell_on_worker(cell: Cell, plugin: str) -> None:
+    """Train and score a cell of a cross-validation."""
+    mine: TaskPlugin = get_worker().plugins[plugin]
+    with mine.lock, _own_computations():
+        run_cell(cell, mine.loaded.study, mine.loaded.sources)
