@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from st_predict._errors import Advice, InvalidTypeError, InvalidValueError
+from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._locks import locked
 from st_predict._progress import shows_progress, track
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from st_predict.cohort._sources import BenchmarkSections, SectionSource
     from st_predict.datasets import Fold
 
-__all__ = ["cross_validate"]
+__all__ = ["cross_validate", "models_of", "open_patients"]
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def cross_validate(  # noqa: PLR0913  # every argument is a keyword
     chosen = models_of(models)
     _check_run(study, client=client, n_workers=check("n_workers", n_workers, Count | None))
     sources = sources_of(sdatas)
-    patients = _patients(sources, study)
+    patients = open_patients(sources, study.where)
     sides = check_folds(rules.folds(patients) if folds is None else folds, patients, rules)
     _check_panel(study, sources, sides)
     folder = writable(check("out", out, File))
@@ -265,10 +265,15 @@ def _check_run(study: Study, *, client: Any, n_workers: int | None) -> None:
         )
 
 
-def _patients(sources: Mapping[str, SectionSource], study: Study) -> dict[str, frozenset[str]]:
+def open_patients(sources: Mapping[str, SectionSource], where: Where) -> dict[str, frozenset[str]]:
     """Open each section once, and return its patients."""
-    each = track(sources.items(), "Opening sections", len(sources), unit="section")
-    return {name: frozenset(patients_of(source.open(), study.where)) for name, source in each}
+    found = {}
+    for name, source in track(sources.items(), "Opening sections", len(sources), unit="section"):
+        try:
+            found[name] = frozenset(patients_of(source.open(), where))
+        except StPredictError as error:
+            raise error.about(f"Section {name!r}:") from error
+    return found
 
 
 def _check_panel(study: Study, sources: Mapping[str, SectionSource], folds: Sequence[Fold]) -> None:

@@ -90,7 +90,7 @@ class EvaluationProtocol:
         return self.make_folds({name: frozenset(found) for name, found in patients.items()})
 
 
-def list_protocols() -> list[ProtocolName]:
+def list_protocols() -> list[str]:
     """Names of the evaluation protocols.
 
     Returns

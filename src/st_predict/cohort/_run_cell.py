@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from pathlib import Path
@@ -45,6 +46,8 @@ def run_cell(cell: Cell, study: Study, sources: Mapping[str, SectionSource]) -> 
     frame.attrs[NOTE] = {"key": cell.key, "version": __version__, "seconds": round(time.monotonic() - start, 3)}
     with whole(cell.path) as fresh:
         frame.to_parquet(fresh)
+    del sections, result
+    gc.collect()  # sections refer to themselves, so their pixels would stay in memory
 
 
 def _score(sections: Mapping[str, SpatialData], result: TrainResult, cell: Cell, study: Study) -> pd.DataFrame:
