@@ -16,7 +16,6 @@ from st_predict._errors import Advice, InvalidTypeError, InvalidValueError, StPr
 from st_predict._keys import Keys
 from st_predict._locks import locked
 from st_predict._progress import shows_progress, track
-from st_predict._sections import patients_of
 from st_predict._validated import Count, Device, File, Flag, Name, Natural, Texts, check
 from st_predict._where import GeneMatching, Missing, Where
 from st_predict.cohort._audit import refuse_panel_of_all
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["cross_validate", "models_of", "open_patients"]
 
 logger = logging.getLogger(__name__)
+
+PREPARED = "sections"
+"""Folder for stores of sections that are slow to open, in the output folder."""
 
 _MESSAGE = 300
 """Characters of an error in a list of errors."""
@@ -198,7 +200,7 @@ def cross_validate(  # noqa: PLR0913  # every argument is a keyword
     folder = writable(check("out", out, File))
     with locked(folder / ".lock", folder=folder, what="cross-validation"):
         cells = _cells(chosen, sides, seeds or rules.seeds, study=study, sources=sources, patients=patients, out=folder)
-        run = partial(_run, study=study, sources=sources, client=client, n_workers=n_workers)
+        run = partial(_run, study=study, sources=sources, client=client, n_workers=n_workers, out=folder)
         _finish(cells, run, skip_failed=check("skip_failed", skip_failed, Flag))
         found = [frame for cell in cells if (frame := read_cell(cell)) is not None]
     return _joined(found)
@@ -270,7 +272,7 @@ def open_patients(sources: Mapping[str, SectionSource], where: Where) -> dict[st
     found = {}
     for name, source in track(sources.items(), "Opening sections", len(sources), unit="section"):
         try:
-            found[name] = frozenset(patients_of(source.open(), where))
+            found[name] = source.patients(where)
         except StPredictError as error:
             raise error.about(f"Section {name!r}:") from error
     return found
@@ -339,10 +341,14 @@ def _run(
     sources: Mapping[str, SectionSource],
     client: Client | str | None,
     n_workers: int | None,
+    out: Path,
 ) -> Iterator[tuple[Cell, BaseException | None]]:
     """Yield each cell as it ends, with its error."""
     if not cells:
         return
+    needed = dict.fromkeys(name for cell in cells for name in cell.patients)
+    each = track(needed, "Preparing sections", len(needed), unit="section")
+    sources = {name: sources[name].prepared(out / PREPARED) for name in each}
     if client is None and n_workers is None:
         for cell in cells:
             yield cell, _error_of(cell, study, sources)

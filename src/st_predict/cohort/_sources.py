@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from scipy.sparse import issparse
@@ -14,8 +14,11 @@ from spatialdata import SpatialData
 
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError
-from st_predict._files import sha256
+from st_predict._files import make_folder, sha256, whole
+from st_predict._keys import Keys
+from st_predict._sections import patients_of
 from st_predict._validated import File, Text, check
+from st_predict._version import __version__
 from st_predict.cohort._key import stat_of
 from st_predict.cohort._open import open_listed
 from st_predict.cohort._slides import CohortSlide
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from st_predict._where import Where
+
 __all__ = ["BenchmarkSections", "Her2stSection", "HestSection", "SectionSource", "sources_of"]
 
 BenchmarkSections: TypeAlias = "Mapping[str, SpatialData | PathLike[str] | str]"
@@ -36,6 +41,12 @@ BenchmarkSections: TypeAlias = "Mapping[str, SpatialData | PathLike[str] | str]"
 class SectionSource(Protocol):
     """A section that workers open."""
 
+    def patients(self, where: Where) -> frozenset[str]:
+        """Return the patients of the spots."""
+
+    def prepared(self, folder: Path) -> SectionSource:
+        """Return a section that opens quickly and reads pixels where they are needed; may write to ``folder``."""
+
     def open(self) -> SpatialData:
         """Return the section with tables of its own, which results may be written to."""
 
@@ -43,8 +54,22 @@ class SectionSource(Protocol):
         """Return a hash of the content, or of the files."""
 
 
+class _Opened:
+    """What most sections do: they are opened for their patients, and are quick to open."""
+
+    __slots__ = ()
+
+    def patients(self, where: Where) -> frozenset[str]:
+        """Return the patients of the spots."""
+        return patients_of_open(self.open(), where)  # type: ignore[attr-defined]  # of the classes below
+
+    def prepared(self, _folder: Path) -> Any:
+        """Return the section itself."""
+        return self
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class ObjectSection:
+class ObjectSection(_Opened):
     """Section in memory."""
 
     sdata: SpatialData
@@ -66,7 +91,7 @@ class ObjectSection:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSection:
+class StoredSection(_Opened):
     """SpatialData store."""
 
     name: str
@@ -88,9 +113,22 @@ class Her2stSection:
     name: str
     cache: Path | None = None
 
+    def patients(self, where: Where) -> frozenset[str]:
+        """Return the patient, the letter of the name; another column is looked for in the table."""
+        return frozenset(self.name[0]) if where.group_key == Keys.PATIENT else patients_of_open(self.open(), where)
+
+    def prepared(self, folder: Path) -> SectionSource:
+        """Write the section to a store, because a picture is decoded whole, which takes seconds and much memory."""
+        path = folder / f"{self.name}-{__version__}.zarr"
+        if not path.exists():
+            make_folder(folder)
+            with whole(path) as fresh:
+                self.open().write(fresh)
+        return StoredSection(self.name, path)
+
     def open(self) -> SpatialData:
         """Read the section, whose files have known hashes."""
-        return her2st(self.name, cache=self.cache)
+        return her2st(self.name, cache=self.cache, progress=False)
 
     def digest(self) -> str:
         """Return a hash of the name, because the files are checked on every use."""
@@ -98,7 +136,7 @@ class Her2stSection:
 
 
 @dataclass(frozen=True, slots=True)
-class HestSection:
+class HestSection(_Opened):
     """Sample of a downloaded copy of HEST-1k."""
 
     folder: Path
@@ -148,6 +186,11 @@ def _source(name: str, section: object) -> SectionSource:
         return StoredSection(name, path)
     check_slide(section, argument=f"sdatas[{name!r}]")
     return ObjectSection(section)
+
+
+def patients_of_open(sdata: SpatialData, where: Where) -> frozenset[str]:
+    """Return the patients of a section's spots."""
+    return frozenset(patients_of(sdata, where))
 
 
 def with_tables(sdata: SpatialData, tables: Mapping[str, AnnData]) -> SpatialData:
