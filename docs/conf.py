@@ -41,6 +41,8 @@ PUBLIC = {
 
 # alternative texts of the pictures that docs/plots draws, one per function of st_predict.pl
 PLOTS = {
+    "benchmark": "Three panels: boxes of the scores of three models per gene and per section, each under a black line, the noise ceiling; and their "
+    "mean ranks as points, with grey bars that join models whose ranks are not told apart.",
     "crops": "Fields of view around a spot: three squares on the H&E image, and the three inputs of the network beside it.",
     "cohort": "Maps of a gene in two sections on one colour scale, with the correlation of each in its title.",
     "depth": "Two scatter plots, a point per gene: correlation and partial correlation of the prediction against correlation of the gene with "

@@ -116,6 +116,7 @@ TEXTS = {
     "pl.heatmap.metrics": _OPEN,
     "pl.scores.metric": _OPEN,
     "tl.embed.encoder": _OPEN,
+    "cohort.cross_validate.device": _OPEN,
     "cohort.embed_many.device": _OPEN,
     "cohort.predict_many.device": _OPEN,
     "tl.embed.device": _OPEN,

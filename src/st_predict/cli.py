@@ -843,6 +843,52 @@ def batch(  # noqa: PLR0913  # options of a command line
         raise typer.Exit(1)
 
 
+@app.command()
+def benchmark(
+    config: Annotated[
+        Path, typer.Argument(help="File with the tables [benchmark], [sections], [models.NAME] and [folds.NAME].")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results, which may hold earlier ones; by default the name of the file."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler; by default cells run in this process.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of workers on this machine.")] = None,
+    check: Annotated[  # noqa: FBT002
+        bool, typer.Option("--check", help="Read the file, open the sections and print the folds; compute nothing.")
+    ] = False,
+    skip_failed: Annotated[  # noqa: FBT002
+        bool, typer.Option("--skip-failed", help="Write the scores of finished cells if others failed.")
+    ] = False,
+) -> None:
+    """Compare models on the folds of a protocol. Run again, only cells without a result are done."""
+    if check:
+        plan = stp.cohort.check_benchmark(config)
+        for row in plan.itertuples():
+            sides = "; ".join(f"{side}: {' '.join(getattr(row, side)) or '-'}" for side in _SIDES)
+            typer.echo(f"{row.model}, fold {row.fold}, seeds {list(row.seeds)}: {sides}; leaks: {row.leaks or 'none'}")
+        return
+    folder = out or Path(config.stem)
+    table = stp.cohort.run_benchmark(config, out=folder, skip_failed=skip_failed, client=scheduler, n_workers=workers)
+    summary = stp.cohort.summarize(table)
+    _write_table(folder / "scores.csv", table)
+    _write_table(folder / "summary.csv", summary)
+    typer.echo(summary.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    typer.echo(f"Wrote {folder / 'scores.csv'} and {folder / 'summary.csv'}")
+
+
+_SIDES = ("train", "validation", "test")
+"""Sides of a fold."""
+
+
+def _write_table(path: Path, table: Any) -> None:
+    """Write a table; an earlier one of the same benchmark is replaced."""
+    with whole(path) as fresh:
+        table.to_csv(fresh, index=False, lineterminator="\n")
+
+
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 import st_predict as stp
 from st_predict._errors import InvalidValueError, NotFoundError
 
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 KEY = "pred_ridge"
 TITLE = "Spatial maps of something"
 
@@ -213,6 +215,33 @@ def test_samples_of_hest_are_listed_from_the_table_or_the_metadata(hest_folder):
         stp.datasets.list_hest(root, organ="Lung")
     with pytest.raises(FileNotFoundError, match="has neither"):
         stp.datasets.list_hest(root / "st")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_of_a_folder(hest_folder, tmp_path, caplog):
+    """The shipped file, beside a folder of two patients, a sample without one, and a sample of another organ."""
+    hest_folder("A1")
+    hest_folder("B1", patient="Patient 2")
+    hest_folder("C1", patient="   ")
+    hest_folder("D1", organ="Skin", patient="Patient 3")
+    text = (CONFIGS / "hest.toml").read_text(encoding="utf-8")
+    (tmp_path / "hest.toml").write_text(text, encoding="utf-8")
+    plan = stp.cohort.check_benchmark(tmp_path / "hest.toml")
+    assert plan["test"].drop_duplicates().tolist() == [("A1",), ("B1",)]
+    assert set(plan["leaks"]) == {"panel"}
+    assert "1 samples have no patient and are left out: ['C1']" in caplog.text
+    small = text.partition("[models.ridge-effnet]")[0].replace('"hest"\nmissing', '"hest"\npanel = 3\nmissing')
+    (tmp_path / "small.toml").write_text(small, encoding="utf-8")
+    table = stp.cohort.run_benchmark(tmp_path / "small.toml", out=tmp_path / "out")
+    assert set(table["model"]) == {"log_total", "neighbours", "ridge-rgb"}
+    assert set(zip(table["section"], table["patient"], strict=True)) == {
+        ("A1", f"patient 1 ({TITLE})"),
+        ("B1", f"patient 2 ({TITLE})"),
+    }
+    unknown = text.replace('folder = "hest"', 'samples = ["Z1"]\nfolder = "hest"')
+    (tmp_path / "hest.toml").write_text(unknown, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"\[sections\]: samples has \['Z1'\], which are not among 3 samples"):
+        stp.cohort.check_benchmark(tmp_path / "hest.toml")
 
 
 class Hub(BaseHTTPRequestHandler):

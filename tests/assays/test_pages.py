@@ -55,7 +55,7 @@ REASONS = {
 }
 """Why blocks are not run, and how many: a new mark changes a number here."""
 
-RUN = 91
+RUN = 94
 """Number of blocks that are run."""
 
 PLACES = ("first", "second", "third", "fourth")
@@ -447,6 +447,14 @@ def test_cohorts(tiny, write_slide, run, tmp_path, monkeypatch):
     known = run("docs/how-to/cohorts.md", __name__="__main__")
     assert known["report"]["status"].tolist() == ["done"]
     assert (tmp_path / "predictions" / "one.h5ad").exists()
+
+
+def test_compare_models(run, tmp_path):
+    page = (ROOT / "docs" / "how-to" / "benchmark.md").read_text(encoding="utf-8")
+    (tmp_path / "small.toml").write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    known = run("docs/how-to/benchmark.md")
+    assert set(known["table"]["section"]) == {"P3S1"}
+    assert set(pd.read_csv(tmp_path / "runs" / "small" / "summary.csv")["model"]) == {"ridge", "near"}
 
 
 def test_api(run):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from st_predict.cohort._slides import CohortSlide
 
-__all__ = ["key_of", "read_note"]
+__all__ = ["key_of", "read_note", "stat_of"]
 
 
 def key_of(slide: CohortSlide, settings: Mapping[str, Any]) -> str:
@@ -27,7 +27,7 @@ def key_of(slide: CohortSlide, settings: Mapping[str, Any]) -> str:
     The folder of the slide is not part of it, so that results stay valid when a cohort is moved.
     """
     own = {"mpp": slide.mpp, "image_key": slide.image_key, "pitch_um": slide.pitch_um}
-    known = {**settings, "slide": own, "files": _files_of(slide.path), "version": __version__}
+    known = {**settings, "slide": own, "files": stat_of(slide.path), "version": __version__}
     return sha256(json.dumps(known, sort_keys=True, default=_plain))[:32]
 
 
@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _files_of(path: Path) -> list[tuple[str, int, int]]:
+def stat_of(path: Path) -> list[tuple[str, int, int]]:
     """Return name, size and modification time in nanoseconds, of a file or of all files of a folder."""
     # MIRAX slides have their pixels in a folder of the same name
     paths = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]

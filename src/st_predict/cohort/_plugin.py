@@ -11,13 +11,15 @@ from distributed import WorkerPlugin, get_worker
 from st_predict._errors import InvalidValueError
 from st_predict._version import __version__
 from st_predict.cohort._job import failed, look_at, run_job
+from st_predict.cohort._run_cell import run_cell
 
 if TYPE_CHECKING:
     from st_predict._where import Where
+    from st_predict.cohort._cell import Cell
     from st_predict.cohort._job import Outcome, SlideJob
     from st_predict.cohort._tasks import Task
 
-__all__ = ["TaskPlugin", "look_on_worker", "run_on_worker"]
+__all__ = ["TaskPlugin", "look_on_worker", "run_cell_on_worker", "run_on_worker"]
 
 
 class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -31,7 +33,7 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         Name of the plugin, unique to the run.
     """
 
-    def __init__(self, task: Task | None, name: str) -> None:
+    def __init__(self, task: Task | Any, name: str) -> None:
         self.task = task
         self.name = name
         self.version = __version__
@@ -77,3 +79,12 @@ def look_on_worker(job: SlideJob, plugin: str, *, where: Where | None, need_mpp:
     mine: TaskPlugin = get_worker().plugins[plugin]
     with mine.lock, _own_computations():
         return look_at(job, where, need_mpp=need_mpp) if mine.error is None else failed(job, mine.error)
+
+
+def run_cell_on_worker(cell: Cell, plugin: str) -> None:
+    """Train and score a cell of a cross-validation."""
+    mine: TaskPlugin = get_worker().plugins[plugin]
+    with mine.lock, _own_computations():
+        if mine.error is not None:
+            raise mine.error
+        run_cell(cell, mine.loaded.study, mine.loaded.sources)

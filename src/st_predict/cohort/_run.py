@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from st_predict.cohort._slides import CohortSlide
     from st_predict.cohort._tasks import Task
 
-__all__ = ["Options", "look_over_slides", "run"]
+__all__ = ["Options", "look_over_slides", "run", "writable"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def run(
         Whether the work needs the mpp of a slide with spots.
     """
     need_distributed()
-    folder = _writable(check("out", out, File))
+    folder = writable(check("out", out, File))
     mine = _absolute(of_shard(slides, options.shard))
     part = "" if options.shard is None else "-{}-of-{}".format(*options.shard)
     jobs = [SlideJob(slide=s, key=key_of(s, task.settings), path=folder / f"{s.id}.h5ad") for s in mine]
@@ -134,7 +134,7 @@ def _absolute(slides: Sequence[CohortSlide]) -> list[CohortSlide]:
     return [replace(slide, path=slide.path.absolute()) for slide in slides]
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """Make the output folder and return its absolute path; refuse one that cannot be written to, before any work."""
     folder = folder.absolute()
     try:

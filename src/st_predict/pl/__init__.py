@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_predict._public import show_only
+from st_predict.pl._benchmark import benchmark
 from st_predict.pl._cohort import cohort
 from st_predict.pl._crops import crops
 from st_predict.pl._depth import depth
@@ -14,6 +15,18 @@ from st_predict.pl._scores import scores
 from st_predict.pl._spatial import spatial
 from st_predict.pl._training import training
 
-__all__ = ["cohort", "crops", "depth", "heatmap", "pca_map", "report", "scatter", "scores", "spatial", "training"]
+__all__ = [
+    "benchmark",
+    "cohort",
+    "crops",
+    "depth",
+    "heatmap",
+    "pca_map",
+    "report",
+    "scatter",
+    "scores",
+    "spatial",
+    "training",
+]
 
 __dir__ = show_only(__all__)
