@@ -270,18 +270,18 @@ def test_workers_that_end_slowly_cost_no_report(
 ) -> None:
     """As on a busy machine."""
 
-    class Slow(LocalCluster):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**{**options, "processes": False})
+    def start(**_: object) -> LocalCluster:
+        cluster = LocalCluster(processes=False, n_workers=1, dashboard_address=":0")
+        end = cluster.close
 
-        def close(self, timeout: float | None = None) -> None:
-            super().close(timeout)
+        def close(*arguments: Any) -> None:
+            end(*arguments)
             raise TimeoutError
 
-        def __exit__(self, *_: object) -> None:
-            self.close()
+        monkeypatch.setattr(cluster, "close", close)
+        return cluster
 
-    monkeypatch.setattr("distributed.LocalCluster", Slow)
+    monkeypatch.setattr("distributed.LocalCluster", start)
     assert stp.cohort.check_slides(write_slide("a.tif"))["status"].tolist() == ["done"]
     assert "Workers did not end in time" in caplog.text
 
