@@ -295,12 +295,15 @@ def test_a_cluster_keeps_nothing_for_each_slide(client: Any, write_slide: Callab
     assert not {name for name in names if "one" in name}
 
 
-def test_a_local_cluster_is_seen_by_this_machine_only() -> None:
+def test_a_local_cluster_is_seen_by_this_machine_only_and_samples_no_stacks() -> None:
     with connected(None, n_workers=1, n_slides=1, device="cpu") as client:
         addresses = client.run_on_scheduler(
             lambda dask_scheduler: [socket.getsockname()[0] for socket in dask_scheduler.http_server._sockets.values()]
         )
+        (callbacks,) = client.run(lambda dask_worker: list(dask_worker.periodic_callbacks)).values()
     assert set(addresses) <= {"127.0.0.1", "::1"}
+    assert "heartbeat" in callbacks
+    assert "profile" not in callbacks  # a MiB for each of the first slides
 
 
 def test_a_report_without_a_peak(
