@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,19 @@ def make(folder: Path, *, n: int, side: int) -> None:
 
 def predict(slides: Path, *, n_workers: int, quick: bool) -> dict[str, Any]:
     """Predict a folder of slides on local workers; return the figures. A quick look needs no processes."""
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     import st_predict as stp
 
     warnings.simplefilter("ignore")
     load, start = os.getloadavg()[0] / (os.cpu_count() or 1), time.perf_counter()
-    cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=not quick, dashboard_address=":0")
-    with tempfile.TemporaryDirectory() as out, cluster, Client(cluster) as client:
-        found = stp.cohort.predict_many(f"{slides}/*.tif", out=out, client=client, pitch_um=100, device="cpu")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each worker
+    with ExitStack() as stack:
+        out = stack.enter_context(tempfile.TemporaryDirectory())
+        where: dict[str, Any] = {"n_workers": n_workers}
+        if quick:
+            where = {"client": stack.enter_context(Client(processes=False, n_workers=1, dashboard_address=":0"))}
+        found = stp.cohort.predict_many(f"{slides}/*.tif", out=out, pitch_um=100, device="cpu", **where)
         seconds = time.perf_counter() - start
         ends = sorted(path.stat().st_mtime for path in Path(out).glob("*.h5ad"))
         peaks = pd.read_csv(Path(out) / "report.csv")["peak_mib"].to_numpy()  # in the order in which slides ended

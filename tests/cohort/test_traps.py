@@ -270,18 +270,18 @@ def test_workers_that_end_slowly_cost_no_report(
 ) -> None:
     """As on a busy machine."""
 
-    class Slow(LocalCluster):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**{**options, "processes": False})
+    def start(**_: object) -> LocalCluster:
+        cluster = LocalCluster(processes=False, n_workers=1, dashboard_address=":0")
+        end = cluster.close
 
-        def close(self, timeout: float | None = None) -> None:
-            super().close(timeout)
+        def close(*arguments: Any) -> None:
+            end(*arguments)
             raise TimeoutError
 
-        def __exit__(self, *_: object) -> None:
-            self.close()
+        monkeypatch.setattr(cluster, "close", close)
+        return cluster
 
-    monkeypatch.setattr("distributed.LocalCluster", Slow)
+    monkeypatch.setattr("distributed.LocalCluster", start)
     assert stp.cohort.check_slides(write_slide("a.tif"))["status"].tolist() == ["done"]
     assert "Workers did not end in time" in caplog.text
 
@@ -295,12 +295,15 @@ def test_a_cluster_keeps_nothing_for_each_slide(client: Any, write_slide: Callab
     assert not {name for name in names if "one" in name}
 
 
-def test_a_local_cluster_is_seen_by_this_machine_only() -> None:
+def test_a_local_cluster_is_seen_by_this_machine_only_and_samples_no_stacks() -> None:
     with connected(None, n_workers=1, n_slides=1, device="cpu") as client:
         addresses = client.run_on_scheduler(
             lambda dask_scheduler: [socket.getsockname()[0] for socket in dask_scheduler.http_server._sockets.values()]
         )
+        (callbacks,) = client.run(lambda dask_worker: list(dask_worker.periodic_callbacks)).values()
     assert set(addresses) <= {"127.0.0.1", "::1"}
+    assert "heartbeat" in callbacks
+    assert "profile" not in callbacks  # a MiB for each of the first slides
 
 
 def test_a_report_without_a_peak(

@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 WORKER_BYTES = 3 << 30
 """Memory that is planned for a worker of a local cluster."""
 
-_PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
-"""Call stacks are sampled for a dashboard that few look at, and take memory for as long as a worker lives."""
+_SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,  # slides wait for whichever worker is free
+    "distributed.worker.profile.enabled": False,  # sampled call stacks, of which an hour is kept in memory
+}
+"""Settings of dask for a local cluster."""
 
 
 def need_distributed() -> Any:
@@ -123,14 +126,14 @@ def _local(device: str, n_workers: int | None, n_slides: int) -> Any:
     fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
     n = min(n_slides, n_workers or (1 if n_gpus else fitting))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // n))
-    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # slides wait for whichever worker is free
+    with dask.config.set(_SETTINGS):
         return LocalCluster(
             n_workers=n,
             threads_per_worker=1,
             memory_limit=MEMORY_LIMIT // n,
             dashboard_address="127.0.0.1:0",
             worker_dashboard_address="127.0.0.1:0",
-            env={"OMP_NUM_THREADS": threads, _PROFILE: "False"},
+            env={"OMP_NUM_THREADS": threads},
         )
 
 
