@@ -230,7 +230,9 @@ def test_the_benchmark_of_a_folder(hest_folder, tmp_path, caplog):
     assert plan["test"].drop_duplicates().tolist() == [("A1",), ("B1",)]
     assert set(plan["leaks"]) == {"panel"}
     assert "1 samples have no patient and are left out: ['C1']" in caplog.text
-    small = text.partition("[models.ridge-effnet]")[0].replace('"hest"\nmissing', '"hest"\npanel = 3\nmissing')
+    small = text.partition("[models.ridge-effnet]")[0].replace(
+        '"hest"\nmissing', '"hest"\npanel = 3\nmin_counts = 1\nmissing'
+    )
     (tmp_path / "small.toml").write_text(small, encoding="utf-8")
     table = stp.cohort.run_benchmark(tmp_path / "small.toml", out=tmp_path / "out")
     assert set(table["model"]) == {"log_total", "neighbours", "ridge-rgb"}

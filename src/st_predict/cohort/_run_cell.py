@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_cell"]
 
+FITTED = ("patient_mean", "position")
+"""Predictors that :func:`st_predict.tl.evaluate` fits to the training sections."""
+
 KEY = "pred"
 """Key of the prediction in the copies of the test sections."""
 
@@ -74,7 +77,7 @@ def _evaluate(sdata: SpatialData, sections: Mapping[str, SpatialData], cell: Cel
     return evaluate(
         sdata,
         key=KEY,
-        train=training if cell.setting.model in COUNTS_ONLY[3:] else None,
+        train=training if cell.setting.model in FITTED else None,
         group_key=where.group_key,
         image_key=where.image_key,
         table_key=where.table_key,
@@ -87,7 +90,8 @@ def _evaluate(sdata: SpatialData, sections: Mapping[str, SpatialData], cell: Cel
 
 def _rows(name: str, scores: Evaluation, cell: Cell, study: Study) -> pd.DataFrame:
     """Return the rows of a section; its name is the user's, whatever its table says."""
-    predictor = cell.setting.model if cell.setting.model in COUNTS_ONLY else KEY
+    own = {"global_mean": KEY}  # the prediction of the model "mean", which is trained for all of them
+    predictor = own.get(cell.setting.model, cell.setting.model) if cell.setting.model in COUNTS_ONLY else KEY
     genes = scores.genes[scores.genes["predictor"] == predictor].copy()
     paper = scores.paper[scores.paper["predictor"] == predictor].set_index("section")
     if genes.empty:
