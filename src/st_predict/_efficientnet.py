@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 without timm, whose import takes longer than many predictions.
 
 Tan and Le, EfficientNet: rethinking model scaling for convolutional neural networks, ICML 2019; inverted residuals of Sandler et al.,
-MobileNetV2, CVPR 2018. Lite leaves out squeeze-and-excitation and uses ReLU6. Names of tensors and methods are those of timm.
+MobileNetV2, CVPR 2018. Lite leaves out squeeze-and-excitation and uses ReLU6. Tensors and methods have the names of timm.
 """
 
 from __future__ import annotations

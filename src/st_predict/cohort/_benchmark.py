@@ -102,7 +102,7 @@ class HestTable:
         there = listed[listed["on_disk"]]
         if there.empty:
             raise InvalidValueError(
-                f"Of {len(listed)} samples, none has its files in {str(root)!r}.",
+                f"None of {len(listed)} samples has its files in {str(root)!r}.",
                 "download st/, wsis/ and metadata/ of the samples",
             )
         if anonymous := there.index[there["patient"].isna()].tolist():

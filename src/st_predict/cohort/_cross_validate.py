@@ -116,7 +116,7 @@ def cross_validate(  # noqa: PLR0913  # every argument is a keyword
         Handling of panel genes that a table lacks: ``"error"`` refuses; ``"drop"`` removes them from the network's
         panel, or does not score them in a test section.
     min_counts
-        Minimum panel counts of a spot in training and scoring; by default those of the preset and of
+        Minimum panel counts of a spot in training and scoring; by default as in the preset and in
         :func:`st_predict.tl.evaluate`.
     audit
         Whether to repeat each fit with other counts and pixels in the test sections, and refuse one that changes. Not

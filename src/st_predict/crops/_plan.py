@@ -169,7 +169,7 @@ def _is_fine_enough(finest: float, downsample: float) -> bool:
 
 
 def _inside(spec: CropSpec, base: float, present: list[bool], *, side: int) -> list[bool]:
-    """Of the levels that are present, leave those not wider than the image, and the finest in any case."""
+    """Keep present levels that are not wider than the image, and the finest in any case."""
     first = present.index(True)
     fits = [level.fov * base <= side * (1 + _RTOL) for level in spec.levels]
     return [here and (i == first or fits[i]) for i, here in enumerate(present)]

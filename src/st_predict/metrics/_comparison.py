@@ -66,7 +66,7 @@ def rank_test(scores: ArrayLike, *, alpha: float = 0.05) -> RankTest:
 
     Notes
     -----
-    The critical difference is that of :cite:t:`Demsar2006`. With few units it is large: for five models, it is 2.2 ranks
+    The critical difference follows :cite:t:`Demsar2006`. With few units it is large: for five models, it is 2.2 ranks
     with eight patients, and 4.3 with two.
 
     Examples
@@ -106,7 +106,7 @@ def wilcoxon_tests(scores: ArrayLike) -> NDArray[np.float64]:
     TypeError
         If ``scores`` is sparse.
     ValueError
-        As for :func:`rank_test`.
+        If the scores are not numbers or of another shape; see :func:`rank_test`.
 
     Notes
     -----

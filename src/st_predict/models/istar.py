@@ -11,7 +11,7 @@ under the GPL. Differences:
 - The publication describes cells by HIPT :cite:p:`Chen2022`: 192 features of the surroundings, 384 of the cell, and its mean
   colour (``encoder="hipt"``, which needs its weights). The default here is ``"rgb-cells"``, which needs no weights; the patches
   of any other vision transformer work as well. With HIPT and 250 genes, one MLP has 410,106 parameters.
-- Of HIPT's features, those of a cell and its colour are the published ones. The 192 of the surroundings are not the same: the
+- HIPT's features of a cell and its colour are the published ones. The 192 of the surroundings are not the same: the
   published code passes each shift of a section through the network in parts of one size, padded to multiples of 4,096 pixels,
   and the network sees the padding; here it sees the tiles of the whole section. They correlate by 0.96 (median over
   features, at worst -0.56), so a published MLP does not see its features here: fit it again.

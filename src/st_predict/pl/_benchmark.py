@@ -73,7 +73,7 @@ def benchmark(  # noqa: PLR0913 - a plot has many options, and users find them i
     score
         Column to draw; higher is better.
     unit
-        Unit of ranks and tests: ``"patient"``, or ``"section"``, of which those of one patient are alike.
+        Unit of ranks and tests: ``"patient"``, or ``"section"``: sections of one patient are alike.
     models
         Models to draw, in order; by default all.
     genes
