@@ -29,12 +29,16 @@ def run(path: Path) -> float:
     """Execute a notebook in an empty folder, and store it with its outputs; gives the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", skip_cells_with_tag=NOT_RUN).execute(cwd=_empty())
+    folder = _empty()
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", skip_cells_with_tag=NOT_RUN).execute(cwd=folder)
     seconds = time.monotonic() - start
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran
         if cell.cell_type == "code":
             cell.outputs = [_small(output) for output in cell.outputs if _is_of_the_package(output)]
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                output["text"] = output["text"].replace(f"{folder}/", "")
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.write(notebook, path)
     return seconds

@@ -89,7 +89,7 @@ def connected(client: Client | str | None, *, n_workers: int | None, n_slides: i
 
 
 def _close(cluster: Any) -> None:
-    """End a local cluster. Its processes end with this one, so that slow ones do not cost the report."""
+    """End a local cluster. Slow processes end with this one, and do not cost the report."""
     try:
         cluster.close()
     except TimeoutError:

@@ -40,7 +40,7 @@ class TaskPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         self.error: Exception | None = None
 
     def setup(self, worker: Any) -> None:  # as distributed calls it
-        """Load the networks. Errors are kept too: if a worker joins later, its error reaches nobody else."""
+        """Load the networks. An error is kept too, as nobody else sees the error of a worker which joins later."""
         self.lock = threading.Lock()  # a worker with several threads still has one slide in memory
         self.loaded: Any = None
         try:
