@@ -62,6 +62,7 @@ def main() -> None:
     if args.out:
         write_json(args.out, **figures)
     if args.keep:
+        RESULTS.parent.mkdir(exist_ok=True)
         write_json(RESULTS, **figures)
         PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
