@@ -36,6 +36,7 @@ def main() -> None:
         table = summary_of(args.config, stp.cohort.run_benchmark(args.config, out=out, n_workers=args.workers))
         print(render(table))
         if args.keep:
+            RESULTS.mkdir(parents=True, exist_ok=True)
             table.to_csv(RESULTS / f"{args.config.stem}.csv", index=False, float_format="%.6f", lineterminator="\n")
     if args.keep or args.page:
         write_page()
