@@ -42,7 +42,7 @@ PAGES = [
 LANGUAGES = ("bash", "console", "py", "python", "sh", "shell")
 REASONS = {
     "installs or checks a clone": 13,
-    "measures for hours": 15,
+    "measures for hours": 16,
     "weights that the reader downloads": 9,
     "opens a window": 1,
     "needs a GPU or a cluster": 9,
