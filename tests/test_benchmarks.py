@@ -181,6 +181,17 @@ def test_draws_of_blocks_are_correlated_as_if_their_spots_were_repeated() -> Non
         np.testing.assert_allclose(scores, expected)
 
 
+def test_the_page_shows_what_levels_give_and_levels_help() -> None:
+    script = load("levels")
+    figures = json.loads(script.RESULTS.read_text(encoding="utf-8"))
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.fill(page, figures) == page
+    assert len(figures["seeds"]) == 3
+    low = {row["variant"]: row["low"] for row in figures["rows"]}
+    assert low["far"] > 0
+    assert low["cross"] > 0
+
+
 def test_the_page_shows_the_scores_with_and_without_stain() -> None:
     script = load("her2st_stain")
     rows = json.loads(script.RESULTS.read_text(encoding="utf-8"))
