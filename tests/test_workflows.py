@@ -26,7 +26,13 @@ MADE = {"dist/", "dist/*", "dist", "$file", "empty", "coverage.xml", "docs/_buil
 OF_RUNNER = {"uv", "uvx", "python", "python3", "cd", "exec", "set", "test", "for", "done"}
 """Commands that are there before anything is installed."""
 
-PROVIDED = {"lint-imports": "import-linter", "pre-commit": "pre-commit", "python": "python", "pip": "pip"}
+PROVIDED = {
+    "lint-imports": "import-linter",
+    "pre-commit": "pre-commit",
+    "python": "python",
+    "pip": "pip",
+    "jupyter": "jupyterlab",
+}
 """Distributions of programs and modules that are called otherwise."""
 
 PLUGINS = {"pytest -n": "pytest-xdist", "--cov": "pytest-cov"}
@@ -75,7 +81,8 @@ def of_group(name: str) -> set[str]:
 def installed_by(lines: list[str]) -> set[str]:
     """Distributions that the commands ask for by name, and the project."""
     groups = {name for line in lines for name in re.findall(r"--group (\S+)", line)}
-    return {"st-predict", "python", "pip"}.union(*(of_group(name) for name in groups))
+    named = {word for line in lines if " install " in line for word in shlex.split(line)}
+    return {"st-predict", "python", "pip"}.union(named, *(of_group(name) for name in groups))
 
 
 def test_there_are_commands_to_check() -> None:

@@ -22,6 +22,8 @@ from st_predict.datasets._splits import HER2ST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 SMALL = """
 [benchmark]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"ridge": {"hparams": {"n_components": 4, "rank": 2}}}
 SMALL = {"panel_method": "mean", "panel": 4, "device": "cpu"}
 

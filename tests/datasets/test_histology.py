@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.color import rgb2hed
 
-from st_predict.datasets._histology import GRID_UM, Histology, _jittered, _smooth_noise, draw_style, grow_tissue
+from st_predict.datasets._histology import GRID_UM, Histology, _jittered, draw_style, grow_tissue, smooth_noise
 
 
 @pytest.fixture(scope="module", params=[0.7, 1.3])
@@ -78,7 +78,7 @@ def test_stains_differ_between_patients():
 
 @pytest.mark.parametrize("scale", [1.0, 4.0, 20.0])
 def test_noise_has_unit_variance_and_the_scale_that_was_asked_for(scale: float):
-    noise = _smooth_noise(np.random.default_rng(0), (900, 1100), scale)
+    noise = smooth_noise(np.random.default_rng(0), (900, 1100), scale)
     assert noise.shape == (900, 1100)
     assert np.var(noise) == pytest.approx(1, abs=0.2)
     # white noise under a Gaussian of width s has the correlation exp(-d^2 / (4 s^2))

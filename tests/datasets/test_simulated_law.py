@@ -14,6 +14,8 @@ from st_predict.datasets import Simulation, simulate, toy
 from st_predict.datasets._expression import COVARIATES
 from st_predict.datasets._histology import draw_style
 
+pytestmark = pytest.mark.slow
+
 SIDE, MPP = 1504, 2.0  # 3 mm
 INSIDE = np.s_[60:-60, 60:-60]  # of images at 8 um per pixel; all sections have a white margin
 ALL = ("nuclei", "region", "cross")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     Config = Callable[..., TrainConfig]
 
+pytestmark = pytest.mark.slow
+
 GENES = ("a", "b", "c", "d")
 TINY = dict(get_spec("m2ost").tiny)
 EPOCHS = 12
@@ -40,8 +42,6 @@ from pathlib import Path
 from spatialdata import read_zarr
 import st_predict as stp
 from st_predict._training._fit import Adapter
-
-pytestmark = pytest.mark.slow
 
 step = Adapter.training_step
 

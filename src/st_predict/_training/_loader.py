@@ -84,6 +84,8 @@ def share(rows: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
 
 def weight_of(step: int, n: int, batch_size: int, rank: int, world: int) -> float:  # noqa: PLR0917
     """Return the share of a process in the rows of a step, times the number of processes, whose gradients are averaged."""
+    if world == 1:
+        return 1.0
     first = step * batch_size * world
     rows = np.arange(first, min(n, first + batch_size * world))
     return len(share(rows, rank, world)) * world / len(rows)
