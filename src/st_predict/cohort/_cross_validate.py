@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from distributed import Client
+    from spatialdata import SpatialData
 
     from st_predict.cohort._protocols import EvaluationProtocol, ProtocolName
-    from st_predict.cohort._sources import BenchmarkSections, SectionSource
+    from st_predict.cohort._sources import SectionSource
     from st_predict.datasets import Fold
 
 __all__ = ["cross_validate", "models_of", "open_patients"]
@@ -52,7 +53,7 @@ _MESSAGE = 300
 
 @shows_progress
 def cross_validate(  # noqa: PLR0913  # every argument is a keyword
-    sdatas: BenchmarkSections,
+    sdatas: Mapping[str, SpatialData | PathLike[str] | str],
     models: Sequence[str] | Mapping[str, BenchmarkModel | Mapping[str, object] | str],
     *,
     out: PathLike[str] | str,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.sparse import issparse
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
     from st_predict._where import Where
 
-__all__ = ["BenchmarkSections", "Her2stSection", "HestSection", "SectionSource", "sources_of"]
-
-BenchmarkSections: TypeAlias = "Mapping[str, SpatialData | PathLike[str] | str]"
+__all__ = ["Her2stSection", "HestSection", "SectionSource", "sources_of"]
 
 
 class SectionSource(Protocol):
@@ -152,7 +150,7 @@ class HestSection(_Opened):
         return sha256(json.dumps([self.name, *(stat_of(path) for path in files)]))
 
 
-def sources_of(sdatas: BenchmarkSections | Mapping[str, SectionSource]) -> dict[str, SectionSource]:
+def sources_of(sdatas: Mapping[str, SpatialData | PathLike[str] | str | SectionSource]) -> dict[str, SectionSource]:
     """Return the sections by name.
 
     Raises
