@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import friedmanchisquare, rankdata, studentized_range, t, wilcoxon
 
 from st_predict._errors import InvalidValueError
+from st_predict._reprs import ShortRepr
 from st_predict._validated import Probability, check
 from st_predict.metrics._arrays import as_array
 
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["RankTest", "holm", "mean_interval", "rank_test", "wilcoxon_tests"]
 
 
-class RankTest(NamedTuple):
-    """Comparison of models by their ranks.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class RankTest(ShortRepr):
+    """Comparison of models by their ranks; returned by :func:`rank_test`.
+
+    Parameters
+    ----------
+    mean_ranks
+        Mean rank of each model, ``(n_models,)``; 1 is the best.
+    p_value
+        P-value of the Friedman test that no model differs; NaN for two models.
+    critical_difference
+        Least difference of two mean ranks that the Nemenyi test calls significant.
+    n_units
+        Number of units with a score of every model.
 
     Examples
     --------
@@ -28,16 +41,9 @@ class RankTest(NamedTuple):
     """
 
     mean_ranks: NDArray[np.float64]
-    """Mean rank of each model, ``(n_models,)``; 1 is the best."""
-
     p_value: float
-    """P-value of the Friedman test that no model differs; NaN for two models."""
-
     critical_difference: float
-    """Least difference of two mean ranks that the Nemenyi test calls significant."""
-
     n_units: int
-    """Number of units with a score of every model."""
 
 
 def rank_test(scores: ArrayLike, *, alpha: float = 0.05) -> RankTest:
@@ -77,6 +83,8 @@ def rank_test(scores: ArrayLike, *, alpha: float = 0.05) -> RankTest:
     >>> found.mean_ranks, round(found.p_value, 3), round(found.critical_difference, 2)
     (array([1.  , 2.25, 2.75]), 0.039, 1.66)
     """
+    from scipy.stats import friedmanchisquare, rankdata, studentized_range
+
     values = _complete(scores)
     alpha = check("alpha", alpha, Probability)
     n_units, n_models = values.shape
@@ -85,7 +93,7 @@ def rank_test(scores: ArrayLike, *, alpha: float = 0.05) -> RankTest:
     p = 1.0 if tied else float(friedmanchisquare(*values.T).pvalue) if n_models > 2 else float("nan")
     quantile = studentized_range.ppf(1 - alpha, n_models, np.inf) / np.sqrt(2)
     difference = float(quantile * np.sqrt(n_models * (n_models + 1) / (6 * n_units)))
-    return RankTest(ranks.mean(axis=0), p, difference, n_units)
+    return RankTest(mean_ranks=ranks.mean(axis=0), p_value=p, critical_difference=difference, n_units=n_units)
 
 
 def wilcoxon_tests(scores: ArrayLike) -> NDArray[np.float64]:
@@ -120,6 +128,8 @@ def wilcoxon_tests(scores: ArrayLike) -> NDArray[np.float64]:
     >>> wilcoxon_tests(scores)[0].round(4)
     array([   nan, 0.0234, 0.0234])
     """
+    from scipy.stats import wilcoxon
+
     values = _complete(scores)
     n_models = values.shape[1]
     pairs = [(i, j) for i in range(n_models) for j in range(i + 1, n_models)]
@@ -200,6 +210,8 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, flo
     >>> round(low, 3), round(high, 3)
     (0.052, 0.548)
     """
+    from scipy.stats import t
+
     values = as_array(values, "values", ("n_units",), undefined=True)
     values, level = values[~np.isnan(values)], check("level", level, Probability)
     if len(values) < 2:
