@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "LITE",
     "create_backbone",
     "fetch_weights",
     "import_timm",

@@ -15,7 +15,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EfficientNetLite0"]
+__all__ = ["STAGES", "EfficientNetLite0"]
 
 
 class _Stage(NamedTuple):

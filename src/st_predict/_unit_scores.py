@@ -41,7 +41,7 @@ def check_table(table: Any, scores: Sequence[str]) -> pd.DataFrame:
             f"table must be the DataFrame of a cross-validation, got {type(table).__name__}.",
             "make one with st_predict.cohort.cross_validate",
         )
-    for column in ("model", "seed", "section", "patient", "gene", *scores):
+    for column in ("model", "fold", "seed", "section", "patient", "gene", *scores):
         if column not in table:
             raise NotFoundError(f"The table has no column {column!r}; it has {list(table)}.")
     if table.empty:

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
+from spatialdata.transformations import Scale, set_transformation
 
 import st_predict as stp
 from st_predict.cohort import _audit, _cell, _fit, _run_cell
 from st_predict.cohort._cross_validate import models_of
+from st_predict.cohort._sources import sources_of
 from st_predict.datasets import Fold
 
 if TYPE_CHECKING:
@@ -356,6 +358,21 @@ def test_invalid_arguments(
     given = {"sdatas": sections, "models": ["mean"], **SMALL, **change}
     with pytest.raises((ValueError, KeyError, TypeError, FileNotFoundError), match=message):
         stp.cohort.cross_validate(given.pop("sdatas"), given.pop("models"), out=tmp_path, **given)
+
+
+def test_another_resolution_of_the_same_pixels_is_other_work(sections: dict[str, SpatialData]) -> None:
+    section = with_counts(next(iter(sections.values())), lambda counts: counts)
+    section.images["he"] = section.images["he"].copy()
+    before = sources_of({"one": section})["one"].digest()
+    assert sources_of({"one": section})["one"].digest() == before
+    set_transformation(section.images["he"], Scale([0.5, 0.5], axes=("x", "y")), to_coordinate_system="um")
+    assert sources_of({"one": section})["one"].digest() != before
+
+
+@pytest.mark.parametrize("seeds", [[], [0, 1, 0]])
+def test_seeds_are_different_numbers(seeds: list[int], sections: dict[str, SpatialData], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seeds must be different numbers, at least one"):
+        stp.cohort.cross_validate(sections, ["ridge"], out=tmp_path, seeds=seeds, **SMALL)
 
 
 def test_models_by_name_by_fields_and_as_objects() -> None:

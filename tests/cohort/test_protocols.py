@@ -85,6 +85,14 @@ def test_too_few_patients(name: str, patients: dict[str, set[str]], message: str
         stp.cohort.get_protocol(name).folds(patients)
 
 
+def test_the_paper_of_m2ost_never_chooses_the_epoch_on_test_sections() -> None:
+    for n in range(4, 12):
+        (fold,) = stp.cohort.get_protocol("m2ost-paper").folds({f"S{i}": {"A"} for i in range(n)})
+        assert fold.validation
+        assert fold.train
+        assert not set(fold.validation) & set(fold.test)
+
+
 def test_a_leaking_protocol_is_named_in_every_row(tmp_path: Path) -> None:
     sections = stp.datasets.simulate(2, 3, n_genes=12, shape=(720, 880), mpp=1.2, seed=4).sections
     table = stp.cohort.cross_validate(sections, ["mean"], out=tmp_path, protocol="m2ost-code", panel=4, device="cpu")

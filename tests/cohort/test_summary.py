@@ -72,6 +72,7 @@ def test_more_genes_or_seeds_do_not_make_more_units() -> None:
     ("change", "options", "message"),
     [
         (lambda t: t.drop(columns="gene"), {}, "no column 'gene'"),
+        (lambda t: t.drop(columns="fold"), {}, "no column 'fold'"),
         (lambda t: t, {"score": "best"}, "no column 'best'"),
         (lambda t: t, {"score": "gene"}, "'gene' of the table is not numbers"),
         (lambda t: t.iloc[:0], {}, "no rows"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -11,6 +11,7 @@ from xarray import DataArray, DataTree
 from st_predict._errors import InvalidValueError
 from st_predict._sections import measured_table_key
 from st_predict.cohort._fit import fit, select_on
+from st_predict.cohort._protocols import PanelMethod
 from st_predict.cohort._sources import with_tables
 from st_predict.tl import LeakageError
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from st_predict.tl import TrainResult
 
 __all__ = ["refuse_leaks", "refuse_panel_of_all", "scrambled"]
-
-METHODS = ("m2ost", "mean", "hvg", "spatial")
 
 
 def refuse_leaks(
@@ -126,7 +125,7 @@ def refuse_panel_of_all(
     LeakageError
         If a method selects exactly these genes on all sections, and other genes on a fold's training sections.
     """
-    for method in METHODS:
+    for method in get_args(PanelMethod):
         if _selected(list(sections.values()), study, len(panel), method) != set(panel):
             continue
         for fold in folds:

@@ -182,7 +182,8 @@ def cross_validate(  # noqa: PLR0913  # every argument is a keyword
     >>> table["leaks"].unique().tolist()
     ['']
     """
-    rules, seeds = _rules(protocol, panel_method), check("seeds", seeds, tuple[Natural, ...] | None)
+    rules = _rules(protocol, panel_method)
+    seeds = rules.seeds if seeds is None else _seeds(seeds)
     where = Where(image_key=image_key, table_key=table_key, layer=layer, group_key=group_key)
     study = Study(
         protocol=rules,
@@ -200,7 +201,7 @@ def cross_validate(  # noqa: PLR0913  # every argument is a keyword
     _check_panel(study, sources, sides)
     folder = writable(check("out", out, File))
     with locked(folder / ".lock", folder=folder, what="cross-validation"):
-        cells = _cells(chosen, sides, seeds or rules.seeds, study=study, sources=sources, patients=patients, out=folder)
+        cells = _cells(chosen, sides, seeds, study=study, sources=sources, patients=patients, out=folder)
         run = partial(_run, study=study, sources=sources, client=client, n_workers=n_workers, out=folder)
         _finish(cells, run, skip_failed=check("skip_failed", skip_failed, Flag))
         found = [frame for cell in cells if (frame := read_cell(cell)) is not None]
@@ -239,6 +240,17 @@ def _rules(protocol: ProtocolName, panel_method: PanelMethod | None) -> Evaluati
     rules = get_protocol(protocol)
     method = check("panel_method", panel_method, PanelMethod | None)
     return rules if method is None else replace(rules, panel=method)
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    """Return the seeds; repeated ones would count the same training twice."""
+    found: tuple[int, ...] = check("seeds", seeds, tuple[Natural, ...])
+    if not found or len(found) != len(set(found)):
+        raise InvalidValueError(
+            f"seeds must be different numbers, at least one, got {found}.",
+            Advice("leave out {} for the seeds of the protocol", "seeds"),
+        )
+    return found
 
 
 def _panel(panel: Any, default: int) -> int | tuple[str, ...]:

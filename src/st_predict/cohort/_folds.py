@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from st_predict._errors import InvalidTypeError, InvalidValueError, NotFoundError
-from st_predict.cohort._protocols import Leak
+from st_predict.cohort._protocols import Leak, patients_on_several_sides
 from st_predict.datasets import Fold
 from st_predict.tl import LeakageError
 
@@ -64,7 +64,7 @@ def _check_fold(fold: Fold, patients: Mapping[str, frozenset[str]], protocol: Ev
         raise LeakageError(
             f"Sections {sorted(twice)} are on several sides of the fold {fold.name!r}.", "leave each on one side"
         )
-    shared = _shared(fold, patients) - set(fold.shared_patients)
+    shared = patients_on_several_sides(fold, patients) - set(fold.shared_patients)
     if shared:
         raise LeakageError(
             f"Patients {sorted(shared)} are on several sides of the fold {fold.name!r}, so its scores would not be of new "
@@ -72,14 +72,6 @@ def _check_fold(fold: Fold, patients: Mapping[str, frozenset[str]], protocol: Ev
             "keep all sections of a patient on one side",
             "declare these patients in shared_patients of the fold",
         )
-
-
-def _shared(fold: Fold, patients: Mapping[str, frozenset[str]]) -> set[str]:
-    """Return patients that are on several sides."""
-    train, validation, test = (
-        {patient for name in side for patient in patients[name]} for side in (fold.train, fold.validation, fold.test)
-    )
-    return (train & (validation | test)) | (validation & test)
 
 
 def leaks_of(

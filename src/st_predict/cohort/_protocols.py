@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
 from st_predict.datasets import Fold
 
-__all__ = ["EvaluationProtocol", "Leak", "PanelMethod", "ProtocolName", "get_protocol", "list_protocols"]
+__all__ = [
+    "EvaluationProtocol",
+    "Leak",
+    "PanelMethod",
+    "ProtocolName",
+    "get_protocol",
+    "list_protocols",
+    "patients_on_several_sides",
+]
 
 Leak: TypeAlias = Literal["patient", "panel", "epoch"]
 PanelMethod: TypeAlias = Literal["m2ost", "mean", "hvg", "spatial"]
@@ -217,7 +225,7 @@ def _split_at_random(patients: Patients, *, n_validation: float) -> tuple[Fold, 
     names = sorted(patients)
     random.Random(M2OST_SEED).shuffle(names)  # the published code's generator
     end = int(len(names) * 0.7)
-    start = end - round(len(names) * n_validation) if n_validation else end
+    start = end - max(1, round(len(names) * n_validation)) if n_validation else end
     train, between, test = tuple(names[:start]), tuple(names[start:end]), tuple(names[end:])
     note = f"Sorted sections, shuffled with the seed {M2OST_SEED}, whatever their patient."
     fold = Fold(name="random", train=train, test=test, validation=between or test, note=note)
@@ -233,20 +241,16 @@ def _as_paper(patients: Patients) -> tuple[Fold, ...]:
 
 
 def _shared(patients: Patients, fold: Fold) -> Fold:
-    """Add the patients that are on several sides of a fold."""
-    sides = [
-        frozenset().union(*(patients[name] for name in names)) for names in (fold.train, fold.validation, fold.test)
-    ]
-    train, validation, test = sides
-    shared = tuple(sorted((train & (validation | test)) | (validation & test)))
-    return Fold(
-        name=fold.name,
-        train=fold.train,
-        test=fold.test,
-        validation=fold.validation,
-        shared_patients=shared,
-        note=fold.note,
+    """Declare the patients that are on several sides of a fold."""
+    return replace(fold, shared_patients=tuple(sorted(patients_on_several_sides(fold, patients))))
+
+
+def patients_on_several_sides(fold: Fold, patients: Patients) -> set[str]:
+    """Return patients of whom sections are on more than one side of a fold."""
+    train, validation, test = (
+        {patient for name in side for patient in patients[name]} for side in (fold.train, fold.validation, fold.test)
     )
+    return (train & (validation | test)) | (validation & test)
 
 
 def _refuse_few(patients: Patients, least: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from scipy.sparse import issparse
 from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from st_predict._containers import check_slide
 from st_predict._errors import InvalidTypeError, InvalidValueError
@@ -77,7 +78,7 @@ class ObjectSection(_Opened):
         return with_tables(self.sdata, {name: table.copy() for name, table in self.sdata.tables.items()})
 
     def digest(self) -> str:
-        """Return a hash of tables, shapes, and the coarsest pixels of each image."""
+        """Return a hash of tables, shapes, places of all elements, and the coarsest pixels of each image."""
         tables = [part for name, table in sorted(self.sdata.tables.items()) for part in (name, *_of_table(table))]
         shapes = [
             part
@@ -85,7 +86,8 @@ class ObjectSection(_Opened):
             for part in (name, *(b"".join(shapes.geometry.to_wkb()), shapes.drop(columns="geometry").to_csv()))
         ]
         pixels = [part for name, image in sorted(self.sdata.images.items()) for part in (name, _coarsest(image))]
-        return sha256(*tables, *shapes, *pixels)
+        places = [part for _, name, element in self.sdata.gen_spatial_elements() for part in (name, _place_of(element))]
+        return sha256(*tables, *shapes, *places, *pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,12 @@ def _of_table(table: AnnData) -> Iterable[bytes | str]:
     yield table.obs.to_csv()
     yield table.var.to_csv()
     yield from (np.ascontiguousarray(table.obsm[key]).tobytes() for key in sorted(table.obsm) if key == "spatial")
+
+
+def _place_of(element: Any) -> str:
+    """Return the transformations of an element, which hold its resolution."""
+    transformations = get_transformation(element, get_all=True)
+    return json.dumps({name: repr(own) for name, own in transformations.items()}, sort_keys=True)
 
 
 def _coarsest(image: object) -> bytes:

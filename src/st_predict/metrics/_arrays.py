@@ -13,7 +13,7 @@ from st_predict._errors import InvalidTypeError, InvalidValueError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_array", "as_pair", "as_whole", "check_axis", "check_length"]
+__all__ = ["as_array", "as_pair", "as_pvalues", "as_whole", "check_axis", "check_length"]
 
 MATRIX = ("n_spots", "n_genes")
 
@@ -57,6 +57,15 @@ def as_whole(values: ArrayLike, name: str, shape: tuple[str, ...]) -> NDArray[np
     if n_bad:
         raise InvalidValueError(f"{name} must be whole numbers, but {n_bad} of {array.size} values are not.")
     return array.astype(np.int64)
+
+
+def as_pvalues(p: ArrayLike) -> NDArray[np.float64]:
+    """Return p-values, ``(n_tests,)``; NaN is undefined."""
+    array = as_array(p, "p", ("n_tests",), undefined=True)
+    defined = array[~np.isnan(array)]
+    if ((defined < 0) | (defined > 1)).any():
+        raise InvalidValueError(f"p must be between 0 and 1, got values from {defined.min():g} to {defined.max():g}.")
+    return array
 
 
 def check_axis(axis: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from st_predict._errors import InvalidValueError
 from st_predict._reprs import ShortRepr
 from st_predict._validated import Probability, check
-from st_predict.metrics._arrays import as_array
+from st_predict.metrics._arrays import as_array, as_pvalues
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -170,10 +170,8 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     >>> holm([0.01, 0.04, float("nan"), 0.03])
     array([0.03, 0.06,  nan, 0.06])
     """
-    p = as_array(p, "p", ("n_tests",), undefined=True)
+    p = as_pvalues(p)
     known = np.flatnonzero(~np.isnan(p))
-    if ((p[known] < 0) | (p[known] > 1)).any():
-        raise InvalidValueError(f"p must be between 0 and 1, got values from {np.nanmin(p):g} to {np.nanmax(p):g}.")
     order = known[np.argsort(p[known], kind="stable")]
     adjusted = np.full(p.shape, np.nan)
     factors = np.arange(len(order), 0, -1)

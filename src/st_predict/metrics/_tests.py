@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from st_predict._errors import InvalidValueError
-from st_predict.metrics._arrays import as_array
+from st_predict.metrics._arrays import as_array, as_pvalues
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -153,10 +153,8 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     """
     from scipy.stats import false_discovery_control
 
-    p = as_array(p, "p", ("n_tests",), undefined=True)
+    p = as_pvalues(p)
     defined = ~np.isnan(p)
-    if ((p[defined] < 0) | (p[defined] > 1)).any():
-        raise InvalidValueError(f"p must be between 0 and 1, got values from {np.nanmin(p):g} to {np.nanmax(p):g}.")
     adjusted = np.full(p.shape, np.nan)
     if defined.any():
         adjusted[defined] = false_discovery_control(p[defined])
