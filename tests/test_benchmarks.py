@@ -151,17 +151,21 @@ def test_the_page_shows_the_scores_of_all_models() -> None:
 
 def test_levels_are_compared_on_patients_that_did_not_train(tmp_path: Path) -> None:
     script, out = SCRIPTS[0].with_name("levels.py"), tmp_path / "levels.json"
-    done = subprocess.run(
-        [sys.executable, script, "--quick", "--out", out], check=False, capture_output=True, text=True
-    )
+    networks = ["whole", "level 0", "attention on joined channels (no ITMM, no DPE)"]
+    command = [sys.executable, script, "--quick", "--out", out, "--work", tmp_path / "work", "--networks", *networks]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["variant"] for row in figures["rows"]] == ["spot", "near", "far", "cross"]
-    for row in figures["rows"]:
-        assert row["difference"] == pytest.approx(row["three"] - row["one"], abs=2e-4)
-        assert row["low"] < row["high"]
-        assert f"| {row['variant']} | {row['one']:.3f} |" in done.stdout
-    assert len(figures["seeds"]) == 1
+    rows = {(row["network"], row["genes"]): row for row in figures["rows"]}
+    assert list(rows) == [(network, kind) for network in networks for kind in ("spot", "near", "far", "cross")]
+    for (network, kind), row in rows.items():
+        if network != "whole":
+            assert row["difference"] == pytest.approx(row["score"] - rows["whole", kind]["score"], abs=2e-4)
+            assert row["low"] < row["high"]
+        assert f"{row['score']:.3f}" in done.stdout
+    assert figures["seeds"] == 1
+    again = subprocess.run(command, check=True, capture_output=True, text=True)  # from the working folder
+    assert again.stdout == done.stdout
 
 
 def test_draws_of_blocks_are_correlated_as_if_their_spots_were_repeated() -> None:
@@ -186,10 +190,11 @@ def test_the_page_shows_what_levels_give_and_levels_help() -> None:
     figures = json.loads(script.RESULTS.read_text(encoding="utf-8"))
     page = script.PAGE.read_text(encoding="utf-8")
     assert script.fill(page, figures) == page
-    assert len(figures["seeds"]) == 3
-    low = {row["variant"]: row["low"] for row in figures["rows"]}
-    assert low["far"] > 0
-    assert low["cross"] > 0
+    assert figures["seeds"] == 3
+    assert {row["network"] for row in figures["rows"]} == set(script.NETWORKS)
+    high = {row["genes"]: row["high"] for row in figures["rows"] if row["network"] == "level 0"}
+    assert high["far"] < 0
+    assert high["cross"] < 0
 
 
 def test_the_page_shows_the_scores_with_and_without_stain() -> None:

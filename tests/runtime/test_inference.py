@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -233,6 +234,27 @@ def test_settings_are_as_before(monkeypatch, spied, precision, fits):
             inference(make_batch(2))
     assert spied == [("bf16", False) if precision == "float32" else (before[1], True)]
     assert settings() == before
+
+
+@torch_2_9
+def test_a_call_that_ends_leaves_the_setting_to_those_that_still_compute(monkeypatch):
+    monkeypatch.setattr(module, "_fast_path_is_exact", lambda: True)
+    backend = torch.backends.mkldnn.matmul
+    before, first_is_in, second_is_in = backend.fp32_precision, Event(), Event()
+
+    def first():
+        with module._exact_products(CPU, "float32"):
+            first_is_in.set()
+            second_is_in.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(first)
+        assert first_is_in.wait(10)
+        with module._exact_products(CPU, "float32"):
+            second_is_in.set()
+            ended.result(10)
+            assert backend.fp32_precision == "bf16"
+    assert backend.fp32_precision == before
 
 
 @torch_2_9

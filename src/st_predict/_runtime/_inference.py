@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 # On a CPU, few enough to stay in cache, and enough that computing a layer outweighs calling it.
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
+
+_settings: dict[Any, tuple[int, str]] = {}  # for each backend, calls that use its setting, and the precision before them
+_settings_lock = threading.Lock()
 
 
 class Inference:
@@ -307,12 +311,20 @@ def _exact_products(device: torch.device, precision: str) -> Iterator[None]:
 
 @contextmanager
 def _setting(backend: Any, value: str) -> Iterator[None]:
-    before = backend.fp32_precision
-    backend.fp32_precision = value
+    """Set the precision of a backend, which all threads share: the last call that needs it restores what the first found."""
+    with _settings_lock:
+        n_users, before = _settings.get(backend, (0, backend.fp32_precision))
+        _settings[backend] = n_users + 1, before
+        backend.fp32_precision = value
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        with _settings_lock:
+            n_users, before = _settings.pop(backend)
+            if n_users > 1:
+                _settings[backend] = n_users - 1, before
+            else:
+                backend.fp32_precision = before
 
 
 def _matmul_of_onednn() -> Any:

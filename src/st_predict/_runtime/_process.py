@@ -40,6 +40,7 @@ def worker_threads(n: int) -> Iterator[ThreadPoolExecutor]:
 
     def begin() -> None:
         started.add(threading.get_native_id())
+        torch.get_num_threads()  # at its first use a thread takes the last number that any thread has set
         torch.set_num_threads(threads // n)
 
     pool = ThreadPoolExecutor(n, initializer=begin)
