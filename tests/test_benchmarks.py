@@ -33,6 +33,12 @@ SCRIPTS = sorted(
 )
 
 
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import modules of their own folder, which is first on the path when they are run as scripts."""
+    monkeypatch.syspath_prepend(str(SCRIPTS[0].parent))
+
+
 ALONE = {"gpu"}  # it says that it needs torch and little else: in a fresh process
 
 
