@@ -19,7 +19,7 @@ import st_predict as stp
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "compare"
-GROUPS = {"nuclei": "the spot itself", "region": "its surroundings", "none": "nothing"}
+GROUPS = {"nuclei": "the spot itself", "region": "its surroundings", "cross": "both together", "none": "nothing"}
 """What genes of a programme depend on."""
 
 
@@ -58,7 +58,7 @@ def groups_of(sections: dict[str, object]) -> pd.Series | None:
     """What each simulated gene depends on, which does not depend on the numbers of patients and sections."""
     if sections["source"] != "simulate":
         return None
-    given = {name: sections[name] for name in ("n_genes", "seed") if name in sections}
+    given = {name: sections[name] for name in ("n_genes", "programmes", "seed") if name in sections}
     genes = stp.datasets.simulate(1, 1, shape=(400, 400), **{"n_genes": 60, **given}).genes
     return genes["programme"].map(GROUPS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -16,7 +17,10 @@ from typer.testing import CliRunner
 
 import st_predict as stp
 from st_predict.cli import app
-from st_predict.datasets import _her2st
+from st_predict.cohort import _benchmark as module
+from st_predict.cohort import _fit as fit
+from st_predict.cohort._benchmark import SimulationTable
+from st_predict.datasets import _her2st, simulate
 from st_predict.datasets._splits import HER2ST
 
 if TYPE_CHECKING:
@@ -126,6 +130,36 @@ def test_the_command_checks_runs_and_resumes(write: Callable[[str], Path], tmp_p
     assert CliRunner().invoke(app, ["benchmark", str(path), "--out", str(out)]).exit_code == 0
     assert {file: file.stat().st_mtime_ns for file in out.glob("*.parquet")} == files
     assert (out / "scores.csv").read_bytes() == first
+
+
+def test_every_option_of_the_simulation_is_a_key(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = set(inspect.signature(stp.datasets.simulate).parameters) - {"progress"}
+    assert set(SimulationTable.__dataclass_fields__) == options
+    drawn: dict[str, object] = {}
+    monkeypatch.setattr(module, "simulate", lambda **given: drawn.update(given) or simulate(**given))
+    text = SMALL.replace("n_genes = 8", 'n_genes = 8\nprogrammes = ["cross"]\ndepth = "cellularity"\ndispersion = 0')
+    stp.cohort.check_benchmark(write(text))
+    assert drawn["programmes"] == ["cross"]
+    assert drawn["depth"] == "cellularity"
+    assert drawn["dispersion"] == 0
+    assert "cuts" not in drawn
+
+
+def test_resolution_and_stain_of_a_model_reach_its_training(
+    write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[object, object]] = []
+    train = fit.train
+
+    def spy(*args: object, **given: object) -> object:
+        result = train(*args, **given)
+        seen.append((result.card.crop.mpp, result.card.training["stain"]["method"]))
+        return result
+
+    monkeypatch.setattr(fit, "train", spy)
+    text = SMALL.partition("[models.mean]")[0] + '[models.ridge]\nmpp = 2.0\nstain = "reinhard"\n'
+    stp.cohort.run_benchmark(write(text), out=tmp_path / "out")
+    assert seen == [(2.0, "reinhard")] * 2
 
 
 def test_errors_of_the_command_are_one_line(write: Callable[[str], Path], tmp_path: Path) -> None:

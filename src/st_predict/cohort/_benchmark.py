@@ -13,7 +13,19 @@ import pandas as pd
 from st_predict._errors import InvalidValueError, StPredictError
 from st_predict._keys import Keys
 from st_predict._progress import shows_progress
-from st_predict._validated import Count, Device, File, Flag, Natural, Positive, Text, Texts, check, validated
+from st_predict._validated import (
+    Count,
+    Device,
+    File,
+    Flag,
+    Natural,
+    NotNegative,
+    Positive,
+    Text,
+    Texts,
+    check,
+    validated,
+)
 from st_predict._where import Missing, Where
 from st_predict.cohort._cell import BenchmarkModel
 from st_predict.cohort._cross_validate import cross_validate, models_of, open_patients
@@ -116,23 +128,21 @@ class SimulationTable:
 
     n_patients: Count = 8
     n_sections: Count = 1
-    n_genes: Count = 60
-    shape: tuple[Count, Count] = (2000, 2000)
-    mpp: Positive = 1.0
-    mean_count: Positive = 20.0
+    n_genes: Count | None = None
+    shape: tuple[Count, Count] | None = None
+    mpp: Positive | None = None
+    mean_count: Positive | None = None
+    programmes: Texts | None = None
+    depth: Text | None = None
+    cuts: Text | None = None
+    stain_shift: NotNegative | None = None
+    expression_shift: NotNegative | None = None
+    dispersion: NotNegative | None = None
     seed: Natural = 0
 
     def sources(self, _folder: Path) -> dict[str, SectionSource]:
-        """Simulate the sections."""
-        simulated = simulate(
-            self.n_patients,
-            self.n_sections,
-            n_genes=self.n_genes,
-            shape=self.shape,
-            mpp=self.mpp,
-            mean_count=self.mean_count,
-            seed=self.seed,
-        )
+        """Simulate the sections, with the defaults of ``simulate`` for what is not given."""
+        simulated = simulate(**{name: value for name, value in asdict(self).items() if value is not None})
         return {name: ObjectSection(sdata) for name, sdata in simulated.sections.items()}
 
 

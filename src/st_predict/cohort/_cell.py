@@ -11,7 +11,7 @@ import pandas as pd
 
 from st_predict._errors import InvalidValueError
 from st_predict._files import sha256
-from st_predict._validated import Fields, Natural, Text, validated
+from st_predict._validated import Fields, Natural, Positive, Text, validated
 from st_predict._version import __version__
 from st_predict.models import get_spec
 
@@ -55,6 +55,10 @@ class BenchmarkModel:
         Hyper-parameters that replace the preset's.
     config
         Fields of :class:`st_predict.tl.TrainConfig` that replace the preset's and the protocol's.
+    mpp
+        Resolution of the crops, in micrometres per pixel; by default the preset's.
+    stain
+        Method of stain normalisation, ``"macenko"`` or ``"reinhard"``; by default none.
 
     Examples
     --------
@@ -67,6 +71,8 @@ class BenchmarkModel:
     preset: Literal["recommended", "paper", "original"] | None = None
     hparams: Fields = field(default_factory=dict)
     config: Fields = field(default_factory=dict)
+    mpp: Positive | None = None
+    stain: Literal["macenko", "reinhard"] | None = None
 
     def __post_init__(self) -> None:
         if self.model not in COUNTS_ONLY:

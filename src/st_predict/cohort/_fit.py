@@ -67,6 +67,8 @@ def train_fold(
         layer=where.layer,
         missing=where.genes.missing,
         preset=setting.preset or study.protocol.preset,
+        mpp=setting.mpp,
+        stain=setting.stain,
         min_counts=study.min_counts,
         hparams=setting.hparams,
         config={**study.protocol.config, **setting.config, "seed": cell.seed, "device": study.device},
