@@ -145,7 +145,8 @@ def test_another_answer_is_refused(value, measured):
         stp.pp.find_tissue(measured, progress=value)
 
 
-def test_training_shows_scores_behind_its_bar(measured, other, tmp_path, capfd):
+def test_training_shows_scores_behind_its_bar(measured, other, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     stp.tl.train(
         [measured],
         "m2ost",

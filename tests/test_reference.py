@@ -231,6 +231,8 @@ def test_scripts_of_pictures_draw_their_plot(path: Path) -> None:
 
 @pytest.fixture
 def command_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if tuple(map(int, typer.__version__.split(".")[:2])) < (0, 28):
+        pytest.skip("older versions of typer write other names of arguments; pages are built with newer ones")
     monkeypatch.syspath_prepend(DOCS / "_ext")
     return importlib.import_module("command_pages")
 

@@ -275,13 +275,15 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     """A Hugging Face Hub on loopback, with ``files``."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.files = {}
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        for module in (constants, file_download):  # older versions keep it in the second
+            template = url + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -308,11 +310,9 @@ def test_a_sample_is_downloaded_with_consent(hub, hest_folder, decoder, monkeypa
         stp.datasets.hest("TENX2", folder=copy)
     hub.shutdown()
     hub.server_close()
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)  # half a minute in all, before the client gives up
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # some versions wait half a minute in all before they give up
     with pytest.raises(ConnectionError, match=r"st/TENX3.h5ad could not be downloaded"):
         stp.datasets.hest("TENX3", folder=copy)
-    assert waits
     assert stp.datasets.hest("TENX1", folder=copy).tables["table"].n_obs == table.n_obs
 
 

@@ -288,7 +288,7 @@ class Bar(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scores = {
             name: float(trainer.callback_metrics[name])
-            for name in ("train_loss", "val_pearson")
+            for name in ("val_pearson", "train_loss")  # a narrow terminal cuts the last
             if name in trainer.callback_metrics
         }
         self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **scores)
