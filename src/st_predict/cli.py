@@ -520,6 +520,13 @@ def evaluate(  # noqa: PLR0913  # options of a command line
     train: Annotated[
         list[Path] | None, typer.Option(help="Training sections, to which the baselines are fitted.")
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Baseline to fit to --train: global_mean, patient_mean, position or ridge (the only one that reads the "
+            "images); repeat for several. By default all."
+        ),
+    ] = None,
     group_key: Annotated[str, typer.Option(help="Column of .obs with the patient.")] = "patient",
     image_key: ImageKey = None,
     table_key: TableKey = None,
@@ -543,13 +550,14 @@ def evaluate(  # noqa: PLR0913  # options of a command line
         _read(sections),
         key=key,
         train=_read(train) if train else None,
+        baselines=baseline,  # type: ignore[arg-type]  # checked by the function
         group_key=group_key,
         image_key=image_key,
         table_key=table_key,
         bin_um=bin_um,
         shapes_key=shapes_key,
         layer=layer,
-        missing=missing,  # type: ignore[arg-type]  # checked by the function
+        missing=missing,  # type: ignore[arg-type]
         duplicates=duplicates,  # type: ignore[arg-type]
         ignore_case=ignore_case,
         id_column=id_column,

@@ -19,6 +19,7 @@ import st_predict as stp
 from st_predict import metrics
 from st_predict.specs import CropSpec, LevelSpec, ModelCard, Reference, TargetSpec
 from st_predict.tl import LeakageError
+from st_predict.tl import _beside as beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,22 @@ def test_baselines(predicted: SpatialData, other: Make) -> None:
         assert paper.loc[name, "spot_rmse"] == pytest.approx(errors, rel=1e-5)
         assert paper.loc[name, "mae"] == pytest.approx(np.abs(truth - mean).mean(), rel=1e-5)
     assert set(summary.index) == {KEY, *means, "ridge", "log_total", "position", "neighbours", "ceiling"}
+
+
+def test_only_the_named_baselines_are_fitted(
+    predicted: SpatialData, other: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stp.tl.evaluate(predicted, train=other("P2")).summary.set_index("predictor")
+    monkeypatch.setattr(beside, "_unfit_for_ridge", lambda _: pytest.fail("reads images"))
+    some = stp.tl.evaluate(predicted, train=other("P2"), baselines=["position"]).summary.set_index("predictor")
+    assert list(some.index) == ["pred_m2ost", "log_total", "section_mean", "neighbours", "position", "ceiling"]
+    pd.testing.assert_frame_equal(some, whole.loc[some.index])
+    none = stp.tl.evaluate(predicted, train=other("P2"), baselines=()).summary
+    assert "position" not in set(none["predictor"])
+    with pytest.raises(
+        ValueError, match=r"baselines.*'global_mean', 'patient_mean', 'position' or 'ridge'.*got 'mean'"
+    ):
+        stp.tl.evaluate(predicted, train=other("P2"), baselines=["mean"])
 
 
 def test_no_patient_mean_for_an_unknown_patient(predicted: SpatialData, other: Make) -> None:

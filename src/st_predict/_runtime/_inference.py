@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
 
-_settings: dict[Any, tuple[int, str]] = {}  # for each backend, calls that use its setting, and the precision before them
+_settings: dict[
+    Any, tuple[int, str]
+] = {}  # for each backend, calls that use its setting, and the precision before them
 _settings_lock = threading.Lock()
 
 

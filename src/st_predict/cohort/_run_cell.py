@@ -78,6 +78,7 @@ def _evaluate(sdata: SpatialData, sections: Mapping[str, SpatialData], cell: Cel
         sdata,
         key=KEY,
         train=training if cell.setting.model in FITTED else None,
+        baselines=("patient_mean", "position"),  # not ridge, which reads images
         group_key=where.group_key,
         image_key=where.image_key,
         table_key=where.table_key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from st_predict.models import get_spec
 from st_predict.specs import ModelCard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from st_predict.encoders import Encoder
     from st_predict.models import SpotModel
 
-__all__ = ["PREDICTORS", "Baselines"]
+__all__ = ["FITTED", "PREDICTORS", "Baselines", "FittedBaseline"]
 
 logger = logging.getLogger(__name__)
+
+FittedBaseline = Literal["global_mean", "patient_mean", "position", "ridge"]
+FITTED: tuple[FittedBaseline, ...] = get_args(FittedBaseline)
+"""Baselines that are fitted to training sections."""
 
 _CPU = Compute(device="cpu", precision="float32")
 _NEIGHBOURS = 6
@@ -66,10 +70,19 @@ class Baselines:
     position: _Position | None
 
     @classmethod
-    def fit(cls, training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> Baselines:
-        """Fit to training sections; without any, only predictors that need no training are left."""
-        position = _Position.fit(training) if training else None
-        return cls(models=tuple(_fit_baselines(training, card, scored=scored)), position=position)
+    def fit(
+        cls,
+        training: Sequence[Observed],
+        card: ModelCard,
+        *,
+        scored: Sequence[Observed],
+        names: Collection[str] = FITTED,
+    ) -> Baselines:
+        """Fit the named ones to training sections; without sections, only predictors that need no training are left."""
+        if not training:
+            return cls(models=(), position=None)
+        position = _Position.fit(training) if "position" in names else None
+        return cls(models=tuple(_fit_baselines(training, card, scored=scored, names=names)), position=position)
 
     def predict(self, section: HeldOutSection) -> dict[str, NDArray[Any]]:
         """Predict the spots of a section by each predictor, ``(n_spots, n_genes)``."""
@@ -163,15 +176,19 @@ class _Baseline:
         return prediction.numpy()[observed.rows]
 
 
-def _fit_baselines(training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed]) -> list[_Baseline]:
+def _fit_baselines(
+    training: Sequence[Observed], card: ModelCard, *, scored: Sequence[Observed], names: Collection[str]
+) -> list[_Baseline]:
     """Fit ``mean`` and ``ridge`` to all training sections, and ``mean`` to each patient's training sections."""
-    if not training:
-        return []
-    baselines = [_Baseline.fit("global_mean", "mean", training, card)]
-    patients = sorted({section.patients[0] for section in training if len(section.patients) == 1})
-    for patient in patients:
-        own = [section for section in training if section.patients == (patient,)]
-        baselines.append(_Baseline.fit("patient_mean", "mean", own, card, patient=patient))
+    baselines = []
+    if "global_mean" in names:
+        baselines.append(_Baseline.fit("global_mean", "mean", training, card))
+    if "patient_mean" in names:
+        for patient in sorted({section.patients[0] for section in training if len(section.patients) == 1}):
+            own = [section for section in training if section.patients == (patient,)]
+            baselines.append(_Baseline.fit("patient_mean", "mean", own, card, patient=patient))
+    if "ridge" not in names:
+        return baselines
     if unfit := [reason for section in (*training, *scored) if (reason := _unfit_for_ridge(section))]:
         logger.warning("The baseline 'ridge' is left out: %s", unfit[0])
     else:

@@ -28,13 +28,13 @@ from st_predict._sections import (
 )
 from st_predict._validated import Natural, check
 from st_predict._where import Duplicates, GeneMatching, Missing, Where
-from st_predict.tl._beside import PREDICTORS, Baselines
+from st_predict.tl._beside import FITTED, PREDICTORS, Baselines, FittedBaseline
 from st_predict.tl._evaluation import Evaluation, words_of
 from st_predict.tl._reliability import ScoredSection
 from st_predict.tl._scoring import Truth, compare, over_sections, score_section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from os import PathLike
 
     from st_predict._sections import HeldOutSection, Measured, Relation, Sections, StoredPrediction
@@ -73,6 +73,7 @@ def evaluate(  # noqa: PLR0913  # every argument is a keyword
     *,
     key: str | None = None,
     train: Sections | None = None,
+    baselines: Sequence[FittedBaseline] | None = None,
     group_key: str = Keys.PATIENT,
     image_key: Mapping[str, str] | str | None = None,
     table_key: str | None = None,
@@ -103,6 +104,9 @@ def evaluate(  # noqa: PLR0913  # every argument is a keyword
     train
         Training sections of the model. Baselines are fitted to these sections only; without them, baselines that need
         training are left out. Features for the baseline ``ridge`` are cached on disk, as by :func:`embed`.
+    baselines
+        Baselines to fit to ``train``: ``"global_mean"``, ``"patient_mean"``, ``"position"`` and ``"ridge"``; by default all.
+        Only ``"ridge"`` reads the images. Baselines that need no training are always scored.
     group_key
         Column of ``.obs`` that names the patient.
     image_key
@@ -187,6 +191,7 @@ def evaluate(  # noqa: PLR0913  # every argument is a keyword
     genes = GeneMatching(
         missing=missing, duplicates=duplicates, ignore_case=ignore_case, id_column=id_column, aliases=aliases
     )
+    fitted = FITTED if baselines is None else check("baselines", baselines, tuple[FittedBaseline, ...])
     where = Where(image_key=image_key, table_key=table_key, bin_um=bin_um, shapes_key=shapes_key, layer=layer, mpp=mpp)
     where = replace(where, group_key=group_key, tissue_only=tissue_only, genes=genes)
     slides = as_list(sdatas)
@@ -206,6 +211,7 @@ def evaluate(  # noqa: PLR0913  # every argument is a keyword
         training=TrainingSections.of(card, known, group_key),
         known=known,
         min_counts=check("min_counts", min_counts, Natural | None),
+        fitted=fitted,
     )
 
 
@@ -218,6 +224,7 @@ def _evaluate(
     training: TrainingSections,
     known: Sequence[Measured],
     min_counts: int | None,
+    fitted: Collection[str],
 ) -> Evaluation:
     """Score the genes of ``card`` for the predictions and for baselines fitted to the slides ``known``."""
     warn_of_missing(stored, card)
@@ -226,7 +233,8 @@ def _evaluate(
     ]
     _check_sections([section for sections in measured for section in sections], key)
     learned = [section for slide in known for section in observe(slide, card, min_counts=min_counts)]
-    baselines = Baselines.fit(learned, card, scored=[s.observed for sections in measured for s in sections])
+    observed = [section.observed for sections in measured for section in sections]
+    baselines = Baselines.fit(learned, card, scored=observed, names=fitted)
     scored, described = [], []
     each_slide = zip(slides, stored, measured, strict=True)
     for slide, found, sections in track(each_slide, "Scoring", len(slides), unit="slide"):
