@@ -30,6 +30,8 @@ from st_predict.datasets import _her2st
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from st_predict.cohort._protocols import ProtocolName
 
 PREDICTORS = {
@@ -40,6 +42,7 @@ PREDICTORS = {
     "neighbours": "measured neighbours",
     "log_total": "log total count",
 }
+N_DRAWS = 2000
 COARSE = 16  # pixels of a picture per pixel of the blank one
 SCORES = {"spot_pearson": "spot PCC", "spot_rmse": "RMSE", "pearson": "gene PCC", "partial": "partial"}
 ROOT = Path(__file__).parents[1]
@@ -111,7 +114,7 @@ def with_blank(sdata: SpatialData) -> SpatialData:
 
 
 def run(stores: dict[str, Path], protocol: ProtocolName, args: argparse.Namespace) -> pd.DataFrame:
-    """Score the predictors under a protocol: mean over genes, then over sections."""
+    """Score the predictors under a protocol: mean over genes, then over sections, whose draws give the interval."""
     table = stp.cohort.cross_validate(
         stores,
         predictors_of(protocol),
@@ -122,10 +125,20 @@ def run(stores: dict[str, Path], protocol: ProtocolName, args: argparse.Namespac
         n_workers=args.workers,
         device="cpu",
     )
-    means = table.groupby(["model", "section"], sort=False)[list(SCORES)].mean().groupby("model", sort=False).mean()
-    n_tested = table.groupby("model", sort=False)["section"].nunique()
-    own = means.assign(sections=n_tested).reset_index()
-    return own.assign(protocol=protocol, leaks=table["leaks"].iloc[0])[["protocol", "leaks", *own.columns]]
+    means = table.groupby(["model", "section"], sort=False)[list(SCORES)].mean()
+    rows = []
+    for model, own in means.groupby("model", sort=False):
+        low, high = interval(own["spot_pearson"].to_numpy())
+        about = {"protocol": protocol, "leaks": table["leaks"].iloc[0], "model": model, "sections": len(own)}
+        rows.append({**about, **own.mean(), "spot_pearson_low": low, "spot_pearson_high": high})
+    return pd.DataFrame(rows)
+
+
+def interval(scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Percentiles of the mean over sections drawn with replacement."""
+    drawn = np.random.default_rng(0).choice(scores, (N_DRAWS, len(scores))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def predictors_of(protocol: ProtocolName) -> list[str]:
@@ -140,6 +153,7 @@ def render(table: pd.DataFrame) -> str:
     lines.append(["---"] * len(lines[0]))
     for row in table.fillna({"leaks": ""}).to_dict("records"):
         scores = ["undefined" if pd.isna(row[score]) else f"{row[score]:.3f}" for score in SCORES]
+        scores[0] += f" ({row['spot_pearson_low']:.3f} to {row['spot_pearson_high']:.3f})"
         if row["model"] == "log_total":
             scores[:2] = ["-", "-"]  # not in units of expression
         what = [f"`{row['protocol']}`", row["leaks"] or "nothing", PREDICTORS[row["model"]]]
