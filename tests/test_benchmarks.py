@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from spatialdata import read_zarr
 
+import st_predict as stp
+from st_predict.datasets import _her2st
 from st_predict.models import list_models
 
 if TYPE_CHECKING:
@@ -201,6 +204,65 @@ def test_the_page_shows_what_levels_give_and_levels_help() -> None:
     high = {row["genes"]: row["high"] for row in figures["rows"] if row["network"] == "level 0"}
     assert high["far"] < 0
     assert high["cross"] < 0
+
+
+def test_the_page_shows_the_compared_models() -> None:
+    script = load("compare")
+    page = script.PAGE.read_text(encoding="utf-8")
+    kept = sorted(script.RESULTS.glob("*.csv"))
+    assert [path.stem for path in kept] == ["simulated"]
+    for path in kept:
+        assert script.fill(page, path.stem, pd.read_csv(path)) == page
+        assert page.count(f"<!-- compare {path.stem} -->") == 1
+
+
+def test_the_page_shows_predictors_without_an_image() -> None:
+    script = load("protocols")
+    page, table = script.PAGE.read_text(encoding="utf-8"), pd.read_csv(script.RESULTS)
+    assert script.fill(page, table) == page
+    assert set(table["protocol"]) == set(stp.cohort.list_protocols())
+    assert (table["spot_pearson_low"] <= table["spot_pearson"]).all()
+
+
+def test_predictors_without_an_image_on_real_sections(tmp_path: Path) -> None:
+    root = _her2st._root(None)
+    names = ["B4", "C2", "C3", "D1"]
+    if not all((root / _her2st._paths(name)["counts"]).exists() for name in names):
+        pytest.skip("needs counts of her2st in ST_PREDICT_CACHE")
+    script = SCRIPTS[0].with_name("protocols.py")
+    command = [sys.executable, script, "--out", tmp_path, "--sections", *names, "--protocols", "hest"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| `hest` | panel |") == 5  # no training section of a left-out patient
+    # the mean of the training sections, by numpy
+    tables = {name: read_zarr(tmp_path / "sections" / f"{name}.zarr").tables["table"] for name in names}
+    scores = pd.concat([pd.read_parquet(path) for path in (tmp_path / "hest").glob("global_mean-D-*.parquet")])
+    panel = scores["gene"].tolist()
+    counts = {name: table[:, panel].X.toarray() for name, table in tables.items()}
+    training = np.log1p(np.concatenate([counts[name] for name in names[:3]])).mean(axis=0)
+    own = np.log1p(counts["D1"])
+    expected = np.mean([np.corrcoef(training, spot)[0, 1] for spot in own if spot.std() > 0])
+    assert scores["spot_pearson"].iloc[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_page_shows_the_speed_beside_istar() -> None:
+    script = load("istar_speed")
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.fill(page, json.loads(script.RESULTS.read_text(encoding="utf-8"))["rows"]) == page
+
+
+def test_each_claim_has_an_interval_and_a_command() -> None:
+    script = load("claims")
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.fill(page) == page
+    found = script.claims()
+    assert len(found) == 15
+    assert all(claim.interval and claim.command for claim in found)
+    assert {claim.holds.partition(",")[0].partition(":")[0] for claim in found} <= {"yes", "no", "not shown"}
+    gains = [claim for claim in found if "simulated" in claim.found]
+    for claim in gains:  # the verdict follows from the interval
+        low, high = map(float, claim.interval.split(" to "))
+        assert claim.holds == ("yes" if low > 0 else "no, the opposite" if high < 0 else "not shown")
 
 
 def test_the_page_shows_the_scores_with_and_without_stain() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import st_predict as stp
+from st_predict.cohort import _fit as fit
 from st_predict.cohort._folds import check_folds, leaks_of
 from st_predict.datasets._splits import HER2ST
 
@@ -104,3 +105,19 @@ def test_a_leaking_protocol_is_named_in_every_row(tmp_path: Path) -> None:
     hest = stp.cohort.cross_validate(sections, ["ridge"], out=tmp_path, protocol="hest", panel=4, device="cpu")
     assert hest["leaks"].unique().tolist() == ["panel"]
     assert hest["gene"].nunique() == 4  # one panel for all folds
+
+
+def test_all_models_of_a_protocol_predict_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+    train = fit.train
+
+    def spy(*args: object, **given: object) -> object:
+        result = train(*args, **given)
+        seen[str(args[1])] = result.card.target.transform
+        return result
+
+    monkeypatch.setattr(fit, "train", spy)
+    sections = stp.datasets.simulate(2, 1, n_genes=8, shape=(720, 880), mpp=1.2).sections
+    models = {"mean": "mean", "ridge": "ridge"}
+    stp.cohort.cross_validate(sections, models, out=tmp_path, protocol="stnet", panel=8, panel_method="mean")
+    assert seen == {"mean": "log_proportion", "ridge": "log_proportion"}

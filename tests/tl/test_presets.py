@@ -187,3 +187,20 @@ def test_the_mean_is_the_mean(measured: SpatialData, other: Callable[..., Spatia
         stp.tl.train(measured, "mean", panel=GENES, out=tmp_path / "out")
     target = stp.pp.make_target(held_out.tables["table"], GENES, TargetSpec()).values
     assert result.history["val_mse"][0] == pytest.approx(((expected - target) ** 2).mean(), rel=1e-5)
+
+
+def test_a_given_target_replaces_that_of_the_preset(measured: SpatialData, tmp_path: Path) -> None:
+    given = TargetSpec(transform="log1p")
+    result = stp.tl.train(measured, "mean", panel=GENES, min_counts=0, target=given, out=tmp_path / "run")
+    assert result.card.target == given
+    assert result.card.training["preset"] == "recommended"
+    residuals = TargetSpec(transform="pearson_residuals", theta=10.0)
+    fitted = stp.tl.train(measured, "mean", panel=GENES, preset="paper", target=residuals, out=tmp_path / "other")
+    assert fitted.card.target.is_complete
+    assert fitted.card.target.theta == 10
+    mapped = stp.tl.train(
+        measured, "mean", panel=GENES, min_counts=0, target={"transform": "log1p"}, out=tmp_path / "third"
+    )
+    assert mapped.card.target == given
+    with pytest.raises(ValueError, match=r"target must be a dictionary or an instance of TargetSpec, got 'log1p'"):
+        stp.tl.train(measured, "mean", panel=GENES, target="log1p", out=tmp_path / "fourth")

@@ -50,7 +50,7 @@ class BenchmarkModel:
         ``"section_mean"``, ``"neighbours"``, ``"global_mean"``, ``"patient_mean"`` or ``"position"``
         (:func:`st_predict.tl.evaluate`).
     preset
-        Preset of :func:`st_predict.tl.train`; by default the protocol's.
+        Preset of :func:`st_predict.tl.train`, with its units; by default the protocol's.
     hparams
         Hyper-parameters that replace the preset's.
     config
@@ -124,6 +124,7 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """Everything that a result depends on besides model, fold, seed and sections, for JSON."""
         rules = {name: getattr(self.protocol, name) for name in ("name", "panel", "preset", "config", "leaks")}
+        rules["target"] = None if self.protocol.target is None else asdict(self.protocol.target)
         where = {"min_counts": self.min_counts, "device": self.device, "audit": self.audit, **asdict(self.where)}
         return {**rules, "panel_given": self.panel, **where, "version": __version__}
 

@@ -67,6 +67,7 @@ def train_fold(
         layer=where.layer,
         missing=where.genes.missing,
         preset=setting.preset or study.protocol.preset,
+        target=None if setting.preset else study.protocol.target,
         mpp=setting.mpp,
         stain=setting.stain,
         min_counts=study.min_counts,

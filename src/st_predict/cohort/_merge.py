@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import dask
 import h5py
 from anndata import AnnData, read_h5ad
 from anndata.experimental import concat_on_disk
@@ -66,7 +67,8 @@ def join(results: Mapping[Path, str], out: Path) -> None:
             _name_rows(first).write_h5ad(fresh)
         else:
             paths = {path.stem: str(path) for path in results}
-            concat_on_disk(paths, str(fresh), label=SLIDE, index_unique=":", merge="same")
+            with dask.config.set(scheduler="synchronous"):  # a client of the user cannot write to an open file
+                concat_on_disk(paths, str(fresh), label=SLIDE, index_unique=":", merge="same")
         with h5py.File(first) as one, h5py.File(fresh, "r+") as joined:
             note = {"key": sha256(*results.values()), "slides": [path.stem for path in results]}
             uns = {**_common(read_elem(one["uns"])), Keys.COHORT: json.dumps(note)}

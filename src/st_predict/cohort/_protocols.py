@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from st_predict._errors import InvalidValueError
 from st_predict._validated import Text, check
 from st_predict.datasets import Fold
+from st_predict.specs import TargetSpec
 
 __all__ = [
     "EvaluationProtocol",
@@ -49,6 +50,8 @@ class EvaluationProtocol:
         Method of :func:`st_predict.pp.select_panel`.
     preset
         Preset of :func:`st_predict.tl.train`.
+    target
+        Units that all models predict; ``None`` for the preset's.
     config
         Fields of :class:`st_predict.tl.TrainConfig` that replace the preset's.
     seeds
@@ -73,6 +76,7 @@ class EvaluationProtocol:
     n_genes: int
     panel: PanelMethod
     preset: Literal["recommended", "paper", "original"]
+    target: TargetSpec | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     make_folds: Callable[[Patients], tuple[Fold, ...]] = field(repr=False)
@@ -283,6 +287,7 @@ _PROTOCOLS: dict[ProtocolName, EvaluationProtocol] = {
             n_genes=50,
             panel="hvg",
             preset="original",
+            target=TargetSpec(transform="log1p"),
             make_folds=_leave_patient_out,
         ),
         EvaluationProtocol(
@@ -293,6 +298,7 @@ _PROTOCOLS: dict[ProtocolName, EvaluationProtocol] = {
             n_genes=250,
             panel="mean",
             preset="original",
+            target=TargetSpec(transform="log_proportion", over="all"),
             make_folds=_leave_patient_out,
         ),
         EvaluationProtocol(
@@ -303,6 +309,7 @@ _PROTOCOLS: dict[ProtocolName, EvaluationProtocol] = {
             n_genes=785,
             panel="hvg",
             preset="original",
+            target=TargetSpec(transform="log10_total", total=1e4),
             make_folds=_leave_section_out,
         ),
         EvaluationProtocol(

@@ -122,6 +122,7 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     aliases: pd.DataFrame | PathLike[str] | str | None = None,
     mpp: float | None = None,
     preset: Literal["recommended", "paper", "original"] = "recommended",
+    target: TargetSpec | Mapping[str, object] | None = None,
     min_counts: int | None = None,
     tissue_only: bool = True,
     missing_levels: Literal["error", "mask"] = "error",
@@ -194,6 +195,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
         vary over the tissue. ``"paper"`` trains every model as in the M2OST paper, to compare models. ``"original"``
         uses target, hyper-parameters, panel rule and optimiser of the model's own publication; ``original.notes`` of
         its :class:`~st_predict.models.ModelSpec` lists the differences that remain.
+    target
+        Units to predict, as a :class:`~st_predict.specs.TargetSpec` or a mapping of its fields; by default the preset's.
+        Statistics that it lacks are measured on the training spots.
     min_counts
         Minimum panel counts per spot; spots with fewer are left out. By default the preset's: 0 for
         ``"paper"`` and ``"original"``; for ``"recommended"`` 50 in spots of 50 um and more, and 1 in bins, cells and
@@ -280,7 +284,9 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only, missing_levels=missing_levels)
     hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
     spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
-    setting, config = _configure(preset, config, spec, ranks, min_counts=min_counts, unlabelled=unlabelled)
+    setting, config = _configure(
+        preset, config, spec, ranks, target=target, min_counts=min_counts, unlabelled=unlabelled
+    )
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
     model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
@@ -376,6 +382,7 @@ def _configure(
     spec: ModelSpec,
     ranks: Ranks,
     *,
+    target: TargetSpec | Mapping[str, object] | None,
     min_counts: int | None,
     unlabelled: Sections | None,
 ) -> tuple[Preset, TrainConfig]:
@@ -383,6 +390,7 @@ def _configure(
     setting = get_preset(spec, check("preset", preset, Text))
     if min_counts is not None:
         setting = replace(setting, min_counts=check("min_counts", min_counts, Natural))
+    setting = replace(setting, target=check("target", target, TargetSpec | None) or setting.target)
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
