@@ -1,4 +1,4 @@
-"""Run a benchmark file, and keep its table: one row per model, and per group of genes on simulated sections.
+"""Run a benchmark file, and keep its table: one row per model, and per group of genes (simulated sections) or folds (her2st).
 
     python benchmarks/compare.py benchmarks/configs/simulated.toml --out runs/simulated --keep
     python benchmarks/compare.py --page  # puts kept tables into docs/benchmarks.md
@@ -12,6 +12,7 @@ import argparse
 import re
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -21,6 +22,10 @@ ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "compare"
 GROUPS = {"nuclei": "the spot itself", "region": "its surroundings", "cross": "both together", "none": "nothing"}
 """What genes of a programme depend on."""
+
+FOLDS = {"C-to-B": "B4, another patient (C trains)", "B-to-C": "C, another patient (B4 trains)"}
+SAME = "C, another section of the patient"
+"""Sections that are tested by the folds of her2st."""
 
 
 def main() -> None:
@@ -43,13 +48,20 @@ def main() -> None:
 
 
 def summary_of(config: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Summary over patients; of simulated sections, for each group of genes."""
-    groups = groups_of(tomllib.loads(config.read_text(encoding="utf-8"))["sections"])
-    if groups is None:
-        return stp.cohort.summarize(table)
+    """Summary over patients; of simulated sections, for each group of genes, and of her2st over sections, for each kind of fold."""
+    tables = tomllib.loads(config.read_text(encoding="utf-8"))
+    if (genes := groups_of(tables["sections"])) is not None:
+        return _by(table, table["gene"].map(genes), "genes depend on", unit="patient")
+    if set(FOLDS) <= set(tables.get("folds", ())):
+        return _by(table, table["fold"].map(FOLDS).fillna(SAME), "tested on", unit="section")
+    return stp.cohort.summarize(table)
+
+
+def _by(table: pd.DataFrame, groups: pd.Series, name: str, *, unit: Literal["patient", "section"]) -> pd.DataFrame:
+    """Summarise each group of rows, whose name is in the column ``name``."""
     parts = [
-        stp.cohort.summarize(rows).assign(genes=name)
-        for name, rows in table.groupby(table["gene"].map(groups), sort=False)
+        stp.cohort.summarize(rows, unit=unit).assign(**{name: group})
+        for group, rows in table.groupby(groups, sort=False)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -64,15 +76,15 @@ def groups_of(sections: dict[str, object]) -> pd.Series | None:
 
 
 def render(table: pd.DataFrame) -> str:
-    """Rows for the page: mean partial correlation with its interval over patients."""
-    first = ["genes depend on"] if "genes" in table else []
+    """Rows for the page: mean partial correlation with its interval over patients or sections."""
+    first = [name for name in ("genes depend on", "tested on") if name in table]
     columns = [*first, "model", "partial", "95 % interval", "sd of seeds", "ceiling", "mean rank", "p to the best"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in table.itertuples():
-        interval = "-" if pd.isna(row.low) else f"{row.low:z.3f} to {row.high:z.3f}"
-        numbers = [_number(row.mean, 3), interval, _number(row.seed_sd, 3), _number(row.ceiling, 3)]
-        numbers += [_number(row.mean_rank, 1), _number(row.p_to_best, 3)]
-        lines.append("| " + " | ".join([*([row.genes] if first else []), f"`{row.model}`", *numbers]) + " |")
+    for row in table.to_dict("records"):
+        interval = "-" if pd.isna(row["low"]) else f"{row['low']:z.3f} to {row['high']:z.3f}"
+        numbers = [_number(row["mean"], 3), interval, _number(row["seed_sd"], 3), _number(row["ceiling"], 3)]
+        numbers += [_number(row["mean_rank"], 1), _number(row["p_to_best"], 3)]
+        lines.append("| " + " | ".join([*(row[name] for name in first), f"`{row['model']}`", *numbers]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from spatialdata.transformations import Scale, get_transformation
 from spatialdata.transformations import Sequence as Steps
 
 import st_predict as stp
-from st_predict._files import download
+from st_predict._files import download, whole
 from st_predict.datasets import _her2st
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def write_stores(names: Sequence[str], folder: Path) -> dict[str, Path]:
             continue
         files = {what: fetch(path, root) for what, path in _her2st._paths(name).items() if what in {"counts", "spots"}}
         sdata = stp.io.read_legacy_st(files["counts"], files["spots"], blank, section=name, patient=name[0], n_levels=1)
-        with_blank(sdata).write(folder / f"{name}.zarr")
+        with whole(folder / f"{name}.zarr") as fresh:
+            with_blank(sdata).write(fresh)
     return {name: folder / f"{name}.zarr" for name in names}
 
 
