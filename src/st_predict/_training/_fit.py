@@ -30,12 +30,13 @@ from st_predict._progress import bar
 from st_predict._runtime import pick_device, pick_precision
 from st_predict._training._loader import for_training, in_order
 from st_predict._training._loss import objective
+from st_predict._training._parts import splits, take_parts
 from st_predict._training._ranks import Ranks
 from st_predict._training._scores import best_row, monitored, validation_scores
 from st_predict._training._state import BEST, LAST, find_state, intact, replaced, versions
 from st_predict._training._store import held_by
 from st_predict.crops import Batch, augment, drop_levels, jitter_stain
-from st_predict.models import SpotModel
+from st_predict.models import SpotModel, get_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,7 @@ def fit(
             loader=loader,
             reference=reference,
             sections=None if val_data is None else val_data.section,
+            splits=ranks.world == 1 and splits(network, config, section_level=get_spec(card.model).scope == "section"),
         )
         _trainer(config, callbacks, ranks).fit(
             adapter,
@@ -313,6 +315,7 @@ class Adapter(L.LightningModule):
         loader: Loader | None = None,
         reference: Loader | None = None,
         sections: NDArray[np.int64] | None = None,
+        splits: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -322,6 +325,8 @@ class Adapter(L.LightningModule):
         self.loader = loader
         self.reference = reference
         self.sections = sections
+        self.splits = splits
+        self._has_gradients = False
         self._generator = torch.Generator()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._losses: list[tuple[float, int]] = []
@@ -368,10 +373,35 @@ class Adapter(L.LightningModule):
             batch = jitter_stain(batch, self.config.stain_jitter, self._generator)
         if self.config.level_drop > 0:
             batch = drop_levels(batch, self.config.level_drop, self._generator)
-        loss = self.network.loss(batch) if self.loss is None else self.loss(self.network, batch)
-        self._watch(loss.detach())
+        weight = 1.0 if self.loader is None else self.loader.weight(step)
+        loss, rest = self._descend(batch, weight)
+        self._watch(loss)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch), prog_bar=True, sync_dist=True)
-        return loss if self.loader is None else loss * self.loader.weight(step)
+        return rest
+
+    def _descend(self, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and what is left to differentiate: of several parts, the last one's share."""
+        first, *others = take_parts(batch, self.network) if self.splits else [batch]
+        rest, whole = self._share(first, batch), torch.zeros(())
+        if others:
+            self.network.zero_grad()
+            self._has_gradients = True
+        for part in others:
+            with torch.autocast(self.device.type, enabled=False):  # gradients have the precision of the forward pass
+                torch.autograd.backward(rest * weight)
+            whole = whole + rest.detach()
+            rest = self._share(part, batch)
+        return whole.to(rest.device) + rest.detach(), rest * weight
+
+    def _share(self, part: Batch, batch: Batch) -> Tensor:
+        loss = self.network.loss(part) if self.loss is None else self.loss(self.network, part)
+        return loss if part is batch else loss * (len(part) / len(batch))
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Keep the gradients of the first parts, which the training step has added."""
+        if not self._has_gradients:
+            super().optimizer_zero_grad(*args)
+        self._has_gradients = False
 
     def on_train_batch_end(self, *_: object) -> None:
         if self.average is not None:

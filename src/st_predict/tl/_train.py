@@ -284,16 +284,13 @@ def train(  # noqa: PLR0913  # every argument is a keyword
     where = replace(where, group_key=group_key, genes=genes, tissue_only=tissue_only, missing_levels=missing_levels)
     hparams, allow_shared = check("hparams", hparams, Fields | None), check("allow_shared", allow_shared, Texts)
     spec, ranks = get_spec(model), Ranks.of(devices, num_nodes, strategy)
-    setting, config = _configure(
-        preset, config, spec, ranks, target=target, min_counts=min_counts, unlabelled=unlabelled
-    )
+    setting, config = _configure(preset, config, spec, ranks, min_counts=min_counts, unlabelled=unlabelled)
     training, held_out, where = _split(sdatas, validation, where, allow_shared=allow_shared, stain=stain)
     panel = _panel(panel, training, where, method=setting.panel)
-    model_card = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain)
-    model_card, measured = _read(training, held_out, model_card, where, named=(sdatas, validation), setting=setting)
-    more = _open_unlabelled(unlabelled, model_card, where, sides=(training, held_out), allow_shared=allow_shared)
-    data = _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
-    return _fit(model_card, data, out, config=config, resume=resume, how=_how(where, preset, setting), ranks=ranks)
+    draft = _write_card(spec, setting, panel, hparams=hparams, mpp=mpp, extra=card, stain=where.stain, target=target)
+    draft, measured = _read(training, held_out, draft, where, named=(sdatas, validation), setting=setting)
+    data = _gather(measured, unlabelled, draft, where, sides=(training, held_out), shared=allow_shared, rounds=rounds)
+    return _fit(draft, data, out, config=config, resume=resume, how=_how(where, preset, setting), ranks=ranks)
 
 
 def _matching(
@@ -382,7 +379,6 @@ def _configure(
     spec: ModelSpec,
     ranks: Ranks,
     *,
-    target: TargetSpec | Mapping[str, object] | None,
     min_counts: int | None,
     unlabelled: Sections | None,
 ) -> tuple[Preset, TrainConfig]:
@@ -390,7 +386,6 @@ def _configure(
     setting = get_preset(spec, check("preset", preset, Text))
     if min_counts is not None:
         setting = replace(setting, min_counts=check("min_counts", min_counts, Natural))
-    setting = replace(setting, target=check("target", target, TargetSpec | None) or setting.target)
     config = configure(setting, changes)
     if config.regions and spec.scope == "spot":
         raise InvalidValueError(
@@ -440,6 +435,7 @@ def _write_card(
     mpp: float | None,
     extra: Mapping[str, object] | None,
     stain: Stain | None,
+    target: TargetSpec | Mapping[str, object] | None,
 ) -> ModelCard:
     """Return the card of the network to train; facts about the sections are added later."""
     mpp = check("mpp", mpp, Positive | None)
@@ -450,7 +446,7 @@ def _write_card(
         logger.warning(
             "mpp=%g replaces %g um/px, the resolution in the hyper-parameters of %r.", mpp, crop.mpp, spec.name
         )
-    target = setting.target or spec.target
+    target = check("target", target, TargetSpec | None) or setting.target or spec.target
     if target.over == "panel":
         refuse_constant(target, len(genes))
     return ModelCard(
@@ -561,6 +557,21 @@ def _observe(
     return replace(card, target=target), [
         [replace(s, target=to_target(s.target, target, totals=sums[id(s)])) for s in slide] for slide in slides
     ]
+
+
+def _gather(
+    measured: tuple[Any, Any],
+    unlabelled: Sections | None,
+    card: ModelCard,
+    where: Where,
+    *,
+    sides: tuple[list[SpatialData], list[SpatialData]],
+    shared: Sequence[str],
+    rounds: int,
+) -> _Data:
+    """Return measured and unlabelled sections, opened."""
+    more = _open_unlabelled(unlabelled, card, where, sides=sides, allow_shared=shared)
+    return _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
 
 
 def _open_unlabelled(
