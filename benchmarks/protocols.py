@@ -63,9 +63,17 @@ def main() -> None:
         found = measure(args)
         print(render(found))
         if args.keep:
-            found.to_csv(RESULTS, index=False, float_format="%.5f", lineterminator="\n")
+            keep(found)
     if args.page or args.keep:
         PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), pd.read_csv(RESULTS)), encoding="utf-8")
+
+
+def keep(found: pd.DataFrame) -> None:
+    """Write the table; protocols that were not run now stay as they are."""
+    known = pd.read_csv(RESULTS) if RESULTS.exists() else found.iloc[:0]
+    others = known[~known["protocol"].isin(found["protocol"])]
+    whole = pd.concat([others, found]) if len(others) else found
+    whole.sort_values("protocol", kind="stable").to_csv(RESULTS, index=False, float_format="%.5f", lineterminator="\n")
 
 
 def measure(args: argparse.Namespace) -> pd.DataFrame:

@@ -220,7 +220,7 @@ def test_the_page_shows_predictors_without_an_image() -> None:
     script = load("protocols")
     page, table = script.PAGE.read_text(encoding="utf-8"), pd.read_csv(script.RESULTS)
     assert script.fill(page, table) == page
-    assert set(table["protocol"]) == set(stp.cohort.list_protocols())
+    assert {"lopo", "m2ost-paper"} <= set(table["protocol"]) <= set(stp.cohort.list_protocols())
     assert (table["spot_pearson_low"] <= table["spot_pearson"]).all()
 
 

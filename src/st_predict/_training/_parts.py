@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["splits", "take_parts"]
 
 PART = 16
-"""Spots per part: M2OST of the paper's size then takes 2.4 GiB instead of about 11 for a batch of 96."""
+"""Spots per part: M2OST of the paper's size then takes 2.6 GiB instead of about 11 for a batch of 96."""
 
 
 def splits(network: SpotModel, config: TrainConfig, *, section_level: bool) -> bool:
