@@ -103,8 +103,9 @@ class reading:  # noqa: N801  # a context manager, in a fifth of the time of con
                 f"{place}: {width * height * 3 / 1e9:.3g} GB do not fit into memory ({error})."
             ) from error
         if isinstance(error, FAILURES):
-            again = "" if _GET_AGAIN in str(error) else f" {_GET_AGAIN}"
-            raise OSError(f"{place}: cannot be read, perhaps because it is damaged ({error}).{again}") from error
+            again = "" if _GET_AGAIN in str(error.__cause__ or error) else f" {_GET_AGAIN}"
+            why = error if error.__cause__ is None else f"{str(error).partition(', level ')[0]}: {error.__cause__}"
+            raise OSError(f"{place}: cannot be read, perhaps because it is damaged ({why}).{again}") from error
 
 
 def level_downsamples(shapes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:

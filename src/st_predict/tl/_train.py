@@ -569,7 +569,7 @@ def _gather(
     shared: Sequence[str],
     rounds: int,
 ) -> _Data:
-    """Return measured and unlabelled sections, opened."""
+    """Join measured sections and unlabelled slides, which are opened here."""
     more = _open_unlabelled(unlabelled, card, where, sides=sides, allow_shared=shared)
     return _Data(training=measured[0], validation=measured[1], unlabelled=more, rounds=rounds)
 
