@@ -76,6 +76,7 @@ extensions = [
     "sphinxext.opengraph",
     "array_types",
     "card_pages",
+    "code_breaks",
     "command_pages",
     "encoder_table",
     "error_texts",
@@ -118,6 +119,9 @@ always_use_bars_union = True
 
 bibtex_bibfiles = ["../src/st_predict/references.bib"]
 bibtex_reference_style = "author_year"
+
+# Quotes and dashes of messages, options and JSON are shown as they are typed.
+smartquotes = False
 
 nitpicky = True
 # Annotations are linked by the module that defines a class, often a private one that no inventory knows.
