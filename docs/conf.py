@@ -76,12 +76,12 @@ extensions = [
     "sphinxext.opengraph",
     "array_types",
     "card_pages",
-    "code_breaks",
     "command_pages",
     "encoder_table",
     "error_texts",
     "model_pages",
     "model_table",
+    "typography",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
