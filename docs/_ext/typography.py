@@ -31,7 +31,7 @@ class Typography(SphinxPostTransform):
                 node["classes"].append("long")
         for node in list(self.document.findall(nodes.Text)):
             if node.astext() == " -- ":
-                node.parent.replace(node, nodes.Text(" – "))
+                node.parent.replace(node, nodes.Text(" \N{EN DASH} "))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
