@@ -77,6 +77,7 @@ extensions = [
     "array_types",
     "card_pages",
     "command_pages",
+    "constant_docs",
     "encoder_table",
     "error_texts",
     "model_pages",
