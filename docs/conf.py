@@ -77,10 +77,12 @@ extensions = [
     "array_types",
     "card_pages",
     "command_pages",
+    "constant_docs",
     "encoder_table",
     "error_texts",
     "model_pages",
     "model_table",
+    "typography",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
@@ -118,6 +120,9 @@ always_use_bars_union = True
 
 bibtex_bibfiles = ["../src/st_predict/references.bib"]
 bibtex_reference_style = "author_year"
+
+# Quotes and dashes of messages, options and JSON are shown as they are typed.
+smartquotes = False
 
 nitpicky = True
 # Annotations are linked by the module that defines a class, often a private one that no inventory knows.

@@ -272,6 +272,12 @@ def test_a_page_shows_default_choices_and_what_is_required(command_pages: Module
     assert "{option} --out <path>\nNew folder for the results. Required.\n" in page
 
 
+def test_options_json_and_names_in_brackets_are_shown_as_typed(command_pages: ModuleType) -> None:
+    pages = command_pages.pages()
+    assert "`'{\"depth\": 6}'`" in pages["train"] and "the `--unlabelled` slides" in pages["train"]
+    assert r"File with the tables \[benchmark\], \[sections\]" in pages["benchmark"]
+
+
 def test_markup_of_the_terminal_is_not_in_the_pages(command_pages: ModuleType) -> None:
     assert command_pages._plain("[bold]Two[/bold] of *.zarr") == r"Two of \*.zarr"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = "weights"
 
+BEST = 20  # genes that are shown before the whole list is opened
 HEADER = ("gene", "partial correlation", "95 % interval", "noise ceiling", "trusted")
 
 
@@ -102,8 +103,14 @@ def _scores(card: ModelCard, scores: Reliability) -> str:
         f"| {' | '.join(one.to_row().values())} | {'yes' if one.gene in trusted else ''} |"
         for one in checkpoints.rank_genes(card, scores)
     ]
-    table = "\n".join([f"| {' | '.join(HEADER)} |", "|---|---|---|---|---|", *rows])
-    return f"{checkpoints.score_sentence(scores)}\n\n{table}"
+    parts = [checkpoints.score_sentence(scores), _table(rows[:BEST])]
+    if len(rows) > BEST:
+        parts.append(f":::{{dropdown}} All {len(rows)} genes\n{_table(rows)}\n:::")
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join([f"| {' | '.join(HEADER)} |", "|---|---|---|---|---|", *rows])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = "cli"
 PROGRAM = "st-predict"
+CODE = re.compile(r"('\{.*?\}'|--[a-z][a-z-]*)")
 
 
 def write_pages(app: Sphinx) -> None:
@@ -87,8 +88,11 @@ def _fact(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Markdown of a help text: markup of the terminal is left out, and special characters are escaped."""
-    return re.sub(r"([\\`*_\[\]<>$])", r"\\\1", Text.from_markup(text).plain)
+    """Markdown of a help text: no markup of the terminal, special characters escaped, options and JSON as code."""
+    parts = CODE.split(Text.from_markup(text).plain)
+    parts[::2] = [re.sub(r"([\\`*_\[\]<>$])", r"\\\1", part) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

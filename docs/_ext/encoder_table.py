@@ -1,4 +1,4 @@
-"""Directive ``encoder-table``: the encoders of ``list_encoders()`` in a table, made from their specs."""
+"""Directive ``encoder-table``: the encoders of ``list_encoders()`` in a table, and their notes, made from their specs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,21 @@ class EncoderTable(SphinxDirective):
     """Write what every ``EncoderSpec`` says, so that the page cannot disagree with the code."""
 
     def run(self) -> list[Node]:
-        """Return the table."""
-        header = "| name | input, px | um/px | features | output | licence | gated | not confirmed, or special |"
-        rows = [_row(get_encoder(name)) for name in list_encoders()]
-        return self.parse_text_to_nodes(
-            "\n".join([header, "|---|---|---|---|---|---|---|---|", *rows])
+        """Return the table, and a list of notes that opens on demand."""
+        specs = [get_encoder(name) for name in list_encoders()]
+        header = (
+            "| name | input, px | um/px | features | output | licence | gated |",
+            "|---|---|---|---|---|---|---|",
         )
+        notes = [f"- `{spec.name}`: {spec.notes}" for spec in specs if spec.notes]
+        lines = [
+            *header,
+            *map(_row, specs),
+            "\n:::{dropdown} Not confirmed, or special",
+            *notes,
+            ":::",
+        ]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def _row(spec: EncoderSpec) -> str:
@@ -40,7 +49,7 @@ def _row(spec: EncoderSpec) -> str:
         else _OUTPUTS.get(spec.pool, "class token" if spec.url else "-")
     )
     gated = "yes" if spec.gated else "no"
-    return f"| {name} | {sizes} | {mpp} | {count_features(spec)} | {output} | {spec.license} | {gated} | {spec.notes or '-'} |"
+    return f"| {name} | {sizes} | {mpp} | {count_features(spec)} | {output} | {spec.license} | {gated} |"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

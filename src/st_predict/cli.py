@@ -854,7 +854,7 @@ def batch(  # noqa: PLR0913  # options of a command line
 @app.command()
 def benchmark(
     config: Annotated[
-        Path, typer.Argument(help="File with the tables [benchmark], [sections], [models.NAME] and [folds.NAME].")
+        Path, typer.Argument(help=r"File with the tables \[benchmark], \[sections], \[models.NAME] and \[folds.NAME].")
     ],
     out: Annotated[
         Path | None,

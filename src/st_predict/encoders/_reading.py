@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Features", "count_features", "read_as"]
 
 Features = Literal["head", "stages"]
+"""Output that is read: ``"head"`` is the network's own, ``"stages"`` the statistics of its last four stages."""
 
 
 def read_as(

