@@ -57,6 +57,8 @@ def _empty() -> Path:
 def _is_of_the_package(output: nbformat.NotebookNode) -> bool:
     """Whether an output is worth keeping: bars of progress and warnings about this machine are not."""
     passing = ("\r", "\x1b", "it/s]", "spot/s]", "Warning: ", "notebook_tqdm", "%|")
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", ()):
+        return False
     text = output.get("text", "")
     return output.output_type != "stream" or (bool(text.strip()) and not any(part in text for part in passing))
 
