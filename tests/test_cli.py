@@ -75,6 +75,16 @@ def run(*arguments: Any) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.parametrize(("options", "level"), [([], logging.WARNING), (["--verbose"], logging.INFO)])
+def test_lines_of_other_packages_are_shown_from_warnings_on(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], level: int
+) -> None:
+    """Distributed sets its loggers to INFO, whatever the level of the root logger is."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert run(*options, "models").exit_code == 0
+    assert [handler.level for handler in logging.getLogger().handlers] == [level]
+
+
 def check_refused(result: Result, *words: str) -> None:
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)

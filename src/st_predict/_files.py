@@ -118,7 +118,7 @@ def download(
     try:
         make_folder(path.parent)
         with whole(path) as fresh:
-            _fetch(url, fresh, n_bytes)
+            _fetch(url, fresh, n_bytes, name=path)
             _check(fresh, sha256, git_blob, way_out=f"It came from {url} and was not kept; try again.", name=path)
     except OSError as error:
         if error.errno is None:  # network errors
@@ -128,7 +128,7 @@ def download(
     return path
 
 
-def _fetch(url: str, path: Path, n_bytes: int | None) -> None:
+def _fetch(url: str, path: Path, n_bytes: int | None, *, name: Path) -> None:
     import requests
     import urllib3
 
@@ -142,7 +142,7 @@ def _fetch(url: str, path: Path, n_bytes: int | None) -> None:
             file.writelines(track(bounded, f"Downloading {url.rpartition('/')[2]}", n_bytes, unit="B", size=len))
     except (requests.RequestException, urllib3.exceptions.HTTPError, _UnfitBodyError) as error:
         raise ConnectionError(
-            f"Cannot download {url}: {str(error).rstrip('.')}. Check the network, or put the file in place by hand."
+            f"Cannot download {url}: {str(error).rstrip('.')}. Check the network, or store the file as {name}."
         ) from error
 
 

@@ -235,7 +235,9 @@ def _start(
     ] = False,
 ) -> None:
     context.with_resource(shown(progress=progress))
-    logging.basicConfig(level="WARNING", format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setLevel("INFO" if verbose else "WARNING")  # distributed sets its own loggers to INFO
+    logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
     logging.getLogger("st_predict").setLevel("INFO" if verbose else "WARNING")
     if not verbose:  # library warnings for developers
         for about in ("zarr v3 autosharding", "Call to deprecated class", "The '.*' option is deprecated"):

@@ -253,6 +253,16 @@ def test_spots_at_a_cut_are_counted_and_may_be_left_out(
         stp.tl.predict(sdata, path, cut_tissue="white")
 
 
+def test_spots_at_a_cut_are_said_with_the_name_of_their_section(
+    checkpoint: Callable[..., Path], said: Callable[[], str]
+) -> None:
+    grid, xy = lattice(8, 10, at=90.0)
+    sdata = slide(tissue_image(), xy, grid=grid)
+    sdata["table"].obs["section"] = "P5S1"
+    stp.tl.predict(sdata, checkpoint())
+    assert f"of {len(xy)} spots of 'spots', section P5S1, have a field of view" in said()
+
+
 @pytest.mark.parametrize("low", [(103.0, 101.0), (103.4, 101.2)])
 def test_spots_away_from_a_cut_do_not_move(checkpoint: Callable[..., Path], low: tuple[float, float]) -> None:
     """Offsets that no level's factor divides, with and without a fraction."""

@@ -12,6 +12,7 @@ from st_predict._sections._cut import fields_cut
 from st_predict._sections._missing import warn_of_missing_levels
 from st_predict._sections._place import check_place
 from st_predict._sections._scale import check_field, check_sizes, field_px
+from st_predict._sections._section import section_name
 from st_predict.models import get_spec
 from st_predict.pp import find_tissue
 
@@ -81,11 +82,20 @@ def _look(slide: Slide, section: Section, crops: Sequence[CropSpec]) -> NDArray[
     cut &= ~section.outside
     if cut.any():
         logger.warning(
-            "%d of %d spots of %r have a field of view that leaves the image at an edge that tissue touches: the missing part is "
+            "%d of %d spots of %s have a field of view that leaves the image at an edge that tissue touches: the missing part is "
             'padded, which may mislead a network. st_predict.tl.predict(..., cut_tissue="nan") leaves these spots NaN.',
-            *(cut.sum(), len(cut), section.region),
+            *(cut.sum(), len(cut), _name(slide, section)),
         )
     return cut
+
+
+def _name(slide: Slide, section: Section) -> str:
+    """Region of a section, and its name where the table has one: several objects may share a region."""
+    region = repr(section.region)
+    if slide.table_key is None:
+        return region
+    name = section_name(slide.sdata.tables[slide.table_key].obs.iloc[section.rows], section.region)
+    return region if name == section.region else f"{region}, section {name},"
 
 
 def _tissue(slide: Slide, section: Section) -> Tissue | None:

@@ -15,7 +15,7 @@ from st_predict._keys import Keys
 from st_predict._record import Record
 from st_predict._sections._look import look_over_for
 from st_predict._sections._needs import check_needs, needs_mpp
-from st_predict._sections._section import at_table, each, name_of, open_table, region_key_of
+from st_predict._sections._section import at_table, each, name_of, open_table, region_key_of, section_name
 from st_predict.io import find_table
 from st_predict.pp import align_panel
 
@@ -43,7 +43,6 @@ __all__ = [
     "measured_table_key",
     "patients_of",
     "placed_table",
-    "section_name",
     "spot_tables",
     "select_genes",
 ]
@@ -236,11 +235,6 @@ def patients_of(sdata: SpatialData, where: Where) -> set[str]:
     """Return the patients of a slide's spots."""
     obs = measured_obs(sdata, where)
     return set(_patients(obs, where.group_key, rows=np.arange(len(obs))))
-
-
-def section_name(obs: pd.DataFrame, region: str) -> str:
-    """Return the name of a section; the names of sections that share a region are joined by a plus sign."""
-    return "+".join(sorted(set(obs[Keys.SECTION].astype(str)))) if Keys.SECTION in obs else region
 
 
 def spot_tables(sdata: SpatialData) -> list[AnnData]:

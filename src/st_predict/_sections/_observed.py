@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_predict._sections._measured import section_name
-from st_predict._sections._section import about
+from st_predict._sections._section import about, section_name
 from st_predict._sections._spacing import spot_distance
 from st_predict.pp import make_target
 

@@ -59,6 +59,7 @@ __all__ = [
     "open_sdata",
     "open_table",
     "region_key_of",
+    "section_name",
 ]
 
 logger = logging.getLogger(__name__)
@@ -479,6 +480,11 @@ def each(slides: Sequence[SpatialData], do: Callable[[SpatialData], R], *, named
         with about(name_of(slide, named)):
             results.append(do(slide))
     return results
+
+
+def section_name(obs: pd.DataFrame, region: str) -> str:
+    """Return the name of a section; the names of sections that share a region are joined by a plus sign."""
+    return "+".join(sorted(set(obs[Keys.SECTION].astype(str)))) if Keys.SECTION in obs else region
 
 
 def name_of(slide: SpatialData, *named: Sections | Sequence[str] | None) -> str:
