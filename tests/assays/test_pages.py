@@ -48,7 +48,7 @@ PAGES = [
 LANGUAGES = ("bash", "console", "py", "python", "sh", "shell")
 REASONS = {
     "installs or checks a clone": 14,
-    "measures for hours": 20,
+    "measures for hours": 21,
     "weights that the reader downloads": 9,
     "opens a window": 1,
     "needs a GPU or a cluster": 9,
