@@ -29,9 +29,9 @@ COMPARED = ("bleep", "convnext", "crossvit", "deepspace", "hist2st", "histogene"
 PAPER_SCORE = 0.4417  # spot PCC of M2OST on HER2+, Table 3
 PARTS = {
     "patches of one size (no DPE)": "Patches of several sizes (DPE) help",
-    "attention on joined channels (no ITMM, no DPE)": "Attention per level (ITMM) helps",
+    "attention on joined channels (no ITMM, no DPE)": "DPE and attention per level (ITMM) help",
     "no attention between levels (no CTMM)": "Attention between levels (CTMM) helps",
-    "MLP for gates (no CCMM, no DPE)": "Gates on channels (CCMM) help",
+    "MLP for gates (no CCMM, no DPE)": "DPE and gates on channels (CCMM) help",
 }
 """Networks of Table 1 and what each is to show."""
 
