@@ -42,6 +42,7 @@ PREDICTORS = {
     "neighbours": "measured neighbours",
     "log_total": "log total count",
 }
+PANELS = {"lopo": 50}  # of 250 spatial genes; hardly more have a mean count of 1 in every training section
 N_DRAWS = 2000
 COARSE = 16  # pixels of a picture per pixel of the blank one
 SCORES = {"spot_pearson": "spot PCC", "spot_rmse": "RMSE", "pearson": "gene PCC", "partial": "partial"}
@@ -129,6 +130,7 @@ def run(stores: dict[str, Path], protocol: ProtocolName, args: argparse.Namespac
         predictors_of(protocol),
         out=args.out / protocol,
         protocol=protocol,
+        panel=PANELS.get(protocol),
         missing="drop",
         min_counts=0,
         n_workers=args.workers,
