@@ -238,7 +238,7 @@ def test_the_full_benchmark_on_36_sections(tmp_path: Path) -> None:
     assert folds["test"].map(len).tolist() == [6, 6, 6, 6, 3, 3, 3, 3]
     assert set(plan["leaks"]) == {""}
     # a fold of the same file with models that need no image; the made-up genes have no pattern to select
-    head = text.partition("[models.position]")[0].replace('"lopo"', '"lopo"\npanel = 4\npanel_method = "mean"')
+    head = text.partition("[models.position]")[0].replace("panel = 50", 'panel_method = "mean"\npanel = 4')
     fold = {"train": [f"{patient}1" for patient in "ABCDGH"], "validation": ["F1"], "test": ["E1", "E2"]}
     sides = "".join(f"{side} = {list(names)}\n" for side, names in fold.items())
     (tmp_path / "one.toml").write_text(f"{head}[folds.E]\n{sides}", encoding="utf-8")
