@@ -137,13 +137,31 @@ def killed_worker(cohort: Cohort, client: Any, out: Path, rng: np.random.Generat
     unfinished = len(killed)
     killed.append(0)  # ends the thread, if all slides were too quick
     thread.join()
-    client.wait_for_workers(2, timeout=PATIENCE_S)
     return {
         "killed": unfinished,
         "done": int((report["status"] == "done").sum()),
         "differing": cohort.differing(out),
         "left behind": leftovers(out),
     }
+
+
+def killed_workers(cohort: Cohort, folder: Path, kills: int) -> list[dict[str, Any]]:
+    """Kill workers one after another; a cluster that does not start its worker again is replaced."""
+    found: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    while len(found) < kills:
+        with two_workers() as client:
+            while len(found) < kills and both_are_there(client):
+                found.append(killed_worker(cohort, client, folder / f"kw{len(found)}", rng))
+    return found
+
+
+def both_are_there(client: Any) -> bool:
+    try:
+        client.wait_for_workers(2, timeout=60)
+    except TimeoutError:
+        return False
+    return True
 
 
 def leftovers(out: Path) -> list[str]:
@@ -280,7 +298,6 @@ def read_only(cohort: Cohort) -> Any:
 
 
 def run_all(*, n_slides: int, kills: int) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as place:
         top = Path(place)
         (top / "in").mkdir()
@@ -288,7 +305,7 @@ def run_all(*, n_slides: int, kills: int) -> dict[str, Any]:
         found: dict[str, Any] = {"slides": n_slides}
         with two_workers() as client:
             found["equal"] = equal(cohort, client, top / "equal")
-            found["killed worker"] = [killed_worker(cohort, client, top / f"kw{i}", rng) for i in range(kills)]
+        found["killed worker"] = killed_workers(cohort, top, kills)
         found["poisoned"] = poisoned(cohort, top / "poisoned")
         found["killed driver"] = [killed_driver(cohort, top / f"kd{i}") for i in range(kills)]
         found["race"] = race(cohort, top / "race")
