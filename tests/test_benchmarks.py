@@ -220,8 +220,10 @@ def test_the_page_shows_predictors_without_an_image() -> None:
     script = load("protocols")
     page, table = script.PAGE.read_text(encoding="utf-8"), pd.read_csv(script.RESULTS)
     assert script.fill(page, table) == page
-    assert {"lopo", "m2ost-paper"} <= set(table["protocol"]) <= set(stp.cohort.list_protocols())
-    assert (table["spot_pearson_low"] <= table["spot_pearson"]).all()
+    assert "m2ost-paper" in set(table["protocol"])
+    assert set(table["protocol"]) <= set(stp.cohort.list_protocols())
+    scored = table.dropna(subset=["spot_pearson"])
+    assert (scored["spot_pearson_low"] <= scored["spot_pearson"]).all()
 
 
 def test_predictors_without_an_image_on_real_sections(tmp_path: Path) -> None:
