@@ -79,7 +79,7 @@ def measure(variant: str, side: int) -> dict[str, float]:
     section = stp.datasets.simulate(1, 1, n_genes=8, shape=(side, side), mpp=0.5).sections["P1S1"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, given = save(variant, Path(folder))
-        small = stp.datasets.simulate(1, 1, n_genes=8, shape=(240, 240), mpp=0.5).sections["P1S1"]
+        small = stp.datasets.simulate(1, 1, n_genes=8, shape=(512, 512), mpp=0.5).sections["P1S1"]
         predict(on_lattice(small, "legacy_st"), checkpoint, given)  # first use of libraries
         for pattern, pitch in PITCHES.items():
             sdata = on_lattice(section, pattern)
