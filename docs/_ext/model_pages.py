@@ -86,7 +86,7 @@ def _facts(spec: ModelSpec, row: pd.Series) -> str:
         "GMAC per spot": "-" if spec.closed_form else _gmacs(row),
         "pixel width of the finest level": mpp,
         "pixels outside the image": f"grey value {spec.crop.pad_value}",
-        "pixel values": f"`(x / 255 - mean) / std`, mean {spec.pixels.mean}, std {spec.pixels.std}",
+        "pixel values": f"`(x / 255 - mean) / std`, mean {_numbers(spec.pixels.mean)}, std {_numbers(spec.pixels.std)}",
         "hyper-parameters": _values(spec.hparams) or "none",
         "published weights": "{func}`~st_predict.checkpoints.import_published`"
         if spec.convert
@@ -98,6 +98,10 @@ def _facts(spec: ModelSpec, row: pd.Series) -> str:
 
 
 _SCOPES = {"spot": "single spots", "section": "all spots of a section at a time"}
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def _levels(spec: ModelSpec) -> str:
