@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops import Batch
 
-__all__ = ["SPEC", "VARIANTS", "CrossViT", "CrossViTConfig", "of_variant", "convert"]
+__all__ = ["SPEC", "VARIANTS", "CrossViT", "CrossViTConfig", "convert"]
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from st_predict.crops import Batch
 
-__all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "of_variant", "convert"]
+__all__ = ["M2ORT", "SPEC", "VARIANTS", "M2ORTConfig", "convert"]
 
 N_LEVELS = 3  # queries, keys and values
 
