@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 N, GENES = 37, ("a", "b", "c")
 
 
+@pytest.fixture(autouse=True)
+def parts_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "PIXELS", 16 * pixels_of("m2ost"))
+
+
+def pixels_of(model: str) -> int:
+    """Pixels per spot of a tiny network."""
+    spec = get_spec(model)
+    return sum(level.size**2 for level in spec.crop_for(spec.tiny).levels)
+
+
 def network_of(model: str, **hparams: object) -> torch.nn.Module:
     spec = get_spec(model)
     tiny = {**spec.tiny, **hparams}
@@ -62,8 +73,9 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
 
 
-def test_batch_statistics_need_the_whole_batch() -> None:
+def test_batch_statistics_need_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of("resnet50")
+    monkeypatch.setattr(_parts, "PIXELS", 16 * pixels_of("resnet50"))
     batch = batch_for("resnet50")
     assert len(take_parts(batch, network)) == 1
     assert len(take_parts(batch, network.eval())) == 3  # fixed statistics
@@ -92,7 +104,7 @@ def test_a_training_is_the_same_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
 
     histories = []
     for part in (8, 1000):
-        monkeypatch.setattr(_parts, "PART", part)
+        monkeypatch.setattr(_parts, "PIXELS", part * pixels_of("m2ost"))
         monkeypatch.setattr("st_predict._training._fit.take_parts", spy)
         result = stp.tl.train(
             sdata,
@@ -107,3 +119,13 @@ def test_a_training_is_the_same_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     assert max(seen) == 3
     assert min(seen) == 1
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+
+
+def test_the_network_of_the_paper_takes_sixteen_spots_and_a_small_one_its_whole_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    empty = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    for size, n_parts in ((224, 6), (96, 2), (32, 1)):
+        crops = tuple(empty.expand(96, 3, size, size) for _ in range(3))
+        assert len(take_parts(Batch(crops=crops, index=torch.arange(96)), torch.nn.Identity())) == n_parts

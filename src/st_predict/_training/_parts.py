@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["splits", "take_parts"]
 
-PART = 16
-"""Spots per part: M2OST of the paper's size then takes 2.6 GiB instead of about 11 for a batch of 96."""
+PIXELS = 16 * 3 * 224**2
+"""Pixels per part, of all levels: 16 spots of M2OST of the paper's size, which takes 2.6 GiB, not about 11, for a batch of 96.
+
+Small crops are not split, as many small products take longer than few large ones.
+"""
 
 
 def splits(network: SpotModel, config: TrainConfig, *, section_level: bool) -> bool:
@@ -27,7 +30,9 @@ def splits(network: SpotModel, config: TrainConfig, *, section_level: bool) -> b
 
 def take_parts(batch: Batch, network: nn.Module) -> list[Batch]:
     """Split a batch of crops on a CPU; a GPU, and batch statistics, need it whole."""
-    whole = not batch.crops or batch.crops[0].device.type != "cpu" or len(batch) <= PART
-    if whole or any(isinstance(module, _BatchNorm) and module.training for module in network.modules()):
+    if not batch.crops or batch.crops[0].device.type != "cpu":
         return [batch]
-    return [batch.take(slice(start, start + PART)) for start in range(0, len(batch), PART)]
+    step = max(1, PIXELS // sum(crop.shape[-1] * crop.shape[-2] for crop in batch.crops))
+    if len(batch) <= step or any(isinstance(part, _BatchNorm) and part.training for part in network.modules()):
+        return [batch]
+    return [batch.take(slice(start, start + step)) for start in range(0, len(batch), step)]
