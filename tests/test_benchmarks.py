@@ -210,7 +210,7 @@ def test_the_page_shows_the_compared_models() -> None:
     script = load("compare")
     page = script.PAGE.read_text(encoding="utf-8")
     kept = sorted(script.RESULTS.glob("*.csv"))
-    assert [path.stem for path in kept] == ["her2st-small", "her2st-small-paper", "simulated"]
+    assert {path.stem for path in kept} == {"her2st-small", "her2st-small-paper", "simulated"}
     for path in kept:
         assert script.fill(page, path.stem, pd.read_csv(path)) == page
         assert page.count(f"<!-- compare {path.stem} -->") == 1

@@ -380,7 +380,7 @@ class Adapter(L.LightningModule):
         return rest
 
     def _descend(self, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and what is left to differentiate: of several parts, the last one's share."""
+        """Return the loss of a batch, and the part that has no gradients yet: the last one's share."""
         first, *others = take_parts(batch, self.network) if self.splits else [batch]
         rest, whole = self._share(first, batch), torch.zeros(())
         if others:

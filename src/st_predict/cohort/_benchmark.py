@@ -141,7 +141,7 @@ class SimulationTable:
     seed: Natural = 0
 
     def sources(self, _folder: Path) -> dict[str, SectionSource]:
-        """Simulate the sections, with the defaults of ``simulate`` for what is not given."""
+        """Simulate the sections; other options have the defaults of ``simulate``."""
         simulated = simulate(**{name: value for name, value in asdict(self).items() if value is not None})
         return {name: ObjectSection(sdata) for name, sdata in simulated.sections.items()}
 
