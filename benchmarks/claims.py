@@ -1,8 +1,8 @@
-"""Claims of the M2OST paper, with what was found here: figure, interval, and whether it holds.
+"""Claims of the M2OST paper beside the figures found here, with intervals and whether each claim holds.
 
     python benchmarks/claims.py --page  # puts the table into docs/benchmarks.md
 
-Reads what other benchmarks kept; each row names the command that made its figures. The paper's figures are those of its Tables 1 to 3.
+Reads what other benchmarks kept; each row names the command that made its figures. The paper's figures are from its Tables 1 to 3.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A row: what the paper says, what was found, and whether both agree."""
+    """A row: the paper's statement, the figure found here, and whether both agree."""
 
     claim: str
     paper: str

@@ -4,7 +4,7 @@
     python benchmarks/levels.py --out runs/levels.json --work runs/levels --keep  # also into benchmarks/results and the page
     python benchmarks/levels.py --quick --out levels.json
 
-The networks are those of Tables 1 and 2 of the paper. Each seed simulates patients of one section, with genes that depend on the tissue inside
+The networks are from Tables 1 and 2 of the paper. Each seed simulates patients of one section, with genes that depend on the tissue inside
 the spot (``spot``), on that outside the finest crop (``near``, ``far``) and on both together (``cross``). Depth follows cellularity. Some
 patients train, the others are scored; nothing is chosen, the last epoch is kept. The score is the correlation with the expected log expression
 over the spots of a section, mean over genes and sections. Intervals are percentiles of a bootstrap that draws blocks of spots within each
@@ -175,7 +175,7 @@ def kinds_of(simulation: Simulation) -> pd.Series:
 def bootstrap(
     expected: dict[str, pd.DataFrame], predicted: dict[str, pd.DataFrame], kinds: pd.Series, seed: int
 ) -> Scores:
-    """Mean score per kind of gene: first of all spots, then of each draw of blocks, which depend on the seed alone."""
+    """Mean score per kind of gene: first of all spots, then of each draw of blocks, which depend only on the seed."""
     found: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
     rng = np.random.default_rng(seed)
     for name, truth in expected.items():

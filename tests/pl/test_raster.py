@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import geopandas as gpd
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -68,7 +69,8 @@ def test_an_image_looks_like_patches(bins, draw):
     options = {"return_fig": True, "spot_scale": 0.8, "figsize": (9, 3), "tissue": False}
     patches, image = (drawn(draw(bins, raster=raster, **options)) for raster in (False, True))
     difference = np.abs(patches - image)
-    assert difference.mean() < 5  # of 255; edges of patches are moved to whole pixels
+    moved = 4 if tuple(map(int, mpl.__version__.split(".")[:2])) >= (3, 11) else 5  # 3.10 smooths edges more
+    assert difference.mean() < moved  # of 255; edges of patches are moved to whole pixels
     assert np.quantile(difference, 0.9) < 16
     assert np.abs(patches.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 1.5
     # the comparison would notice a shift by a pixel

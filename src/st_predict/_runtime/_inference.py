@@ -35,9 +35,8 @@ logger = logging.getLogger(__name__)
 _WORKING_BATCH = {"cpu": 4, "cuda": 256}
 _MAX_WORKERS = 16  # each takes about 100 MB
 
-_settings: dict[
-    Any, tuple[int, str]
-] = {}  # for each backend, calls that use its setting, and the precision before them
+# Calls that use the setting of a backend, and its precision before them.
+_settings: dict[Any, tuple[int, str]] = {}
 _settings_lock = threading.Lock()
 
 
